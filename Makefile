@@ -1,0 +1,88 @@
+# The two commands of a fresh machine are `make demo` and `make test`; `make` alone lists the rest.
+# Paths here are relative, so that a folder with spaces in its name works.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# A candidate counts only if it starts and is 3.11 or 3.12: a pyenv shim may stand on the PATH and fail.
+IS_SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+ifeq ($(origin PYTHON), undefined)
+PYTHON := $(shell for p in python3.12 python3.11 python3 python; do \
+	"$$p" -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+endif
+
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := $(VENV)/.installed-run
+DEV := $(VENV)/.installed-dev
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+PACKAGES := $(wildcard messaging allocation tasks local celeryconfig.py flowerconfig.py benchmarks examples)
+BATCHES ?= data/batches.csv
+ORDERS ?= data/orders.csv
+PURCHASES ?= data/purchases.csv
+
+.PHONY: help demo up test check format clean docs bench bench-full chaos demo-vip
+
+help: ## list these commands
+	@echo "make demo [BATCHES=FILE ORDERS=FILE]   play the real orders through real servers, and stop them"
+	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
+	@echo "make test     the whole test suite, on servers of its own"
+	@echo "make check    lint, format, types, layer contracts"
+	@echo "make format   put the code into the house format"
+	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, else .data)"
+
+demo: $(RUN)
+	$(PY) -m local.demo --batches '$(BATCHES)' --orders '$(ORDERS)'
+
+up: $(RUN)
+	@$(PY) -m local
+
+test: $(DEV)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+check: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy --strict $(PACKAGES)
+	$(VENV)/bin/lint-imports
+
+format: $(DEV)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: $(RUN)
+	@$(PY) -m local.clean
+
+docs: $(RUN)
+	$(PY) -m docs
+
+bench: $(RUN)
+	$(PY) -m benchmarks
+
+bench-full: $(RUN)
+	$(PY) -m benchmarks --full
+
+chaos: $(DEV)
+	$(PY) -m tests.chaos
+
+demo-vip: $(RUN)
+	$(PY) -m examples.vip_customers.demo --purchases '$(PURCHASES)'
+
+$(VENV): $(RUN)
+
+# A virtual environment that was copied or half made does not start: it is made again from nothing.
+$(RUN): requirements.txt
+	@test -n '$(PYTHON)' || { echo "This needs Python 3.11 or 3.12, and none was found on the PATH." \
+		"Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@'$(PYTHON)' -c '$(IS_SUPPORTED)' || { echo "This needs Python 3.11 or 3.12, and $(PYTHON) is" \
+		"$$('$(PYTHON)' --version 2>&1). Name another: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks its venv module." \
+		"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
+	$(PIP) install --quiet -r requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUN)
+	$(PIP) install --quiet -r requirements-dev.txt
+	@touch $@
