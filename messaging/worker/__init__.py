@@ -1,0 +1,1 @@
+"""Celery: the tasks and the parts of the worker."""

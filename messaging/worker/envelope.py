@@ -1,0 +1,59 @@
+"""The JSON that kombu puts on a Redis list for each message, and what to do with what is something else."""
+
+# mypy: disable-error-code="no-untyped-call"
+# kombu is untyped in parts, although it says otherwise.
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+from uuid import uuid4
+
+from kombu.transport import virtual
+from kombu.utils.json import loads
+
+UNREADABLE = "application/x-unreadable"  # content type of an envelope made around what was none
+
+
+def read_envelope(item: bytes) -> dict[str, Any] | None:
+    """The kombu message in `item` (its bytes on the list), None when it is something else."""
+    try:
+        payload = loads(item.decode(errors="replace"))
+    except Exception:  # noqa: BLE001  kombu's JSON hooks raise what the sender likes
+        return None
+    return payload if is_envelope(payload) else None
+
+
+def is_envelope(payload: Any) -> bool:
+    """Whether `payload` has the shape that kombu relies on without checking it."""
+    properties = payload.get("properties") if isinstance(payload, dict) else None
+    if not isinstance(properties, dict):
+        return False
+    texts = (payload.get("body"), payload.get("content-type"), payload.get("content-encoding"))
+    tables = (payload.get("headers"), properties.get("delivery_info"))
+    return all(isinstance(text, str | None) for text in (*texts, properties.get("body_encoding"))) and all(
+        isinstance(table, dict | None) for table in tables
+    )
+
+
+def hide(item: bytes, queue: str) -> dict[str, Any]:
+    """A kombu envelope that carries `item`, so that kombu's sweeps can move it like any message."""
+    return {
+        "body": item.hex(),
+        "content-type": UNREADABLE,
+        "content-encoding": "hex",
+        "headers": {},
+        "properties": {"delivery_tag": uuid4().hex, "delivery_info": {"exchange": "", "routing_key": queue}},
+    }
+
+
+class Message(virtual.Message):
+    """A message whose body cannot be decoded says so in `errors`, where consumers look; kombu's raises."""
+
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
+        try:
+            super().__init__(payload, channel=channel, **kwargs)
+        except Exception:  # noqa: BLE001  each codec has errors of its own
+            self.errors = [sys.exc_info()]
+            plain = {name: value for name, value in payload["properties"].items() if name != "body_encoding"}
+            super().__init__({**payload, "properties": plain}, channel=channel, **kwargs)
