@@ -1,0 +1,1 @@
+"""Allocates stock to orders."""

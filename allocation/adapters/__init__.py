@@ -1,0 +1,1 @@
+"""PostgreSQL and mail, behind the ports of the service layer."""

@@ -1,0 +1,147 @@
+"""Products in PostgreSQL: one round trip locks and loads the slice that a decision needs, one saves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from allocation.domain.model import Batch, OrderLine, Product
+from messaging.postgres.transaction import Row, Transaction
+
+# The product is locked first and read after, so that what is read is as fresh as the lock.
+# NO KEY: the foreign key checks of other transactions need not wait.
+LOAD_FOR_LINE = """
+SELECT FROM products WHERE sku = %s FOR NO KEY UPDATE;
+SELECT b.reference, b.sku, b.purchased_quantity, b.eta, b.allocated_quantity, b.holds
+FROM products LEFT JOIN LATERAL (
+    (SELECT batches.*, true AS holds FROM allocations JOIN batches ON reference = batch_reference
+     WHERE orderid = %s AND allocations.sku = %s AND qty = %s)
+    UNION ALL
+    (SELECT batches.*, false FROM batches
+     WHERE batches.sku = products.sku AND open AND purchased_quantity - allocated_quantity >= %s
+     ORDER BY eta NULLS FIRST, reference LIMIT 1)
+) b ON true
+WHERE products.sku = %s"""
+
+LOAD_FOR_BATCH = """
+INSERT INTO products (sku) VALUES (%s) ON CONFLICT DO NOTHING;
+SELECT FROM products WHERE sku = %s FOR NO KEY UPDATE;
+SELECT reference, sku, purchased_quantity, eta, allocated_quantity FROM batches WHERE reference = %s"""
+
+# Walks the lines from the last one back until what stays fits: k lines given back cost k steps.
+LOAD_BY_BATCHREF = """
+SELECT FROM products WHERE sku = (SELECT sku FROM batches WHERE reference = %(ref)s) FOR NO KEY UPDATE;
+WITH RECURSIVE batch AS (
+    SELECT * FROM batches WHERE reference = %(ref)s
+), freed AS (
+    SELECT NULL::text COLLATE "C" AS orderid, 0 AS qty, NULL::bigint AS position,
+           allocated_quantity::bigint - %(qty)s AS excess
+    FROM batch
+    UNION ALL
+    SELECT line.orderid, line.qty, line.position, freed.excess - line.qty
+    FROM freed CROSS JOIN LATERAL (
+        SELECT * FROM allocations
+        WHERE batch_reference = %(ref)s AND (freed.position IS NULL OR position < freed.position)
+        ORDER BY position DESC LIMIT 1
+    ) line
+    WHERE freed.excess > 0
+)
+SELECT batch.reference, batch.sku, batch.purchased_quantity, batch.eta, batch.allocated_quantity,
+       freed.orderid, freed.qty
+FROM batch LEFT JOIN freed ON freed.position IS NOT NULL ORDER BY freed.position"""
+
+INSERT_BATCH = """
+INSERT INTO batches (reference, sku, eta, purchased_quantity, allocated_quantity)
+VALUES (%s, %s, %s, %s, %s)"""
+
+UPDATE_BATCH = "UPDATE batches SET purchased_quantity = %s, allocated_quantity = %s WHERE reference = %s"
+
+INSERT_LINE = "INSERT INTO allocations (orderid, sku, qty, batch_reference) VALUES (%s, %s, %s, %s)"
+
+DELETE_LINE = "DELETE FROM allocations WHERE orderid = %s AND sku = %s AND qty = %s"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch as it was read, to tell what has changed since."""
+
+    quantities: tuple[int, int]  # purchased, allocated
+    lines: tuple[OrderLine, ...]
+
+
+class PostgresProductRepository:
+    """Implements the port `ProductRepository`."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.seen: list[Product] = []
+        self._transaction = transaction
+        self._loaded: dict[str, Loaded] = {}
+
+    def get_for_line(self, line: OrderLine) -> Product | None:
+        """Load the batch that holds the line, if any, and the soonest one with room for it."""
+        rows = self._transaction.read(
+            LOAD_FOR_LINE, (line.sku, line.orderid, line.sku, line.qty, line.qty, line.sku)
+        )
+        if not rows:
+            return None
+        # A batch that holds the line settles the matter; it may come a second time, as the one with room.
+        holding = [_batch(row, [line]) for row in rows if row[5]]
+        with_room = [_batch(row) for row in rows if row[5] is False]
+        return self._track(Product(line.sku, holding or with_room))
+
+    def get_or_create(self, sku: str, batchref: str) -> Product:
+        """Load the batch of that reference, of whatever SKU, so that a second one can be told apart."""
+        rows = self._transaction.read(LOAD_FOR_BATCH, (sku, sku, batchref))
+        return self._track(Product(sku, [_batch(row) for row in rows]))
+
+    def get_by_batchref(self, batchref: str, qty: int) -> Product | None:
+        """Load the batch and the lines allocated last that exceed `qty` pieces."""
+        rows = self._transaction.read(LOAD_BY_BATCHREF, {"ref": batchref, "qty": qty})
+        if not rows:
+            return None
+        sku = rows[0][1]
+        lines = [OrderLine(row[5], sku, row[6]) for row in rows if row[5] is not None]
+        return self._track(Product(sku, [_batch(rows[0], lines)]))
+
+    def save(self) -> None:
+        """Write what the handler changed; it runs at the commit."""
+        for product in self.seen:
+            for batch in product.batches:
+                self._save_batch(batch, self._loaded.get(batch.reference))
+
+    def _track(self, product: Product) -> Product:
+        self.seen.append(product)
+        for batch in product.batches:
+            self._loaded[batch.reference] = _loaded(batch)
+        return product
+
+    def _save_batch(self, batch: Batch, loaded: Loaded | None) -> None:
+        now = _loaded(batch)
+        if loaded == now:
+            return
+        if loaded is None:
+            self._transaction.write(INSERT_BATCH, (batch.reference, batch.sku, batch.eta, *now.quantities))
+        else:
+            self._transaction.write(UPDATE_BATCH, (*now.quantities, batch.reference))
+        before = loaded.lines if loaded else ()
+        self._write_each(DELETE_LINE, ((*_key(line),) for line in before if line not in now.lines))
+        self._write_each(
+            INSERT_LINE, ((*_key(line), batch.reference) for line in now.lines if line not in before)
+        )
+
+    def _write_each(self, sql: str, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._transaction.write(sql, row)
+
+
+def _loaded(batch: Batch) -> Loaded:
+    return Loaded((batch.purchased_quantity, batch.allocated_quantity), tuple(batch.lines))
+
+
+def _batch(row: Row, lines: Iterable[OrderLine] = ()) -> Batch:
+    reference, sku, purchased, eta, allocated = row[:5]
+    return Batch(reference, sku, purchased, eta, allocated, lines)
+
+
+def _key(line: OrderLine) -> tuple[str, str, int]:
+    return line.orderid, line.sku, line.qty

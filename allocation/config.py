@@ -1,0 +1,23 @@
+"""Settings from the environment (`ALLOCATION_…`) or a `.env` file; nothing is read at import time."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pydantic_settings import SettingsConfigDict
+
+from messaging.settings import MessagingSettings
+
+
+class Settings(MessagingSettings):
+    """What can be set; the README lists each with its default."""
+
+    model_config = SettingsConfigDict(env_prefix="ALLOCATION_", env_file=".env", extra="ignore", frozen=True)
+
+    stock_team: str = "stock@example.com"
+
+
+@cache
+def settings() -> Settings:
+    """Read the settings once per process."""
+    return Settings()

@@ -1,0 +1,1 @@
+"""The model of stock and orders; knows no database and no queue."""

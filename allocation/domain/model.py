@@ -1,0 +1,137 @@
+"""Products, their batches and the order lines allocated to them.
+
+A product may be loaded in part: only the batches and lines that the decision at hand can need. What a batch
+has allocated in all is kept as a number, so no decision adds up lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+from allocation.domain import events
+from allocation.domain.errors import BatchAlreadyExists, UnknownBatch
+from messaging.messages import Event
+
+
+@dataclass(frozen=True)
+class OrderLine:
+    """So many pieces of one SKU for one order; a value, equal to every line that says the same."""
+
+    orderid: str
+    sku: str
+    qty: int
+
+
+class Batch:
+    """Purchased stock of one SKU, on the shelf (`eta` None) or on its way."""
+
+    def __init__(
+        self,
+        reference: str,
+        sku: str,
+        purchased_quantity: int,
+        eta: date | None = None,
+        allocated_quantity: int = 0,
+        lines: Iterable[OrderLine] = (),
+    ) -> None:
+        self.reference = reference
+        self.sku = sku
+        self.eta = eta
+        self.purchased_quantity = purchased_quantity
+        self.allocated_quantity = allocated_quantity
+        self.lines = list(lines)  # in the order of their allocation
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.reference}: {self.available_quantity} of {self.purchased_quantity} {self.sku}>"
+
+    @property
+    def available_quantity(self) -> int:
+        """Pieces that no line holds; below zero only while a smaller quantity is being settled."""
+        return self.purchased_quantity - self.allocated_quantity
+
+    def can_allocate(self, line: OrderLine) -> bool:
+        """Tell whether the line is of this SKU and fits."""
+        return self.sku == line.sku and self.available_quantity >= line.qty
+
+    def allocate(self, line: OrderLine) -> None:
+        """Give the line its pieces."""
+        self.lines.append(line)
+        self.allocated_quantity += line.qty
+
+    def deallocate_one(self) -> OrderLine:
+        """Take the pieces of the line that was allocated last back, and return that line."""
+        line = self.lines.pop()
+        self.allocated_quantity -= line.qty
+        return line
+
+
+def soonest_first(batch: Batch) -> tuple[bool, date, str]:
+    """Sort the warehouse before shipments, earlier shipments before later ones, then by reference."""
+    return batch.eta is not None, batch.eta or date.min, batch.reference
+
+
+class Product:
+    """The aggregate: all stock of one SKU. One command changes one product."""
+
+    def __init__(self, sku: str, batches: Iterable[Batch] = ()) -> None:
+        self.sku = sku
+        self.batches = list(batches)
+        self.events: list[Event] = []
+
+    def add_batch(self, batch: Batch) -> None:
+        """Take purchased stock in; the same batch a second time has no effect.
+
+        Raises:
+            BatchAlreadyExists: a batch of that reference exists with another SKU, quantity or date.
+        """
+        existing = self._find(batch.reference)
+        if existing is None:
+            self.batches.append(batch)
+            self.events.append(
+                events.BatchCreated(batch.reference, batch.sku, batch.purchased_quantity, batch.eta)
+            )
+        elif _content(existing) != _content(batch):
+            raise BatchAlreadyExists(f"Batch {batch.reference} already exists with other content")
+
+    def allocate(self, line: OrderLine) -> str | None:
+        """Allocate to the soonest batch with room and return its reference; None after recording OutOfStock.
+
+        A line that is allocated already stays where it is.
+        """
+        for batch in self.batches:
+            if line in batch.lines:
+                return batch.reference
+        candidates = [batch for batch in self.batches if batch.can_allocate(line)]
+        if not candidates:
+            self.events.append(events.OutOfStock(line.sku))
+            return None
+        batch = min(candidates, key=soonest_first)
+        batch.allocate(line)
+        self.events.append(events.Allocated(line.orderid, line.sku, line.qty, batch.reference))
+        return batch.reference
+
+    def change_batch_quantity(self, ref: str, qty: int) -> None:
+        """Correct a batch's quantity and give back the lines allocated last until the rest fits.
+
+        Raises:
+            UnknownBatch: no batch carries this reference.
+        """
+        batch = self._find(ref)
+        if batch is None:
+            raise UnknownBatch(f"Unknown batch {ref}")
+        if batch.purchased_quantity == qty:
+            return
+        batch.purchased_quantity = qty
+        self.events.append(events.BatchQuantityChanged(ref, self.sku, qty))
+        while batch.available_quantity < 0:
+            line = batch.deallocate_one()
+            self.events.append(events.Deallocated(line.orderid, line.sku, line.qty))
+
+    def _find(self, ref: str) -> Batch | None:
+        return next((batch for batch in self.batches if batch.reference == ref), None)
+
+
+def _content(batch: Batch) -> tuple[str, int, date | None]:
+    return batch.sku, batch.purchased_quantity, batch.eta

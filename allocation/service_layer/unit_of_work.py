@@ -1,0 +1,53 @@
+"""The ports of the service layer: where products are kept, and how people are told."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Protocol
+
+from allocation.domain.model import OrderLine, Product
+from messaging.unit_of_work import Aggregate
+from messaging.unit_of_work import UnitOfWork as MessagingUnitOfWork
+
+
+class ProductRepository(Protocol):
+    """Loads the slice of a product that one decision needs, and locks the product until the end."""
+
+    seen: list[Product]
+
+    def get_for_line(self, line: OrderLine) -> Product | None:
+        """Return the line's product with the batch that holds the line, if any, and the soonest with room.
+
+        None where no product carries the SKU.
+        """
+
+    def get_or_create(self, sku: str, batchref: str) -> Product:
+        """Return the product of a SKU, new if need be, with the batch of that reference if it exists."""
+
+    def get_by_batchref(self, batchref: str, qty: int) -> Product | None:
+        """Return the product with this batch and the lines, last ones first to go, that exceed `qty` pieces.
+
+        None where no batch carries the reference.
+        """
+
+
+class Notifications(Protocol):
+    """Tells people."""
+
+    def send(self, subject: str, text: str) -> None:
+        """Send a message to the stock team, at least once; a repeat carries the same id."""
+
+
+class UnitOfWork(MessagingUnitOfWork):
+    """One transaction around one handler of this project."""
+
+    products: ProductRepository
+    notifications: Notifications
+
+    def aggregates(self) -> Iterable[Aggregate]:
+        """Return the products that the handler loaded."""
+        return self.products.seen
+
+    @abstractmethod
+    def commit(self, result: object = None) -> None: ...

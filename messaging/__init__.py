@@ -1,0 +1,1 @@
+"""A message bus on Celery and PostgreSQL that any project can build on."""

@@ -1,0 +1,42 @@
+"""Errors that cross the broker.
+
+A sender without this package sees the class name and `args`, and one that has it rebuilds
+`cls(*args)`. So each error has one argument: a text that says what is wrong.
+"""
+
+from __future__ import annotations
+
+
+class MessagingError(Exception):
+    """Something went wrong with a message."""
+
+
+class InvalidMessage(MessagingError):
+    """A message breaks a rule of its contract; `field` says where, `rule` says which."""
+
+    def __init__(self, field: str, rule: str = "") -> None:
+        text = f"{field} {rule}".rstrip()
+        super().__init__(text)
+        self.field, _, self.rule = text.partition(" ")
+
+
+class UnknownMessage(MessagingError):
+    """Nothing in this project handles a message of this kind."""
+
+
+class Unavailable(MessagingError):
+    """A service that is needed did not answer, although it was tried several times."""
+
+
+class WorkerCrashed(MessagingError):
+    """A message was parked because every worker that began it died."""
+
+
+class AttemptsUsedUp(MessagingError):
+    """A handler failed for the last time; its delivery is failed and waits for a re-run."""
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line: class and text, fit for a log and for a text column."""
+    text = " ".join(str(error).replace("\x00", "\\x00").split())
+    return f"{type(error).__name__}: {text}"[:2000]

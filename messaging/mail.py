@@ -1,0 +1,49 @@
+"""Mail over SMTP, with an id that stays the same when a mail is sent again."""
+
+from __future__ import annotations
+
+import smtplib
+import ssl
+from dataclasses import dataclass
+from email.message import EmailMessage
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass(frozen=True)
+class SmtpServer:
+    """`smtp://[user:password@]host:port`, `smtps://` for TLS from the start, `?starttls` to switch to it."""
+
+    url: str
+    timeout_s: float
+
+    def send(self, mail: EmailMessage) -> None:
+        """Hand a mail over.
+
+        Raises:
+            OSError, smtplib.SMTPException: the server is away or refuses.
+        """
+        with self._connect() as server:
+            server.send_message(mail)
+
+    def _connect(self) -> smtplib.SMTP:
+        parts = urlsplit(self.url)
+        if parts.scheme == "smtps":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(
+                parts.hostname or "", parts.port or 465, timeout=self.timeout_s
+            )
+        else:
+            server = smtplib.SMTP(parts.hostname or "", parts.port or 25, timeout=self.timeout_s)
+        if parts.query == "starttls":
+            server.starttls(context=ssl.create_default_context())
+        if parts.username:
+            server.login(unquote(parts.username), unquote(parts.password or ""))
+        return server
+
+
+def compose(message_id: str, sender: str, recipient: str, subject: str, text: str) -> EmailMessage:
+    """Return a mail; `message_id` is the left part of its Message-ID, one per delivery and mail."""
+    mail = EmailMessage()
+    mail["Message-ID"] = f"<{message_id}@{sender.partition('@')[2] or 'localhost'}>"
+    mail["From"], mail["To"], mail["Subject"] = sender, recipient, subject
+    mail.set_content(text)
+    return mail

@@ -1,0 +1,40 @@
+"""What travels: commands, events, and the limits that their fields carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Message:
+    """A fact or an order as plain values; `eval(repr(message)) == message`."""
+
+
+@dataclass(frozen=True)
+class Command(Message):
+    """An order to one recipient, named in the imperative; it raises to its sender."""
+
+
+@dataclass(frozen=True)
+class Event(Message):
+    """A fact, named in the past tense; any number of handlers, and nobody waits for them."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Limit of a text field: printable characters only, this many of them."""
+
+    min_length: int = 1
+    max_length: int = 255
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Limit of a whole number, both ends included."""
+
+    minimum: int
+    maximum: int = 2_147_483_647  # PostgreSQL's integer
+
+
+Name = Annotated[str, Text()]

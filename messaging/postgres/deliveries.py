@@ -1,0 +1,182 @@
+"""The outbox as a table: claim a delivery, finish it, note its failures, send what is due again."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from messaging.delivery import Delivery, Status
+from messaging.errors import describe
+from messaging.postgres.transaction import Transaction
+from messaging.retry import RetryPolicy
+
+CLAIM = """
+SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts
+FROM deliveries WHERE id = %s AND status = 'pending' FOR UPDATE SKIP LOCKED"""
+
+DONE = """
+UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = %s
+WHERE id = %s"""
+
+
+@dataclass
+class DeliveryJob:
+    """A delivery to make. The row's lock keeps copies of its message out while the handler runs."""
+
+    id: str
+    worker: str
+    correlation_id: str = ""
+    delivery: Delivery | None = field(default=None, init=False)
+
+    def begin(self, transaction: Transaction) -> None:
+        """Lock the row; `delivery` stays None when it is done, or being done by another copy."""
+        rows = transaction.read(CLAIM, (self.id,))
+        if rows:
+            self.delivery = Delivery(*rows[0])
+            self.correlation_id = self.delivery.correlation_id
+
+    def finish(self, transaction: Transaction, _result: object) -> None:
+        """Write `done` beside the handler's own effects."""
+        transaction.write(DONE, (self.worker, self.id))
+
+
+@dataclass(frozen=True)
+class DeliveryStore:
+    """Deliveries as the worker and the housekeeping see them."""
+
+    engine: Engine
+
+    def record_failure(
+        self, delivery_id: str, worker: str, error: BaseException, policy: RetryPolicy, grace_s: float
+    ) -> Status | None:
+        """Count a failed attempt; the row says when they are used up. None if it was no longer pending.
+
+        The next attempt is due after the back-off; the relay sends it when its message is lost.
+        """
+        return self._fail(
+            delivery_id,
+            worker=worker,
+            error=describe(error),
+            trace="".join(traceback.format_exception(error)).replace("\x00", "\\x00"),
+            attempts_allowed=policy.max_retries + 1,
+            backoff_s=float(policy.backoff_s),
+            backoff_max_s=float(policy.backoff_max_s),
+            grace_s=grace_s,
+        )
+
+    def give_up(self, delivery_id: str, worker: str, error: BaseException) -> Status | None:
+        """Count a failed attempt that no other may follow."""
+        return self._fail(
+            delivery_id,
+            worker=worker,
+            error=describe(error),
+            trace="",
+            attempts_allowed=0,
+            backoff_s=0.0,
+            backoff_max_s=0.0,
+            grace_s=0.0,
+        )
+
+    def _fail(self, delivery_id: str, **facts: Any) -> Status | None:
+        with self.engine.begin() as connection:
+            status = connection.execute(FAIL, {"id": delivery_id, **facts}).scalar_one_or_none()
+        return Status(status) if status else None
+
+    def count_crash(self, delivery_id: str) -> int:
+        """Note that a redelivered message is begun once more; return how often that was, 0 if not pending."""
+        with self.engine.begin() as connection:
+            crashes = connection.execute(
+                text(
+                    "UPDATE deliveries SET crashes = crashes + 1 WHERE id IN (SELECT id FROM deliveries"
+                    " WHERE id = :id AND status = 'pending' FOR UPDATE SKIP LOCKED) RETURNING crashes"
+                ),
+                {"id": delivery_id},
+            ).scalar_one_or_none()
+        return crashes or 0
+
+    def take_due(self, limit: int, grace_max_s: float) -> list[Delivery]:
+        """Take pending deliveries whose message is overdue, and put their next turn off by twice the grace.
+
+        Rows that a handler holds are skipped, so any number of relays share the work.
+        """
+        with self.engine.begin() as connection:
+            rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
+        return [Delivery(*row) for row in rows]
+
+    def rerun_cooled(self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float) -> int:
+        """Put failed deliveries back to pending whose cool-down is over; it doubles with every re-run.
+
+        `limit` is shared fairly by the handlers. Returns how many were put back.
+        """
+        facts = {
+            "limit": limit,
+            "rerun_max": rerun_max,
+            "cooldown_s": cooldown_s,
+            "cooldown_max_s": cooldown_max_s,
+        }
+        with self.engine.begin() as connection:
+            return connection.execute(RERUN_COOLED, facts).rowcount
+
+    def prune(self, retention_s: float, limit: int = 5000) -> int:
+        """Delete deliveries that ended this many seconds ago, at most `limit`; return how many went."""
+        with self.engine.begin() as connection:
+            return connection.execute(PRUNE, {"age": retention_s, "limit": limit}).rowcount
+
+
+FAIL = text("""
+WITH failed AS (
+    UPDATE deliveries SET
+        attempts = attempts + 1,
+        status = CASE WHEN attempts + 1 >= :attempts_allowed THEN 'failed' ELSE 'pending' END,
+        finished_at = CASE WHEN attempts + 1 >= :attempts_allowed THEN clock_timestamp() END,
+        due_at = now() + make_interval(secs =>
+            least(:backoff_max_s, :backoff_s * power(2, least(attempts, 30))) + :grace_s),
+        grace_s = :grace_s,
+        last_error = :error, last_traceback = :trace, worker = :worker
+    WHERE id = :id AND status = 'pending'
+    RETURNING id, status, attempts, reruns
+), attempt AS (
+    INSERT INTO attempts (delivery_id, run, number, worker, error, traceback)
+    SELECT id, reruns, attempts, :worker, :error, :trace FROM failed
+)
+SELECT status FROM failed
+""")
+
+TAKE_DUE = text("""
+WITH due AS (
+    SELECT id FROM deliveries WHERE status = 'pending' AND due_at <= now()
+    ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+UPDATE deliveries SET
+    grace_s = least(grace_s * 2, :grace_max_s),
+    due_at = now() + make_interval(secs => least(grace_s * 2, :grace_max_s))
+FROM due WHERE deliveries.id = due.id
+RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts
+""")
+
+RERUN_COOLED = text("""
+WITH cooled AS (
+    SELECT id, row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
+    FROM deliveries
+    WHERE status = 'failed' AND auto_reruns < :rerun_max
+      AND finished_at < now() - make_interval(secs =>
+          least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
+), chosen AS (
+    SELECT deliveries.id FROM deliveries JOIN cooled USING (id)
+    WHERE status = 'failed' ORDER BY turn LIMIT :limit FOR UPDATE OF deliveries SKIP LOCKED
+)
+UPDATE deliveries SET
+    status = 'pending', finished_at = NULL, due_at = now(), attempts = 0, crashes = 0,
+    reruns = reruns + 1, auto_reruns = auto_reruns + 1
+FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
+""")
+
+PRUNE = text("""
+DELETE FROM deliveries WHERE id = ANY(ARRAY(
+    SELECT id FROM deliveries
+    WHERE status IN ('done', 'discarded') AND finished_at < now() - make_interval(secs => :age)
+    LIMIT :limit))
+""")

@@ -1,0 +1,90 @@
+"""One PostgreSQL transaction in as few round trips as it can be: one to read, one to write and commit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+import sqlalchemy.exc
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import PoolProxiedConnection
+
+Row = tuple[Any, ...]
+Params = tuple[Any, ...] | dict[str, Any]
+
+#: What the driver and the pool raise when the database refuses, fails or is away.
+DATABASE_ERRORS = (psycopg2.Error, SQLAlchemyError)
+
+#: Trouble that may be over at the next try: connections, deadlocks and serialization failures, a standby
+#: that is read-only yet, and a row that another transaction inserted first.
+TRANSIENT_ERRORS = (
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+    psycopg2.errors.ReadOnlySqlTransaction,
+    psycopg2.errors.UniqueViolation,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+)
+
+
+class Transaction:
+    """Sends BEGIN with the first statement and COMMIT with the last ones.
+
+    `BEGIN; …` in one message saves a round trip over the driver's own transactions, hence its autocommit mode.
+    In READ COMMITTED each statement of such a message sees what was committed before it began, so what is
+    read after `SELECT … FOR UPDATE` in the same `read` is as fresh as the lock.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: PoolProxiedConnection | None = None
+        self._cursor: Any = None
+        self._begun = False
+        self._pending: list[bytes] = []
+
+    def open(self) -> None:
+        """Take a connection from the pool."""
+        self._connection = self._engine.raw_connection()
+        self._connection.driver_connection.autocommit = True  # type: ignore[union-attr]  # psycopg2's
+        self._cursor = self._connection.cursor()
+        self._begun = False
+        self._pending = []
+
+    def read(self, sql: str, params: Params = ()) -> list[Row]:
+        """Run one statement or several and return the rows of the last; earlier `write`s run before it."""
+        self._send(self._cursor.mogrify(sql, params))
+        return self._cursor.fetchall()  # type: ignore[no-any-return]
+
+    def write(self, sql: str, params: Params = ()) -> None:
+        """Have a statement run at the next `read` or at the commit."""
+        self._pending.append(self._cursor.mogrify(sql, params))
+
+    def commit(self) -> None:
+        """Run what was written and make all of it permanent."""
+        if self._begun or self._pending:
+            self._send(b"COMMIT")
+        self._begun = False
+
+    def close(self) -> None:
+        """Undo what is not committed and give the connection back; a broken one is thrown away."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            if self._begun:
+                self._cursor.execute("ROLLBACK")
+            self._begun = False
+            self._cursor.close()
+            connection.driver_connection.autocommit = False  # type: ignore[union-attr]  # psycopg2's
+            connection.close()
+        except psycopg2.Error:
+            connection.invalidate()
+
+    def _send(self, statement: bytes) -> None:
+        begin = [] if self._begun else [b"BEGIN"]
+        statements, self._pending = [*begin, *self._pending, statement], []
+        self._begun = True
+        self._cursor.execute(b"; ".join(statements))

@@ -1,0 +1,141 @@
+"""A unit of work whose events become delivery rows in the transaction that raised them."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from sqlalchemy import Engine
+
+from messaging.delivery import Delivery, new_id
+from messaging.messages import Command, Event
+from messaging.postgres.transaction import Transaction
+from messaging.unit_of_work import UnitOfWork
+from messaging.validation import to_dict
+
+
+class Job(Protocol):
+    """Why a unit of work runs: a command to answer, or a delivery to make."""
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message that is handled."""
+
+    @property
+    def correlation_id(self) -> str:
+        """Return the id of the command that began it all."""
+
+    def begin(self, transaction: Transaction) -> None:
+        """Claim the job inside the transaction, where it has something to claim."""
+
+    def finish(self, transaction: Transaction, result: object, /) -> None:
+        """Write that the job is done, in the same transaction as what it did."""
+
+
+@dataclass(frozen=True)
+class CommandJob:
+    """A command from outside. Its inbox row answers a second delivery of the same message."""
+
+    id: str
+    command: Command
+    correlation_id: str
+
+    def begin(self, transaction: Transaction) -> None:
+        """Nothing to claim: a second copy waits for the aggregate's lock, then finds its id taken."""
+
+    def finish(self, transaction: Transaction, result: object) -> None:
+        """Write the inbox row; its primary key refuses a second one."""
+        transaction.write(
+            "INSERT INTO inbox (task_id, command, result) VALUES (%s, %s, %s)",
+            (self.id, repr(self.command), json.dumps(result)),
+        )
+
+
+INSERT_DELIVERY = """
+INSERT INTO deliveries
+    (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id, causation_id)
+VALUES (%s, %s, %s, %s, %s, now() + make_interval(secs => %s), %s, %s, %s)"""
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """Who must be told of an event, and how long its message may take before the relay sends another."""
+
+    handlers_of: Callable[[Event], list[str]]
+    grace_s: float  # seconds
+
+    def write(self, events: list[Event], job: Job, transaction: Transaction) -> list[Delivery]:
+        """Write one row per event and handler, and return the deliveries to send once committed."""
+        deliveries = []
+        for event in events:
+            event_id, payload = new_id(), to_dict(event)
+            for handler in self.handlers_of(event):
+                delivery = Delivery(
+                    new_id(), type(event).__name__, payload, handler, job.correlation_id, job.id
+                )
+                deliveries.append(delivery)
+                transaction.write(INSERT_DELIVERY, self._row(event_id, delivery))
+        return deliveries
+
+    def _row(self, event_id: str, delivery: Delivery) -> tuple[object, ...]:
+        return (
+            delivery.id,
+            event_id,
+            delivery.event_type,
+            json.dumps(delivery.payload),
+            delivery.handler,
+            self.grace_s,
+            self.grace_s,
+            delivery.correlation_id,
+            delivery.causation_id,
+        )
+
+
+class PostgresUnitOfWork(UnitOfWork):
+    """State, answer and deliveries in one transaction; `deliveries` are those to send after the commit."""
+
+    def __init__(self, engine: Engine, job: Job, outbox: Outbox) -> None:
+        self.transaction = Transaction(engine)
+        self.job = job
+        self.deliveries: list[Delivery] = []
+        self._outbox = outbox
+
+    def __enter__(self) -> Self:
+        """Take a connection and claim the job."""
+        self.transaction.open()
+        try:
+            self.job.begin(self.transaction)
+        except BaseException:
+            self.transaction.close()
+            raise
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Undo what is not committed and give the connection back."""
+        self.transaction.close()
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write what changed in the aggregates that the handler touched."""
+
+    def commit(self, result: object = None) -> None:
+        """Write state, deliveries and answer in one transaction."""
+        self.save()
+        deliveries = self._outbox.write(self.take_events(), self.job, self.transaction)
+        self.job.finish(self.transaction, result)
+        self.transaction.commit()
+        self.deliveries = deliveries
+
+    def rollback(self) -> None:
+        """Undo what is not committed."""
+        self.transaction.close()
+
+    def collect_new_events(self) -> list[Event]:
+        """Return none: the outbox has them, and each handler gets a task of its own."""
+        return []

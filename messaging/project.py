@@ -1,0 +1,54 @@
+"""What a project hands to the bus: its messages and handlers, its settings, its unit of work, its tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from messaging.bus import MessageBus
+from messaging.messages import Command
+from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.settings import MessagingSettings
+
+UnitOfWorkFactory = Callable[[Any, Engine, Job, Outbox], PostgresUnitOfWork]  # (settings, …)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project on the bus; `name` begins the names of its tasks and queues."""
+
+    name: str
+    bus: MessageBus
+    settings: Callable[[], MessagingSettings]
+    unit_of_work: UnitOfWorkFactory
+    migrations: Path  # a folder of Alembic versions
+    refusals: tuple[type[Exception], ...] = ()  # errors that are answers, not accidents
+    renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
+
+    @property
+    def commands_queue(self) -> str:
+        """Where other apps enqueue."""
+        return f"{self.name}.commands"
+
+    @property
+    def events_queue(self) -> str:
+        """Where deliveries wait for their handlers."""
+        return f"{self.name}.events"
+
+    @property
+    def housekeeping_queue(self) -> str:
+        """Apart from the others, so that a backlog cannot starve it."""
+        return f"{self.name}.housekeeping"
+
+    def command_task(self, kind: type[Command]) -> str:
+        """Return the task name of a command: `CreateBatch` is `<project>.create_batch`."""
+        return f"{self.name}.{re.sub(r'(?<!^)(?=[A-Z])', '_', kind.__name__).lower()}"
+
+    def handler_task(self, handler: str) -> str:
+        """Return the task name of an event handler, by the name it has now."""
+        return f"{self.name}.{self.renamed_handlers.get(handler, handler)}"

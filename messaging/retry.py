@@ -1,0 +1,40 @@
+"""How often, and how soon, a failed event handler is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Celery's own back-off: min(`backoff_max_s`, `backoff_s` * 2**retries), jitter draws from 0 to that."""
+
+    max_retries: int = 5
+    backoff_s: int = 1  # seconds
+    backoff_max_s: int = 60  # seconds
+    jitter: bool = True
+
+    def next_delay_s(self, retries: int) -> int:
+        """Return the longest wait before retry number `retries` (from 0), in seconds."""
+        return min(self.backoff_max_s, self.backoff_s << min(retries, 30))
+
+
+def retrying(**options: Any) -> Callable[[Handler], Handler]:
+    """Give one event handler a `RetryPolicy` of its own: `@retrying(max_retries=8)`."""
+    policy = RetryPolicy(**options)
+
+    def mark(handler: Handler) -> Handler:
+        handler.retry_policy = policy  # type: ignore[attr-defined]  # a function takes attributes
+        return handler
+
+    return mark
+
+
+def policy_of(handler: Callable[..., Any], default: RetryPolicy) -> RetryPolicy:
+    """Return the policy that `retrying` gave to a handler, else the default."""
+    policy: RetryPolicy = getattr(handler, "retry_policy", default)
+    return policy

@@ -1,0 +1,75 @@
+"""What a process of a project works with, built when first needed and never shared with a forked child."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.pool import NullPool
+
+from messaging.postgres.dead_letters import PostgresDeadLetterStore
+from messaging.postgres.deliveries import DeliveryStore
+from messaging.postgres.inbox import Inbox
+from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.project import Project
+from messaging.settings import MessagingSettings
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Engines and stores of one project."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        # By process id: a pool child must not write on the socket that its parent opened.
+        self._built: dict[tuple[int, str], Any] = {}
+
+    @property
+    def settings(self) -> MessagingSettings:
+        """Return the project's settings."""
+        return self.project.settings()
+
+    @property
+    def engine(self) -> Engine:
+        """Return this process's engine with its pool."""
+        return self._once("engine", lambda: create_engine(self.settings.database_url, pool_size=5))
+
+    @property
+    def deliveries(self) -> DeliveryStore:
+        """Return the outbox."""
+        return self._once("deliveries", lambda: DeliveryStore(self.engine))
+
+    @property
+    def inbox(self) -> Inbox:
+        """Return the answers to commands."""
+        return self._once("inbox", lambda: Inbox(self.engine))
+
+    @property
+    def dead_letters(self) -> PostgresDeadLetterStore:
+        """Return the store of unreadable messages.
+
+        The worker's main process uses it now and then, hence an engine that keeps no connection.
+        """
+        return self._once(
+            "dead_letters",
+            lambda: PostgresDeadLetterStore(create_engine(self.settings.database_url, poolclass=NullPool)),
+        )
+
+    @property
+    def outbox(self) -> Outbox:
+        """Return how events become deliveries."""
+        return self._once("outbox", lambda: Outbox(self.project.bus.handlers_of, self.settings.relay_grace_s))
+
+    def unit_of_work(self, job: Job) -> PostgresUnitOfWork:
+        """Return a unit of work for one command or one delivery."""
+        return self.project.unit_of_work(self.settings, self.engine, job, self.outbox)
+
+    def _once(self, name: str, build: Callable[[], T]) -> T:
+        key = os.getpid(), name
+        if key not in self._built:
+            self._built[key] = build()
+        built: T = self._built[key]
+        return built

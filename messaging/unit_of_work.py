@@ -1,0 +1,54 @@
+"""The port between handlers and storage: one transaction around one handler."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Protocol, Self
+
+from messaging.messages import Event
+
+
+class Aggregate(Protocol):
+    """A consistency boundary that records what happened to it."""
+
+    events: list[Event]
+
+
+class UnitOfWork(ABC):
+    """One database transaction around one handler; the bus opens and commits it, handlers only use it."""
+
+    def __enter__(self) -> Self:
+        """Begin; nothing is kept until `commit`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End; what was not committed is undone."""
+        self.rollback()
+
+    @abstractmethod
+    def commit(self, result: object = None) -> None:
+        """Make the handler's work, its result and its events permanent, all of them or none."""
+
+    @abstractmethod
+    def rollback(self) -> None:
+        """Undo what is not committed."""
+
+    @abstractmethod
+    def collect_new_events(self) -> list[Event]:
+        """Hand over the events that the bus itself must handle; none where an outbox delivers them."""
+
+    @abstractmethod
+    def aggregates(self) -> Iterable[Aggregate]:
+        """Return the aggregates that the handler touched."""
+
+    def take_events(self) -> list[Event]:
+        """Take the events off the touched aggregates, oldest first."""
+        taken: list[Event] = []
+        for aggregate in self.aggregates():
+            taken += aggregate.events
+            aggregate.events.clear()
+        return taken

@@ -1,0 +1,30 @@
+"""A project's Celery app: its tasks are made from its message classes and handlers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from messaging.project import Project
+from messaging.runtime import Runtime
+from messaging.worker.commands import add_command_tasks
+from messaging.worker.events import add_handler_tasks
+from messaging.worker.housekeeping import add_housekeeping_tasks
+
+
+class MessagingApp(Celery):
+    """A Celery app that knows the runtime of its project."""
+
+    runtime: Runtime
+
+
+def make_app(project: Project, config: Any) -> MessagingApp:
+    """Return the Celery app of a project; `config` is what `config_from_object` takes."""
+    app = MessagingApp(project.name)
+    app.config_from_object(config)
+    app.runtime = Runtime(project)
+    add_command_tasks(app, app.runtime)
+    add_handler_tasks(app, app.runtime)
+    add_housekeeping_tasks(app, app.runtime)
+    return app

@@ -1,0 +1,88 @@
+"""What beat runs: the relay, the scheduled re-run and the pruning. Any number of copies do no harm."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+
+from messaging.delivery import Delivery
+from messaging.errors import UnknownMessage
+from messaging.runtime import Runtime
+from messaging.worker.sender import send
+
+logger = logging.getLogger(__name__)
+
+#: Batches that one run of a task takes at most, so that it ends well before the time limit.
+MAX_BATCHES = 20
+
+
+def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
+    """Register the tasks that the beat schedule names."""
+    name, queue = runtime.project.name, runtime.project.housekeeping_queue
+    for job in (relay, rerun, prune):
+        _add_housekeeping_task(app, runtime, job, f"{name}.{job.__name__}", queue)
+
+
+def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str, queue: str) -> None:
+    @app.task(name=name, queue=queue, ignore_result=True, __doc__=job.__doc__)
+    def housekeeping_task() -> int:
+        return job(app, runtime)  # type: ignore[no-any-return]  # one of the three below
+
+
+def relay(app: Celery, runtime: Runtime) -> int:
+    """Send the deliveries whose message never arrived or was lost; return how many."""
+    settings, sent = runtime.settings, 0
+    for _ in range(MAX_BATCHES):
+        due = runtime.deliveries.take_due(settings.relay_batch, settings.relay_grace_max_s)
+        sent += send(app, runtime, [delivery for delivery in due if _is_known(app, runtime, delivery)])
+        if len(due) < settings.relay_batch:
+            break
+    return sent
+
+
+def _is_known(app: Celery, runtime: Runtime, delivery: Delivery) -> bool:
+    """Fail a delivery whose handler or event this release does not have; one that has it can re-run it."""
+    if delivery.event_type not in runtime.project.bus.event_types:
+        problem = f"event {delivery.event_type}"
+    elif runtime.project.handler_task(delivery.handler) not in app.tasks:
+        problem = f"handler {delivery.handler}"
+    else:
+        return True
+    runtime.deliveries.give_up(delivery.id, "relay", UnknownMessage(f"This release has no {problem}"))
+    return False
+
+
+def rerun(app: Celery, runtime: Runtime) -> int:
+    """Put failed deliveries whose cool-down is over back to pending, and send them; return how many."""
+    settings = runtime.settings
+    count = runtime.deliveries.rerun_cooled(
+        settings.rerun_batch, settings.rerun_max, settings.rerun_cooldown_s, settings.rerun_cooldown_max_s
+    )
+    if count:
+        relay(app, runtime)
+    return count
+
+
+def prune(_app: Celery, runtime: Runtime) -> int:
+    """Delete what ended long ago, in batches; return how many rows went."""
+    settings = runtime.settings
+    return sum(
+        _in_batches(store.prune, age)
+        for store, age in (
+            (runtime.deliveries, settings.done_retention_s),
+            (runtime.inbox, settings.inbox_retention_s),
+            (runtime.dead_letters, settings.dead_letter_retention_s),
+        )
+    )
+
+
+def _in_batches(prune_some: Any, age: float, limit: int = 5000) -> int:
+    total = 0
+    for _ in range(MAX_BATCHES):
+        gone = prune_some(age, limit)
+        total += gone
+        if gone < limit:
+            break
+    return total

@@ -1,0 +1,12 @@
+"""The Celery app: `celery -A tasks worker`, `celery -A tasks beat`, `celery -A tasks flower`.
+
+A task per command (`allocation.create_batch`, `allocation.allocate`, `allocation.change_batch_quantity`),
+a task per event handler, and the housekeeping.
+"""
+
+from __future__ import annotations
+
+from allocation.bootstrap import project
+from messaging.worker.app import make_app
+
+app = make_app(project, "celeryconfig")
