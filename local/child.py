@@ -55,12 +55,14 @@ class Child:
     death_signal: signal.Signals = signal.SIGKILL
     stop_timeout: float = 10.0  # seconds
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _log_start: int = field(default=0, init=False, repr=False)
 
     def start(self) -> None:
         """Run the command; its output is appended to the log."""
         parent, death_signal = os.getpid(), int(self.death_signal)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 list(self.command),
                 stdin=subprocess.DEVNULL,
@@ -111,11 +113,17 @@ class Child:
         """Make the error for a program that ended on its own, with its log's tail."""
         return ChildFailedError(f"{self.name} ended with status {self.exit_code}:\n{self.log_tail()}")
 
-    def log_tail(self, lines: int = 20) -> str:
-        """Return the last lines of the log."""
+    def log_text(self) -> str:
+        """Return what was logged since the last start."""
         if not self.log.exists():
-            return "(no log)"
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            return ""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def log_tail(self, lines: int = 20) -> str:
+        """Return the last lines that were logged since the last start."""
+        return "\n".join(self.log_text().splitlines()[-lines:]) or "(nothing was logged)"
 
     def _send(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

@@ -1,0 +1,101 @@
+"""`make up`: everything in the foreground until Ctrl-C or SIGTERM."""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from local.child import ChildFailedError, die_with_parent
+from local.folder import FolderInUseError, NotOurFolderError
+from local.postgres import NoPostgresError
+from local.redis import NoRedisError
+from local.settings import LocalSettings
+from local.stack import PortTakenError, Stack
+from local.waiting import NotInTimeError
+
+_EXPECTED = (
+    ChildFailedError,
+    FolderInUseError,
+    NoPostgresError,
+    NoRedisError,
+    NotInTimeError,
+    NotOurFolderError,
+    OSError,
+    PortTakenError,
+)
+
+
+class StoppedBySignal(BaseException):
+    """The user or the system asked to stop."""
+
+
+def main() -> int:
+    """Run until told to stop; 0 for a clean stop, 1 with a line on what is wrong."""
+    try:
+        settings = LocalSettings()
+    except ValidationError as error:
+        return _fail("; ".join(f"ALLOCATION_{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors()))
+    stack = Stack(settings, report=_say)
+    _listen_for_signals()
+    try:
+        _show(stack)
+        stack.start()
+        _say("ready")
+        while True:
+            signal.pause()
+    except StoppedBySignal:
+        _say("stopping")
+    except _EXPECTED as error:
+        return _fail(str(error))
+    finally:
+        _ignore_signals()
+        stack.stop()
+    return 0
+
+
+def _listen_for_signals() -> None:
+    """Turn the first signal into an exception, wherever we are; later ones change nothing."""
+
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        _ignore_signals()
+        raise StoppedBySignal
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    if "MAKELEVEL" in os.environ:
+        die_with_parent(os.getppid(), signal.SIGTERM)  # a killed make must not leave us behind
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _show(stack: Stack) -> None:
+    """Print where everything is, without secrets."""
+    table = Table("what", "address", title="allocation backend", title_justify="left")
+    for name, address in stack.addresses.shown().items():
+        table.add_row(name, address)
+    table.add_row("data and logs", str(stack.settings.folder))
+    # A pipe has no width: what is in a file should not be cut to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fail(reason: str) -> int:
+    print(f"not started: {reason}", file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

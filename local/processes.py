@@ -1,0 +1,128 @@
+"""Keeping a set of programs running: restarted with a back-off when one dies, stopped in order at the end."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+_log = logging.getLogger(__name__)
+
+FIRST_DELAY = 0.5  # seconds
+LONGEST_DELAY = 30.0  # seconds
+#: Who lived that long did not fail on its start: the next failure waits the first delay again. Seconds.
+STEADY_AFTER = 60.0
+_LOOK_EVERY = 0.2  # seconds
+
+
+class Program(Protocol):
+    """What can be kept running: a `Child` or a `Server`."""
+
+    @property
+    def running(self) -> bool:
+        """Tell whether it lives."""
+
+    def start(self) -> object:
+        """Start it, also again."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+@dataclass
+class Kept:
+    """One program and how it fared."""
+
+    name: str
+    program: Program
+    #: A program that was paused is left alone.
+    wanted: bool = True
+    failures: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+    retry_at: float | None = None
+
+    def lost(self, now: float) -> float:
+        """Note a death and return after how many seconds to start again."""
+        if now - self.started_at > STEADY_AFTER:
+            self.failures = 0
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0**self.failures)
+        self.failures += 1
+        self.retry_at = now + delay
+        return delay
+
+
+class Supervisor:
+    """Owns programs by name; after `watch`, a thread starts again what died."""
+
+    def __init__(self, report: Callable[[str], object] = _log.warning) -> None:
+        """`report` is told each death and restart in a line."""
+        self._report = report
+        self._kept: dict[str, Kept] = {}
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def start(self, name: str, program: Program) -> None:
+        """Start the program and own it from now on; a failing start is the caller's to handle."""
+        with self._lock:
+            self._kept[name] = Kept(name, program)
+            program.start()
+
+    def plan(self, name: str, program: Program) -> None:
+        """Own the program, but leave it down until `resume`."""
+        with self._lock:
+            self._kept[name] = Kept(name, program, wanted=False)
+
+    def watch(self) -> None:
+        """Begin to look after the programs; until then a death is left for the caller to see."""
+        self._watcher = threading.Thread(target=self._look_after, name="supervisor", daemon=True)
+        self._watcher.start()
+
+    def pause(self, name: str) -> None:
+        """Stop one program and do not start it again until `resume`."""
+        with self._lock:
+            self._kept[name].wanted = False
+            self._kept[name].program.stop()
+
+    def resume(self, name: str) -> None:
+        """Start a paused program again."""
+        with self._lock:
+            kept = self._kept[name] = Kept(name, self._kept[name].program)
+            kept.program.start()
+
+    def stop(self) -> None:
+        """Stop every program, the last started first; returns when all are gone."""
+        # The watcher ends last: the kernel would take its end for the death of the parent of what it started.
+        with self._lock:
+            for kept in reversed(self._kept.values()):
+                kept.wanted = False
+                kept.program.stop()
+        self._stopped.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
+    def _look_after(self) -> None:
+        while not self._stopped.wait(_LOOK_EVERY):
+            with self._lock:
+                for kept in self._kept.values():
+                    self._check(kept)
+
+    def _check(self, kept: Kept) -> None:
+        if not kept.wanted or kept.program.running:
+            return
+        now = time.monotonic()
+        if kept.retry_at is None:
+            self._report(f"{kept.name} died; it starts again in {kept.lost(now):g} s")
+        elif now >= kept.retry_at:
+            self._start_again(kept)
+
+    def _start_again(self, kept: Kept) -> None:
+        kept.started_at, kept.retry_at = time.monotonic(), None
+        try:
+            kept.program.start()
+        except Exception as error:  # noqa: BLE001 - whatever hinders one program must not end the watch
+            delay = kept.lost(time.monotonic())
+            self._report(f"{kept.name} did not start ({error}); next try in {delay:g} s")
+        else:
+            self._report(f"{kept.name} runs again")

@@ -1,0 +1,49 @@
+"""What one machine can be told: addresses that are given, and the ports of what is not."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from local.child import ROOT
+
+
+class LocalSettings(BaseSettings):
+    """An address that is set is used; what is not set is served here, on loopback, at its port."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ALLOCATION_", env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    database_url: str | None = Field(None, repr=False)
+    broker_url: str | None = Field(None, repr=False)
+    result_backend_url: str | None = Field(None, repr=False)
+    smtp_url: str | None = Field(None, repr=False)
+
+    redis_port: int = Field(6390, ge=1, le=65535)
+    postgres_port: int = Field(5490, ge=1, le=65535)
+    flower_port: int = Field(5555, ge=1, le=65535)
+    smtp_port: int = Field(1025, ge=1, le=65535)
+
+    data_dir: Path = Path(".data")
+    worker_concurrency: int = Field(2, ge=1)
+
+    @property
+    def folder(self) -> Path:
+        """Return the data folder; a relative one is relative to the project."""
+        return (ROOT / self.data_dir.expanduser()).resolve()
+
+    @property
+    def needs_redis(self) -> bool:
+        """Tell whether the broker or the results, or both, are ours to serve."""
+        return self.broker_url is None or self.result_backend_url is None
+
+    def own_ports(self) -> dict[str, int]:
+        """Return what will be listened on here, by the name of its variable."""
+        served = {
+            "redis_port": self.needs_redis,
+            "postgres_port": self.database_url is None,
+            "flower_port": True,
+            "smtp_port": self.smtp_url is None,
+        }
+        return {f"ALLOCATION_{name.upper()}": getattr(self, name) for name, ours in served.items() if ours}

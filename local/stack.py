@@ -1,0 +1,165 @@
+"""A whole running backend on one machine: what `make up`, the demo and the end-to-end tests share."""
+
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import IO, Self
+
+from local import programs, readiness
+from local.addresses import Addresses
+from local.child import Child
+from local.databases import migrate
+from local.folder import hold
+from local.mail import MailSink
+from local.ports import LOOPBACK, is_free
+from local.postgres import Postgres
+from local.processes import Supervisor
+from local.redis import Redis
+from local.settings import LocalSettings
+from local.waiting import eventually
+
+READY_TIMEOUT = 120.0  # seconds; five Python programs start at once, on two busy cores
+
+
+class PortTakenError(RuntimeError):
+    """A port of ours is taken; the text says which variable moves it."""
+
+    def __init__(self, variable: str, port: int) -> None:
+        super().__init__(variable, port)
+        self.variable, self.port = variable, port
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"port {self.port} is already in use: set {self.variable} to another one"
+
+
+class Stack:
+    """Servers that the settings do not name, migration, workers, beat and Flower; a context manager.
+
+    `commands`, `housekeeping`, `beat`, `flower` are children; `postgres`, `redis`, `mail` are servers, None
+    where an address was given. `supervisor` pauses and resumes each by that name.
+    """
+
+    def __init__(
+        self,
+        settings: LocalSettings | None = None,
+        report: Callable[[str], object] = print,
+        without: Collection[str] = (),
+    ) -> None:
+        """Plan the stack; nothing starts yet. `without` names parts that stay down until `resume`."""
+        self.settings = settings or LocalSettings()
+        self.supervisor = Supervisor(report)
+        self.addresses = addresses_of(self.settings)
+        self.without = frozenset(without)
+        self._held: IO[str] | None = None
+        self._plan_servers()
+        self._plan_children()
+
+    def start(self) -> Self:
+        """Start everything and return when all of it answers; on any failure nothing stays behind.
+
+        Raises `PortTakenError`, `FolderInUseError`, `ChildFailedError` or `NotInTimeError`.
+        """
+        try:
+            self._held = hold(self.settings.folder)
+            self._check_ports()
+            self._start_servers()
+            migrate(self.addresses.database_url)
+            self._start_children()
+            self._wait_ready()
+            self.supervisor.watch()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop everything, workers before their servers, and leave nothing behind; the data stays."""
+        self.supervisor.stop()
+        if self._held is not None:
+            self._held.close()
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def _plan_servers(self) -> None:
+        given, folder = self.settings, self.settings.folder
+        self.postgres = None if given.database_url else Postgres(folder / "postgres", given.postgres_port)
+        self.redis = Redis(folder / "redis", given.redis_port) if given.needs_redis else None
+        self.mail = None if given.smtp_url else MailSink(folder / "mail", given.smtp_port)
+        self.servers = {"postgres": self.postgres, "redis": self.redis, "mail": self.mail}
+
+    def _plan_children(self) -> None:
+        logs, env = self.settings.folder, self.addresses.environment()
+        self.commands = programs.commands_worker(logs, env, self.settings.worker_concurrency)
+        self.housekeeping = programs.housekeeping_worker(logs, env)
+        self.beat = programs.beat(logs, env)
+        self.flower = programs.flower(logs, env, self.settings.flower_port)
+
+    @property
+    def children(self) -> list[Child]:
+        """Return the programs that are to run, in the order of their start."""
+        planned = (self.commands, self.housekeeping, self.beat, self.flower)
+        return [child for child in planned if child.name not in self.without]
+
+    def _check_ports(self) -> None:
+        """Look at all ports before anything starts."""
+        for variable, port in self.settings.own_ports().items():
+            if not is_free(port):
+                raise PortTakenError(variable, port)
+
+    def _start_servers(self) -> None:
+        for name, server in self.servers.items():
+            if server is not None and name in self.without:
+                self.supervisor.plan(name, server)
+            elif server is not None:
+                self.supervisor.start(name, server)
+
+    def _start_children(self) -> None:
+        for child in (self.commands, self.housekeeping, self.beat, self.flower):
+            if child.name in self.without:
+                self.supervisor.plan(child.name, child)
+            else:
+                self.supervisor.start(child.name, child)
+
+    def _wait_ready(self) -> None:
+        names = {child.name for child in self.children}
+        workers = sorted(names & {"commands", "housekeeping"})
+        broker = self.addresses.broker_url
+        self._wait_for("the workers", lambda: readiness.workers_answer(broker, *workers))
+        if "beat" in names:
+            self._wait_for("beat", lambda: "beat: Starting" in self.beat.log_text())
+        if "flower" in names:
+            self._wait_for("Flower", lambda: readiness.flower_answers(self.settings.flower_port))
+        if "mail" not in self.without:
+            self._wait_for("the mail server", lambda: readiness.mail_answers(self.addresses.smtp_url))
+
+    def _wait_for(self, what: str, answers: Callable[[], bool]) -> None:
+        """Wait for one part; a program that ends meanwhile is an error at once, with its log's tail."""
+        dead: list[Child] = []
+
+        def answers_or_somebody_died() -> bool:
+            dead.extend(child for child in self.children if not child.running)
+            return bool(dead) or answers()
+
+        eventually(answers_or_somebody_died, READY_TIMEOUT, f"an answer from {what}")
+        if dead:
+            raise dead[0].ended_early()
+
+
+def addresses_of(settings: LocalSettings) -> Addresses:
+    """Return what the settings name, and where we serve the rest."""
+    redis = Redis(settings.folder, settings.redis_port)
+    return Addresses(
+        database_url=settings.database_url or Postgres(settings.folder, settings.postgres_port).url,
+        broker_url=settings.broker_url or redis.url_of(0),
+        result_backend_url=settings.result_backend_url or redis.url_of(1),
+        smtp_url=settings.smtp_url or MailSink(settings.folder, settings.smtp_port).url,
+        flower_url=f"http://{LOOPBACK}:{settings.flower_port}",
+    )
