@@ -1,0 +1,166 @@
+"""The container files hold what they promise, as far as that shows without a Docker engine."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from allocation.config import Settings
+from local.settings import LocalSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+ENV_EXAMPLE = (ROOT / ".env.example").read_text()
+
+OURS = sorted(name for name, service in SERVICES.items() if service["image"] == "allocation")
+#: What only the compose file asks for, to build addresses and logins from.
+COMPOSE_ONLY = {
+    "ALLOCATION_POSTGRES_PASSWORD",
+    "ALLOCATION_REDIS_PASSWORD",
+    "ALLOCATION_FLOWER_USER",
+    "ALLOCATION_FLOWER_PASSWORD",
+}
+
+
+def test_every_part_of_the_backend_is_a_service():
+    """Servers, migration, workers, beat, Flower and mail."""
+    expected = {"postgres", "redis", "migrate", "worker", "housekeeping", "beat", "flower", "mail"}
+
+    assert set(SERVICES) == expected
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_command_of_every_service_exists(name: str):
+    """A module that can be run, or a command of Celery over an app that can be imported."""
+    program, *arguments = SERVICES[name]["command"]
+
+    if program == "python":
+        module = arguments[arguments.index("-m") + 1]
+        runnable = f"{module}.__main__" if (ROOT / module).is_dir() else module
+        assert importlib.util.find_spec(runnable) is not None
+    else:
+        assert [program, *arguments[:2]] == ["celery", "-A", "tasks"]
+        assert arguments[2] in {"worker", "beat", "flower"}
+        assert importlib.util.find_spec("tasks") is not None
+
+
+def test_the_workers_serve_every_queue_exactly_once():
+    """No queue without a worker, none with two kinds of them."""
+    queues = [
+        queue
+        for service in SERVICES.values()
+        for argument in service.get("command", [])
+        if argument.startswith("--queues=")
+        for queue in argument.removeprefix("--queues=").split(",")
+    ]
+
+    assert sorted(queues) == ["allocation.commands", "allocation.events", "allocation.housekeeping"]
+
+
+def test_every_variable_of_a_container_is_one_that_the_settings_know():
+    """A misspelt variable would be a default, silently."""
+    given = {
+        variable
+        for name in OURS
+        for variable in SERVICES[name].get("environment", {})
+        if variable.startswith("ALLOCATION_")
+    }
+
+    assert given
+    assert given <= _variables_of(Settings)
+
+
+def test_every_variable_that_the_compose_file_asks_for_stands_in_the_example():
+    """What is asked for is a setting or explained beside the passwords."""
+    asked = set(re.findall(r"\$\{(\w+)", COMPOSE_TEXT))
+    explained = set(re.findall(r"^#?(ALLOCATION_\w+)=", ENV_EXAMPLE, flags=re.MULTILINE))
+
+    assert asked == explained
+    assert asked <= _variables_of(Settings) | _variables_of(LocalSettings) | COMPOSE_ONLY
+
+
+def test_no_file_holds_a_secret():
+    """Each secret is asked for by name, and refused when it is empty."""
+    for secret in COMPOSE_ONLY:
+        uses = re.findall(rf"\$\{{{secret}([^}}]*)\}}", COMPOSE_TEXT)
+        assert uses, secret
+        assert set(uses) == {":?set it in .env"}, secret
+        assert re.search(rf"^{secret}=$", ENV_EXAMPLE, flags=re.MULTILINE), secret
+    assert not re.search(r"(password|secret|token)\s*[=:]\s*['\"]?\w", DOCKERFILE, flags=re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_ports_are_open_on_loopback_only(name: str):
+    """Nothing of it is reachable from another machine."""
+    for port in SERVICES[name].get("ports", []):
+        assert port.startswith("127.0.0.1:"), port
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"migrate"}))
+def test_every_service_that_stays_has_a_health_check(name: str):
+    """A one-shot migration needs none."""
+    check = SERVICES[name]["healthcheck"]
+
+    assert check["test"][0] in {"CMD", "CMD-SHELL"}
+    assert {"interval", "timeout", "retries"} <= set(check)
+
+
+@pytest.mark.parametrize("name", ["worker", "housekeeping", "beat", "flower"])
+def test_what_uses_the_database_waits_for_the_migration(name: str):
+    """The schema is there before the first message is read."""
+    conditions = {on: what["condition"] for on, what in SERVICES[name]["depends_on"].items()}
+
+    assert conditions == {"migrate": "service_completed_successfully", "redis": "service_healthy"}
+
+
+def test_the_workers_can_be_scaled():
+    """No fixed container name, port or volume stands in the way of a second one."""
+    assert not {"container_name", "ports", "volumes"} & set(SERVICES["worker"])
+
+
+def test_redis_has_a_password_and_keeps_what_it_accepted():
+    """Append-only file, nothing evicted, and no password among the arguments."""
+    script = SERVICES["redis"]["command"][-1]
+    arguments = shlex.split(script.partition("exec ")[2])
+
+    assert "requirepass" in script.partition("exec ")[0]
+    assert arguments[arguments.index("--appendonly") + 1] == "yes"
+    assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_flower_asks_for_a_login():
+    """It listens on all addresses of its container, so never without one."""
+    assert "FLOWER_BASIC_AUTH" in SERVICES["flower"]["environment"]
+
+
+def test_the_image_runs_as_a_user_of_its_own():
+    """The last user named is not root, and the code is not that user's."""
+    users = re.findall(r"^USER (\w+)$", DOCKERFILE, flags=re.MULTILINE)
+
+    assert users[-1:] == ["app"]
+    assert "--chown" not in DOCKERFILE
+
+
+def test_everything_that_the_image_copies_exists():
+    """A moved folder would break the build where no test runs it."""
+    for sources in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, flags=re.MULTILINE):
+        for source in sources.split():
+            assert "[" in source or (ROOT / source).exists(), source
+
+
+def test_secrets_and_local_state_stay_out_of_the_image():
+    """What git ignores for its secrets, the build ignores too."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+
+    assert {".env", ".git", ".venv", ".data"} <= set(ignored)
+
+
+def _variables_of(settings: type[Settings] | type[LocalSettings]) -> set[str]:
+    return {f"ALLOCATION_{name.upper()}" for name in settings.model_fields}
