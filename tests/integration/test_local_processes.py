@@ -1,0 +1,135 @@
+"""Child processes: kept running while wanted, gone when not, also when their parent is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from local.child import ROOT, Child
+from local.processes import Supervisor
+from local.waiting import NotInTimeError, eventually
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print("deaf", flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import sys, time
+from pathlib import Path
+from local.child import Child
+child = Child("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"], Path(sys.argv[1]))
+child.start()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    """A supervisor that leaves nothing behind."""
+    supervisor = Supervisor()
+    yield supervisor
+    supervisor.stop()
+
+
+def test_a_child_that_dies_is_started_again(supervisor: Supervisor, tmp_path: Path):
+    """Whatever kills it."""
+    child = Child("sleeper", SLEEPER, tmp_path / "log")
+    supervisor.start("sleeper", child)
+    supervisor.watch()
+    first = child.pid
+
+    os.kill(first, signal.SIGKILL)
+
+    eventually(lambda: child.pid != first and child.running, what="the restart")
+
+
+def test_a_child_that_keeps_dying_is_started_ever_more_rarely(tmp_path: Path):
+    """The pauses between its starts grow."""
+    lines: list[str] = []
+    supervisor = Supervisor(lines.append)
+    supervisor.start("fails", Child("fails", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log"))
+
+    supervisor.watch()
+    try:
+        eventually(lambda: sum("died" in line for line in lines) >= 3, what="three deaths")
+    finally:
+        supervisor.stop()
+
+    deaths = [line for line in lines if "died" in line]
+    assert [line.split()[-2] for line in deaths[:3]] == ["0.5", "1", "2"]
+
+
+def test_a_paused_child_stays_down_until_it_is_resumed(supervisor: Supervisor, tmp_path: Path):
+    """A stop on purpose is no death; its neighbour's death shows that the supervisor was looking."""
+    paused, neighbour = (Child(name, SLEEPER, tmp_path / name) for name in ("paused", "neighbour"))
+    supervisor.start("paused", paused)
+    supervisor.start("neighbour", neighbour)
+    supervisor.watch()
+
+    supervisor.pause("paused")
+    first = neighbour.pid
+    neighbour.kill()
+    eventually(lambda: neighbour.pid != first, what="the neighbour's restart")
+    assert not paused.running
+
+    supervisor.resume("paused")
+    assert paused.running
+
+
+def test_a_child_that_ignores_sigterm_is_killed_with_all_that_it_started(tmp_path: Path):
+    """Also with what it started in a session of its own."""
+    child = Child("stubborn", [sys.executable, "-c", STUBBORN], tmp_path / "log", stop_timeout=0.3)
+    child.start()
+    eventually(lambda: "deaf" in child.log_text(), what="the child being deaf to SIGTERM")
+    family = psutil.Process(child.pid).children(recursive=True)
+
+    child.stop()
+
+    assert not child.running
+    assert family
+    assert not any(_lives(process.pid) for process in family)
+
+
+def test_children_die_with_a_parent_that_is_killed(tmp_path: Path):
+    """SIGKILL leaves a parent no time to stop anything: the kernel does it."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "log")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert _lives(child)
+
+        parent.kill()
+
+    eventually(lambda: not _lives(child), what="the end of the orphan")
+
+
+def test_waiting_tells_what_did_not_come_and_what_it_saw():
+    """The message alone says what went wrong."""
+    with pytest.raises(NotInTimeError, match=r"three mails did not happen within 0.1 s; last: saw 0"):
+        eventually(lambda: 0, timeout=0.1, what="three mails")
+
+
+def test_waiting_takes_an_error_for_not_yet():
+    """The last one is told."""
+    with pytest.raises(NotInTimeError, match="ZeroDivisionError"):
+        eventually(lambda: 1 / 0, timeout=0.1, what="a quotient")
+
+
+def _lives(pid: int) -> bool:
+    """An orphan that nobody has collected yet no longer counts."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
