@@ -1,0 +1,220 @@
+"""The fake and PostgreSQL answer the same commands the same way, so that tests on fakes can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any, Protocol
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from allocation.bootstrap import project
+from allocation.config import Settings
+from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
+from allocation.domain.errors import BatchAlreadyExists, InvalidSku, UnknownBatch
+from allocation.domain.events import Allocated, Deallocated
+from allocation.service_layer.messagebus import bus
+from messaging.delivery import new_id
+from messaging.messages import Command, Event
+from messaging.postgres.unit_of_work import CommandJob, Outbox
+from tests.fakes import FakeUnitOfWork
+
+FRIDAY, MONDAY = date(2026, 1, 2), date(2026, 1, 5)
+
+
+class Warehouse(Protocol):
+    """One way to keep stock."""
+
+    events: list[Event]
+
+    def handle(self, command: Command) -> Any: ...
+
+    def allocated(self) -> dict[str, tuple[int, int]]:
+        """Return (purchased, allocated) by batch reference."""
+
+
+class FakeWarehouse:
+    def __init__(self) -> None:
+        self.uow = FakeUnitOfWork()
+        self.events: list[Event] = []
+
+    def handle(self, command: Command) -> Any:
+        return bus.handle_command(command, self.events, self.uow)
+
+    def allocated(self) -> dict[str, tuple[int, int]]:
+        return {
+            batch.reference: (batch.purchased_quantity, batch.allocated_quantity)
+            for product in self.uow.warehouse.values()
+            for batch in product.batches
+        }
+
+
+class PostgresWarehouse:
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url)
+        self.events: list[Event] = []
+
+    def handle(self, command: Command) -> Any:
+        task_id = new_id()
+        outbox = Outbox(self._note, grace_s=60)
+        uow = project.unit_of_work(
+            Settings(_env_file=None), self.engine, CommandJob(task_id, command, task_id), outbox
+        )
+        return bus.handle_command(command, [], uow)
+
+    def allocated(self) -> dict[str, tuple[int, int]]:
+        with self.engine.begin() as connection:
+            rows = connection.execute(
+                text("SELECT reference, purchased_quantity, allocated_quantity FROM batches")
+            )
+            return {row[0]: (row[1], row[2]) for row in rows}
+
+    def _note(self, event: Event) -> list[str]:
+        self.events.append(event)
+        return []
+
+
+@pytest.fixture(params=["fake", "postgres"])
+def warehouse(request: pytest.FixtureRequest) -> Iterator[Warehouse]:
+    """Every test here runs on both."""
+    if request.param == "fake":
+        yield FakeWarehouse()
+        return
+    kept = PostgresWarehouse(request.getfixturevalue("clean_database"))
+    yield kept
+    kept.engine.dispose()
+
+
+@pytest.fixture
+def stocked(warehouse: Warehouse) -> Warehouse:
+    """30 lamps on the shelf, 30 on Friday, 30 on Monday."""
+    warehouse.handle(CreateBatch("shelf", "LAMP", 30))
+    warehouse.handle(CreateBatch("monday", "LAMP", 30, MONDAY))
+    warehouse.handle(CreateBatch("friday", "LAMP", 30, FRIDAY))
+    warehouse.events.clear()
+    return warehouse
+
+
+def test_the_shelf_comes_first_then_the_earliest_shipment(stocked):
+    batches = [stocked.handle(Allocate(f"o{n}", "LAMP", 20)) for n in range(4)]
+
+    assert batches == ["shelf", "friday", "monday", None]
+
+
+def test_a_small_line_still_fits_where_a_large_one_did_not(stocked):
+    stocked.handle(Allocate("o1", "LAMP", 20))
+
+    assert stocked.handle(Allocate("o2", "LAMP", 11)) == "friday"
+    assert stocked.handle(Allocate("o3", "LAMP", 10)) == "shelf"
+    assert stocked.allocated()["shelf"] == (30, 30)
+
+
+def test_a_line_is_allocated_once_also_when_its_batch_is_full_by_then(stocked):
+    first = stocked.handle(Allocate("o1", "LAMP", 30))
+    stocked.events.clear()
+
+    assert stocked.handle(Allocate("o1", "LAMP", 30)) == first == "shelf"
+    assert stocked.allocated()["shelf"] == (30, 30)
+    assert stocked.events == []
+
+
+def test_a_line_that_fits_its_own_batch_twice_is_still_allocated_once(stocked):
+    stocked.handle(Allocate("o1", "LAMP", 5))
+
+    assert stocked.handle(Allocate("o1", "LAMP", 5)) == "shelf"
+    assert stocked.allocated()["shelf"] == (30, 5)
+
+
+def test_two_lines_of_one_order_differ_by_their_quantity(stocked):
+    stocked.handle(Allocate("o1", "LAMP", 5))
+    stocked.handle(Allocate("o1", "LAMP", 6))
+
+    assert stocked.allocated()["shelf"] == (30, 11)
+
+
+def test_an_unknown_sku_is_refused(stocked):
+    with pytest.raises(InvalidSku, match="Invalid sku CHAIR"):
+        stocked.handle(Allocate("o1", "CHAIR", 1))
+
+
+def test_a_product_whose_batches_are_all_exhausted_is_out_of_stock_not_unknown(warehouse):
+    warehouse.handle(CreateBatch("b1", "LAMP", 1))
+    warehouse.handle(Allocate("o1", "LAMP", 1))
+
+    assert warehouse.handle(Allocate("o2", "LAMP", 1)) is None
+
+
+def test_the_same_batch_twice_is_one_batch(stocked):
+    stocked.handle(CreateBatch("friday", "LAMP", 30, FRIDAY))
+
+    assert stocked.allocated()["friday"] == (30, 0)
+    assert stocked.events == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        CreateBatch("friday", "LAMP", 31, FRIDAY),
+        CreateBatch("friday", "LAMP", 30, MONDAY),
+        CreateBatch("friday", "LAMP", 30),
+        CreateBatch("friday", "CHAIR", 30, FRIDAY),
+    ],
+    ids=repr,
+)
+def test_a_reference_in_use_is_refused_with_other_content(stocked, command):
+    with pytest.raises(BatchAlreadyExists):
+        stocked.handle(command)
+
+    assert stocked.allocated()["friday"] == (30, 0)
+
+
+def test_lines_allocated_last_are_given_back_first(stocked):
+    for orderid, qty in (("o1", 10), ("o2", 5), ("o3", 10)):
+        stocked.handle(Allocate(orderid, "LAMP", qty))
+    stocked.events.clear()
+
+    stocked.handle(ChangeBatchQuantity("shelf", 12))
+
+    assert stocked.allocated()["shelf"] == (12, 10)
+    assert stocked.events[1:] == [Deallocated("o3", "LAMP", 10), Deallocated("o2", "LAMP", 5)]
+
+
+def test_a_line_given_back_can_be_allocated_again_and_is_then_the_last_one(stocked):
+    stocked.handle(Allocate("o1", "LAMP", 10))
+    stocked.handle(Allocate("o2", "LAMP", 10))
+    stocked.handle(ChangeBatchQuantity("shelf", 10))
+
+    assert stocked.handle(Allocate("o2", "LAMP", 10)) == "friday"
+    assert stocked.allocated()["shelf"] == (10, 10)
+
+
+def test_a_batch_can_shrink_to_nothing_and_grow_again(stocked):
+    stocked.handle(Allocate("o1", "LAMP", 10))
+    stocked.handle(ChangeBatchQuantity("shelf", 0))
+    assert stocked.allocated()["shelf"] == (0, 0)
+
+    stocked.handle(ChangeBatchQuantity("shelf", 40))
+
+    assert stocked.handle(Allocate("o2", "LAMP", 40)) == "shelf"
+
+
+def test_an_unknown_batch_is_refused(stocked):
+    with pytest.raises(UnknownBatch, match="Unknown batch tuesday"):
+        stocked.handle(ChangeBatchQuantity("tuesday", 1))
+
+
+def test_allocating_is_told(stocked):
+    stocked.handle(Allocate("o1", "LAMP", 10))
+
+    assert stocked.events == [Allocated("o1", "LAMP", 10, "shelf")]
+
+
+def test_references_sort_by_code_point_as_in_python(warehouse: Warehouse):
+    references = ["b", "B", "a-1", "a_1", "é", "a1"]
+    for reference in references:
+        warehouse.handle(CreateBatch(reference, "LAMP", 1))
+
+    taken = [warehouse.handle(Allocate(f"o{n}", "LAMP", 1)) for n in range(len(references))]
+
+    assert taken == sorted(references)

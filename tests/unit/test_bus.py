@@ -1,0 +1,97 @@
+"""The bus: commands fail noisily, events fail independently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from messaging.bus import MessageBus
+from messaging.errors import UnknownMessage
+from messaging.messages import Command, Event
+from tests.fakes import FakeUnitOfWork
+
+
+@dataclass(frozen=True)
+class Greet(Command):
+    name: str
+
+
+@dataclass(frozen=True)
+class Greeted(Event):
+    name: str
+
+
+class Recorder:
+    """Handlers that note what they were given; `failing` ones raise afterwards."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+
+    def handler(self, name: str, failing: bool = False, result: object = None):
+        def handle(message, uow):
+            self.calls.append((name, message))
+            if failing:
+                raise ValueError(f"{name} failed")
+            return result
+
+        handle.__name__ = name
+        return handle
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+def test_a_command_has_one_handler_and_its_result_is_returned(recorder):
+    bus = MessageBus({Greet: recorder.handler("greet", result="hello")}, {})
+
+    assert bus.handle(Greet("Ada"), FakeUnitOfWork()) == ["hello"]
+
+
+def test_an_error_in_a_command_is_raised_to_the_sender(recorder):
+    bus = MessageBus({Greet: recorder.handler("greet", failing=True)}, {})
+
+    with pytest.raises(ValueError, match="greet failed"):
+        bus.handle(Greet("Ada"), FakeUnitOfWork())
+
+
+def test_an_event_reaches_every_handler_although_one_of_them_fails(recorder, caplog):
+    handlers = [
+        recorder.handler("first"),
+        recorder.handler("second", failing=True),
+        recorder.handler("third"),
+    ]
+    bus = MessageBus({}, {Greeted: handlers})
+
+    assert bus.handle(Greeted("Ada"), FakeUnitOfWork()) == []
+    assert [name for name, _ in recorder.calls] == ["first", "second", "third"]
+    assert "Exception handling event Greeted(name='Ada') with second" in caplog.text
+
+
+def test_an_event_without_handlers_is_nobodys_business():
+    assert MessageBus({}, {Greeted: []}).handle(Greeted("Ada"), FakeUnitOfWork()) == []
+
+
+@pytest.mark.parametrize("message", ["Greet", None, {"name": "Ada"}, Greet])
+def test_anything_else_is_refused_by_name(message):
+    with pytest.raises(UnknownMessage, match="neither a command nor an event"):
+        MessageBus({}, {}).handle(message, FakeUnitOfWork())
+
+
+def test_a_command_without_a_handler_is_refused_by_name():
+    with pytest.raises(UnknownMessage, match=r"Greet\(name='Ada'\) has no handler"):
+        MessageBus({}, {}).handle(Greet("Ada"), FakeUnitOfWork())
+
+
+def test_handlers_run_inside_a_unit_of_work_that_is_committed_with_their_result(recorder):
+    class WatchedUnitOfWork(FakeUnitOfWork):
+        def commit(self, result: object = None) -> None:
+            recorder.calls.append(("commit", result))
+            super().commit(result)
+
+    MessageBus({Greet: recorder.handler("greet", result=7)}, {}).handle(Greet("Ada"), WatchedUnitOfWork())
+
+    assert [name for name, _ in recorder.calls] == ["greet", "commit"]
+    assert recorder.calls[1] == ("commit", 7)
