@@ -1,0 +1,172 @@
+"""`make up`, as a user runs it: everything answers, and nothing stays behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from local.child import ROOT
+from local.ports import LOOPBACK, free_port
+from local.waiting import eventually
+
+PORTS = ("REDIS", "POSTGRES", "FLOWER", "SMTP")
+
+
+@pytest.fixture
+def environment(server_folder: Path) -> dict[str, str]:
+    """Free ports and a data folder of the test's own; no address is given."""
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ALLOCATION_", "MAKE"))
+    }
+    folder = tempfile.mkdtemp(prefix="make up ", dir=server_folder)
+    ports = {f"ALLOCATION_{name}_PORT": str(free_port()) for name in PORTS}
+    return {**plain, **ports, "ALLOCATION_DATA_DIR": folder, "ALLOCATION_WORKER_CONCURRENCY": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[str, str]):
+    """It says `ready` when all of it is, and ends with status 0."""
+    with _up(environment) as up:
+        said = _read_until_ready(up)
+        family = psutil.Process(up.pid).children(recursive=True)
+
+        assert _names(family) >= {"worker", "beat", "flower", "postgres", "redis", "mail_sink"}
+        assert _flower_health(environment) == "OK"
+        for name in PORTS:
+            assert environment[f"ALLOCATION_{name}_PORT"] in said
+
+        up.terminate()
+        assert up.wait(60) == 0
+
+    assert not [process for process in family if _lives(process)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_worker_comes_back_and_ctrl_c_ends_it_all(environment: dict[str, str]):
+    """What dies is restarted; what was started again is stopped as well."""
+    with _up(environment) as up:
+        _read_until_ready(up)
+        worker = _worker(up)
+        worker.kill()
+
+        back = eventually(lambda: _worker(up) if _worker(up) != worker else None, 60, "a new worker")
+        up.send_signal(signal.SIGINT)
+        assert up.wait(60) == 0
+
+    assert not _lives(back)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_nothing_outlives_a_killed_supervisor(environment: dict[str, str]):
+    """Even SIGKILL leaves no server and no worker behind."""
+    with _up(environment) as up:
+        _read_until_ready(up)
+        family = psutil.Process(up.pid).children(recursive=True)
+
+        up.kill()
+
+    eventually(lambda: not [each for each in family if _lives(each)], 60, "the end of every child")
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_a_taken_port_is_one_line_that_names_its_variable(environment: dict[str, str], name: str):
+    """Nothing is started, and the status is 1."""
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        other.listen()
+        environment[f"ALLOCATION_{name}_PORT"] = str(other.getsockname()[1])
+
+        result = subprocess.run(_command(), env=environment, cwd=ROOT, check=False, **_CAPTURED)
+
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert f"set ALLOCATION_{name}_PORT" in result.stderr
+
+
+def test_given_addresses_are_shown_without_their_passwords(environment: dict[str, str]):
+    """The table may be read over a shoulder."""
+    secret = "s3cr3t"
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        other.listen()
+        environment["ALLOCATION_FLOWER_PORT"] = str(other.getsockname()[1])
+        environment["ALLOCATION_BROKER_URL"] = f"redis://:{secret}@redis.example.com/0"
+        environment["ALLOCATION_DATABASE_URL"] = f"postgresql+psycopg2://me:{secret}@db.example.com/x"
+
+        result = subprocess.run(_command(), env=environment, cwd=ROOT, check=False, **_CAPTURED)
+
+    assert "redis://:***@redis.example.com/0" in result.stdout
+    assert "me:***@db.example.com" in result.stdout
+    assert secret not in result.stdout + result.stderr
+
+
+_CAPTURED = {"capture_output": True, "text": True, "timeout": 60}
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "local"]
+
+
+@contextmanager
+def _up(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """`python -m local`, killed with all that it started if the test leaves it running."""
+    process = subprocess.Popen(
+        _command(), env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()  # its children die with it
+
+
+def _read_until_ready(up: subprocess.Popen[str]) -> str:
+    """Return what it said up to the line `ready`."""
+    said = ""
+    assert up.stdout is not None
+    for line in up.stdout:
+        said += line
+        if line == "ready\n":
+            return said
+    raise AssertionError(f"it ended before it was ready:\n{said}")
+
+
+def _names(family: list[psutil.Process]) -> set[str]:
+    lines = [" ".join(process.cmdline()) for process in family]
+    kinds = r"tasks (worker|beat|flower)|bin/(postgres) |(redis|valkey)-server|local\.(mail_sink)"
+    found = {next(filter(None, match.groups())) for line in lines if (match := re.search(kinds, line))}
+    return {"redis" if name == "valkey" else name for name in found}
+
+
+def _worker(up: subprocess.Popen[str]) -> psutil.Process | None:
+    """The main process of the worker for commands."""
+    for child in psutil.Process(up.pid).children():
+        if "--hostname=commands@%h" in child.cmdline():
+            return child
+    return None
+
+
+def _flower_health(environment: dict[str, str]) -> str:
+    port = environment["ALLOCATION_FLOWER_PORT"]
+    with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/healthcheck", timeout=10) as response:
+        return str(response.read().decode())
+
+
+def _lives(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
