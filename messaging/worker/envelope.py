@@ -52,8 +52,16 @@ class Message(virtual.Message):
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         try:
+            _refuse_compression(payload)
             super().__init__(payload, channel=channel, **kwargs)
         except Exception:  # noqa: BLE001  each codec has errors of its own
             self.errors = [sys.exc_info()]
             plain = {name: value for name, value in payload["properties"].items() if name != "body_encoding"}
             super().__init__({**payload, "properties": plain}, channel=channel, **kwargs)
+            self.properties = payload["properties"]  # says how the body is encoded, still
+
+
+def _refuse_compression(payload: dict[str, Any]) -> None:
+    """kombu would unpack at once, however much comes out."""
+    if (payload.get("headers") or {}).get("compression"):
+        raise ValueError("compressed bodies are refused: a small one can fill the memory")

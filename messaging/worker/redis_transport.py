@@ -270,8 +270,7 @@ class Channel(stock.Channel):
         if queue not in self.connection._callbacks:  # cancelled while the message was on its way
             self._give_back(queue, tag, item)
             return False
-        payload["properties"]["delivery_tag"] = tag
-        self.connection._deliver(payload, queue)
+        self.connection._deliver(_stamped(payload, tag, queue), queue)
         return True
 
     def _give_back(self, queue: str, tag: str, item: bytes) -> None:
@@ -312,6 +311,13 @@ class Channel(stock.Channel):
             payload = hide(dumps(payload).encode(), routing_key)
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> bool | None:
+        if not is_envelope(message) or "delivery_tag" not in message["properties"]:
+            logger.warning("Ignored a broadcast on %s that is no kombu message: %.1024r", exchange, message)
+            return None
+        delivered: bool | None = super()._deliver_fanout_message(message, exchange)
+        return delivered
+
     # basic_get
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> virtual.Message | None:  # noqa: ARG002  as kombu
@@ -320,8 +326,7 @@ class Channel(stock.Channel):
             if payload is None or payload.get("content-type") == UNREADABLE:
                 self._set_aside(queue, tag, item, payload)
                 continue
-            payload["properties"]["delivery_tag"] = tag
-            message = self.Message(payload, channel=self)
+            message = self.Message(_stamped(payload, tag, queue), channel=self)
             if not no_ack:
                 self.qos.append(message, tag)
             return message
@@ -346,6 +351,10 @@ class Channel(stock.Channel):
         return (found[0][1].decode(), found[0][2]) if found else None
 
     # Letting go
+
+    def forget(self, delivery_tag: str) -> None:
+        """Leave a message to the visibility timeout, and have its place in the prefetch for another."""
+        virtual.QoS.ack(self.qos, delivery_tag)
 
     def flush_acks(self) -> None:
         """Send the acknowledgements that wait for a trip."""
@@ -388,6 +397,14 @@ class Channel(stock.Channel):
             self._give_back(*self._arrived.popleft())
 
 
+def _stamped(payload: dict[str, Any], tag: str, queue: str) -> dict[str, Any]:
+    """Give a message the tag under which it is registered, and the queue on which it really was."""
+    properties = payload["properties"]
+    properties["delivery_tag"] = tag
+    properties["delivery_info"] = {**(properties.get("delivery_info") or {}), "queue": queue}
+    return payload
+
+
 class Poller(stock.MultiChannelPoller):
     """Starts a trip when there is something to send or room, and reads every answer."""
 
@@ -427,7 +444,7 @@ class Transport(stock.Transport):
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
         #: Called as (queue, raw bytes) for what is no kombu message, in the thread that consumes. It returns
-        #: once that is recorded; when it raises, the message stays unacknowledged until the visibility timeout.
+        #: once that is recorded; when it raises, the message comes back after the visibility timeout.
         self.on_unreadable: Callable[[str, bytes], object] = self._refuse_unreadable
 
     @staticmethod
