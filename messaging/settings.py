@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
 from messaging.retry import RetryPolicy
@@ -39,14 +41,24 @@ class MessagingSettings(BaseSettings):
 
     prune_interval_s: float = Field(3600, gt=0)
     done_retention_s: float = Field(7 * 86400, gt=0)
-    inbox_retention_s: float = Field(30 * 86400, gt=0)
-    dead_letter_retention_s: float = Field(90 * 86400, gt=0)
+    inbox_retention_s: float = Field(45 * 86400, gt=0)
+    dead_letter_retention_s: float = Field(30 * 86400, gt=0)
 
     visibility_timeout_s: int = Field(120, ge=1)
     task_time_limit_s: int = Field(60, ge=1)
     result_expires_s: int = Field(86400, ge=1)
     worker_concurrency: int = Field(2, ge=1)
     message_max_bytes: int = Field(1_048_576, ge=1)
+
+    @model_validator(mode="after")
+    def _answers_outlive_messages(self) -> Self:
+        longest = self.dead_letter_retention_s + self.visibility_timeout_s
+        if self.inbox_retention_s <= longest:
+            raise ValueError(
+                f"inbox_retention_s must be more than {longest:g}, which is dead_letter_retention_s and"
+                " visibility_timeout_s: the answer to a command must outlive every copy of its message"
+            )
+        return self
 
     @property
     def retry_policy(self) -> RetryPolicy:

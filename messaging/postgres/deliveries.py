@@ -21,6 +21,12 @@ DONE = """
 UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = %s
 WHERE id = %s"""
 
+#: Who re-runs by the clock, as `actions.actor` names it.
+SCHEDULE = "schedule"
+
+#: Any constant will do; it keeps two schedulers from counting the same re-runs under way.
+SCHEDULER_LOCK = 4_177_011
+
 
 @dataclass
 class DeliveryJob:
@@ -106,19 +112,28 @@ class DeliveryStore:
             rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
         return [Delivery(*row) for row in rows]
 
-    def rerun_cooled(self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float) -> int:
+    def rerun_cooled(
+        self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float, grace_s: float
+    ) -> list[Delivery]:
         """Put failed deliveries back to pending whose cool-down is over; it doubles with every re-run.
 
-        `limit` is shared fairly by the handlers. Returns how many were put back.
+        No handler has more than `limit` such re-runs under way, and those that have the fewest come first,
+        so one that always fails holds up no other. Returns what to send; nothing while another scheduler
+        is at it.
         """
         facts = {
             "limit": limit,
             "rerun_max": rerun_max,
             "cooldown_s": cooldown_s,
             "cooldown_max_s": cooldown_max_s,
+            "grace_s": grace_s,
+            "automatic": True,
+            "actor": SCHEDULE,
         }
         with self.engine.begin() as connection:
-            return connection.execute(RERUN_COOLED, facts).rowcount
+            if not connection.execute(ONE_SCHEDULER, {"lock": SCHEDULER_LOCK}).scalar_one():
+                return []
+            return [Delivery(*row) for row in connection.execute(RERUN_COOLED, facts)]
 
     def prune(self, retention_s: float, limit: int = 5000) -> int:
         """Delete deliveries that ended this many seconds ago, at most `limit`; return how many went."""
@@ -157,22 +172,39 @@ FROM due WHERE deliveries.id = due.id
 RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts
 """)
 
-RERUN_COOLED = text("""
-WITH cooled AS (
-    SELECT id, row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
-    FROM deliveries
+#: Puts the rows of `chosen` back to pending and returns them as `Delivery` has its fields.
+PUT_BACK = """
+back AS (
+    UPDATE deliveries SET
+        status = 'pending', finished_at = NULL, attempts = 0, crashes = 0, reruns = reruns + 1,
+        auto_reruns = CASE WHEN :automatic THEN auto_reruns + 1 ELSE 0 END,
+        grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
+    FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
+    RETURNING deliveries.*
+), noted AS (
+    INSERT INTO actions (delivery_id, action, actor) SELECT id, 'rerun', :actor FROM back
+)
+SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts FROM back
+"""
+
+ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
+
+RERUN_COOLED = text(f"""
+WITH under_way AS (
+    SELECT handler, count(*) AS count FROM deliveries
+    WHERE status = 'pending' AND auto_reruns > 0 GROUP BY handler
+), cooled AS (
+    SELECT id, coalesce(under_way.count, 0)
+               + row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
+    FROM deliveries LEFT JOIN under_way USING (handler)
     WHERE status = 'failed' AND auto_reruns < :rerun_max
       AND finished_at < now() - make_interval(secs =>
           least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
 ), chosen AS (
     SELECT deliveries.id FROM deliveries JOIN cooled USING (id)
-    WHERE status = 'failed' ORDER BY turn LIMIT :limit FOR UPDATE OF deliveries SKIP LOCKED
-)
-UPDATE deliveries SET
-    status = 'pending', finished_at = NULL, due_at = now(), attempts = 0, crashes = 0,
-    reruns = reruns + 1, auto_reruns = auto_reruns + 1
-FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
-""")
+    WHERE status = 'failed' AND turn <= :limit ORDER BY turn LIMIT :limit
+    FOR UPDATE OF deliveries SKIP LOCKED
+), {PUT_BACK}""")
 
 PRUNE = text("""
 DELETE FROM deliveries WHERE id = ANY(ARRAY(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
+from messaging.postgres.heartbeats import Heartbeats
 from messaging.runtime import Runtime
 from messaging.worker.sender import send
 
@@ -26,9 +28,11 @@ def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
 
 
 def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str, queue: str) -> None:
-    @app.task(name=name, queue=queue, ignore_result=True, __doc__=job.__doc__)
-    def housekeeping_task() -> int:
-        return job(app, runtime)  # type: ignore[no-any-return]  # one of the three below
+    @app.task(bind=True, name=name, queue=queue, ignore_result=True, __doc__=job.__doc__)
+    def housekeeping_task(task: Task) -> int:
+        count: int = job(app, runtime)
+        Heartbeats(runtime.engine).note(job.__name__, task.request.hostname or "here")
+        return count
 
 
 def relay(app: Celery, runtime: Runtime) -> int:
@@ -36,14 +40,19 @@ def relay(app: Celery, runtime: Runtime) -> int:
     settings, sent = runtime.settings, 0
     for _ in range(MAX_BATCHES):
         due = runtime.deliveries.take_due(settings.relay_batch, settings.relay_grace_max_s)
-        sent += send(app, runtime, [delivery for delivery in due if _is_known(app, runtime, delivery)])
+        sent += send_known(app, runtime, due)
         if len(due) < settings.relay_batch:
             break
     return sent
 
 
+def send_known(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> int:
+    """Send deliveries; those whose handler or event this release does not have become failed and say so."""
+    return send(app, runtime, [delivery for delivery in deliveries if _is_known(app, runtime, delivery)])
+
+
 def _is_known(app: Celery, runtime: Runtime, delivery: Delivery) -> bool:
-    """Fail a delivery whose handler or event this release does not have; one that has it can re-run it."""
+    """Fail a delivery that nobody can handle; a release that can will re-run it."""
     if delivery.event_type not in runtime.project.bus.event_types:
         problem = f"event {delivery.event_type}"
     elif runtime.project.handler_task(delivery.handler) not in app.tasks:
@@ -57,12 +66,15 @@ def _is_known(app: Celery, runtime: Runtime, delivery: Delivery) -> bool:
 def rerun(app: Celery, runtime: Runtime) -> int:
     """Put failed deliveries whose cool-down is over back to pending, and send them; return how many."""
     settings = runtime.settings
-    count = runtime.deliveries.rerun_cooled(
-        settings.rerun_batch, settings.rerun_max, settings.rerun_cooldown_s, settings.rerun_cooldown_max_s
+    deliveries = runtime.deliveries.rerun_cooled(
+        settings.rerun_batch,
+        settings.rerun_max,
+        settings.rerun_cooldown_s,
+        settings.rerun_cooldown_max_s,
+        settings.relay_grace_s,
     )
-    if count:
-        relay(app, runtime)
-    return count
+    send_known(app, runtime, deliveries)
+    return len(deliveries)
 
 
 def prune(_app: Celery, runtime: Runtime) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery import Celery
 
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage
+from messaging.project import Project
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
 
@@ -44,7 +45,7 @@ def _send_one(app: Celery, runtime: Runtime, delivery: Delivery, producer: Any) 
         retries=delivery.attempts,
         root_id=delivery.correlation_id,
         parent_id=delivery.causation_id,
-        argsrepr=_shown(runtime, delivery),
+        argsrepr=shown_event(runtime.project, delivery.event_type, delivery.payload),
         kwargsrepr="{}",
         ignore_result=True,
         add_to_parent=False,
@@ -52,10 +53,10 @@ def _send_one(app: Celery, runtime: Runtime, delivery: Delivery, producer: Any) 
     )
 
 
-def _shown(runtime: Runtime, delivery: Delivery) -> str:
-    """Return the event as Flower shows it."""
-    kind = runtime.project.bus.event_types.get(delivery.event_type)
+def shown_event(project: Project, event_type: str, payload: Mapping[str, Any]) -> str:
+    """Return a stored event as it is shown: its repr, or its name and why it cannot be built."""
+    kind = project.bus.event_types.get(event_type)
     try:
-        return repr(from_dict(kind, delivery.payload, ignore_unknown=True)) if kind else delivery.event_type
+        return repr(from_dict(kind, payload, ignore_unknown=True)) if kind else f"{event_type}(**{payload!r})"
     except InvalidMessage as error:
-        return f"{delivery.event_type}: {error}"
+        return f"{event_type}: {error}"

@@ -1,4 +1,4 @@
-"""Deliveries, their failed attempts, answered commands, crashes and dead letters."""
+"""Deliveries with their attempts and actions, answered commands, crashes, dead letters, heartbeats."""
 
 from __future__ import annotations
 
@@ -50,6 +50,27 @@ CREATE TABLE attempts (
     traceback text NOT NULL,
     PRIMARY KEY (delivery_id, run, number)
 );
+CREATE INDEX attempts_at ON attempts (at);
+
+-- Who put a delivery back, gave it up or corrected it.
+CREATE TABLE actions (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    delivery_id uuid NOT NULL REFERENCES deliveries ON DELETE CASCADE,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    action text NOT NULL CHECK (action IN ('rerun', 'discard', 'edit')),
+    actor text NOT NULL,
+    reason text
+);
+CREATE INDEX actions_of_delivery ON actions (delivery_id);
+CREATE INDEX actions_at ON actions (at);
+
+-- When each job of the housekeeping ran last, and how far its worker's clock is from this server's.
+CREATE TABLE heartbeats (
+    job text PRIMARY KEY,
+    at timestamptz NOT NULL,
+    worker text NOT NULL,
+    clock_offset_s double precision NOT NULL
+);
 
 CREATE TABLE inbox (
     task_id text PRIMARY KEY,
@@ -95,4 +116,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the tables."""
-    op.execute("DROP TABLE dead_letters, crashes, inbox, attempts, deliveries")
+    op.execute("DROP TABLE dead_letters, crashes, inbox, heartbeats, actions, attempts, deliveries")
