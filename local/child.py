@@ -50,10 +50,11 @@ class Child:
     cwd: Path = ROOT
     #: The account to run as; None means the caller's.
     user: pwd.struct_passwd | None = None
-    stop_signal: signal.Signals = signal.SIGTERM
+    #: Sent one after the other by `stop`, each with `stop_timeout` to take effect; SIGKILL follows.
+    stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,)
     #: What the kernel sends when this process dies without stopping the child.
     death_signal: signal.Signals = signal.SIGKILL
-    stop_timeout: float = 10.0  # seconds
+    stop_timeout: float = 10.0  # seconds, per signal
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
 
@@ -95,13 +96,15 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def stop(self) -> None:
-        """Ask the program to end, wait `stop_timeout` seconds, then kill what is left of its whole tree."""
+        """Ask the program to end, ever more firmly, then kill what is left of its whole tree."""
         if not self.running:
             return
         family = self._family()
-        self._send(self.stop_signal)
-        with suppress(subprocess.TimeoutExpired):
-            self._wait(self.stop_timeout)
+        for number in self.stop_signals:
+            self._send(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._wait(self.stop_timeout)
+                break
         self._kill_all(family)
 
     def kill(self) -> None:

@@ -83,7 +83,7 @@ class Postgres(Server):
             env=_environment(),
             cwd=data,
             user=account,
-            stop_signal=signal.SIGINT,  # "fast": ends sessions, writes a checkpoint
+            stop_signals=(signal.SIGINT,),  # "fast": ends sessions, writes a checkpoint
             death_signal=signal.SIGINT,
             stop_timeout=20.0,
         )

@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -90,6 +91,15 @@ class Supervisor:
         with self._lock:
             kept = self._kept[name] = Kept(name, self._kept[name].program)
             kept.program.start()
+
+    def stop_together(self, names: Iterable[str]) -> None:
+        """Stop these at the same time, and do not start them again; names that were never started pass."""
+        with self._lock:
+            chosen = [self._kept[name] for name in names if name in self._kept]
+            for kept in chosen:
+                kept.wanted = False
+            with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
+                list(pool.map(lambda kept: kept.program.stop(), chosen))
 
     def stop(self) -> None:
         """Stop every program, the last started first; returns when all are gone."""

@@ -74,9 +74,12 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything, workers before their servers, and leave nothing behind; the data stays."""
-        self.supervisor.stop()
-        if self._held is not None:
-            self._held.close()
+        try:
+            self.supervisor.stop_together(child.name for child in self._all_children())
+        finally:
+            self.supervisor.stop()
+            if self._held is not None:
+                self._held.close()
 
     def __enter__(self) -> Self:
         """Start."""
@@ -105,8 +108,10 @@ class Stack:
     @property
     def children(self) -> list[Child]:
         """Return the programs that are to run, in the order of their start."""
-        planned = (self.commands, self.housekeeping, self.beat, self.flower)
-        return [child for child in planned if child.name not in self.without]
+        return [child for child in self._all_children() if child.name not in self.without]
+
+    def _all_children(self) -> tuple[Child, ...]:
+        return self.commands, self.housekeeping, self.beat, self.flower
 
     def _check_ports(self) -> None:
         """Look at all ports before anything starts."""
@@ -122,7 +127,7 @@ class Stack:
                 self.supervisor.start(name, server)
 
     def _start_children(self) -> None:
-        for child in (self.commands, self.housekeeping, self.beat, self.flower):
+        for child in self._all_children():
             if child.name in self.without:
                 self.supervisor.plan(child.name, child)
             else:
