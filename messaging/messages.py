@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from datetime import date
+from typing import Annotated, Any
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,15 @@ class Whole:
 
 
 Name = Annotated[str, Text()]
+
+
+def to_dict(message: Message) -> dict[str, Any]:
+    """Return a message's fields as JSON values; dates become ISO text."""
+    return {
+        name: value.isoformat() if isinstance(value, date) else value for name, value in vars(message).items()
+    }
+
+
+def task_name(project: str, kind: type[Command]) -> str:
+    """Return the task name of a command: `CreateBatch` is `<project>.create_batch`."""
+    return f"{project}.{re.sub(r'(?<!^)(?=[A-Z])', '_', kind.__name__).lower()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from messaging.bus import MessageBus
-from messaging.messages import Command
+from messaging.messages import Command, task_name
 from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
 from messaging.settings import MessagingSettings
 
@@ -45,9 +44,14 @@ class Project:
         """Apart from the others, so that a backlog cannot starve it."""
         return f"{self.name}.housekeeping"
 
+    @property
+    def queues(self) -> tuple[str, str, str]:
+        """Return all of them."""
+        return self.commands_queue, self.events_queue, self.housekeeping_queue
+
     def command_task(self, kind: type[Command]) -> str:
         """Return the task name of a command: `CreateBatch` is `<project>.create_batch`."""
-        return f"{self.name}.{re.sub(r'(?<!^)(?=[A-Z])', '_', kind.__name__).lower()}"
+        return task_name(self.name, kind)
 
     def handler_task(self, handler: str) -> str:
         """Return the task name of an event handler, by the name it has now."""

@@ -53,13 +53,6 @@ def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool 
     return kind(**{name: getattr(checked, name) for name in type(checked).model_fields})
 
 
-def to_dict(message: Message) -> dict[str, Any]:
-    """Return a message's fields as JSON values; dates become ISO text."""
-    return {
-        name: value.isoformat() if isinstance(value, date) else value for name, value in vars(message).items()
-    }
-
-
 def model(kind: type[Message]) -> type[BaseModel]:
     """Return the pydantic model of a message class: it checks, and it knows the JSON schema."""
     return _model(cast(Hashable, kind), "forbid")

@@ -12,10 +12,9 @@ from typing import Protocol, Self
 from sqlalchemy import Engine
 
 from messaging.delivery import Delivery, new_id
-from messaging.messages import Command, Event
+from messaging.messages import Command, Event, to_dict
 from messaging.postgres.transaction import Transaction
 from messaging.unit_of_work import UnitOfWork
-from messaging.validation import to_dict
 
 
 class Job(Protocol):

@@ -12,12 +12,12 @@ from celery import Celery, Task
 
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage, MessagingError, Unavailable, WorkerCrashed
-from messaging.messages import Command
+from messaging.messages import Command, to_dict
 from messaging.postgres.inbox import Answer
 from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
-from messaging.validation import parse, to_dict
+from messaging.validation import parse
 from messaging.worker.sender import send
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ import pytest
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.events import BatchCreated
 from messaging.errors import InvalidMessage
-from messaging.validation import from_dict, parse, to_dict
+from messaging.messages import to_dict
+from messaging.validation import from_dict, parse
 
 GOOD = {"orderid": "o1", "sku": "LAMP", "qty": 3}
 
