@@ -61,6 +61,15 @@ class MessagingSettings(BaseSettings):
         return self
 
     @property
+    def housekeeping(self) -> dict[str, float]:
+        """Return how often beat runs each housekeeping task, in seconds."""
+        return {
+            "relay": self.relay_interval_s,
+            "rerun": self.rerun_interval_s,
+            "prune": self.prune_interval_s,
+        }
+
+    @property
     def retry_policy(self) -> RetryPolicy:
         """Return the policy of every handler that has none of its own."""
         return RetryPolicy(

@@ -6,7 +6,8 @@ a task per event handler, and the housekeeping.
 
 from __future__ import annotations
 
+import celeryconfig
 from allocation.bootstrap import project
 from messaging.worker.app import make_app
 
-app = make_app(project, "celeryconfig")
+app = make_app(project, celeryconfig)

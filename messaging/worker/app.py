@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from celery import Celery
 
@@ -19,10 +19,18 @@ class MessagingApp(Celery):
     runtime: Runtime
 
 
-def make_app(project: Project, config: Any) -> MessagingApp:
-    """Return the Celery app of a project; `config` is what `config_from_object` takes."""
+class CeleryConfig(Protocol):
+    """A module of Celery settings, such as celeryconfig.py."""
+
+    def of_project(self, project: Project, /) -> dict[str, Any]:
+        """Return the settings that differ between projects: addresses, queues, schedule."""
+
+
+def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
+    """Return the Celery app of a project."""
     app = MessagingApp(project.name)
     app.config_from_object(config)
+    app.conf.update(config.of_project(project))
     app.runtime = Runtime(project)
     add_command_tasks(app, app.runtime)
     add_handler_tasks(app, app.runtime)
