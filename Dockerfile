@@ -24,7 +24,4 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin app 
 USER app
 VOLUME /data
 
-# SIGTERM hands running tasks back in bounded time.
-ENV REMAP_SIGTERM=SIGQUIT
-
 CMD ["celery", "-A", "tasks", "worker", "--loglevel=INFO"]
