@@ -3,15 +3,11 @@
 Addresses and secrets come from the project's settings, hence from the environment alone.
 """
 
-# mypy: disable-error-code="no-untyped-call"
-# kombu is untyped in parts, although it says otherwise.
-
 from __future__ import annotations
 
 from typing import Any
 
-from kombu.entity import Exchange, Queue
-
+from messaging import brokers
 from messaging.project import Project
 
 # Records messages that no task can read, where Celery's own consumer drops them or dies.
@@ -80,25 +76,17 @@ def of_project(project: Project) -> dict[str, Any]:
         "result_backend": settings.result_backend_url,
         # Pops and registers a message in one step, so that a killed worker loses none.
         "broker_transport": "messaging.worker.redis_transport:Transport" if on_redis else None,
-        "broker_transport_options": {
-            # Redis gives messages of a dead worker back after this; longer than the longest back-off and run.
-            "visibility_timeout": settings.visibility_timeout_s,
-            # Look for such messages every second or so, not every 100 seconds.
-            "unacked_restore_interval": 1,
-            "unacked_restore_throttle": 1,
-            # A half-open connection is noticed.
-            "socket_timeout": 10,
-            "socket_connect_timeout": 5,
-            "socket_keepalive": True,
-            "health_check_interval": 10,
-        },
+        # Bounded waits, messages of dead workers back in time; confirmed publishing on RabbitMQ.
+        "broker_transport_options": brokers.transport_options(
+            settings.broker_url, settings.visibility_timeout_s
+        ),
         # A hung handler is ended; the inbox and the delivery row make its second run harmless.
         "task_time_limit": settings.task_time_limit_s,
         # A sender may ask for its result for so long.
         "result_expires": settings.result_expires_s,
         # Commands, deliveries, and housekeeping apart so that a backlog cannot starve it.
         "task_queues": [
-            Queue(name, Exchange("", type="direct"), routing_key=name) for name in project.queues
+            brokers.task_queue(project.name, name, settings.broker_url) for name in project.queues
         ],
         "task_default_queue": project.commands_queue,
         "task_default_routing_key": project.commands_queue,

@@ -1,0 +1,78 @@
+"""What differs between Redis and RabbitMQ, chosen by the broker's URL alone (docs/brokers.md)."""
+
+# mypy: disable-error-code="no-untyped-call"
+# kombu is untyped in parts, although it says otherwise.
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.entity import Exchange, Queue
+
+#: How often RabbitMQ brings a message again before it is dead-lettered: well above our own count of crashes,
+#: since workers that end properly give messages back too.
+DELIVERY_LIMIT = 50
+
+#: How long a publisher waits for RabbitMQ's confirmation; one that is out of memory or disk gives none.
+CONFIRM_TIMEOUT_S = 10.0
+
+
+def is_rabbitmq(broker_url: str) -> bool:
+    """Tell whether the URL is RabbitMQ's: `amqp://`, `amqps://` or `pyamqp://`."""
+    return broker_url.startswith(("amqp", "pyamqp"))
+
+
+def task_queue(project: str, name: str, broker_url: str) -> Queue:
+    """Return one of a project's queues, as everybody must declare it.
+
+    On RabbitMQ it is a quorum queue: written to disk on most nodes before a publisher hears that it was taken.
+    Its topic exchange is what Celery's native delayed delivery needs; retries wait in the broker, not in workers.
+    """
+    if not is_rabbitmq(broker_url):
+        return Queue(name, Exchange("", type="direct"), routing_key=name)
+    return Queue(
+        name,
+        Exchange(f"{project}.tasks", type="topic"),
+        routing_key=name,
+        queue_arguments={
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": f"{project}.dead",
+            "x-delivery-limit": DELIVERY_LIMIT,
+        },
+    )
+
+
+def dead_letter_queue(project: str) -> Queue:
+    """Return where RabbitMQ puts what no worker could settle; the routing key is the queue it came from."""
+    return Queue(
+        f"{project}.dead",
+        Exchange(f"{project}.dead", type="topic"),
+        routing_key="#",
+        queue_arguments={"x-queue-type": "quorum"},
+    )
+
+
+def events_exchange(project: str) -> Exchange:
+    """Return the exchange on which other apps hear what happened; routing keys are names of events."""
+    return Exchange(f"{project}.events", type="topic", durable=True)
+
+
+def transport_options(broker_url: str, visibility_timeout_s: int | None = None) -> dict[str, Any]:
+    """Return kombu's options: bounded waits everywhere, confirmed publishing on RabbitMQ."""
+    if is_rabbitmq(broker_url):
+        # A publisher hears from the broker that each message is safe.
+        return {"confirm_publish": True, "connect_timeout": 5}
+    options: dict[str, Any] = {
+        # A half-open connection is noticed.
+        "socket_timeout": 10,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        # Look for messages of dead workers every second or so, not every 100 seconds.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    }
+    if visibility_timeout_s is not None:
+        # Redis gives messages of a dead worker back after this; longer than the longest back-off and run.
+        options["visibility_timeout"] = visibility_timeout_s
+    return options
