@@ -1,0 +1,155 @@
+"""A real worker on a real broker and a real database, and the other app that sends to it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy import create_engine, text
+
+from local import programs, readiness
+from local.addresses import Addresses
+from local.child import Child
+from local.mail import MailSink
+from local.redis import Redis
+from local.waiting import eventually
+
+#: Short times, so that failing for good takes seconds.
+FAST = {
+    "ALLOCATION_EVENT_MAX_RETRIES": "2",
+    "ALLOCATION_EVENT_BACKOFF_MAX_S": "1",
+    "ALLOCATION_RELAY_INTERVAL_S": "1",
+    "ALLOCATION_RELAY_GRACE_S": "2",
+    "ALLOCATION_VISIBILITY_TIMEOUT_S": "8",
+    "ALLOCATION_TASK_TIME_LIMIT_S": "5",
+}
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where messages and results are."""
+
+    broker_url: str
+    result_backend_url: str
+
+
+@pytest.fixture(scope="module", params=["redis"])
+def broker(request: pytest.FixtureRequest, redis_server: Redis) -> Broker:
+    """An empty broker of each kind that the backend runs on."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return Broker(redis_server.url_of(0), redis_server.url_of(1))
+
+
+@dataclass
+class Backend:
+    """The backend under test; its settings as environment variables in `env`."""
+
+    addresses: Addresses
+    env: dict[str, str]
+    folder: Path
+
+    def worker(self, name: str, *, concurrency: int = 2, queues: str = programs.WORK_QUEUES) -> Child:
+        """Return a worker that is started and answers."""
+        child = programs.worker(name, queues, self.folder, self.env, concurrency)
+        child.start()
+        self.wait_for_worker(child)
+        return child
+
+    def wait_for_worker(self, child: Child) -> None:
+        """Return when the worker answers a ping."""
+
+        def answers() -> bool:
+            assert child.running, child.log_tail()
+            return readiness.workers_answer(self.addresses.broker_url, child.name)
+
+        eventually(answers, 60, f"an answer from worker {child.name}")
+
+    def housekeeping(self) -> Iterator[None]:
+        """Run the housekeeping worker and beat."""
+        children = [programs.housekeeping_worker(self.folder, self.env), programs.beat(self.folder, self.env)]
+        for child in children:
+            child.start()
+        self.wait_for_worker(children[0])
+        yield
+        for child in children:
+            child.stop()
+
+    def sql(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        """Ask the database."""
+        engine = create_engine(self.addresses.database_url)
+        try:
+            with engine.begin() as connection:
+                return [tuple(row) for row in connection.execute(text(query), values)]
+        finally:
+            engine.dispose()
+
+
+class Shop:
+    """Another app: plain Celery, which imports nothing of this project."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.app = Celery(
+            "shop", broker=broker.broker_url, backend=broker.result_backend_url, set_as_current=False
+        )
+
+    def send(self, task: str, *args: Any, task_id: str | None = None, **fields: Any) -> Any:
+        """Enqueue a command and return what Celery returns."""
+        return self.app.send_task(
+            f"allocation.{task}", args, fields, queue="allocation.commands", task_id=task_id
+        )
+
+    def ask(self, task: str, *args: Any, **fields: Any) -> Any:
+        """Enqueue a command and return its result, or raise its error."""
+        return self.send(task, *args, **fields).get(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def module_mail(server_folder: Path) -> Iterator[MailSink]:
+    """A mail server for the tests of one file."""
+    with MailSink(Path(tempfile.mkdtemp(prefix="mail-", dir=server_folder))) as sink:
+        yield sink
+
+
+@pytest.fixture(scope="module")
+def backend(
+    broker: Broker, new_database: Callable[[], str], module_mail: MailSink, server_folder: Path
+) -> Backend:
+    """A backend of this file's own: an empty database, an empty broker, no process yet."""
+    addresses = Addresses(
+        database_url=new_database(),
+        broker_url=broker.broker_url,
+        result_backend_url=broker.result_backend_url,
+        smtp_url=module_mail.url,
+        flower_url="",
+    )
+    folder = Path(tempfile.mkdtemp(prefix="backend-", dir=server_folder))
+    return Backend(addresses, {**addresses.environment(), **FAST}, folder)
+
+
+@pytest.fixture(scope="module")
+def worker(backend: Backend) -> Iterator[Child]:
+    """One worker for the tests of one file."""
+    child = backend.worker("commands")
+    yield child
+    child.stop()
+
+
+@pytest.fixture(scope="module")
+def housekeeping(backend: Backend) -> Iterator[None]:
+    """The housekeeping worker and beat for the tests of one file."""
+    yield from backend.housekeeping()
+
+
+@pytest.fixture
+def shop(broker: Broker) -> Iterator[Shop]:
+    """The other app."""
+    shop = Shop(broker)
+    yield shop
+    shop.app.close()
