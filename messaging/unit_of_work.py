@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -14,6 +14,17 @@ class Aggregate(Protocol):
     """A consistency boundary that records what happened to it."""
 
     events: list[Event]
+
+
+class Repository(Protocol):
+    """Where aggregates of one kind are kept; remembers those that the handler touched."""
+
+    @property
+    def seen(self) -> Sequence[Aggregate]:
+        """Return what the handler loaded or added."""
+
+    def save(self) -> None:
+        """Write what the handler changed; it runs at the commit."""
 
 
 class UnitOfWork(ABC):
@@ -42,13 +53,14 @@ class UnitOfWork(ABC):
         """Hand over the events that the bus itself must handle; none where an outbox delivers them."""
 
     @abstractmethod
-    def aggregates(self) -> Iterable[Aggregate]:
-        """Return the aggregates that the handler touched."""
+    def repositories(self) -> Iterable[Repository]:
+        """Return every repository that handlers may use."""
 
     def take_events(self) -> list[Event]:
         """Take the events off the touched aggregates, oldest first."""
         taken: list[Event] = []
-        for aggregate in self.aggregates():
-            taken += aggregate.events
-            aggregate.events.clear()
+        for repository in self.repositories():
+            for aggregate in repository.seen:
+                taken += aggregate.events
+                aggregate.events.clear()
         return taken

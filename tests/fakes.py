@@ -6,41 +6,31 @@ from dataclasses import dataclass, field
 
 from allocation.domain.model import OrderLine, Product
 from allocation.service_layer.unit_of_work import UnitOfWork
-from messaging.messages import Event
+from messaging.fakes import InMemoryRepository, InMemoryUnitOfWork
 
 
-class FakeProductRepository:
+class FakeProductRepository(InMemoryRepository[Product]):
     """Implements the port `ProductRepository`; always loads whole products."""
 
-    def __init__(self, products: dict[str, Product]) -> None:
-        self.seen: list[Product] = []
-        self._products = products
-
     def get_for_line(self, line: OrderLine) -> Product | None:
-        return self._track(self._products.get(line.sku))
+        return self.load(line.sku)
 
     def get_or_create(self, sku: str, batchref: str) -> Product:
         holder = self._holder(batchref)
         if holder is not None and holder.sku != sku:
             # As in PostgreSQL: the other product's batch comes along, to be told apart.
             return Product(sku, [batch for batch in holder.batches if batch.reference == batchref])
-        product = self._products.setdefault(sku, Product(sku))
-        self._track(product)
-        return product
+        return self.load(sku) or self.track(sku, Product(sku))
 
     def get_by_batchref(self, batchref: str, _qty: int) -> Product | None:
-        return self._track(self._holder(batchref))
+        holder = self._holder(batchref)
+        return self.load(holder.sku) if holder else None
 
     def _holder(self, batchref: str) -> Product | None:
-        for product in self._products.values():
+        for product in self.stored.values():
             if any(batch.reference == batchref for batch in product.batches):
                 return product
         return None
-
-    def _track(self, product: Product | None) -> Product | None:
-        if product is not None:
-            self.seen.append(product)
-        return product
 
 
 @dataclass
@@ -56,23 +46,14 @@ class FakeNotifications:
         self.sent.append(subject)
 
 
-class FakeUnitOfWork(UnitOfWork):
+class FakeUnitOfWork(InMemoryUnitOfWork, UnitOfWork):
     """Keeps everything in memory, and hands the events to the bus, which then runs whole in one process."""
 
     def __init__(self) -> None:
-        self.warehouse: dict[str, Product] = {}
+        super().__init__()
+        self.products: FakeProductRepository = FakeProductRepository()
         self.notifications: FakeNotifications = FakeNotifications()
-        self.products = FakeProductRepository(self.warehouse)
-        self.committed = 0
-        self._new_events: list[Event] = []
 
-    def commit(self, _result: object = None) -> None:
-        self.committed += 1
-        self._new_events = self.take_events()
-
-    def rollback(self) -> None:
-        self.products.seen.clear()
-
-    def collect_new_events(self) -> list[Event]:
-        events, self._new_events = self._new_events, []
-        return events
+    @property
+    def warehouse(self) -> dict[str, Product]:
+        return self.products.stored

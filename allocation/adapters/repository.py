@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from allocation.domain.model import Batch, OrderLine, Product
+from messaging.postgres.repository import PostgresRepository
 from messaging.postgres.transaction import Row, Transaction
 
 # The product is locked first and read after, so that what is read is as fresh as the lock.
@@ -69,17 +70,16 @@ class Loaded:
     lines: tuple[OrderLine, ...]
 
 
-class PostgresProductRepository:
+class PostgresProductRepository(PostgresRepository[Product]):
     """Implements the port `ProductRepository`."""
 
     def __init__(self, transaction: Transaction) -> None:
-        self.seen: list[Product] = []
-        self._transaction = transaction
+        super().__init__(transaction)
         self._loaded: dict[str, Loaded] = {}
 
     def get_for_line(self, line: OrderLine) -> Product | None:
         """Load the batch that holds the line, if any, and the soonest one with room for it."""
-        rows = self._transaction.read(
+        rows = self.transaction.read(
             LOAD_FOR_LINE, (line.sku, line.orderid, line.sku, line.qty, line.qty, line.sku)
         )
         if not rows:
@@ -87,21 +87,21 @@ class PostgresProductRepository:
         # A batch that holds the line settles the matter; it may come a second time, as the one with room.
         holding = [_batch(row, [line]) for row in rows if row[5]]
         with_room = [_batch(row) for row in rows if row[5] is False]
-        return self._track(Product(line.sku, holding or with_room))
+        return self.track(Product(line.sku, holding or with_room))
 
     def get_or_create(self, sku: str, batchref: str) -> Product:
         """Load the batch of that reference, of whatever SKU, so that a second one can be told apart."""
-        rows = self._transaction.read(LOAD_FOR_BATCH, (sku, sku, batchref))
-        return self._track(Product(sku, [_batch(row) for row in rows]))
+        rows = self.transaction.read(LOAD_FOR_BATCH, (sku, sku, batchref))
+        return self.track(Product(sku, [_batch(row) for row in rows]))
 
     def get_by_batchref(self, batchref: str, qty: int) -> Product | None:
         """Load the batch and the lines allocated last that exceed `qty` pieces."""
-        rows = self._transaction.read(LOAD_BY_BATCHREF, {"ref": batchref, "qty": qty})
+        rows = self.transaction.read(LOAD_BY_BATCHREF, {"ref": batchref, "qty": qty})
         if not rows:
             return None
         sku = rows[0][1]
         lines = [OrderLine(row[5], sku, row[6]) for row in rows if row[5] is not None]
-        return self._track(Product(sku, [_batch(rows[0], lines)]))
+        return self.track(Product(sku, [_batch(rows[0], lines)]))
 
     def save(self) -> None:
         """Write what the handler changed; it runs at the commit."""
@@ -109,20 +109,20 @@ class PostgresProductRepository:
             for batch in product.batches:
                 self._save_batch(batch, self._loaded.get(batch.reference))
 
-    def _track(self, product: Product) -> Product:
-        self.seen.append(product)
+    def track(self, product: Product) -> Product:
+        """Note what the product's batches were like before the handler."""
         for batch in product.batches:
             self._loaded[batch.reference] = _loaded(batch)
-        return product
+        return super().track(product)
 
     def _save_batch(self, batch: Batch, loaded: Loaded | None) -> None:
         now = _loaded(batch)
         if loaded == now:
             return
         if loaded is None:
-            self._transaction.write(INSERT_BATCH, (batch.reference, batch.sku, batch.eta, *now.quantities))
+            self.transaction.write(INSERT_BATCH, (batch.reference, batch.sku, batch.eta, *now.quantities))
         else:
-            self._transaction.write(UPDATE_BATCH, (*now.quantities, batch.reference))
+            self.transaction.write(UPDATE_BATCH, (*now.quantities, batch.reference))
         before = loaded.lines if loaded else ()
         self._write_each(DELETE_LINE, ((*_key(line),) for line in before if line not in now.lines))
         self._write_each(
@@ -131,7 +131,7 @@ class PostgresProductRepository:
 
     def _write_each(self, sql: str, rows: Iterable[Row]) -> None:
         for row in rows:
-            self._transaction.write(sql, row)
+            self.transaction.write(sql, row)
 
 
 def _loaded(batch: Batch) -> Loaded:

@@ -25,7 +25,3 @@ class PostgresAllocationUnitOfWork(PostgresUnitOfWork, UnitOfWork):
         """Begin with no product loaded."""
         self.products = PostgresProductRepository(self.transaction)
         return super().__enter__()
-
-    def save(self) -> None:
-        """Write the products that changed."""
-        self.products.save()

@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from allocation.domain.model import OrderLine, Product
-from messaging.unit_of_work import Aggregate
+from messaging.unit_of_work import Repository
 from messaging.unit_of_work import UnitOfWork as MessagingUnitOfWork
 
 
-class ProductRepository(Protocol):
+class ProductRepository(Repository, Protocol):
     """Loads the slice of a product that one decision needs, and locks the product until the end."""
-
-    seen: list[Product]
 
     def get_for_line(self, line: OrderLine) -> Product | None:
         """Return the line's product with the batch that holds the line, if any, and the soonest with room.
@@ -45,9 +43,9 @@ class UnitOfWork(MessagingUnitOfWork):
     products: ProductRepository
     notifications: Notifications
 
-    def aggregates(self) -> Iterable[Aggregate]:
-        """Return the products that the handler loaded."""
-        return self.products.seen
+    def repositories(self) -> Iterable[Repository]:
+        """Return the one that there is."""
+        return (self.products,)
 
     @abstractmethod
     def commit(self, result: object = None) -> None: ...

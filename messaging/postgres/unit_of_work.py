@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -119,13 +118,10 @@ class PostgresUnitOfWork(UnitOfWork):
         """Undo what is not committed and give the connection back."""
         self.transaction.close()
 
-    @abstractmethod
-    def save(self) -> None:
-        """Write what changed in the aggregates that the handler touched."""
-
     def commit(self, result: object = None) -> None:
         """Write state, deliveries and answer in one transaction."""
-        self.save()
+        for repository in self.repositories():
+            repository.save()
         deliveries = self._outbox.write(self.take_events(), self.job, self.transaction)
         self.job.finish(self.transaction, result)
         self.transaction.commit()
