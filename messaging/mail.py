@@ -25,6 +25,15 @@ class SmtpServer:
         with self._connect() as server:
             server.send_message(mail)
 
+    def greet(self) -> None:
+        """Connect and log in, to see whether a mail could be handed over.
+
+        Raises:
+            OSError, smtplib.SMTPException: the server is away or refuses.
+        """
+        with self._connect() as server:
+            server.noop()
+
     def _connect(self) -> smtplib.SMTP:
         parts = urlsplit(self.url)
         if parts.scheme == "smtps":

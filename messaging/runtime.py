@@ -11,6 +11,7 @@ from sqlalchemy.pool import NullPool
 
 from messaging.postgres.dead_letters import PostgresDeadLetterStore
 from messaging.postgres.deliveries import DeliveryStore
+from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox
 from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
 from messaging.project import Project
@@ -46,6 +47,11 @@ class Runtime:
     def inbox(self) -> Inbox:
         """Return the answers to commands."""
         return self._once("inbox", lambda: Inbox(self.engine))
+
+    @property
+    def heartbeats(self) -> Heartbeats:
+        """Return when the housekeeping ran last."""
+        return self._once("heartbeats", lambda: Heartbeats(self.engine))
 
     @property
     def dead_letters(self) -> PostgresDeadLetterStore:

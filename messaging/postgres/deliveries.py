@@ -204,7 +204,7 @@ WITH under_way AS (
     SELECT deliveries.id FROM deliveries JOIN cooled USING (id)
     WHERE status = 'failed' AND turn <= :limit ORDER BY turn LIMIT :limit
     FOR UPDATE OF deliveries SKIP LOCKED
-), {PUT_BACK}""")
+), {PUT_BACK}""")  # noqa: S608  # put together from constants
 
 PRUNE = text("""
 DELETE FROM deliveries WHERE id = ANY(ARRAY(

@@ -10,7 +10,6 @@ from celery import Celery, Task
 
 from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
-from messaging.postgres.heartbeats import Heartbeats
 from messaging.runtime import Runtime
 from messaging.worker.sender import send
 
@@ -31,7 +30,7 @@ def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str, q
     @app.task(bind=True, name=name, queue=queue, ignore_result=True, __doc__=job.__doc__)
     def housekeeping_task(task: Task) -> int:
         count: int = job(app, runtime)
-        Heartbeats(runtime.engine).note(job.__name__, task.request.hostname or "here")
+        runtime.heartbeats.note(job.__name__, task.request.hostname or "here")
         return count
 
 

@@ -1,0 +1,167 @@
+"""Is everything there that the project needs? Each answer says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery
+from sqlalchemy import text
+
+from messaging.errors import describe
+from messaging.mail import SmtpServer
+from messaging.postgres.heartbeats import Heartbeat
+from messaging.postgres.migrate import missing
+from messaging.runtime import Runtime
+
+#: Seconds that a worker gets to answer; longer than a busy one needs.
+ANSWER_S = 3.0
+#: Seconds by which two clocks may differ before due times and expiries go wrong.
+CLOCK_S = 5.0
+#: How many intervals of the relay may pass before it counts as dead.
+MISSED_BEATS = 4
+
+
+DATABASE_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())::float")
+
+
+class Problem(Exception):
+    """What is wrong, and what to do about it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what, self.remedy = what, remedy
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer of one check."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """The checks, in the order in which one failing explains the next."""
+
+    app: Callable[[], Celery]
+    runtime: Runtime
+
+    def run(self) -> Iterator[Finding]:
+        """Yield a finding for each check; none raises."""
+        checks: dict[str, Callable[[], str]] = {
+            "settings": self.settings,
+            "database": self.database,
+            "migrations": self.migrations,
+            "broker": self.broker,
+            "results": self.results,
+            "mail": self.mail,
+            "workers": self.workers,
+            "beat": self.beat,
+            "clocks": self.clocks,
+        }
+        for name, check in checks.items():
+            try:
+                yield Finding(name, True, check())
+            except Problem as problem:
+                yield Finding(name, False, problem.what, problem.remedy)
+            except Exception as error:  # noqa: BLE001  # whatever a broken server makes a driver raise
+                yield Finding(name, False, describe(error), self._remedy(name))
+
+    def settings(self) -> str:
+        """Read the settings."""
+        return f"{len(type(self.runtime.settings).model_fields)} read"
+
+    def database(self) -> str:
+        """Ask the database."""
+        started = time.monotonic()
+        with self.runtime.engine.connect() as connection:
+            version = connection.execute(text("SHOW server_version")).scalar_one()
+        return f"PostgreSQL {version} answered in {_ms(started)} ms"
+
+    def migrations(self) -> str:
+        """Compare the schema with this release's."""
+        lacking = missing(self.runtime.engine, self.runtime.project.migrations)
+        if lacking:
+            raise Problem(f"lacks {', '.join(sorted(lacking))}", self._remedy("migrations"))
+        return "the schema is this release's"
+
+    def broker(self) -> str:
+        """Connect to the broker."""
+        started = time.monotonic()
+        with self.app().connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+        return f"{urlsplit(self.runtime.settings.broker_url).scheme} answered in {_ms(started)} ms"
+
+    def results(self) -> str:
+        """Ask the result backend for a result that is none."""
+        started = time.monotonic()
+        self.app().backend.get_task_meta("check")
+        return f"answered in {_ms(started)} ms"
+
+    def mail(self) -> str:
+        """Greet the mail server."""
+        settings = self.runtime.settings
+        SmtpServer(settings.smtp_url, settings.smtp_timeout_s).greet()
+        return "the server greets"
+
+    def workers(self) -> str:
+        """Ask the workers which queues they read; every queue needs one."""
+        project = self.runtime.project
+        answers = self.app().control.inspect(timeout=ANSWER_S).active_queues() or {}
+        read = {queue["name"] for queues in answers.values() for queue in queues or []}
+        unread = {project.commands_queue, project.events_queue, project.housekeeping_queue} - read
+        if unread:
+            raise Problem(f"nobody reads {', '.join(sorted(unread))}", self._remedy("workers"))
+        return f"{', '.join(sorted(answers))} read all queues"
+
+    def beat(self) -> str:
+        """Look when the relay ran last, which takes a living beat and a worker for the housekeeping."""
+        beat = self._relay_beat()
+        interval_s = self.runtime.settings.relay_interval_s
+        if beat is None or beat.age_s > MISSED_BEATS * interval_s + ANSWER_S:
+            ago = f"{beat.age_s:.0f} s ago" if beat else "never"
+            raise Problem(f"the relay ran {ago}, it is due every {interval_s:g} s", self._remedy("beat"))
+        return f"the relay ran {beat.age_s:.1f} s ago on {beat.worker}"
+
+    def clocks(self) -> str:
+        """Compare this clock and the housekeeping worker's with the database's."""
+        before = time.time()
+        with self.runtime.engine.connect() as connection:
+            theirs: float = connection.execute(DATABASE_CLOCK).scalar_one()
+        offsets = {"this machine": (before + time.time()) / 2 - theirs}
+        beat = self._relay_beat()
+        if beat is not None:
+            offsets[beat.worker] = beat.clock_offset_s
+        wrong = [f"{who} by {offset:+.1f} s" for who, offset in offsets.items() if abs(offset) > CLOCK_S]
+        if wrong:
+            raise Problem(f"off the database's clock: {', '.join(wrong)}", self._remedy("clocks"))
+        return f"within {max(map(abs, offsets.values())):.2f} s of the database's"
+
+    def _relay_beat(self) -> Heartbeat | None:
+        return self.runtime.heartbeats.read().get("relay")
+
+    def _remedy(self, name: str) -> str:
+        prefix, project = self.runtime.project.name.upper(), self.runtime.project.name
+        remedies: dict[str, Any] = {
+            "settings": f"correct the variable {prefix}_… that is named",
+            "database": f"start PostgreSQL, or correct {prefix}_DATABASE_URL",
+            "migrations": f"run: python -m {project} migrate",
+            "broker": f"start the broker, or correct {prefix}_BROKER_URL",
+            "results": f"start the result backend, or correct {prefix}_RESULT_BACKEND_URL",
+            "mail": f"start the mail server, or correct {prefix}_SMTP_URL; then re-run what failed",
+            "workers": "start a worker for it: celery -A tasks worker --queues=…",
+            "beat": "start beat (celery -A tasks beat) and a worker for the housekeeping queue",
+            "clocks": "synchronise the clocks (NTP)",
+        }
+        return str(remedies[name])
+
+
+def _ms(started: float) -> str:
+    return f"{(time.monotonic() - started) * 1000:.0f}"

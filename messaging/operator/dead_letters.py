@@ -1,0 +1,162 @@
+"""Messages that no task could read, as an operator sees them: read, send again, give up."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import Connection, Engine, text
+
+from messaging.errors import MessagingError
+from messaging.runtime import Runtime
+
+COLUMNS = """
+id::text, reason, task, task_id, queue, content_type, content_encoding, headers, properties, body, error,
+at, replayed_at, discarded_at, discard_reason"""
+
+#: Properties that belong to the message; the others were written by the transport that carried it.
+OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
+
+#: What says in the list which letters are meant; each has an index of its own.
+STATES = {
+    "open": "replayed_at IS NULL AND discarded_at IS NULL",
+    "replayed": "replayed_at IS NOT NULL",
+    "discarded": "discarded_at IS NOT NULL",
+    "all": "true",
+}
+
+
+class NotReplayable(MessagingError):
+    """Sending the message again would not help, or was done already."""
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One dead letter."""
+
+    id: str
+    reason: str
+    task: str | None
+    task_id: str | None
+    queue: str | None
+    content_type: str | None
+    content_encoding: str | None
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    body: bytes
+    error: str
+    at: datetime
+    replayed_at: datetime | None
+    discarded_at: datetime | None
+    discard_reason: str | None
+
+    @property
+    def state(self) -> str:
+        """Return `open`, `replayed` or `discarded`."""
+        return "discarded" if self.discarded_at else "replayed" if self.replayed_at else "open"
+
+    @property
+    def shown_body(self) -> str:
+        """Return the body as text where it is text, else in base64."""
+        try:
+            return self.body.decode()
+        except UnicodeDecodeError:
+            return f"base64:{base64.b64encode(self.body).decode()}"
+
+
+@dataclass(frozen=True)
+class DeadLetters:
+    """Dead letters of one database."""
+
+    engine: Engine
+
+    def find(
+        self, state: str = "open", reason: str | None = None, task: str | None = None, limit: int = 50
+    ) -> list[Letter]:
+        """Return the newest `limit` letters; `state` is one of `STATES`, `reason` and `task` are parts."""
+        query = text(
+            f"SELECT {COLUMNS} FROM dead_letters WHERE {STATES[state]}"
+            " AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) in lower(reason)) > 0)"
+            " AND (CAST(:task AS text) IS NULL OR position(lower(:task) in lower(task)) > 0)"
+            " ORDER BY at DESC LIMIT :limit"
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(query, {"reason": reason, "task": task, "limit": limit})
+            return [_letter(row) for row in rows]
+
+    def get(self, letter_id: str) -> Letter | None:
+        """Return one letter."""
+        with self.engine.connect() as connection:
+            return _get(connection, letter_id)
+
+    def replay(self, app: Celery, runtime: Runtime, letter_id: str, *, anyway: bool = False) -> Letter:
+        """Send a letter's message again as it came, to the queue where it came from.
+
+        Raises:
+            NotReplayable: it was settled before, or this release has no such task (unless `anyway`).
+        """
+        with self.engine.begin() as connection:
+            letter = _lock_open(connection, letter_id)
+            queue = letter.queue or runtime.project.commands_queue
+            if not anyway and letter.task not in app.tasks:
+                raise NotReplayable(
+                    f"This release has no task {letter.task}; the message would come back as a dead letter"
+                )
+            # Marked first: a message that went out while the mark fails would be sent a second time.
+            connection.execute(
+                text("UPDATE dead_letters SET replayed_at = now() WHERE id = :id"), {"id": letter_id}
+            )
+            _publish(app, letter, queue)
+        return letter
+
+    def discard(self, letter_id: str, reason: str) -> Letter:
+        """Give a letter up for good.
+
+        Raises:
+            NotReplayable: it was settled before.
+        """
+        with self.engine.begin() as connection:
+            letter = _lock_open(connection, letter_id)
+            query = text(
+                "UPDATE dead_letters SET discarded_at = now(), discard_reason = :reason WHERE id = :id"
+            )
+            connection.execute(query, {"id": letter_id, "reason": reason})
+        return letter
+
+
+def _get(connection: Connection, letter_id: str, lock: str = "") -> Letter | None:
+    query = text(f"SELECT {COLUMNS} FROM dead_letters WHERE id = CAST(:id AS uuid) {lock}")
+    row = connection.execute(query, {"id": letter_id}).one_or_none()
+    return _letter(row) if row else None
+
+
+def _lock_open(connection: Connection, letter_id: str) -> Letter:
+    letter = _get(connection, letter_id, "FOR UPDATE")
+    if letter is None:
+        raise NotReplayable(f"There is no dead letter {letter_id}")
+    if letter.state != "open":
+        raise NotReplayable(f"Dead letter {letter_id} was {letter.state} already")
+    return letter
+
+
+def _letter(row: Any) -> Letter:
+    return Letter(**{**row._mapping, "body": bytes(row.body)})
+
+
+def _publish(app: Celery, letter: Letter, queue: str) -> None:
+    properties = {name: letter.properties[name] for name in OWN_PROPERTIES if letter.properties.get(name)}
+    with app.producer_or_acquire() as producer:
+        producer.publish(
+            letter.body,
+            exchange="",
+            routing_key=queue,
+            content_type=letter.content_type or "application/octet-stream",
+            content_encoding=letter.content_encoding or "binary",
+            headers=letter.headers,
+            retry=True,
+            retry_policy=app.conf.task_publish_retry_policy,
+            **properties,
+        )

@@ -1,0 +1,178 @@
+"""Deliveries as an operator reads them: which there are, and what became of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from messaging.delivery import Status
+from messaging.operator.filters import DeliveryFilter, Ordering
+
+COLUMNS = """
+id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
+last_error, correlation_id, causation_id, edited_from::text, reason"""
+
+#: How far `origin` climbs from delivery to delivery; a chain that long is a loop.
+MAX_CHAIN = 50
+
+
+@dataclass(frozen=True)
+class DeliveryRow:
+    """One delivery as it stands."""
+
+    id: str
+    event_type: str
+    payload: dict[str, Any]  # the event's fields as JSON values
+    handler: str
+    status: Status
+    attempts: int  # since the last re-run
+    reruns: int
+    created_at: datetime
+    finished_at: datetime | None
+    due_at: datetime
+    worker: str | None
+    last_error: str | None
+    correlation_id: str
+    causation_id: str
+    edited_from: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One failed attempt; `run` counts the re-runs before it."""
+
+    run: int
+    number: int
+    at: datetime
+    worker: str
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Action:
+    """What somebody, or the schedule, did with a delivery."""
+
+    at: datetime
+    action: str
+    actor: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The command at the beginning, and what came of it."""
+
+    task_id: str
+    command: str
+    result: Any
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Story:
+    """All that is known of one delivery."""
+
+    delivery: DeliveryRow
+    attempts: list[Attempt]
+    actions: list[Action]
+    cause: Cause | None  # None once its answer has been pruned
+    through: list[DeliveryRow] = field(default_factory=list)  # deliveries between the command and this one
+    related: list[DeliveryRow] = field(default_factory=list)  # others of the same command
+
+
+@dataclass(frozen=True)
+class Deliveries:
+    """Questions about deliveries."""
+
+    engine: Engine
+
+    def find(
+        self, chosen: DeliveryFilter, statuses: Sequence[Status] = tuple(Status), limit: int = 50
+    ) -> list[DeliveryRow]:
+        """Return the newest `limit` deliveries in these states, the last that ended first."""
+        # One query per state, since each state has an index of its own (done has the primary key).
+        parts = " UNION ALL ".join(f"({_of_status(status, chosen)})" for status in statuses)
+        query = text(
+            f"SELECT * FROM ({parts}) found ORDER BY coalesce(finished_at, created_at) DESC LIMIT :limit"
+        )
+        with self.engine.connect() as connection:
+            return [_row(row) for row in connection.execute(query, {**chosen.facts, "limit": limit})]
+
+    def count_failed(self, chosen: DeliveryFilter) -> dict[tuple[str, str], int]:
+        """Return how many failed deliveries there are by event and handler, most first."""
+        query = text(
+            f"SELECT event_type, handler, count(*) FROM deliveries WHERE status = 'failed'{chosen.sql}"
+            " GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        )
+        with self.engine.connect() as connection:
+            return {(event, handler): n for event, handler, n in connection.execute(query, chosen.facts)}
+
+    def get(self, delivery_id: str) -> DeliveryRow | None:
+        """Return one delivery."""
+        return next(iter(self.find(DeliveryFilter(ids=(delivery_id,)), limit=1)), None)
+
+    def story(self, delivery_id: str) -> Story | None:
+        """Return all that is known of one delivery, None where there is none of that id."""
+        delivery = self.get(delivery_id)
+        if delivery is None:
+            return None
+        through, cause = self._origin(delivery)
+        related = self.find(DeliveryFilter(correlation=delivery.correlation_id), limit=100)
+        with self.engine.connect() as connection:
+            return Story(
+                delivery,
+                _attempts(connection, delivery_id),
+                _actions(connection, delivery_id),
+                cause,
+                through,
+                [row for row in related if row.id != delivery_id],
+            )
+
+    def _origin(self, delivery: DeliveryRow) -> tuple[list[DeliveryRow], Cause | None]:
+        """Climb from a delivery to the command that began it all."""
+        through: list[DeliveryRow] = []
+        causation = delivery.causation_id
+        for _ in range(MAX_CHAIN):
+            cause = self._answered(causation)
+            above = None if cause or len(causation) != 36 else self.get(causation)
+            if above is None:
+                return through, cause
+            through.append(above)
+            causation = above.causation_id
+        return through, None
+
+    def _answered(self, task_id: str) -> Cause | None:
+        query = text("SELECT task_id, command, result, at FROM inbox WHERE task_id = :id")
+        with self.engine.connect() as connection:
+            row = connection.execute(query, {"id": task_id}).one_or_none()
+        return Cause(*row) if row else None
+
+
+def _of_status(status: Status, chosen: DeliveryFilter) -> str:
+    return (
+        f"SELECT {COLUMNS} FROM deliveries WHERE status = '{status}'{chosen.sql}"
+        f" ORDER BY {Ordering(status).column} DESC LIMIT :limit"
+    )
+
+
+def _row(row: Any) -> DeliveryRow:
+    return DeliveryRow(**{**row._mapping, "status": Status(row.status)})
+
+
+def _attempts(connection: Connection, delivery_id: str) -> list[Attempt]:
+    query = text(
+        "SELECT run, number, at, worker, error, traceback FROM attempts WHERE delivery_id = :id"
+        " ORDER BY run, number"
+    )
+    return [Attempt(*row) for row in connection.execute(query, {"id": delivery_id})]
+
+
+def _actions(connection: Connection, delivery_id: str) -> list[Action]:
+    query = text("SELECT at, action, actor, reason FROM actions WHERE delivery_id = :id ORDER BY id")
+    return [Action(*row) for row in connection.execute(query, {"id": delivery_id})]

@@ -1,0 +1,63 @@
+"""Which deliveries an operator means, as SQL conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from messaging.delivery import Status
+
+#: One condition per field of `DeliveryFilter`. When something ended is when its row last changed its state.
+CONDITIONS = {
+    "handler": "handler = :handler",
+    "event": "event_type = :event",
+    "error": "position(lower(:error) in lower(last_error)) > 0",
+    "since": "coalesce(finished_at, created_at) >= :since",
+    "until": "coalesce(finished_at, created_at) < :until",
+    "older_than_s": "created_at < now() - make_interval(secs => :older_than_s)",
+    "correlation": "correlation_id = :correlation",
+    "ids": "id = ANY(CAST(:ids AS uuid[]))",
+}
+
+
+@dataclass(frozen=True)
+class DeliveryFilter:
+    """What is None or empty does not filter."""
+
+    handler: str | None = None
+    event: str | None = None  # the event's class name
+    error: str | None = None  # a part of the last error, in upper or lower case
+    since: datetime | None = None  # ended (for pending ones: raised) at or after this
+    until: datetime | None = None  # ended (for pending ones: raised) before this
+    older_than_s: float | None = None  # seconds since the event was raised
+    correlation: str | None = None  # the id of the command that began it all
+    ids: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return the values of the conditions that are set."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: list(value) if name == "ids" else value
+            for name, value in found.items()
+            if value or value == 0
+        }
+
+    @property
+    def sql(self) -> str:
+        """Return the conditions that are set, to stand after a WHERE of others; its values are `facts`."""
+        return "".join(f" AND {CONDITIONS[name]}" for name in self.facts)
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """How the rows of one state are found without reading the others: by the index that has only them."""
+
+    status: Status
+
+    @property
+    def column(self) -> str:
+        """Return what the index of that state is sorted by."""
+        by_index = {Status.PENDING: "due_at", Status.FAILED: "finished_at", Status.DISCARDED: "finished_at"}
+        return by_index.get(self.status, "id")  # ids of version 7 are in the order of time

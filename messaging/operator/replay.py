@@ -1,0 +1,89 @@
+"""A logged message becomes a message again, read as data: nothing in the line is ever run."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+from messaging.bus import MessageBus
+from messaging.errors import InvalidMessage
+from messaging.messages import Message
+from messaging.validation import parse
+
+#: Longer than any message's repr with all its fields at their limits.
+MAX_LENGTH = 100_000
+
+
+def parse_line(bus: MessageBus, line: str) -> Message:
+    """Return the message that a line shows, the line being its repr alone or a log line around it.
+
+    Values are texts, numbers, None, True, False and `datetime.date(y, m, d)`.
+
+    Raises:
+        InvalidMessage: the line shows no message of this project, or one that breaks a rule.
+    """
+    kinds: Mapping[str, type[Message]] = {**bus.event_types, **bus.command_types}
+    if len(line) > MAX_LENGTH:
+        raise InvalidMessage("line", f"is longer than {MAX_LENGTH} characters")
+    call = _call(_expression(line, kinds))
+    name = call.func.id  # type: ignore[attr-defined]  # `_expression` begins with a name
+    fields = {keyword.arg: _value(keyword.value) for keyword in call.keywords if keyword.arg}
+    if len(fields) < len(call.keywords):
+        raise InvalidMessage("line", "may not have ** in it, or a field twice")
+    return parse(kinds[name], [_value(argument) for argument in call.args], fields)
+
+
+def _expression(line: str, kinds: Mapping[str, object]) -> str:
+    """Return the part of the line that is `Name(…)`, up to the parenthesis that closes it."""
+    names = "|".join(re.escape(name) for name in sorted(kinds, key=len, reverse=True))
+    start = re.search(rf"(?<![\w.])(?:{names})\(", line)
+    if start is None:
+        raise InvalidMessage("line", f"must show a message; there are {', '.join(sorted(kinds))}")
+    rest = line[start.start() :]
+    depth = 0
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(rest).readline):
+            depth += {"(": 1, ")": -1}.get(token.string, 0) if token.type == tokenize.OP else 0
+            if depth == 0 and token.string == ")":
+                return "\n".join([*rest.splitlines()[: token.end[0] - 1], _until(rest, token.end)])
+    except (tokenize.TokenError, SyntaxError):
+        pass
+    raise InvalidMessage("line", "is cut off: no parenthesis closes the message")
+
+
+def _until(text: str, end: tuple[int, int]) -> str:
+    return text.splitlines()[end[0] - 1][: end[1]]
+
+
+def _call(expression: str) -> ast.Call:
+    try:
+        tree = ast.parse(expression, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = None
+    if not isinstance(tree, ast.Call):
+        raise InvalidMessage("line", "is not written as Python shows a message")
+    return tree
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call):
+        return _date(node)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise InvalidMessage("line", "has a value that is no plain text, number, date or None") from None
+
+
+def _date(node: ast.Call) -> date:
+    """Read `datetime.date(2026, 1, 31)` or `date(2026, 1, 31)`."""
+    if ast.unparse(node.func) not in ("datetime.date", "date") or node.keywords:
+        raise InvalidMessage("line", "may call nothing but datetime.date")
+    try:
+        return date(*(ast.literal_eval(argument) for argument in node.args))
+    except (ValueError, TypeError, OverflowError):
+        raise InvalidMessage("line", f"has a date that is none: {ast.unparse(node)[:60]}") from None

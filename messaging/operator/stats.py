@@ -1,0 +1,81 @@
+"""Counts of deliveries: for an operator's overview, and for the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+#: Only what is not done: read from the partial indexes, whatever the table holds besides.
+OPEN = """
+SELECT status, handler, count(*) FROM deliveries WHERE status = 'pending' GROUP BY 1, 2
+UNION ALL
+SELECT status, handler, count(*) FROM deliveries WHERE status = 'failed' GROUP BY 1, 2
+UNION ALL
+SELECT status, handler, count(*) FROM deliveries WHERE status = 'discarded' GROUP BY 1, 2"""
+
+DONE = "SELECT status, handler, count(*) FROM deliveries WHERE status = 'done' GROUP BY 1, 2"
+
+OLDEST_PENDING = """
+SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float
+FROM deliveries WHERE status = 'pending'"""
+
+FAILURES = """
+SELECT date_trunc('hour', at) AS hour, count(*) FROM attempts
+WHERE at > now() - interval '24 hours' GROUP BY 1 ORDER BY 1"""
+
+DEAD_LETTERS = """
+SELECT reason, count(*) FROM dead_letters WHERE replayed_at IS NULL AND discarded_at IS NULL
+GROUP BY 1 ORDER BY 1"""
+
+RERUNS = """
+SELECT CASE WHEN actor = 'schedule' THEN actor ELSE 'operator' END, count(*) FROM actions
+WHERE action = 'rerun' AND at > now() - interval '1 hour' GROUP BY 1 ORDER BY 1"""
+
+Counts = dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """How things stand."""
+
+    deliveries: Counts  # by (state, handler)
+    oldest_pending_s: float  # seconds since its event was raised; 0 where nothing is pending
+    failures: dict[datetime, int]  # failed attempts by hour, the last 24 hours
+    dead_letters: dict[str, int]  # those that wait, by reason
+    reruns: dict[str, int]  # of the last hour: by the "schedule", by an "operator"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts of deliveries and dead letters."""
+
+    engine: Engine
+
+    def overview(self) -> Overview:
+        """Count everything; the deliveries that are done cost a scan of the table."""
+        found = self.open()
+        return replace(found, deliveries={**found.deliveries, **self.done()})
+
+    def open(self) -> Overview:
+        """Count all but what is done; the cost does not grow with that."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(text(OPEN)).all()
+            return Overview(
+                {(status, handler): n for status, handler, n in rows},
+                connection.execute(text(OLDEST_PENDING)).scalar_one(),
+                dict(_pairs(connection, FAILURES)),
+                dict(_pairs(connection, DEAD_LETTERS)),
+                dict(_pairs(connection, RERUNS)),
+            )
+
+    def done(self) -> Counts:
+        """Count what is done by handler."""
+        with self.engine.connect() as connection:
+            return {(status, handler): n for status, handler, n in connection.execute(text(DONE))}
+
+
+def _pairs(connection: Connection, query: str) -> list[tuple[Any, int]]:
+    return [(key, count) for key, count in connection.execute(text(query))]
