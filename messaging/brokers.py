@@ -25,8 +25,8 @@ def is_rabbitmq(broker_url: str) -> bool:
 def task_queue(project: str, name: str, broker_url: str) -> Queue:
     """Return one of a project's queues, as everybody must declare it.
 
-    On RabbitMQ it is a quorum queue: written to disk on most nodes before a publisher hears that it was taken.
-    Its topic exchange is what Celery's native delayed delivery needs; retries wait in the broker, not in workers.
+    On RabbitMQ it is a quorum queue: on the disks of most nodes before a publisher hears that it was taken.
+    Its topic exchange is what Celery's native delayed delivery needs, so that retries wait in the broker.
     """
     if not is_rabbitmq(broker_url):
         return Queue(name, Exchange("", type="direct"), routing_key=name)

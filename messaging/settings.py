@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messaging.retry import RetryPolicy
 
@@ -13,12 +13,14 @@ from messaging.retry import RetryPolicy
 class MessagingSettings(BaseSettings):
     """Addresses, and the times and counts of deliveries. Durations are seconds."""
 
-    database_url: str = Field("postgresql+psycopg2://allocation@127.0.0.1:5490/allocation", repr=False)
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    database_url: str = Field(repr=False)  # of the project's own: its deliveries are nobody else's
     broker_url: str = Field("redis://127.0.0.1:6390/0", repr=False)
     result_backend_url: str = Field("redis://127.0.0.1:6390/1", repr=False)
     smtp_url: str = Field("smtp://127.0.0.1:1025", repr=False)
     smtp_timeout_s: float = Field(10, gt=0)
-    mail_from: str = "allocation@example.com"
+    mail_from: str
 
     event_max_retries: int = Field(5, ge=0)
     event_backoff_s: int = Field(1, ge=1)
@@ -27,6 +29,7 @@ class MessagingSettings(BaseSettings):
 
     command_attempts: int = Field(4, ge=1)
     max_crashes: int = Field(3, ge=1)
+    bulk_max: int = Field(1000, ge=1)
 
     relay_interval_s: float = Field(5, gt=0)
     relay_grace_s: float = Field(15, gt=0)

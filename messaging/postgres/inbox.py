@@ -54,6 +54,11 @@ class Inbox:
             ).scalar_one()
         return count
 
+    def forget_crashes(self, task_id: str) -> None:
+        """Note that a redelivered message was handled, whatever came of it."""
+        with self.engine.begin() as connection:
+            connection.execute(text("DELETE FROM crashes WHERE task_id = :id"), {"id": task_id})
+
     def prune(self, retention_s: float, limit: int = 5000) -> int:
         """Delete answers older than this many seconds, at most `limit`; return how many went."""
         with self.engine.begin() as connection:

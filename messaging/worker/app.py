@@ -8,6 +8,7 @@ from celery import Celery
 
 from messaging.project import Project
 from messaging.runtime import Runtime
+from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
@@ -33,6 +34,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app.conf.update(config.of_project(project))
     app.runtime = Runtime(project)
     add_command_tasks(app, app.runtime)
+    add_bulk_task(app, app.runtime)
     add_handler_tasks(app, app.runtime)
     add_housekeeping_tasks(app, app.runtime)
     return app

@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery, Task
 
 from messaging.dead_letters import DeadLetter
+from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, MessagingError, Unavailable, WorkerCrashed
 from messaging.messages import Command, to_dict
 from messaging.postgres.inbox import Answer
@@ -45,16 +46,21 @@ def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> Non
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
         request = task.request
         command = parse(kind, args, kwargs)
-        job = CommandJob(_checked_id(request.id), command, request.root_id or request.id)
+        job = CommandJob(checked_id(request.id), command, request.root_id or request.id)
         if (request.delivery_info or {}).get("redelivered"):
-            answer = _begin_again(runtime, task, job)
+            answer = begin_again(runtime, job, runtime.project.command_task(kind), delivery_queue(task))
             if answer is not None:
                 return answer.result
-        return _execute(app, runtime, job)
+        result, deliveries = execute(runtime, job)
+        send(app, runtime, deliveries)
+        return result
 
 
-def _execute(app: Celery, runtime: Runtime, job: CommandJob) -> Any:
-    """Handle the command; transient database errors are tried again, each time from a clean start."""
+def execute(runtime: Runtime, job: CommandJob) -> tuple[Any, list[Delivery]]:
+    """Handle the command in one transaction; return its result, and the deliveries to send now.
+
+    Transient database errors are tried again, each time from a clean start.
+    """
     attempts = runtime.settings.command_attempts
     for attempt in range(1, attempts + 1):
         uow = runtime.unit_of_work(job)
@@ -63,7 +69,7 @@ def _execute(app: Celery, runtime: Runtime, job: CommandJob) -> Any:
         except TRANSIENT_ERRORS as error:
             answer = _first_answer(runtime, job)
             if answer is not None:
-                return answer.result
+                return answer.result, []
             if attempt == attempts:
                 raise Unavailable(_unavailable(error)) from None
             time.sleep(random.uniform(0, FIRST_PAUSE_S * 2**attempt))  # noqa: S311  # jitter, not a secret
@@ -71,11 +77,10 @@ def _execute(app: Celery, runtime: Runtime, job: CommandJob) -> Any:
             # A second delivery may be refused where the first was carried out: the first answer stands.
             answer = _first_answer(runtime, job)
             if answer is not None:
-                return answer.result
+                return answer.result, []
             raise
         else:
-            send(app, runtime, uow.deliveries)
-            return result
+            return result, uow.deliveries
     raise AssertionError("unreachable")
 
 
@@ -86,8 +91,12 @@ def _first_answer(runtime: Runtime, job: CommandJob) -> Answer | None:
         return None
 
 
-def _begin_again(runtime: Runtime, task: Task, job: CommandJob) -> Answer | None:
-    """Answer a redelivered command from the inbox, or count it; one that keeps killing workers is parked."""
+def begin_again(runtime: Runtime, job: CommandJob, task: str, queue: str | None) -> Answer | None:
+    """Answer a redelivered command from the inbox, or count it; one that keeps killing workers is parked.
+
+    Raises:
+        WorkerCrashed: it is parked as a dead letter.
+    """
     answer = _first_answer(runtime, job)
     if answer is not None:
         return answer
@@ -97,18 +106,23 @@ def _begin_again(runtime: Runtime, task: Task, job: CommandJob) -> Answer | None
         return None
     if crashes > runtime.settings.max_crashes:
         error = WorkerCrashed(f"Parked: {crashes - 1} workers died while they handled this command")
-        runtime.dead_letters.add(_parked(task, job, error))
+        runtime.dead_letters.add(_parked(task, queue, job, error))
         raise error
     return None
 
 
-def _parked(task: Task, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
-    queue = (task.request.delivery_info or {}).get("routing_key")
+def delivery_queue(task: Task) -> str | None:
+    """Return the queue from which a running task's message came."""
+    queue: str | None = (task.request.delivery_info or {}).get("routing_key")
+    return queue
+
+
+def _parked(task: str, queue: str | None, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    headers = {"lang": "py", "task": task.name, "id": job.id, "root_id": job.correlation_id}
+    headers = {"lang": "py", "task": task, "id": job.id, "root_id": job.correlation_id}
     return DeadLetter(
         reason="killed its worker",
-        task=task.name,
+        task=task,
         task_id=job.id,
         queue=queue,
         content_type="application/json",
@@ -120,7 +134,7 @@ def _parked(task: Task, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     )
 
 
-def _checked_id(task_id: object) -> str:
+def checked_id(task_id: object) -> str:
     if not isinstance(task_id, str) or not 1 <= len(task_id) <= 255 or not task_id.isprintable():
         raise InvalidMessage("id", "must be a text of 1 to 255 printable characters")
     return task_id
