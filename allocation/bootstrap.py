@@ -7,12 +7,12 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 import allocation.adapters
-from allocation.adapters.email import SmtpNotifications
+from allocation.adapters.email import MailNotifications
 from allocation.adapters.unit_of_work import PostgresAllocationUnitOfWork
 from allocation.config import Settings, settings
 from allocation.domain.errors import AllocationError
 from allocation.service_layer.messagebus import bus
-from messaging.mail import SmtpServer
+from messaging.mail import mails_of
 from messaging.postgres.unit_of_work import Job, Outbox
 from messaging.project import Project
 
@@ -21,8 +21,7 @@ def unit_of_work(
     settings: Settings, engine: Engine, job: Job, outbox: Outbox
 ) -> PostgresAllocationUnitOfWork:
     """Build the unit of work of one command or one delivery."""
-    server = SmtpServer(settings.smtp_url, settings.smtp_timeout_s)
-    notifications = SmtpNotifications(server, settings.mail_from, settings.stock_team, job.id)
+    notifications = MailNotifications(mails_of(settings, job.id), settings.stock_team)
     return PostgresAllocationUnitOfWork(engine, job, outbox, notifications)
 
 

@@ -6,7 +6,10 @@ import smtplib
 import ssl
 from dataclasses import dataclass
 from email.message import EmailMessage
+from itertools import count
 from urllib.parse import unquote, urlsplit
+
+from messaging.settings import MessagingSettings
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,26 @@ def compose(message_id: str, sender: str, recipient: str, subject: str, text: st
     mail["From"], mail["To"], mail["Subject"] = sender, recipient, subject
     mail.set_content(text)
     return mail
+
+
+@dataclass
+class JobMails:
+    """Sends the mails of one command or delivery; tried again, each mail has the same id again."""
+
+    server: SmtpServer
+    sender: str
+    job_id: str
+
+    def __post_init__(self) -> None:
+        """Number the mails from 1."""
+        self._numbers = count(1)
+
+    def send(self, recipient: str, subject: str, text: str) -> None:
+        """Send one mail; raises what `SmtpServer.send` raises."""
+        message_id = f"{self.job_id}.{next(self._numbers)}"
+        self.server.send(compose(message_id, self.sender, recipient, subject, text))
+
+
+def mails_of(settings: MessagingSettings, job_id: str) -> JobMails:
+    """Return the mails of a job, over the server that the settings name."""
+    return JobMails(SmtpServer(settings.smtp_url, settings.smtp_timeout_s), settings.mail_from, job_id)

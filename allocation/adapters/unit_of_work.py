@@ -6,7 +6,7 @@ from typing import Self
 
 from sqlalchemy import Engine
 
-from allocation.adapters.email import SmtpNotifications
+from allocation.adapters.email import MailNotifications
 from allocation.adapters.repository import PostgresProductRepository
 from allocation.service_layer.unit_of_work import UnitOfWork
 from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
@@ -17,7 +17,7 @@ class PostgresAllocationUnitOfWork(PostgresUnitOfWork, UnitOfWork):
 
     products: PostgresProductRepository
 
-    def __init__(self, engine: Engine, job: Job, outbox: Outbox, notifications: SmtpNotifications) -> None:
+    def __init__(self, engine: Engine, job: Job, outbox: Outbox, notifications: MailNotifications) -> None:
         super().__init__(engine, job, outbox)
         self.notifications = notifications
 
