@@ -95,7 +95,7 @@ class Demo:
     def _run_shop(self) -> dict[str, dict[str, int]]:
         addresses = self.stack.addresses
         shop = subprocess.run(
-            [sys.executable, str(ROOT / "local" / "shop.py"), "--broker", addresses.broker_url,
+            [sys.executable, "-P", str(ROOT / "local" / "shop.py"), "--broker", addresses.broker_url,
              "--results", addresses.result_backend_url,
              "--batches", str(self.batches), "--orders", str(self.orders)],
             stdout=subprocess.PIPE, check=False,

@@ -1,7 +1,8 @@
 """Another app, as the demo needs one: it knows the task names and the addresses, and nothing of this project.
 
-`python local/shop.py --broker URL --results URL --batches FILE --orders FILE` creates the batches, allocates
-the orders, and prints what came of it as a line of JSON on standard output; progress goes to standard error.
+`python -P local/shop.py --broker URL --results URL --batches FILE --orders FILE` creates the batches,
+allocates the orders, and prints what came of it as a line of JSON on standard output; progress on the other.
+(-P: Python must not look for modules in this folder, which has a redis.py of its own.)
 """
 
 from __future__ import annotations
