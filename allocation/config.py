@@ -15,9 +15,13 @@ class Settings(MessagingSettings):
 
     model_config = SettingsConfigDict(env_prefix="ALLOCATION_")
 
-    database_url: str = Field("postgresql+psycopg2://allocation@127.0.0.1:5490/allocation", repr=False)
-    mail_from: str = "allocation@example.com"
-    stock_team: str = "stock@example.com"
+    database_url: str = Field(
+        "postgresql+psycopg2://allocation@127.0.0.1:5490/allocation",
+        repr=False,
+        description="PostgreSQL; the driver is named, since `postgresql://` would mean another one",
+    )
+    mail_from: str = Field("allocation@example.com", description="the sender of our mails")
+    stock_team: str = Field("stock@example.com", description="who hears of orders that went away empty")
 
 
 @cache

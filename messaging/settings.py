@@ -15,43 +15,85 @@ class MessagingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
 
-    database_url: str = Field(repr=False)  # of the project's own: its deliveries are nobody else's
-    broker_url: str = Field("redis://127.0.0.1:6390/0", repr=False)
-    result_backend_url: str = Field("redis://127.0.0.1:6390/1", repr=False)
-    smtp_url: str = Field("smtp://127.0.0.1:1025", repr=False)
-    smtp_timeout_s: float = Field(10, gt=0)
-    mail_from: str
+    database_url: str = Field(repr=False, description="PostgreSQL; each project has a database of its own")
+    broker_url: str = Field(
+        "redis://127.0.0.1:6390/0",
+        repr=False,
+        description="where commands and deliveries queue: Redis or RabbitMQ",
+    )
+    result_backend_url: str = Field(
+        "redis://127.0.0.1:6390/1", repr=False, description="where senders find results and errors"
+    )
+    smtp_url: str = Field(
+        "smtp://127.0.0.1:1025",
+        repr=False,
+        description="the mail server: `smtp://[user:password@]host:port`, `smtps://`, `?starttls`",
+    )
+    smtp_timeout_s: float = Field(10, gt=0, description="how long a mail server may take")
+    mail_from: str = Field(description="the sender of our mails")
 
-    event_max_retries: int = Field(5, ge=0)
-    event_backoff_s: int = Field(1, ge=1)
-    event_backoff_max_s: int = Field(60, ge=1)
-    event_jitter: bool = True
+    event_max_retries: int = Field(
+        5, ge=0, description="tries of an event handler after its first, before the delivery is failed"
+    )
+    event_backoff_s: int = Field(
+        1, ge=1, description="the longest wait before the first of them; it doubles each time"
+    )
+    event_backoff_max_s: int = Field(
+        60, ge=1, description="the longest wait of all; must stay below the visibility timeout"
+    )
+    event_jitter: bool = Field(True, description="draw each wait from 0 to that, so that failures spread")
 
-    command_attempts: int = Field(4, ge=1)
-    max_crashes: int = Field(3, ge=1)
-    bulk_max: int = Field(1000, ge=1)
+    command_attempts: int = Field(
+        4,
+        ge=1,
+        description="tries of a command at transient database errors, before its sender gets the error",
+    )
+    max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")
+    bulk_max: int = Field(1000, ge=1, description="commands in one `allocation.many` message")
 
-    relay_interval_s: float = Field(5, gt=0)
-    relay_grace_s: float = Field(15, gt=0)
-    relay_grace_max_s: float = Field(600, gt=0)
-    relay_batch: int = Field(500, ge=1)
+    relay_interval_s: float = Field(
+        5, gt=0, description="how often deliveries are looked for whose message was lost"
+    )
+    relay_grace_s: float = Field(
+        15,
+        gt=0,
+        description="how long a message may take before the relay sends another; it doubles each time",
+    )
+    relay_grace_max_s: float = Field(600, gt=0, description="up to this")
+    relay_batch: int = Field(500, ge=1, description="deliveries that the relay takes at once")
 
-    rerun_interval_s: float = Field(60, gt=0)
-    rerun_cooldown_s: float = Field(300, gt=0)
-    rerun_cooldown_max_s: float = Field(6 * 3600, gt=0)
-    rerun_max: int = Field(5, ge=0)
-    rerun_batch: int = Field(100, ge=1)
+    rerun_interval_s: float = Field(
+        60, gt=0, description="how often failed deliveries are looked for that may run again"
+    )
+    rerun_cooldown_s: float = Field(
+        300,
+        gt=0,
+        description="rest of a failed delivery before its first scheduled re-run; it doubles each time",
+    )
+    rerun_cooldown_max_s: float = Field(6 * 3600, gt=0, description="up to this")
+    rerun_max: int = Field(
+        5, ge=0, description="scheduled re-runs of a delivery; then only an operator runs it again"
+    )
+    rerun_batch: int = Field(100, ge=1, description="scheduled re-runs at once, shared by the handlers")
 
-    prune_interval_s: float = Field(3600, gt=0)
-    done_retention_s: float = Field(7 * 86400, gt=0)
-    inbox_retention_s: float = Field(45 * 86400, gt=0)
-    dead_letter_retention_s: float = Field(30 * 86400, gt=0)
+    prune_interval_s: float = Field(3600, gt=0, description="how often what ended long ago is deleted")
+    done_retention_s: float = Field(
+        7 * 86400, gt=0, description="how long done and discarded deliveries are kept"
+    )
+    inbox_retention_s: float = Field(
+        45 * 86400,
+        gt=0,
+        description="how long answers to commands are kept, which make a repeated message harmless",
+    )
+    dead_letter_retention_s: float = Field(30 * 86400, gt=0, description="how long dead letters are kept")
 
-    visibility_timeout_s: int = Field(120, ge=1)
-    task_time_limit_s: int = Field(60, ge=1)
-    result_expires_s: int = Field(86400, ge=1)
-    worker_concurrency: int = Field(2, ge=1)
-    message_max_bytes: int = Field(1_048_576, ge=1)
+    visibility_timeout_s: int = Field(
+        120, ge=1, description="after this Redis gives the messages of a dead worker to another"
+    )
+    task_time_limit_s: int = Field(60, ge=1, description="a task that takes longer is ended")
+    result_expires_s: int = Field(86400, ge=1, description="how long a result waits for its sender")
+    worker_concurrency: int = Field(2, ge=1, description="processes of the worker that `make up` starts")
+    message_max_bytes: int = Field(1_048_576, ge=1, description="a larger message is a dead letter")
 
     @model_validator(mode="after")
     def _answers_outlive_messages(self) -> Self:
