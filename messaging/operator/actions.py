@@ -68,6 +68,16 @@ class DeliveryActions:
         with self.engine.begin() as connection:
             return [Delivery(*row) for row in connection.execute(query, {**chosen.facts, **facts})]
 
+    def rerun_since(self, began: datetime, limit: int) -> tuple[str, ...]:
+        """Return the ids of what this actor put back since then, the last `limit` of them."""
+        query = text(
+            "SELECT delivery_id::text AS id FROM actions WHERE at >= :began AND actor = :actor"
+            " AND action = 'rerun' ORDER BY actions.id DESC LIMIT :limit"
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(query, {"began": began, "actor": self.actor, "limit": limit})
+            return tuple(row.id for row in rows)
+
     def discard(self, chosen: DeliveryFilter, before: datetime, limit: int, reason: str) -> list[str]:
         """Give failed deliveries up for good, with the reason; return their ids."""
         query = text(f"""

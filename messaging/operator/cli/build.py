@@ -1,0 +1,44 @@
+"""Put the tool of a project together."""
+
+from __future__ import annotations
+
+import click
+
+from messaging.operator.cli import reruns  # noqa: F401  # adds to `deliveries`
+from messaging.operator.cli.dead_letters import dead_letters
+from messaging.operator.cli.deliveries import deliveries
+from messaging.operator.cli.everyday import check, commands_of, load, migrate, replay
+from messaging.operator.cli.tool import EXIT_STATUSES, Tool, ToolGroup
+from messaging.project import Project
+
+
+def operator_tool(project: Project, app: str) -> click.Group:
+    """Return the command line of a project; add commands of its own with `add_command`.
+
+    Args:
+        project: whose messages, settings and tables it works with.
+        app: where the Celery app is, as "module:name"; imported when a command first needs it.
+    """
+    tool = ToolGroup(
+        project.name,
+        context_settings={
+            "obj": Tool(project, app),
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 110,
+        },
+        help=f"The operator's tool of {project.name}: look, understand, re-run, and send by hand.",
+        epilog=f"""Example:
+  {{prog}} check
+  {{prog}} deliveries list
+  {{prog}} deliveries COMMAND --help
+
+Environment: {{PROJECT}}_DATABASE_URL, {{PROJECT}}_BROKER_URL,
+{{PROJECT}}_RESULT_BACKEND_URL, {{PROJECT}}_SMTP_URL
+and all other settings; a file .env is read as well. NO_COLOR turns colours off.
+
+{EXIT_STATUSES}""",
+        no_args_is_help=True,
+    )
+    for command in (migrate, check, deliveries, dead_letters, replay, load, *commands_of(project)):
+        tool.add_command(command)
+    return tool

@@ -1,0 +1,112 @@
+"""`dead-letters …`: messages that no task could read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from uuid import UUID
+
+import click
+
+from messaging.errors import MessagingError
+from messaging.operator.cli.options import json_option
+from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
+from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
+from messaging.operator.dead_letters import STATES, DeadLetters
+
+pass_tool = click.make_pass_decorator(Tool)
+
+ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=click.UUID)
+
+
+@click.group(
+    cls=Group,
+    epilog="""Example:
+  {prog} dead-letters list --reason "unknown task"
+  {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000
+
+Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL; NO_COLOR turns colours off.""",
+)
+def dead_letters() -> None:
+    """See messages that no task could read: unknown task, broken body, one that killed its workers."""
+
+
+@dead_letters.command(
+    "list", epilog="Example:\n  {prog} dead-letters list --state all --task allocation. --json"
+)
+@click.option("--state", type=click.Choice(list(STATES)), default="open", show_default=True)
+@click.option("--reason", metavar="TEXT", help="Only where the reason has this text in it.")
+@click.option("--task", metavar="TEXT", help="Only where the task's name has this text in it.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many."
+)
+@json_option
+@pass_tool
+def list_(tool: Tool, state: str, reason: str | None, task: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters, the newest first."""
+    letters = DeadLetters(tool.runtime.engine).find(state, reason, task, limit)
+    if as_json:
+        print_json(
+            [{**asdict(letter), "body": letter.shown_body, "state": letter.state} for letter in letters]
+        )
+    elif letters:
+        print_table(
+            ("id", "state", "at", "queue", "task", "reason", "error"),
+            (
+                (letter.id, letter.state, letter.at, letter.queue, letter.task, letter.reason, letter.error)
+                for letter in letters
+            ),
+        )
+    else:
+        console().print("There is none.")
+
+
+@dead_letters.command(epilog="Example:\n  {prog} dead-letters show 0198c6a2-0000-7000-8000-000000000000")
+@click.argument("letter_id", metavar="ID", type=click.UUID)
+@json_option
+@pass_tool
+def show(tool: Tool, letter_id: UUID, as_json: bool) -> None:
+    """Show one dead letter with its headers and its body as they came."""
+    letter = DeadLetters(tool.runtime.engine).get(str(letter_id))
+    if letter is None:
+        raise Failure(f"There is no dead letter {letter_id}")
+    if as_json:
+        print_json({**asdict(letter), "body": letter.shown_body, "state": letter.state})
+        return
+    hidden = {"headers", "properties", "body"}
+    print_facts([("state", letter.state), *((k, v) for k, v in asdict(letter).items() if k not in hidden)])
+    print_facts((f"header {name}", repr(value)) for name, value in letter.headers.items())
+    print_facts((f"property {name}", repr(value)) for name, value in letter.properties.items())
+    console().print("\nbody")
+    console().print(printable(letter.shown_body), soft_wrap=True)
+
+
+@dead_letters.command(epilog="Example:\n  {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000")
+@ids_argument
+@click.option(
+    "--anyway", is_flag=True, help="Also where this release has no such task; workers may be newer."
+)
+@pass_tool
+def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
+    """Send dead letters again as they came, once the code can read them."""
+    store, refused = DeadLetters(tool.runtime.engine), False
+    for letter_id in map(str, ids):
+        try:
+            letter = store.replay(tool.app, tool.runtime, letter_id, anyway=anyway)
+            console().print(f"{letter_id} sent to {letter.queue} again ({letter.task}).")
+        except MessagingError as error:
+            refused = True
+            console().print(f"{letter_id} was not sent: {error}.")
+    if refused:
+        raise SystemExit(REFUSED)
+
+
+@dead_letters.command(epilog='Example:\n  {prog} dead-letters discard 0198c6a2-… --reason "a port scan"')
+@ids_argument
+@click.option("--reason", required=True, help="Why; it is kept with the letter.")
+@pass_tool
+def discard(tool: Tool, ids: tuple[UUID, ...], reason: str) -> None:
+    """Give dead letters up for good, with a reason."""
+    store = DeadLetters(tool.runtime.engine)
+    for letter_id in map(str, ids):
+        letter = store.discard(letter_id, reason)
+        console().print(f"{letter_id} of {when(letter.at)} discarded.")

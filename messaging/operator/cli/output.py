@@ -1,0 +1,100 @@
+"""Tables and times for people, JSON for scripts. Colour only on a terminal, and not where NO_COLOR is set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+#: Columns of a table that goes into a file or a pipe, which have no width of their own.
+PIPE_WIDTH = 200
+
+STYLES = {
+    "pending": "yellow", "done": "green", "failed": "red", "discarded": "dim",
+    "open": "red", "replayed": "green", "ok": "green", "wrong": "red",
+}  # fmt: skip
+
+
+def console() -> Console:
+    """Return where results go."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
+
+
+def progress() -> Progress:
+    """Return a progress bar on the error stream; none where that is no terminal."""
+    errors = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not errors.is_terminal,
+    )
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows; the last column takes what room is left, and wraps."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(columns):
+        last = number == len(columns) - 1
+        table.add_column(name, no_wrap=not last, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    console().print(table)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON value; times are ISO 8601 in UTC."""
+    click.echo(json.dumps(value, default=_jsonable, indent=2, ensure_ascii=False))
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, a line each; what is None is left out."""
+    for name, value in facts:
+        if value is not None and value != "":
+            console().print(Text(f"{name + ':':<13}", "bold") + _cell(value), soft_wrap=True)
+
+
+def when(moment: datetime | None) -> str:
+    """Return a time to the second, in UTC."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if moment else ""
+
+
+def age(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _cell(value: object) -> Text:
+    shown = "" if value is None else when(value) if isinstance(value, datetime) else str(value)
+    return Text(printable(shown), STYLES.get(shown, ""))
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot drive the terminal: control characters are shown, newlines and tabs stay."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    raise TypeError(f"{type(value).__name__} has no JSON")

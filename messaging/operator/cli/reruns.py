@@ -1,0 +1,156 @@
+"""`deliveries rerun` and `deliveries discard`: what happens to many at once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID
+
+import click
+
+from messaging.delivery import Status
+from messaging.operator.actions import DeliveryActions
+from messaging.operator.cli.deliveries import deliveries
+from messaging.operator.cli.options import chosen, filters, ids_argument, must_choose
+from messaging.operator.cli.output import console, print_table, progress
+from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
+from messaging.operator.deliveries import Deliveries, DeliveryRow
+from messaging.operator.filters import DeliveryFilter
+from messaging.operator.reruns import Rerun
+
+WAIT_STEP_S = 0.2
+
+pass_tool = click.make_pass_decorator(Tool)
+
+
+@deliveries.command(
+    epilog="""Example:
+  {prog} deliveries rerun 0198c6a2-0000-7000-8000-000000000000 --wait 30
+  {prog} deliveries rerun --error "Connection refused" --since 2h --dry-run
+  {prog} deliveries rerun --all --limit 5000 --rate 20
+
+A delivery that is done or running is never run again. Ctrl-C stops between two turns: what was put back
+goes on, the rest stays failed, and the same line takes up where it stopped.""",
+)
+@ids_argument
+@filters
+@click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be run again.")
+@click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
+@click.option("--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="Not faster than this.")
+@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait that long for what comes of it.")
+@pass_tool
+def rerun(
+    tool: Tool, /, ids: tuple[UUID, ...], everything: bool, dry_run: bool, limit: int, **options: Any
+) -> None:
+    """Run failed deliveries again, by id or by filter, those that failed first."""
+    rate, wait_s = options.pop("rate"), options.pop("wait_s")
+    which = chosen(ids, **options)
+    must_choose(which, everything)
+    counts = Deliveries(tool.runtime.engine).count_failed(which)
+    if dry_run:
+        _say_what_would_happen(counts, limit, "run again")
+        return
+    _say_what_is_left_alone(tool, ids)
+    began = DeliveryActions(tool.runtime.engine, tool.actor).clock()
+    put_back = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
+    console().print(f"{put_back:,} put back and sent.")
+    if sum(counts.values()) > limit:
+        console().print(f"{sum(counts.values()) - limit:,} more are still failed; --limit takes more.")
+    if wait_s is not None and put_back:
+        _wait(tool, DeliveryFilter(ids=_put_back_since(tool, began, put_back)), wait_s)
+    if ids and not put_back:
+        raise SystemExit(REFUSED)
+
+
+def _rerun(tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None) -> int:
+    done = 0
+    try:
+        with progress() as bar:
+            task = bar.add_task("re-running", total=expected)
+            for count in Rerun(tool.app, tool.runtime, tool.actor).run(which, limit, rate):
+                done += count
+                bar.advance(task, count)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Interrupted: {done:,} of {expected:,} were put back and are on their way, the others are still"
+            " failed. The same line again goes on with those."
+        ) from None
+    return done
+
+
+def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb: str) -> None:
+    total = sum(counts.values())
+    if counts:
+        rows = ((f"{n:,}", event, handler) for (event, handler), n in counts.items())
+        print_table(("failed", "event", "handler"), rows)
+    capped = f"; --limit {limit} takes those that failed first" if total > limit else ""
+    console().print(f"{min(total, limit):,} of {total:,} would be {verb}{capped}.")
+
+
+def _say_what_is_left_alone(tool: Tool, ids: tuple[UUID, ...]) -> None:
+    known = {row.id: row for row in _rows(tool, tuple(map(str, ids)))} if ids else {}
+    for delivery_id in map(str, ids):
+        row = known.get(delivery_id)
+        if row is None:
+            console().print(f"{delivery_id} is no delivery.")
+        elif row.status is not Status.FAILED:
+            console().print(f"{delivery_id} is {row.status}, and left alone.")
+
+
+def _rows(tool: Tool, ids: tuple[str, ...]) -> list[DeliveryRow]:
+    return Deliveries(tool.runtime.engine).find(DeliveryFilter(ids=ids), limit=len(ids))
+
+
+def _put_back_since(tool: Tool, began: Any, limit: int) -> tuple[str, ...]:
+    return DeliveryActions(tool.runtime.engine, tool.actor).rerun_since(began, limit)
+
+
+def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
+    """Wait until nothing of it is pending, and say what came of it."""
+    deadline = time.monotonic() + wait_s
+    rows = _rows(tool, which.ids)
+    while any(row.status is Status.PENDING for row in rows) and time.monotonic() < deadline:
+        time.sleep(WAIT_STEP_S)
+        rows = _rows(tool, which.ids)
+    states = [row.status for row in rows]
+    console().print(", ".join(f"{states.count(s):,} {s}" for s in Status if s in states) + ".")
+    if set(states) != {Status.DONE}:
+        raise SystemExit(REFUSED)
+
+
+@deliveries.command(
+    epilog="""Example:
+  {prog} deliveries discard --event OutOfStock --older-than 7d --reason "long ago"
+"""
+)
+@ids_argument
+@filters
+@click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
+@click.option("--reason", required=True, help="Why; it is kept with the delivery.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be discarded.")
+@click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
+@pass_tool
+def discard(
+    tool: Tool,
+    /,
+    ids: tuple[UUID, ...],
+    everything: bool,
+    reason: str,
+    dry_run: bool,
+    limit: int,
+    **options: Any,
+) -> None:
+    """Give failed deliveries up for good, with a reason."""
+    which = chosen(ids, **options)
+    must_choose(which, everything)
+    if dry_run:
+        counts = Deliveries(tool.runtime.engine).count_failed(which)
+        _say_what_would_happen(counts, limit, "discarded")
+        return
+    _say_what_is_left_alone(tool, ids)
+    actions = DeliveryActions(tool.runtime.engine, tool.actor)
+    gone = actions.discard(which, actions.clock(), limit, reason)
+    console().print(f"{len(gone):,} discarded.")
+    if ids and not gone:
+        raise SystemExit(REFUSED)

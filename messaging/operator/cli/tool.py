@@ -1,0 +1,136 @@
+"""What every command of the tool works with, and how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import click
+import pydantic
+from celery import Celery
+from celery.exceptions import BackendError
+from kombu.exceptions import OperationalError
+from kombu.utils.imports import symbol_by_name
+
+from messaging.errors import InvalidMessage, MessagingError, describe
+from messaging.operator.actions import here
+from messaging.operator.sending import Sender
+from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.project import Project
+from messaging.runtime import Runtime
+
+#: Exit status of `Failure`, for commands that have said already what is wrong.
+REFUSED = 1
+
+EXIT_STATUSES = """\b
+Exit status:
+  0    done
+  1    refused, not found, or something is not in order
+  2    the command line is wrong
+  3    a server or a worker does not answer
+  130  interrupted by Ctrl-C; what was done stays done, and is said"""
+
+
+class Failure(click.ClickException):
+    """Ends the tool with a line on the error stream: what was asked for is refused or not there."""
+
+    exit_code = 1
+
+
+class NoAnswer(Failure):
+    """A server or a worker does not answer."""
+
+    exit_code = 3
+
+
+class Interrupted(Failure):
+    """Ctrl-C; the text says what is done and what is not."""
+
+    exit_code = 130  # as shells have it
+
+
+@dataclass
+class Tool:
+    """The project, and its Celery app, which is imported when a command first needs it."""
+
+    project: Project
+    app_path: str  # "module:name"
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """Return engines and stores."""
+        return Runtime(self.project)
+
+    @cached_property
+    def app(self) -> Celery:
+        """Return the Celery app."""
+        app: Celery = symbol_by_name(self.app_path)
+        return app
+
+    @property
+    def sender(self) -> Sender:
+        """Return what sends commands as another app does."""
+        return Sender(self.app, self.runtime)
+
+    @property
+    def actor(self) -> str:
+        """Return who works with the tool."""
+        return here()
+
+
+class Documented(click.Command):
+    """A command whose epilog names the program: `{prog}` becomes `python -m <project>`."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        if self.epilog:
+            names = {"{prog}": ctx.find_root().info_name or "", "{PROJECT}": ctx.obj.project.name.upper()}
+            text = self.epilog
+            for name, value in names.items():
+                text = text.replace(name, value)
+            formatter.write_paragraph()
+            for line in text.replace("\b\n", "").splitlines():
+                formatter.write(f"{line}\n")
+
+
+class Group(Documented, click.Group):
+    """A group of commands; its commands are documented the same way."""
+
+    command_class = Documented
+    group_class = type
+
+
+class ToolGroup(Group):
+    """The whole tool: expected errors end it with a line and a status, never with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run one command."""
+        try:
+            return super().invoke(ctx)
+        except pydantic.ValidationError as error:
+            raise Failure(_settings_problem(ctx.obj.project, error)) from error
+        except InvalidMessage as error:
+            raise Failure(f"InvalidMessage: {error}") from error
+        except MessagingError as error:
+            raise Failure(str(error)) from error
+        except DATABASE_ERRORS as error:
+            raise NoAnswer(f"The database does not do it: {_first_line(error)}") from error
+        except (OperationalError, BackendError, ConnectionError) as error:
+            raise NoAnswer(f"The broker or the result backend is away: {describe(error)}") from error
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted") from None
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what the driver said, without the statement and its values."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def _settings_problem(project: Project, error: pydantic.ValidationError) -> str:
+    """Name each variable that is wrong, but not its value, which may be a secret."""
+    problems = (
+        f"{'_'.join([project.name, *map(str, problem['loc'])]).upper()}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False)
+    )
+    return f"Settings: {'; '.join(problems)}"
