@@ -1,0 +1,62 @@
+"""Allocate stock from another Python app. It needs Celery and the message classes, no database and no domain.
+
+client = AllocationClient("redis://127.0.0.1:6390/0", "redis://127.0.0.1:6390/1")
+batchref = client.allocate(orderid="o1", sku="LAMP", qty=2)
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TypedDict, Unpack
+
+from allocation.domain import errors
+from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
+from messaging.client import Client
+
+__all__ = ["Allocate", "AllocationClient", "ChangeBatchQuantity", "CreateBatch"]
+
+
+class Options(TypedDict, total=False):
+    """`id`: the caller's own name for this order, so that a second send is harmless. `timeout_s`: seconds."""
+
+    id: str | None
+    timeout_s: float | None
+
+
+class AllocationClient(Client):
+    """Each command as a function that waits for its answer; `delay` sends without waiting, `many` in bulk.
+
+    All raise `InvalidMessage`, `Unavailable` and `NotAnswered` (see `Client.call`).
+    """
+
+    def __init__(self, broker_url: str, backend_url: str, *, timeout_s: float = 10.0) -> None:
+        """Nothing is connected yet; `timeout_s` is how long a call waits for its answer."""
+        refusals = (errors.InvalidSku, errors.UnknownBatch, errors.BatchAlreadyExists)
+        super().__init__("allocation", broker_url, backend_url, refusals=refusals, timeout_s=timeout_s)
+
+    def allocate(self, orderid: str, sku: str, qty: int, **options: Unpack[Options]) -> str | None:
+        """Reserve stock; return the batch reference, None when out of stock.
+
+        Raises:
+            InvalidSku: no product carries the SKU.
+        """
+        batchref: str | None = self.call(Allocate(orderid, sku, qty), **options)
+        return batchref
+
+    def create_batch(
+        self, ref: str, sku: str, qty: int, eta: date | None = None, **options: Unpack[Options]
+    ) -> None:
+        """Register purchased stock; `eta=None` means that it is already on the shelf.
+
+        Raises:
+            BatchAlreadyExists: the reference is taken by a batch of other content.
+        """
+        self.call(CreateBatch(ref, sku, qty, eta), **options)
+
+    def change_batch_quantity(self, ref: str, qty: int, **options: Unpack[Options]) -> None:
+        """Correct a batch's quantity; lines that no longer fit are allocated again elsewhere.
+
+        Raises:
+            UnknownBatch: no batch carries the reference.
+        """
+        self.call(ChangeBatchQuantity(ref, qty), **options)

@@ -1,0 +1,276 @@
+"""Send commands from a Python app and hear what came of them; needs Celery and the message classes alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from celery import Celery
+from celery.exceptions import TimeoutError as NoResultInTime
+from celery.result import AsyncResult
+from kombu.exceptions import KombuError
+
+from messaging import brokers, errors
+from messaging.errors import MessagingError, Unavailable
+from messaging.messages import Command, task_name, to_dict
+
+#: Publishing gives up after some seconds: a caller prefers a clear error to a hang.
+PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
+#: Waits on a connection, so that a caller's time is bounded although Celery itself would wait for longer.
+CONNECT_TIMEOUT_S = 4
+#: What kombu raises when the broker is away or does not confirm.
+CONNECTION_ERRORS = (KombuError, OSError)
+
+
+class NotAnswered(MessagingError):
+    """A command was sent, and its answer did not come in time; `id` asks again without doing it twice."""
+
+    def __init__(self, text: str, id: str = "") -> None:  # noqa: A002  it is the id of a message
+        super().__init__(text)
+        self.id = id
+
+
+class CommandFailed(MessagingError):
+    """The worker ran into an accident that is no refusal; the text names its class."""
+
+
+class Answer(AsyncResult):  # type: ignore[misc]  # Celery is untyped
+    """Celery's `AsyncResult`, but one that goes out of use while its backend is away makes no noise."""
+
+    def __del__(self) -> None:
+        """Stop listening for the answer."""
+        with suppress(Exception):
+            super().__del__()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one of many commands came to: a result, or an error."""
+
+    id: str
+    command: Command
+    result: Any = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Commands that went out in one message."""
+
+    commands: list[tuple[str, Command]]
+    result: Answer
+
+
+class Client:
+    """Sends the commands of one project. One client serves a whole process, its threads included."""
+
+    def __init__(
+        self,
+        project: str,
+        broker_url: str,
+        backend_url: str,
+        *,
+        refusals: Iterable[type[Exception]] = (),
+        timeout_s: float = 10.0,
+    ) -> None:
+        """Nothing is connected yet. `refusals` are the project's errors, `timeout_s` the usual wait."""
+        self.project = project
+        self.timeout_s = timeout_s
+        self.app = Celery(f"{project}.client", broker=broker_url, backend=backend_url, set_as_current=False)
+        self.app.conf.update(_settings(broker_url))
+        self._queue = brokers.task_queue(project, f"{project}.commands", broker_url)
+        self._errors = {kind.__name__: kind for kind in (*_messaging_errors(), *refusals)}
+
+    def call(self, command: Command, *, id: str | None = None, timeout_s: float | None = None) -> Any:  # noqa: A002
+        """Send a command, wait for its answer and return the result.
+
+        `id` is the caller's own name for this order (1 to 255 characters): a second send with it is answered
+        with the first result.
+
+        Raises:
+            Unavailable: the broker or the result backend is away, so perhaps nothing was sent.
+            NotAnswered: it was sent, but no answer came within `timeout_s` seconds.
+            MessagingError, or one of the refusals: what the worker raised.
+        """
+        return self.answer(self.delay(command, id=id), timeout_s)
+
+    def delay(self, command: Command, *, id: str | None = None) -> Answer:  # noqa: A002
+        """Send a command and return without waiting; the broker has confirmed that it has the message.
+
+        Raises:
+            Unavailable: the broker or the result backend stayed away for some seconds.
+        """
+        return self._send(task_name(self.project, type(command)), id, repr(command), kwargs=to_dict(command))
+
+    def answer(self, result: Answer | str, timeout_s: float | None = None) -> Any:
+        """Wait for the answer to a command that was sent, given what `delay` returned or the id.
+
+        Raises as `call`.
+        """
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        result = Answer(result, app=self.app) if isinstance(result, str) else result
+        try:
+            with self._clear_errors(result.id):
+                # A timeout of 0 would mean none to Celery; disable_sync_subtasks: an app may itself be a task.
+                value = result.get(
+                    timeout=max(timeout_s, 0.001), propagate=False, disable_sync_subtasks=False
+                )
+        except NoResultInTime:
+            raise NotAnswered(
+                f"Sent, not answered in {timeout_s:g} s; ask again with the id {result.id!r}", result.id
+            ) from None
+        if isinstance(value, BaseException):
+            raise self._rebuilt(type(value).__name__, str(value))
+        return value
+
+    def many(
+        self,
+        commands: Iterable[Command | tuple[str, Command]],
+        *,
+        size: int = 100,
+        in_flight: int = 8,
+        progress: Callable[[int], object] | None = None,
+        timeout_s: float = 60.0,
+    ) -> Iterator[Outcome]:
+        """Send any number of commands, `size` in a message, and yield each outcome in their order.
+
+        At most `size * in_flight` commands are held at a time. A pair gives a command an id of the caller's.
+        `progress` is called with how many have been answered so far. One that is not answered in `timeout_s`
+        seconds, as one that is refused, is an outcome with an error.
+
+        Raises:
+            Unavailable: the broker stays away; what was not yielded by then may not have been sent.
+        """
+        answered = 0
+        for batch in _ahead(self._sent_batches(iter(commands), size), in_flight):
+            outcomes = self._outcomes(batch, timeout_s)
+            answered += len(outcomes)
+            if progress is not None:
+                progress(answered)
+            yield from outcomes
+
+    def close(self) -> None:
+        """Give up the connections."""
+        self.app.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _send(self, task: str, id: str | None, shown: str, **message: Any) -> Answer:  # noqa: A002
+        task_id = id or str(uuid4())
+        with self._clear_errors(task_id):
+            answer: Answer = self.app.send_task(
+                task,
+                task_id=task_id,
+                result_cls=partial(Answer, app=self.app),
+                queue=self._queue,
+                argsrepr=shown,
+                kwargsrepr="{}",
+                confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
+                **message,
+            )
+        return answer
+
+    def _sent_batches(self, commands: Iterator[Command | tuple[str, Command]], size: int) -> Iterator[Batch]:
+        while items := list(islice(commands, size)):
+            bulk_id = str(uuid4())
+            named = [
+                item if isinstance(item, tuple) else (f"{bulk_id}.{position}", item)
+                for position, item in enumerate(items)
+            ]
+            lines = [
+                [task_name(self.project, type(command)), to_dict(command), id_] for id_, command in named
+            ]
+            shown = f"([{named[0][1]!r}, …{len(named)} commands],)"
+            yield Batch(named, self._send(f"{self.project}.many", bulk_id, shown, args=(lines,)))
+
+    def _outcomes(self, batch: Batch, timeout_s: float) -> list[Outcome]:
+        try:
+            answers = self.answer(batch.result, timeout_s)
+        except Exception as error:  # noqa: BLE001  it is the answer to each of them
+            return [Outcome(id_, command, error=error) for id_, command in batch.commands]
+        return [
+            Outcome(id_, command, answer.get("result"), self._error_of(answer))
+            for (id_, command), answer in zip(batch.commands, answers, strict=True)
+        ]
+
+    def _error_of(self, answer: Mapping[str, Any]) -> Exception | None:
+        error = answer.get("error")
+        return self._rebuilt(error["type"], error["message"]) if error else None
+
+    def _rebuilt(self, name: str, text: str) -> Exception:
+        """Return our own error of that name; only errors that are declared are ever made."""
+        kind = self._errors.get(name)
+        return kind(text) if kind else CommandFailed(f"{name}: {text}")
+
+    @contextmanager
+    def _clear_errors(self, task_id: str) -> Iterator[None]:
+        """Turn what the two services raise when they are away into one error, without their addresses."""
+        away: tuple[type[Exception], ...] = (
+            *CONNECTION_ERRORS,
+            *getattr(self.app.backend, "connection_errors", ()),
+        )
+        try:
+            yield
+        except NoResultInTime:
+            raise
+        except Exception as error:
+            # Celery wraps the backend's error in a RuntimeError when it tires of trying again.
+            cause = error.__cause__ if isinstance(error, RuntimeError) else error
+            if not isinstance(cause, away):
+                raise
+            raise Unavailable(
+                f"The broker or the result backend is away ({type(cause).__name__});"
+                f" send it again with the id {task_id!r}"
+            ) from None
+
+
+def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Yield in order while up to `count` are on their way; when sending fails, first what was sent."""
+    waiting: deque[Batch] = deque()
+    try:
+        for batch in batches:
+            waiting.append(batch)
+            if len(waiting) >= count:
+                yield waiting.popleft()
+    except Unavailable:
+        yield from waiting
+        raise
+    yield from waiting
+
+
+def _settings(broker_url: str) -> dict[str, Any]:
+    return {
+        # JSON only: nothing that comes back is ever loaded as code.
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "broker_transport_options": brokers.transport_options(broker_url),
+        # A caller prefers a clear error after some seconds to a hang.
+        "broker_connection_timeout": CONNECT_TIMEOUT_S,
+        "task_publish_retry_policy": PUBLISH_RETRY,
+        "redis_socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "redis_socket_timeout": 10,
+        "redis_socket_keepalive": True,
+        "result_backend_transport_options": {"retry_policy": {"timeout": 3.0}},
+    }
+
+
+def _messaging_errors() -> Iterator[type[MessagingError]]:
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, MessagingError):
+            yield kind

@@ -1,0 +1,182 @@
+"""The typed client against a real worker, and with servers that go away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+from sqlalchemy import create_engine, text
+
+from allocation.client import Allocate, AllocationClient, CreateBatch
+from allocation.domain.errors import BatchAlreadyExists, InvalidSku, UnknownBatch
+from local.ports import free_port
+from local.redis import Redis
+from messaging.client import NotAnswered
+from messaging.errors import InvalidMessage, Unavailable
+
+
+@pytest.fixture(scope="module")
+def client(broker) -> Iterator[AllocationClient]:
+    """A client that waits long enough for a busy machine."""
+    with AllocationClient(broker.broker_url, broker.result_backend_url, timeout_s=30) as client:
+        yield client
+
+
+@pytest.fixture
+def sku(client, worker) -> str:
+    """A product of the test's own, ten pieces on the shelf."""
+    sku = f"LAMP-{uuid4()}"
+    client.create_batch(ref=f"b-{sku}", sku=sku, qty=10)
+    return sku
+
+
+def test_a_call_returns_the_result(client, sku):
+    assert client.allocate(orderid="o1", sku=sku, qty=10) == f"b-{sku}"
+    assert client.allocate(orderid="o2", sku=sku, qty=1) is None
+
+
+def test_a_refusal_is_raised_as_our_own_class(client, sku):
+    with pytest.raises(InvalidSku, match="Invalid sku NONE"):
+        client.allocate(orderid="o1", sku="NONE", qty=1)
+    with pytest.raises(UnknownBatch):
+        client.change_batch_quantity(ref="none", qty=1)
+    with pytest.raises(BatchAlreadyExists):
+        client.create_batch(ref=f"b-{sku}", sku=sku, qty=11)
+    with pytest.raises(InvalidMessage) as caught:
+        client.allocate(orderid="o1", sku=sku, qty=0)
+    assert (caught.value.field, caught.value.rule) == ("qty", "must be at least 1")
+
+
+def test_a_command_is_sent_without_waiting(client, sku):
+    results = [client.delay(Allocate(f"o{number}", sku, 1)) for number in range(3)]
+
+    assert [client.answer(result) for result in results] == [f"b-{sku}"] * 3
+    assert client.answer(results[0].id) == f"b-{sku}"
+
+
+def test_the_same_id_gives_the_first_answer_again(client, sku, backend):
+    order = f"checkout-{uuid4()}"
+    assert client.allocate(orderid="o1", sku=sku, qty=10, id=order) == f"b-{sku}"
+    client.change_batch_quantity(ref=f"b-{sku}", qty=0)
+    client.app.AsyncResult(order).forget()
+
+    assert client.allocate(orderid="o1", sku=sku, qty=10, id=order) == f"b-{sku}"
+
+
+def test_one_client_serves_many_threads(client, sku):
+    client.change_batch_quantity(ref=f"b-{sku}", qty=1000)
+
+    def allocate(number: int) -> str | None:
+        return client.allocate(orderid=f"o{number}", sku=sku, qty=1)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(allocate, range(200))) == {f"b-{sku}"}
+
+
+def test_many_yields_each_outcome_in_order(client, sku):
+    orders = [Allocate("o1", sku, 4), Allocate("o2", "NONE", 1), ("mine", Allocate("o3", sku, 7))]
+
+    first, second, third = client.many(orders, size=2)
+
+    assert (first.result, first.error, first.command) == (f"b-{sku}", None, orders[0])
+    assert isinstance(second.error, InvalidSku)
+    assert (third.id, third.result, third.error) == ("mine", None, None)
+
+
+def test_many_holds_few_commands_at_a_time_and_tells_its_progress(client, sku):
+    drawn, progress = [], []
+
+    def orders() -> Iterator[CreateBatch]:
+        for number in range(1000):
+            drawn.append(number)
+            yield CreateBatch(f"{sku}-{number}", sku, 1)
+
+    outcomes = client.many(orders(), size=10, in_flight=3, progress=progress.append)
+    ahead = max(len(drawn) - number for number, _ in enumerate(outcomes))
+
+    assert ahead <= 30
+    assert progress == list(range(10, 1001, 10))
+
+
+def test_an_answer_that_is_late_names_the_id_to_ask_again(client, sku, backend):
+    engine = create_engine(backend.addresses.database_url)
+    with engine.begin() as somebody:
+        somebody.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": sku})
+
+        with pytest.raises(NotAnswered, match=r"not answered in 0\.5 s; ask again with the id '.+'") as late:
+            client.allocate(orderid="o1", sku=sku, qty=1, timeout_s=0.5)
+    engine.dispose()
+
+    assert client.allocate(orderid="o1", sku=sku, qty=1, id=late.value.id) == f"b-{sku}"
+
+
+def test_a_broker_that_is_away_is_a_clear_error_and_no_hang():
+    nowhere = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
+    begun = time.monotonic()
+
+    with (
+        AllocationClient(nowhere, nowhere) as client,
+        pytest.raises(Unavailable, match=r"send it again with the id '.+'") as caught,
+    ):
+        client.allocate(orderid="o1", sku="LAMP", qty=1)
+
+    assert "s3cret" not in str(caught.value)
+    assert time.monotonic() - begun < 25
+
+
+def test_a_broker_that_is_away_for_a_moment_goes_unnoticed(server_folder: Path):
+    with (
+        Redis(server_folder / "restarted") as server,
+        AllocationClient(server.url, server.url_of(1)) as client,
+        ThreadPoolExecutor(1) as thread,
+        redis.Redis.from_url(server.url) as broker,
+    ):
+        client.delay(Allocate("o1", "LAMP", 1))
+        server.kill()
+        sent = thread.submit(client.delay, Allocate("o2", "LAMP", 1))
+        server.start()
+
+        assert sent.result(30).id
+        assert broker.llen("allocation.commands") == 2
+
+
+def test_importing_the_client_loads_neither_sqlalchemy_nor_the_domain():
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, allocation.client; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+
+    unwanted = ("sqlalchemy", "pydantic", "psycopg2", "allocation.domain.model", "allocation.service_layer")
+    assert [name for name in loaded if name.startswith(unwanted)] == []
+
+
+def test_a_client_works_again_when_its_servers_are_back(server_folder: Path):
+    with (
+        Redis(server_folder / "back") as server,
+        AllocationClient(server.url, server.url_of(1)) as client,
+    ):
+        waiting = client.delay(Allocate("o1", "LAMP", 1))
+        server.kill()
+        with pytest.raises(Unavailable):
+            client.answer(waiting)
+        server.start()
+
+        with redis.Redis.from_url(server.url_of(1)) as results:
+            answer = {
+                "status": "SUCCESS",
+                "result": "b1",
+                "task_id": waiting.id,
+                "traceback": None,
+                "children": [],
+            }
+            results.set(f"celery-task-meta-{waiting.id}", json.dumps(answer))
+        assert client.answer(waiting.id) == "b1"
+        assert client.delay(Allocate("o2", "LAMP", 1)).id
