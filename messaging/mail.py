@@ -7,6 +7,7 @@ import ssl
 from dataclasses import dataclass
 from email.message import EmailMessage
 from itertools import count
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from messaging.settings import MessagingSettings
@@ -61,9 +62,16 @@ def compose(message_id: str, sender: str, recipient: str, subject: str, text: st
     return mail
 
 
+class Mails(Protocol):
+    """The port by which handlers send mails, each at least once; a repeat carries the same id."""
+
+    def send(self, recipient: str, subject: str, text: str) -> None:
+        """Send one mail."""
+
+
 @dataclass
 class JobMails:
-    """Sends the mails of one command or delivery; tried again, each mail has the same id again."""
+    """Implements `Mails` for one command or delivery; tried again, each mail has the same id again."""
 
     server: SmtpServer
     sender: str

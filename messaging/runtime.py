@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine
 from sqlalchemy.pool import NullPool
 
+from messaging.postgres.announcements import AnnouncementStore
 from messaging.postgres.dead_letters import PostgresDeadLetterStore
 from messaging.postgres.deliveries import DeliveryStore
+from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox
 from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
@@ -25,18 +27,20 @@ class Runtime:
 
     def __init__(self, project: Project) -> None:
         self.project = project
+        #: Monotonic seconds; the events committed until then are about to be announced.
+        self.nudged_until = 0.0
         # By process id: a pool child must not write on the socket that its parent opened.
         self._built: dict[tuple[int, str], Any] = {}
 
     @property
     def settings(self) -> MessagingSettings:
-        """Return the project's settings."""
-        return self.project.settings()
+        """Return the project's settings, read once."""
+        return self._once("settings", self.project.settings)
 
     @property
     def engine(self) -> Engine:
         """Return this process's engine with its pool."""
-        return self._once("engine", lambda: create_engine(self.settings.database_url, pool_size=5))
+        return self._once("engine", lambda: self._connect(pool_size=5))
 
     @property
     def deliveries(self) -> DeliveryStore:
@@ -61,17 +65,31 @@ class Runtime:
         """
         return self._once(
             "dead_letters",
-            lambda: PostgresDeadLetterStore(create_engine(self.settings.database_url, poolclass=NullPool)),
+            lambda: PostgresDeadLetterStore(self._connect(poolclass=NullPool)),
         )
+
+    @property
+    def announcements(self) -> AnnouncementStore:
+        """Return the events that other apps have not been told yet."""
+        return self._once("announcements", lambda: AnnouncementStore(self.engine))
 
     @property
     def outbox(self) -> Outbox:
         """Return how events become deliveries."""
-        return self._once("outbox", lambda: Outbox(self.project.bus.handlers_of, self.settings.relay_grace_s))
+        return self._once("outbox", self._outbox)
 
     def unit_of_work(self, job: Job) -> PostgresUnitOfWork:
         """Return a unit of work for one command or one delivery."""
         return self.project.unit_of_work(self.settings, self.engine, job, self.outbox)
+
+    def _connect(self, **options: Any) -> Engine:
+        settings = self.settings
+        return connect(
+            settings.database_url, settings.task_time_limit_s, settings.command_attempts, **options
+        )
+
+    def _outbox(self) -> Outbox:
+        return Outbox(self.project.bus.handlers_of, self.settings.relay_grace_s, self.settings.announce)
 
     def _once(self, name: str, build: Callable[[], T]) -> T:
         key = os.getpid(), name

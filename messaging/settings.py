@@ -30,7 +30,7 @@ class MessagingSettings(BaseSettings):
         description="the mail server: `smtp://[user:password@]host:port`, `smtps://`, `?starttls`",
     )
     smtp_timeout_s: float = Field(10, gt=0, description="how long a mail server may take")
-    mail_from: str = Field(description="the sender of our mails")
+    mail_from: str = Field("noreply@example.com", description="the sender of our mails")
 
     event_max_retries: int = Field(
         5, ge=0, description="tries of an event handler after its first, before the delivery is failed"
@@ -61,6 +61,14 @@ class MessagingSettings(BaseSettings):
     )
     relay_grace_max_s: float = Field(600, gt=0, description="up to this")
     relay_batch: int = Field(500, ge=1, description="deliveries that the relay takes at once")
+
+    announce: bool = Field(True, description="tell other apps of each event, on the exchange of events")
+    announce_delay_s: int = Field(
+        1, ge=0, description="how long events are collected before they are announced together"
+    )
+    announce_interval_s: float = Field(
+        5, gt=0, description="how often events are looked for that were not announced"
+    )
 
     rerun_interval_s: float = Field(
         60, gt=0, description="how often failed deliveries are looked for that may run again"
@@ -110,6 +118,7 @@ class MessagingSettings(BaseSettings):
         """Return how often beat runs each housekeeping task, in seconds."""
         return {
             "relay": self.relay_interval_s,
+            "announce": self.announce_interval_s,
             "rerun": self.rerun_interval_s,
             "prune": self.prune_interval_s,
         }
