@@ -20,6 +20,8 @@ def migrate(engine: Engine, project_versions: Path) -> None:
     """Apply what is missing; safe to run twice and by two at once."""
     config = _config(project_versions)
     with engine.begin() as connection:
+        # A worker waits seconds for a lock; a migration waits for what runs, and for another migration.
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "heads")

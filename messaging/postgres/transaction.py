@@ -87,4 +87,14 @@ class Transaction:
         begin = [] if self._begun else [b"BEGIN"]
         statements, self._pending = [*begin, *self._pending, statement], []
         self._begun = True
-        self._cursor.execute(b"; ".join(statements))
+        try:
+            self._cursor.execute(b"; ".join(statements))
+        except psycopg2.errors.ReadOnlySqlTransaction:
+            # After a failover this session stays read-only for ever; the next try takes a new one.
+            self._throw_away()
+            raise
+
+    def _throw_away(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()

@@ -1,0 +1,62 @@
+"""`make chaos`: many rounds of everything, or `python -m tests.chaos --fault NAME --rounds 40 --seed 7`."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.report import show_round, show_table
+from tests.chaos.rounds import Round, play
+from tests.chaos.world import World
+
+
+def main() -> int:
+    """Play the rounds; 0 when nothing was lost, doubled or broken."""
+    options = _options()
+    print(f"seed {options.seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="allocation-chaos-"))
+    done: list[Round] = []
+    try:
+        with World(folder) as world:
+            for number, fault in enumerate(_plan(options)):
+                done.append(play(world, fault, options.seed + number))
+                show_round(done[-1])
+    finally:
+        show_table(done)
+        if done and all(one.good for one in done):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print(f"logs: {folder}")
+    return 0 if done and all(one.good for one in done) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of each fault (%(default)s)")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeat a run's choices")
+    parser.add_argument("--minutes", type=float, help="begin no round after so long, whatever --rounds says")
+    parser.add_argument("--fault", action="append", choices=sorted(FAULTS), help="only this one; repeatable")
+    return parser.parse_args()
+
+
+def _plan(options: argparse.Namespace) -> Iterator[Fault]:
+    """Yield every fault once in a random order, then again."""
+    end = time.monotonic() + options.minutes * 60 if options.minutes else None
+    rng = random.Random(options.seed)
+    names: Iterable[str] = options.fault or FAULTS
+    for _ in range(10**9 if end else options.rounds):
+        for name in rng.sample(sorted(names), len(list(names))):
+            if end and time.monotonic() > end:
+                return
+            yield FAULTS[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

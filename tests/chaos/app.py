@@ -1,0 +1,64 @@
+"""The project with two orders more: one that kills its worker each time, one whose event does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, replace
+
+import celeryconfig
+from allocation.bootstrap import project as allocation_project
+from allocation.service_layer.messagebus import COMMAND_HANDLERS, EVENT_HANDLERS
+from allocation.service_layer.unit_of_work import UnitOfWork
+from messaging.bus import MessageBus
+from messaging.messages import Command, Event, Name
+from messaging.worker.app import make_app
+
+
+@dataclass(frozen=True)
+class KillWorker(Command):
+    """End the pool's child (`whom` "child") or the worker's main process as well ("main")."""
+
+    whom: Name
+
+
+@dataclass(frozen=True)
+class RaisePoison(Command):
+    """Raise `PoisonRaised` for a product."""
+
+    sku: Name
+
+
+@dataclass(frozen=True)
+class PoisonRaised(Event):
+    """A fact that no worker survives."""
+
+    sku: Name
+
+
+def kill_worker(cmd: KillWorker, _uow: UnitOfWork) -> None:
+    """Die as the kernel's out-of-memory killer lets a process die."""
+    if cmd.whom == "main":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os._exit(137)
+
+
+def raise_poison(cmd: RaisePoison, uow: UnitOfWork) -> None:
+    """Record the event on the product."""
+    product = uow.products.get_or_create(cmd.sku, f"none of {cmd.sku}")
+    product.events.append(PoisonRaised(cmd.sku))
+
+
+def swallow_poison(_event: PoisonRaised, _uow: UnitOfWork) -> None:
+    """Die."""
+    os._exit(137)
+
+
+project = replace(
+    allocation_project,
+    bus=MessageBus(
+        {**COMMAND_HANDLERS, KillWorker: kill_worker, RaisePoison: raise_poison},
+        {**EVENT_HANDLERS, PoisonRaised: [swallow_poison]},
+    ),
+)
+app = make_app(project, celeryconfig)

@@ -1,0 +1,163 @@
+"""Everything that a round may break: servers of its own, workers that a supervisor starts again, beat."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg2
+from psycopg2.extensions import cursor
+
+from local import programs, readiness
+from local.addresses import Addresses
+from local.child import Child
+from local.databases import migrate
+from local.mail import MailSink
+from local.postgres import FAST, Postgres
+from local.processes import Supervisor
+from local.redis import Redis
+from local.waiting import eventually
+
+#: Short times, so that a round takes seconds; what they govern scales with them (docs/reliability.md).
+SETTINGS = {
+    "ALLOCATION_VISIBILITY_TIMEOUT_S": "6",
+    "ALLOCATION_TASK_TIME_LIMIT_S": "5",
+    "ALLOCATION_EVENT_MAX_RETRIES": "2",
+    "ALLOCATION_EVENT_BACKOFF_MAX_S": "1",
+    "ALLOCATION_RELAY_INTERVAL_S": "1",
+    "ALLOCATION_RELAY_GRACE_S": "2",
+    "ALLOCATION_RELAY_GRACE_MAX_S": "4",
+    "ALLOCATION_RERUN_INTERVAL_S": "1",
+    "ALLOCATION_RERUN_COOLDOWN_S": "1",
+    "ALLOCATION_RERUN_COOLDOWN_MAX_S": "2",
+    "ALLOCATION_RERUN_MAX": "1000",
+    "ALLOCATION_SMTP_TIMEOUT_S": "1",
+}
+WORKERS = ("worker1", "worker2")
+CONCURRENCY = 2
+MAX_CONNECTIONS = 40
+
+
+class World:
+    """The backend under test; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.postgres = Postgres(
+            folder / "postgres",
+            settings={**FAST, "max_connections": str(MAX_CONNECTIONS), "deadlock_timeout": "200ms"},
+        )
+        self.redis = Redis(folder / "redis")
+        self.mail = MailSink(folder / "mail")
+        self.addresses = Addresses(
+            self.postgres.url, self.redis.url_of(0), self.redis.url_of(1), self.mail.url, ""
+        )
+        self.env = {**self.addresses.environment(), **SETTINGS}
+        self.supervisor = Supervisor(lambda _line: None)
+        self.children: dict[str, Child] = {}
+        self._groups: set[int] = set()
+
+    def __enter__(self) -> Self:
+        """Start everything and return when the workers answer."""
+        try:
+            for server in (self.postgres, self.redis, self.mail):
+                server.start()
+            migrate(self.addresses.database_url)
+            for name in WORKERS:
+                self.add(self.worker(name))
+            self.add(self.ours(programs.housekeeping_worker(self.folder, self.env)))
+            self.add(self.ours(programs.beat(self.folder, self.env)))
+            self.supervisor.watch()
+            self.wait_for_workers(*WORKERS, "housekeeping")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop everything."""
+        self.stop()
+
+    def stop(self) -> None:
+        """End every process, also those that a killed worker left behind."""
+        self.supervisor.stop_together(list(self.children))
+        self.supervisor.stop()
+        for group in self._groups:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        for server in (self.mail, self.redis, self.postgres):
+            server.stop()
+
+    def worker(self, name: str) -> Child:
+        """Return a worker of commands and events, not yet started."""
+        return self.ours(programs.worker(name, programs.WORK_QUEUES, self.folder, self.env, CONCURRENCY))
+
+    @staticmethod
+    def ours(child: Child) -> Child:
+        """Have a program run the app with the deadly orders."""
+        child.command = ["tests.chaos.app" if part == "tasks" else part for part in child.command]
+        return child
+
+    def add(self, child: Child) -> None:
+        """Start a program that the supervisor keeps running."""
+        self.children[child.name] = child
+        self.supervisor.start(child.name, child)
+
+    def remove(self, *names: str) -> None:
+        """Stop programs that a fault added."""
+        self.supervisor.stop_together(names)
+        for name in names:
+            self.children.pop(name)
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL main processes alone: their pool's children are left to notice it, as in real life."""
+        for name in names:
+            pid = self.children[name].pid
+            self._groups.add(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def wait_for_workers(self, *names: str) -> None:
+        """Return when these workers answer a ping."""
+        eventually(
+            lambda: readiness.workers_answer(self.addresses.broker_url, *names), 90, f"an answer of {names}"
+        )
+
+    @contextmanager
+    def sql(self) -> Iterator[cursor]:
+        """Give a cursor of a connection of its own, in autocommit."""
+        connection = psycopg2.connect(self.addresses.database_url.replace("+psycopg2", "", 1))
+        connection.autocommit = True
+        try:
+            with connection.cursor() as run:
+                yield run
+        finally:
+            connection.close()
+
+    def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run one query and return its rows."""
+        with self.sql() as run:
+            run.execute(query, values or None)
+            return run.fetchall() if run.description else []
+
+    def restart_mail(self, *faults: str) -> None:
+        """Start the mail server again, with other switches."""
+        self.mail.stop()
+        self.mail.faults = faults
+        self.mail.start()
+
+    def together(self, *actions: Callable[[], object]) -> None:
+        """Run these at the same time and wait for all."""
+        threads = [threading.Thread(target=action) for action in actions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
