@@ -20,11 +20,5 @@ class Settings(MessagingSettings):
     database_url: str = Field("postgresql+psycopg2://allocation@127.0.0.1:5490/vip", repr=False)
 
 
-project = Project(
-    "vip",
-    bus,
-    settings=Settings,
-    unit_of_work=PostgresShop,
-    migrations=Path(__file__).with_name("migrations"),
-)
+project = Project("vip", bus, Settings, PostgresShop, migrations=Path(__file__).with_name("migrations"))
 app = make_app(project, celeryconfig)
