@@ -23,7 +23,8 @@ result_accept_content = ["json"]
 task_acks_late = True
 task_reject_on_worker_lost = True
 # An answer with an error is an answer: the sender has it, so the message is done.
-task_acks_on_failure_or_timeout = True
+task_acks_on_failure = True
+task_acks_on_timeout = True
 # Few messages wait in a worker that another could run.
 worker_prefetch_multiplier = 4
 # The pool is not restarted for its own sake, but a leak in a handler must not grow for ever.

@@ -118,7 +118,7 @@ class Client:
         result = Answer(result, app=self.app) if isinstance(result, str) else result
         try:
             with self._clear_errors(result.id):
-                # A timeout of 0 would mean none to Celery; disable_sync_subtasks: an app may itself be a task.
+                # To Celery 0 means for ever; disable_sync_subtasks: an app may itself be a task.
                 value = result.get(
                     timeout=max(timeout_s, 0.001), propagate=False, disable_sync_subtasks=False
                 )

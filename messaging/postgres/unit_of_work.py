@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from messaging.delivery import Delivery, new_id
 from messaging.messages import Command, Event, to_dict
+from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.transaction import Transaction
 from messaging.unit_of_work import UnitOfWork
 
@@ -65,12 +66,16 @@ class Outbox:
 
     handlers_of: Callable[[Event], list[str]]
     grace_s: float  # seconds
+    announced: bool = False  # whether other apps are told of each event
 
     def write(self, events: list[Event], job: Job, transaction: Transaction) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send once committed."""
         deliveries = []
         for event in events:
             event_id, payload = new_id(), to_dict(event)
+            if self.announced:
+                facts = (event_id, type(event).__name__, json.dumps(payload), job.correlation_id, job.id)
+                transaction.write(INSERT_ANNOUNCEMENT, facts)
             for handler in self.handlers_of(event):
                 delivery = Delivery(
                     new_id(), type(event).__name__, payload, handler, job.correlation_id, job.id

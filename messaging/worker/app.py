@@ -17,6 +17,7 @@ from messaging.worker.housekeeping import add_housekeeping_tasks
 class MessagingApp(Celery):
     """A Celery app that knows the runtime of its project."""
 
+    task_cls = "messaging.worker.request:Task"
     runtime: Runtime
 
 

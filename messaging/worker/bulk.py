@@ -21,7 +21,7 @@ from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
 from messaging.worker.commands import begin_again, checked_id, delivery_queue, execute
-from messaging.worker.sender import send
+from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def handle_many(app: Celery, runtime: Runtime, bulk: Bulk, commands: Sequence[An
             outcomes.append({"id": item_id, "result": result})
             deliveries += raised
     # Once for all: should this worker die before, the relay sends them.
-    send(app, runtime, deliveries)
+    after_commit(app, runtime, deliveries)
     return outcomes
 
 

@@ -19,7 +19,7 @@ from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
 from messaging.validation import parse
-from messaging.worker.sender import send
+from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> Non
             if answer is not None:
                 return answer.result
         result, deliveries = execute(runtime, job)
-        send(app, runtime, deliveries)
+        after_commit(app, runtime, deliveries)
         return result
 
 

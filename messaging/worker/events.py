@@ -16,7 +16,7 @@ from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.retry import RetryPolicy, policy_of
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
-from messaging.worker.sender import send
+from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def deliver(
     except Exception as error:
         _record_failure(runtime, job, policy, error)
         raise
-    send(app, runtime, uow.deliveries)
+    after_commit(app, runtime, uow.deliveries)
 
 
 def _event(runtime: Runtime, delivery: Delivery) -> Event:

@@ -11,6 +11,7 @@ from celery import Celery, Task
 from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
 from messaging.runtime import Runtime
+from messaging.worker.announcements import announce
 from messaging.worker.sender import send
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ MAX_BATCHES = 20
 def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
     """Register the tasks that the beat schedule names."""
     name, queue = runtime.project.name, runtime.project.housekeeping_queue
-    for job in (relay, rerun, prune):
+    for job in (relay, announce, rerun, prune):
         _add_housekeeping_task(app, runtime, job, f"{name}.{job.__name__}", queue)
 
 

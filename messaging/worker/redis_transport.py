@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 16  # messages a trip; more would only keep them from other workers
 MAX_ACKS = 1000  # acknowledgements a trip; Lua can unpack some 8,000 values
 REPLY_GRACE = 1.0  # seconds a closing channel waits for a reply that is on its way
+ACK_DELAY = 0.1  # seconds an acknowledgement waits for company, while there is enough to do
 SLICE = 0.05  # seconds the event loop is kept with deliveries; the solo pool runs its tasks inside them
 
 
@@ -44,7 +45,7 @@ class QoS(stock.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         if self.channel.acks_can_wait:
-            self.channel.acks.append(delivery_tag)
+            self.channel.ack_later(delivery_tag)
             virtual.QoS.ack(self, delivery_tag)
         else:
             super().ack(delivery_tag)
@@ -76,9 +77,13 @@ class Channel(stock.Channel):
 
     QoS = QoS
     Message = Message
+    #: Seconds. A worker killed during its sweep holds up everybody's for so long; kombu's 300 delay messages much,
+    #: and two sweeps at once do no harm, since each message is moved in a transaction.
+    unacked_mutex_expire = 10
 
     _sync_client: Any = None
     _trip: Trip | None = None  # sent and not yet answered
+    _ack_until = 0.0  # monotonic seconds; an acknowledgement waits no longer for company
     _pause_until = 0.0  # monotonic seconds; Redis refused a trip
     _look_again_at = 0.0  # monotonic seconds; from then on look without having been told
 
@@ -135,11 +140,25 @@ class Channel(stock.Channel):
         """Whether a trip will come by without the application's doing."""
         return bool(self.connection and self.connection.cycle.in_loop and self.active_queues)
 
+    def ack_later(self, tag: str) -> None:
+        """Acknowledge with the next trip."""
+        if not self.acks:
+            self._ack_until = monotonic() + ACK_DELAY
+        self.acks.append(tag)
+
     def wants_trip(self) -> bool:
         now = monotonic()
         if self._in_poll or now < self._pause_until:
             return False
-        return bool(self.acks) or (now >= self._look_again_at and self._room() > 0)
+        if now < self._look_again_at:
+            return bool(self.acks)
+        return self._room() >= self._worthwhile() or (bool(self.acks) and now >= self._ack_until)
+
+    def _worthwhile(self) -> int:
+        """How many free places are worth a trip; while fewer are free, there is enough to do."""
+        import os
+
+        return min(max(1, self.qos.prefetch_count // int(os.environ.get("DIV", "4"))), MAX_BATCH)
 
     def _room(self) -> int:
         """How many messages may be taken now."""
@@ -420,6 +439,16 @@ class Poller(stock.MultiChannelPoller):
                 self._register_BRPOP(channel)
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
+
+    def on_poll_init(self, poller: Any) -> None:
+        self.poller = poller
+        self.maybe_restore_messages()
+
+    def maybe_restore_messages(self) -> None:
+        try:
+            super().maybe_restore_messages()
+        except exceptions.ResponseError:
+            logger.warning("Redis refused to give back old messages; the next sweep will try", exc_info=True)
 
     def on_readable(self, fileno: int) -> None:
         channel, kind = self._fd_to_chan.get(fileno, (None, None))

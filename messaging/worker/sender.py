@@ -13,8 +13,15 @@ from messaging.errors import InvalidMessage
 from messaging.project import Project
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
+from messaging.worker.announcements import nudge
 
 logger = logging.getLogger(__name__)
+
+
+def after_commit(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> None:
+    """Set going what a commit brought: a message per delivery, and word to other apps."""
+    send(app, runtime, deliveries)
+    nudge(app, runtime)
 
 
 def send(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> int:
