@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
+from local.service import ALLOCATION, Service
+
 
 @dataclass(frozen=True)
 class Addresses:
@@ -14,13 +16,13 @@ class Addresses:
     smtp_url: str = field(repr=False)
     flower_url: str
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, service: Service = ALLOCATION) -> dict[str, str]:
         """Return the variables that make the project's programs use these."""
         return {
-            "ALLOCATION_DATABASE_URL": self.database_url,
-            "ALLOCATION_BROKER_URL": self.broker_url,
-            "ALLOCATION_RESULT_BACKEND_URL": self.result_backend_url,
-            "ALLOCATION_SMTP_URL": self.smtp_url,
+            service.variable("database_url"): self.database_url,
+            service.variable("broker_url"): self.broker_url,
+            service.variable("result_backend_url"): self.result_backend_url,
+            service.variable("smtp_url"): self.smtp_url,
         }
 
     def shown(self) -> dict[str, str]:

@@ -13,16 +13,17 @@ from psycopg2.extensions import cursor
 
 from local.child import ROOT, ChildFailedError
 from local.postgres import Postgres
+from local.service import ALLOCATION, Service
 
 #: Kept when a database is emptied: it says which migrations were applied.
 _VERSION_TABLE = "alembic_version"
 
 
-def migrate(url: str) -> None:
+def migrate(url: str, service: Service = ALLOCATION) -> None:
     """Apply the migrations to the database at `url`, as an operator does: `python -m allocation migrate`."""
-    environment = {**os.environ, "ALLOCATION_DATABASE_URL": url}
+    environment = {**os.environ, service.variable("database_url"): url}
     result = subprocess.run(
-        [sys.executable, "-m", "allocation", "migrate"],
+        [sys.executable, "-m", service.tool, "migrate"],
         env=environment, cwd=ROOT, check=False, text=True, capture_output=True, timeout=120,
     )  # fmt: skip
     if result.returncode != 0:

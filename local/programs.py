@@ -8,51 +8,62 @@ from pathlib import Path
 
 from local.child import Child
 from local.ports import LOOPBACK
+from local.service import ALLOCATION, Service
 
-WORK_QUEUES = "allocation.commands,allocation.events"
-HOUSEKEEPING_QUEUE = "allocation.housekeeping"
+WORK_QUEUES = ALLOCATION.work_queues
+HOUSEKEEPING_QUEUE = ALLOCATION.housekeeping_queue
 
 #: Seconds that a worker gets to finish what it runs, and again to hand it back.
 _WORKER_STOP_TIMEOUT = 12.0
 
 
-def celery(name: str, folder: Path, env: Mapping[str, str], *arguments: str) -> Child:
-    """Return `celery -A tasks <arguments>` as a child that logs to `<name>.log`."""
-    command = [sys.executable, "-m", "celery", "-A", "tasks", *arguments]
+def celery(
+    name: str, folder: Path, env: Mapping[str, str], *arguments: str, service: Service = ALLOCATION
+) -> Child:
+    """Return `celery -A <app> <arguments>` as a child that logs to `<name>.log`."""
+    command = [sys.executable, "-m", "celery", "-A", service.app, *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
     return Child(name, command, log=folder / f"{name}.log", env=environment, stop_timeout=5.0)
 
 
 def worker(
-    name: str, queues: str, folder: Path, env: Mapping[str, str], concurrency: int, *extra: str
+    name: str,
+    queues: str,
+    folder: Path,
+    env: Mapping[str, str],
+    concurrency: int,
+    *extra: str,
+    service: Service = ALLOCATION,
 ) -> Child:
     """Return a worker whose node is called `<name>@<host>`."""
     arguments = (f"--queues={queues}", f"--hostname={name}@%h", f"--concurrency={concurrency}")
-    child = celery(name, folder, env, "worker", "--loglevel=INFO", *arguments, *extra)
+    child = celery(name, folder, env, "worker", "--loglevel=INFO", *arguments, *extra, service=service)
     # The first lets running tasks end, the second hands back those that do not.
     child.stop_signals = (signal.SIGTERM, signal.SIGQUIT)
     child.stop_timeout = _WORKER_STOP_TIMEOUT
     return child
 
 
-def commands_worker(folder: Path, env: Mapping[str, str], concurrency: int, *extra: str) -> Child:
+def commands_worker(
+    folder: Path, env: Mapping[str, str], concurrency: int, *extra: str, service: Service = ALLOCATION
+) -> Child:
     """Return the worker that runs commands and event handlers."""
-    return worker("commands", WORK_QUEUES, folder, env, concurrency, *extra)
+    return worker("commands", service.work_queues, folder, env, concurrency, *extra, service=service)
 
 
-def housekeeping_worker(folder: Path, env: Mapping[str, str]) -> Child:
+def housekeeping_worker(folder: Path, env: Mapping[str, str], service: Service = ALLOCATION) -> Child:
     """Return the small worker of relay, re-run and prune, which no backlog of the others can starve."""
-    return worker("housekeeping", HOUSEKEEPING_QUEUE, folder, env, 1)
+    return worker("housekeeping", service.housekeeping_queue, folder, env, 1, service=service)
 
 
-def beat(folder: Path, env: Mapping[str, str]) -> Child:
+def beat(folder: Path, env: Mapping[str, str], service: Service = ALLOCATION) -> Child:
     """Return the clock; its own process, so that a killed worker leaves no second one behind."""
     arguments = ("--loglevel=INFO", f"--schedule={folder / 'beat'}", "--pidfile=")
-    return celery("beat", folder, env, "beat", *arguments)
+    return celery("beat", folder, env, "beat", *arguments, service=service)
 
 
-def flower(folder: Path, env: Mapping[str, str], port: int) -> Child:
+def flower(folder: Path, env: Mapping[str, str], port: int, service: Service = ALLOCATION) -> Child:
     """Return the operators' view, on loopback only, so its API may answer without a login."""
     with_api = {**env, "FLOWER_UNAUTHENTICATED_API": "true"}
     arguments = (f"--port={port}", f"--address={LOOPBACK}")
-    return celery("flower", folder, with_api, "flower", *arguments)
+    return celery("flower", folder, with_api, "flower", *arguments, service=service)

@@ -14,6 +14,7 @@ from local.ports import LOOPBACK, is_free
 from local.postgres import Postgres
 from local.processes import Supervisor
 from local.redis import Redis
+from local.service import ALLOCATION, Service
 from local.settings import LocalSettings
 from local.waiting import eventually
 
@@ -44,8 +45,10 @@ class Stack:
         settings: LocalSettings | None = None,
         report: Callable[[str], object] = print,
         without: Collection[str] = (),
+        service: Service = ALLOCATION,
     ) -> None:
         """Plan the stack; nothing starts yet. `without` names parts that stay down until `resume`."""
+        self.service = service
         self.settings = settings or LocalSettings()
         self.supervisor = Supervisor(report)
         self.addresses = addresses_of(self.settings)
@@ -63,7 +66,7 @@ class Stack:
             self._held = hold(self.settings.folder)
             self._check_ports()
             self._start_servers()
-            migrate(self.addresses.database_url)
+            migrate(self.addresses.database_url, self.service)
             self._start_children()
             self._wait_ready()
             self.supervisor.watch()
@@ -99,11 +102,12 @@ class Stack:
         self.servers = {"postgres": self.postgres, "redis": self.redis, "mail": self.mail}
 
     def _plan_children(self) -> None:
-        logs, env = self.settings.folder, self.addresses.environment()
-        self.commands = programs.commands_worker(logs, env, self.settings.worker_concurrency)
-        self.housekeeping = programs.housekeeping_worker(logs, env)
-        self.beat = programs.beat(logs, env)
-        self.flower = programs.flower(logs, env, self.settings.flower_port)
+        logs, env, service = self.settings.folder, self.addresses.environment(self.service), self.service
+        workers = self.settings.worker_concurrency
+        self.commands = programs.commands_worker(logs, env, workers, service=service)
+        self.housekeeping = programs.housekeeping_worker(logs, env, service)
+        self.beat = programs.beat(logs, env, service)
+        self.flower = programs.flower(logs, env, self.settings.flower_port, service)
 
     @property
     def children(self) -> list[Child]:
