@@ -1,0 +1,65 @@
+"""`make demo` with files of the user's own: it tells the truth, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import psutil
+import pytest
+
+from local.child import ROOT
+from local.ports import free_port
+
+BATCHES = """ref,sku,qty,eta
+b1,LAMP,3,
+b2,LAMP,2,2026-01-31
+b3,CHAIR,0,
+"""
+ORDERS = """at,orderid,sku,qty
+2026-01-01T10:00:00,o1,LAMP,2
+2026-01-01T10:00:01,o2,LAMP,2
+2026-01-01T10:00:02,o3,LAMP,2
+2026-01-01T10:00:03,o4,LAMP,0
+2026-01-01T10:00:04,o5,SOFA,1
+"""
+
+
+@pytest.fixture
+def environment(server_folder):
+    """Free ports and a data folder of the test's own; no address is given."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATION_")}
+    ports = {f"ALLOCATION_{name}_PORT": str(free_port()) for name in ("REDIS", "POSTGRES", "FLOWER", "SMTP")}
+    return {**kept, **ports, "ALLOCATION_DATA_DIR": tempfile.mkdtemp(prefix="demo-", dir=server_folder)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_demo_plays_other_files_and_stops_all_it_started(environment, tmp_path):
+    (tmp_path / "batches.csv").write_text(BATCHES)
+    (tmp_path / "orders.csv").write_text(ORDERS)
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "local.demo",
+         "--batches", str(tmp_path / "batches.csv"), "--orders", str(tmp_path / "orders.csv")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for what, count in {
+        "allocated": 2,
+        "out of stock": 1,
+        "refused: InvalidMessage: qty must be at least 1": 1,
+        "refused: InvalidSku: Invalid sku SOFA": 1,
+    }.items():
+        assert any(what in line and f" {count} " in line for line in ran.stdout.splitlines()), ran.stdout
+    assert "1 mails arrived, each once" in ran.stdout
+    assert not _left_over(environment["ALLOCATION_DATA_DIR"])
+
+
+def _left_over(folder: str) -> list[str]:
+    """Return the command lines of processes that still name the data folder."""
+    lines = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [line for line in lines if folder in line]
