@@ -16,6 +16,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
+BENCH := $(VENV)/.installed-bench
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 PACKAGES := $(wildcard messaging allocation tasks local celeryconfig.py flowerconfig.py benchmarks examples)
 BATCHES ?= data/batches.csv
@@ -28,6 +29,7 @@ help: ## list these commands
 	@echo "make demo [BATCHES=FILE ORDERS=FILE]   play the real orders through real servers, and stop them"
 	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
 	@echo "make test     the whole test suite, on servers of its own"
+	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes docs/"
 	@echo "make check    lint, format, types, layer contracts"
 	@echo "make format   put the code into the house format"
 	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, else .data)"
@@ -57,11 +59,11 @@ clean: $(RUN)
 docs: $(RUN)
 	$(PY) -m docs
 
-bench: $(RUN)
+bench: $(BENCH)
 	$(PY) -m benchmarks
 
-bench-full: $(RUN)
-	$(PY) -m benchmarks --full
+bench-full: $(BENCH)
+	$(PY) -m benchmarks --full --write-docs
 
 chaos: $(DEV)
 	$(PY) -m tests.chaos
@@ -85,4 +87,8 @@ $(RUN): requirements.txt
 
 $(DEV): requirements-dev.txt $(RUN)
 	$(PIP) install --quiet -r requirements-dev.txt
+	@touch $@
+
+$(BENCH): requirements-bench.txt $(RUN)
+	$(PIP) install --quiet -r requirements-bench.txt
 	@touch $@

@@ -1,0 +1,65 @@
+"""`python -m benchmarks [--full] [--write-docs] [--only NAME …]`: measure, print the table, keep it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks import report, stock
+from benchmarks.figure import Figure
+from benchmarks.scale import FULL, QUICK, TINY, Scale
+from benchmarks.servers import Servers, servers
+
+#: In this order: the relay's ten million rows come last.
+MEASUREMENTS = ("commands",)
+Measure = Callable[[Servers, Scale], list[Figure]]
+
+
+def main() -> None:
+    """Run what was asked for; every process ends with this one, also on SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = _options()
+    scale = FULL if options.full else TINY if options.tiny else QUICK
+    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    began, start, load = report.now(), time.monotonic(), os.getloadavg()[0]
+    figures: list[Figure] = []
+    for name in options.only or MEASUREMENTS:
+        figures += _measure(name, scale)
+        report.show(figures)
+    run = report.Run(command, began, figures, load, (time.monotonic() - start) / 60)
+    if options.json:
+        report.write_json(run, options.json)
+    if options.write_docs:
+        report.write_docs(run)
+
+
+def _measure(name: str, scale: Scale) -> list[Figure]:
+    """Measure on servers of its own, so that no measurement inherits another's tables."""
+    start = time.monotonic()
+    with servers() as its_servers:
+        stock.fill(its_servers)
+        measure: Measure = import_module(f"benchmarks.figures.{name}").measure
+        figures = measure(its_servers, scale)
+    print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return figures
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="more rounds, more rows: about half an hour")
+    size.add_argument("--tiny", action="store_true", help="only see that everything runs")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure a part")
+    parser.add_argument("--json", type=Path, help="write what was measured to this file")
+    parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md and its plot")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

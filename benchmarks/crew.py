@@ -1,0 +1,117 @@
+"""The worker processes of one peer: started once, stopped in their tracks while others have their turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import psutil
+
+from benchmarks.peers.peer import Line, Peer
+from benchmarks.servers import Servers
+from local.child import Child
+from local.waiting import eventually
+
+START_TIMEOUT = 60.0  # seconds
+
+
+@dataclass
+class Crew:
+    """`peer`'s workers; between `pause` and `resume` they use no CPU."""
+
+    peer: Peer
+    servers: Servers
+    processes: int
+    children: list[Child] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the workers and have each do something."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self.peer.env}
+        for number, arguments in enumerate(self.peer.workers(self.processes)):
+            name = f"{self.peer.name}-{number}"
+            log = self.servers.folder / f"{name}.log"
+            child = Child(name, [sys.executable, *arguments], log, environment, stop_timeout=3.0)
+            child.start()
+            self.children.append(child)
+
+    def warm_up(self, lines: list[Line]) -> None:
+        """Return when the workers have allocated these lines."""
+        goal = self.done() + len(lines)
+        self.peer.publish(lines)
+        eventually(
+            lambda: self.done() >= goal or self._check(),
+            START_TIMEOUT,
+            f"the first lines of {self.peer.title}",
+        )
+
+    def done(self) -> int:
+        """Return how many lines the workers have allocated so far."""
+        return self.servers.number(
+            f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {self.peer.counter}"  # noqa: S608
+        )
+
+    def pause(self) -> None:
+        """Stop every process where it is."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End the workers."""
+        self.resume()
+        for child in self.children:
+            child.stop()
+
+    def processes_alive(self) -> list[psutil.Process]:
+        """Return every process of the workers, pool children included."""
+        parents = [psutil.Process(child.pid) for child in self.children if child.running]
+        return [*parents, *(each for parent in parents for each in parent.children(recursive=True))]
+
+    def cpu_s(self) -> float:
+        """Return the seconds of CPU that the workers have used."""
+        return cpu_s(self.processes_alive())
+
+    def _check(self) -> bool:
+        for child in self.children:
+            if not child.running:
+                raise child.ended_early()
+        return False
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self.processes_alive():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    """Return the seconds of CPU that these processes have used, in user and kernel mode."""
+    total = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+@contextmanager
+def crews(peers: list[Peer], servers: Servers, processes: int) -> Iterator[list[Crew]]:
+    """Start and pause the workers of every peer; end them all at the end."""
+    started: list[Crew] = []
+    try:
+        for peer in peers:
+            peer.prepare()
+            crew = Crew(peer, servers, processes)
+            started.append(crew)
+            crew.start()
+            crew.warm_up([Line(f"{peer.name}-warm-{n}", f"SKU-{n:04}") for n in range(20)])
+            crew.pause()
+        yield started
+    finally:
+        for crew in started:
+            crew.stop()

@@ -1,0 +1,57 @@
+"""A figure: a ratio of two things measured in turns on the same machine, and the goal it should reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`ratios` has one value per round; the figure is their median. `why` explains a goal that is missed."""
+
+    key: str
+    what: str
+    against: str
+    goal: float
+    at_least: bool  # else at most
+    ratios: tuple[float, ...]
+    measured: str  # both sides in their own unit
+    why: str = ""
+
+    @property
+    def value(self) -> float:
+        """Return the median of the rounds."""
+        return median(self.ratios)
+
+    @property
+    def met(self) -> bool:
+        """Tell whether the goal is reached."""
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+    @property
+    def goal_text(self) -> str:
+        """Return the goal as the table shows it."""
+        return f"{'≥' if self.at_least else '≤'} {self.goal:g} ×"
+
+    @property
+    def spread(self) -> str:
+        """Return the lowest and the highest round."""
+        return f"{min(self.ratios):.2f} to {max(self.ratios):.2f}"
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
+    """Divide round by round: what disturbs the machine disturbs both sides of a round."""
+    return tuple(mine / other for mine, other in zip(ours, theirs, strict=True))
+
+
+def per_second(ours: Sequence[float], theirs: Sequence[float], unit: str) -> str:
+    """Return two rates as the table shows them."""
+    return f"{median(ours):,.0f} : {median(theirs):,.0f} {unit}/s"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value below which `share` (0 to 1) of the values lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

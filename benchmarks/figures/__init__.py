@@ -1,0 +1,1 @@
+"""Each module measures a few figures: `measure(servers, scale)` returns them."""

@@ -1,0 +1,105 @@
+"""Commands a second through real workers, every peer in turn, round after round."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from statistics import median
+
+from benchmarks import pgbench, stock
+from benchmarks.crew import Crew, crews
+from benchmarks.figure import Figure, per_second, ratios
+from benchmarks.peers import NAMES, load
+from benchmarks.scale import Scale
+from benchmarks.servers import Servers
+from benchmarks.turns import Turn, take_turn
+
+FRAMEWORKS = ("dramatiq_peer", "rq_peer", "huey_peer", "taskiq_peer", "procrastinate_peer")
+BOOK_LINES = """
+INSERT INTO book_order_lines (orderid, sku, qty, batch_id)
+SELECT 'old-' || id || '-' || n, sku, 1, id FROM book_batches, generate_series(1, 1000) n WHERE sku < %s"""
+OUR_LINES = """
+INSERT INTO allocations (orderid, sku, qty, batch_reference)
+SELECT 'old-' || reference || '-' || n, sku, 1, reference FROM batches, generate_series(1, 1000) n
+WHERE sku < %s"""
+OLD_SKUS = 20  # with 1,000 allocations each
+
+Rates = dict[str, list[float]]
+
+
+def measure(servers: Servers, scale: Scale) -> list[Figure]:
+    """Run the rounds of all peers, then those with 1,000 allocations in each batch."""
+    with crews([load(name) for name in NAMES], servers, scale.processes) as workers:
+        turns = _rounds(servers, workers, scale)
+        rates = {name: [turn.rate for turn in each] for name, each in turns.items()}
+        rates["pgbench"] = [turn.rate for turn in turns["pgbench"]]
+        old = _old_rounds(
+            servers, [crew for crew in workers if crew.peer.name in ("ours", "chapter10")], scale
+        )
+    return [*_figures(rates, old), _cpu(turns)]
+
+
+def _rounds(servers: Servers, workers: list[Crew], scale: Scale) -> dict[str, list[Turn]]:
+    turns: dict[str, list[Turn]] = defaultdict(list)
+    for number in range(scale.rounds):
+        for crew in random.sample(workers, len(workers)):
+            lines = stock.lines(f"{crew.peer.name}-{number}", scale.lines, seed=number)
+            turns[crew.peer.name].append(take_turn(crew, lines))
+        limit = pgbench.run(
+            servers.folder, servers.postgres.url, scale.processes, scale.lines * 2, f"pgbench-{number}"
+        )
+        turns["pgbench"].append(Turn(limit, 0.0, 0.0))
+    return turns
+
+
+def _old_rounds(servers: Servers, workers: list[Crew], scale: Scale) -> Rates:
+    """Run the rounds where each batch holds 1,000 allocations already."""
+    for statement in (BOOK_LINES, OUR_LINES):
+        servers.rows(statement, (f"SKU-{OLD_SKUS:04}",))
+    rates: Rates = defaultdict(list)
+    for number in range(scale.rounds):
+        for crew in workers:
+            lines = stock.lines(f"{crew.peer.name}-old-{number}", scale.slow_lines, OLD_SKUS, number)
+            rates[crew.peer.name].append(take_turn(crew, lines).rate)
+    return rates
+
+
+def _figures(rates: Rates, old: Rates) -> list[Figure]:
+    def figure(key: str, what: str, ours: str, theirs: str, goal: float, source: Rates = rates) -> Figure:
+        return Figure(
+            key, what, load_title(theirs), goal, at_least=True,
+            ratios=ratios(source[ours], source[theirs]),
+            measured=per_second(source[ours], source[theirs], "commands"),
+        )  # fmt: skip
+
+    commands, fresh, thousand = (
+        "commands/s",
+        "commands/s, fresh batches",
+        "commands/s, 1,000 allocations a batch",
+    )
+    return [
+        figure("commands_prefork", f"{commands}, prefork pool", "ours", "plain_celery", 1.3),
+        figure("commands_solo", f"{commands}, solo processes", "ours_solo", "plain_celery_solo", 1.3),
+        figure("chapter10_fresh", fresh, "ours", "chapter10", 2),
+        figure("chapter10_old", thousand, "ours", "chapter10", 10, old),
+        *(figure(name, f"{commands}, solo processes", "ours_solo", name, 1) for name in FRAMEWORKS),
+        figure("pgbench", f"{commands}, solo processes", "ours_solo", "pgbench", 0.4),
+    ]
+
+
+def load_title(name: str) -> str:
+    """Return the name of a peer as the table shows it."""
+    return "pgbench, the same statements" if name == "pgbench" else load(name).title
+
+
+def _cpu(turns: dict[str, list[Turn]]) -> Figure:
+    ours, theirs = turns["ours_solo"], turns["plain_celery_solo"]
+    mine, others = [_cpu_of(turn) for turn in ours], [_cpu_of(turn) for turn in theirs]
+    return Figure(
+        "cpu", "CPU per command, workers and servers", "plain Celery, solo processes", 1.0, at_least=False,
+        ratios=ratios(mine, others), measured=f"{median(mine):.2f} : {median(others):.2f} ms",
+    )  # fmt: skip
+
+
+def _cpu_of(turn: Turn) -> float:
+    return turn.worker_cpu_ms + turn.server_cpu_ms

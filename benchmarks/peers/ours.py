@@ -1,0 +1,37 @@
+"""This backend, as `make up` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from celery import Celery
+
+from benchmarks.peers.peer import Line, Peer, redis_url
+from local.programs import WORK_QUEUES
+
+#: Another app that imports nothing of this project.
+sender = Celery("sender", broker=redis_url(0), backend=redis_url(1))
+
+
+def workers(processes: int) -> list[list[str]]:
+    """One worker with a pool of child processes."""
+    return [celery_worker("tasks", "ours", WORK_QUEUES, "prefork", processes)]
+
+
+def celery_worker(app_name: str, node: str, queues: str, pool: str, concurrency: int) -> list[str]:
+    """Return Python's arguments for a Celery worker with the log level that an operator would choose."""
+    return [
+        "-m", "celery", "-A", app_name, "worker", f"--queues={queues}", f"--hostname={node}@%h",
+        f"--pool={pool}", f"--concurrency={concurrency}", "--loglevel=INFO",
+    ]  # fmt: skip
+
+
+def publish(lines: Sequence[Line], sender: Celery = sender) -> None:
+    """Send by task name, as another app does; the result comes back over Redis."""
+    for line in lines:
+        sender.send_task(
+            "allocation.allocate", (line.orderid, line.sku, line.qty), queue="allocation.commands"
+        )
+
+
+peer = Peer("ours", "this backend, prefork", workers, publish)

@@ -1,0 +1,39 @@
+"""What the benchmark must know of a peer: how its workers start, how lines get into its queue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Line:
+    """An order line to allocate."""
+
+    orderid: str
+    sku: str
+    qty: int = 1
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to run the job; `workers(n)` gives Python's arguments for each program to start."""
+
+    name: str
+    title: str
+    workers: Callable[[int], list[list[str]]]
+    publish: Callable[[Sequence[Line]], object]
+    counter: str = "allocations_position_seq"  # a sequence that grows with every line allocated
+    prepare: Callable[[], object] = lambda: None  # makes its tables
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def database_url() -> str:
+    """Return the database for psycopg2, which does not know SQLAlchemy's driver suffix."""
+    return os.environ["ALLOCATION_DATABASE_URL"].replace("+psycopg2", "", 1)
+
+
+def redis_url(database: int) -> str:
+    """Return one database of the Redis server; each peer has its own."""
+    return f"{os.environ['BENCHMARK_REDIS_URL']}/{database}"

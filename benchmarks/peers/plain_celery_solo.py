@@ -1,0 +1,26 @@
+"""Plain Celery in solo processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.peers import plain_celery
+from benchmarks.peers.ours import celery_worker
+from benchmarks.peers.peer import Line, Peer
+from benchmarks.peers.plain_celery import SOLO_QUEUE
+
+
+def workers(processes: int) -> list[list[str]]:
+    """As many workers as processes."""
+    return [
+        celery_worker("benchmarks.peers.plain_celery", f"plainsolo{number}", SOLO_QUEUE, "solo", 1)
+        for number in range(processes)
+    ]
+
+
+def publish(lines: Sequence[Line]) -> None:
+    """Send by task name, to a queue of its own."""
+    plain_celery.publish(lines, SOLO_QUEUE)
+
+
+peer = Peer("plain_celery_solo", "plain Celery, solo processes", workers, publish)

@@ -1,0 +1,41 @@
+"""procrastinate: the queue is a table of the same PostgreSQL; it has no results to send back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from procrastinate import App, JobContext, PsycopgConnector, SyncPsycopgConnector
+
+from benchmarks.peers import job
+from benchmarks.peers.peer import Line, Peer, database_url
+
+app = App(connector=PsycopgConnector(conninfo=database_url()))
+
+
+@app.task(name="lines.allocate", queue="lines", pass_context=True)
+def allocate(context: JobContext, orderid: str, sku: str, qty: int) -> str | None:
+    """Allocate one line."""
+    return job.allocate(f"procrastinate-{context.job.id}", orderid, sku, qty)
+
+
+def workers(processes: int) -> list[list[str]]:
+    """One process each."""
+    one = ["-m", "procrastinate", "--app", f"{__name__}.app", "worker", "--concurrency", "1"]
+    return [one for _ in range(processes)]
+
+
+def prepare() -> None:
+    """Make its tables."""
+    with app.replace_connector(SyncPsycopgConnector(conninfo=database_url())) as sync_app, sync_app.open():
+        sync_app.schema_manager.apply_schema()
+
+
+def publish(lines: Sequence[Line]) -> None:
+    """Enqueue in one statement."""
+    with app.replace_connector(SyncPsycopgConnector(conninfo=database_url())) as sync_app, sync_app.open():
+        jobs: list[Any] = [{"orderid": line.orderid, "sku": line.sku, "qty": line.qty} for line in lines]
+        sync_app.tasks["lines.allocate"].batch_defer(*jobs)
+
+
+peer = Peer("procrastinate_peer", "procrastinate", workers, publish, prepare=prepare)

@@ -1,0 +1,44 @@
+"""taskiq with the list broker and the result backend of taskiq-redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from taskiq import Context, TaskiqDepends
+from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
+
+from benchmarks.peers import job
+from benchmarks.peers.peer import Line, Peer, redis_url
+
+# It waits in BRPOP for as long as it takes; redis-py would give up and the worker would listen no more.
+broker = ListQueueBroker(url=redis_url(7), queue_name="lines", socket_timeout=None).with_result_backend(
+    RedisAsyncResultBackend(redis_url=redis_url(7))
+)
+
+
+@broker.task
+def allocate(orderid: str, sku: str, qty: int, context: Context = TaskiqDepends()) -> str | None:  # noqa: B008
+    """Allocate one line."""
+    return job.allocate(context.message.task_id, orderid, sku, qty)
+
+
+def workers(processes: int) -> list[list[str]]:
+    """Processes with one thread each for what blocks."""
+    one_at_a_time = ["--max-async-tasks", "1", "--max-threadpool-threads", "1"]
+    return [["-m", "taskiq", "worker", f"{__name__}:broker", "--workers", str(processes), *one_at_a_time]]
+
+
+def publish(lines: Sequence[Line]) -> None:
+    """Enqueue."""
+    asyncio.run(_publish(lines))
+
+
+async def _publish(lines: Sequence[Line]) -> None:
+    await broker.startup()
+    for line in lines:
+        await allocate.kiq(line.orderid, line.sku, line.qty)
+    await broker.shutdown()
+
+
+peer = Peer("taskiq_peer", "taskiq", workers, publish)

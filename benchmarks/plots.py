@@ -1,0 +1,49 @@
+"""A bar chart as SVG: each figure as a share of its goal, drawn so that longer is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from benchmarks.figure import Figure
+
+LEFT, WIDTH, ROW, TOP = 430, 420, 26, 46  # pixels
+CAP = 2.0  # a bar ends here, with its number beside it
+
+
+def goals_svg(figures: Iterable[Figure]) -> str:
+    """Return the chart; the line at 1 is the goal."""
+    bars = list(figures)
+    height = TOP + ROW * len(bars) + 20
+    goal_x = LEFT + WIDTH / CAP
+    rows = "\n".join(_row(figure, TOP + ROW * number) for number, figure in enumerate(bars))
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 110}" height="{height}"
+ font-family="sans-serif" font-size="12">
+<rect width="100%" height="100%" fill="white"/>
+<text x="10" y="20" font-size="15">Each figure as a share of its goal (longer is better, 1 is the goal)</text>
+{rows}
+<line x1="{goal_x}" y1="{TOP - 10}" x2="{goal_x}" y2="{height - 12}" stroke="black" stroke-dasharray="4 3"/>
+</svg>
+"""
+
+
+def share_of_goal(figure: Figure) -> float:
+    """Return how much of its goal a figure reaches; above 1 it does better."""
+    return figure.value / figure.goal if figure.at_least else figure.goal / figure.value
+
+
+def _row(figure: Figure, y: int) -> str:
+    share = share_of_goal(figure)
+    length = min(share, CAP) / CAP * WIDTH
+    colour = "#2a7f62" if figure.met else "#b3472f"
+    label = escape(_short(f"{figure.what} : {figure.against}"))
+    return (
+        f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{label}</text>'
+        f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{ROW - 8}" fill="{colour}"/>'
+        f'<text x="{LEFT + length + 6:.1f}" y="{y + 13}">'
+        f"{figure.value:.2f} × ({escape(figure.goal_text)})</text>"
+    )
+
+
+def _short(text: str, limit: int = 66) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

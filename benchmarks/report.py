@@ -1,0 +1,121 @@
+"""What is printed and what is kept: a table, JSON, plots, and the middle part of docs/performance.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figure import Figure
+from benchmarks.plots import goals_svg
+from local.child import ROOT
+
+DOCS = ROOT / "docs"
+PAGE = DOCS / "performance.md"
+JSON_FILE = DOCS / "performance.json"
+PLOT = DOCS / "performance.svg"
+BEGIN, END = "<!-- figures: written by the benchmark -->", "<!-- end of figures -->"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the benchmark."""
+
+    command: str
+    began: datetime
+    figures: list[Figure]
+    load_before: float  # the machine's own load when the run began
+    minutes: float
+
+
+def machine() -> str:
+    """Describe where the figures come from."""
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB of memory, {platform.system()} "
+        f"{platform.release()}, Python {platform.python_version()}; servers and workers share the cores"
+    )
+
+
+def show(figures: list[Figure]) -> None:
+    """Print the table."""
+    table = Table(title="Measured in turns; the figure is the median of the rounds")
+    for column in ("figure", "against", "measured (medians)", "goal", "ratio", "rounds", ""):
+        table.add_column(column, justify="right" if column in ("goal", "ratio") else "left")
+    for figure in figures:
+        verdict = "[green]met[/]" if figure.met else "[red]missed[/]"
+        table.add_row(
+            figure.what, figure.against, figure.measured, figure.goal_text, f"{figure.value:.2f} ×",
+            figure.spread, verdict,
+        )  # fmt: skip
+    Console(width=None if os.isatty(1) else 170).print(table)
+
+
+def write_json(run: Run, path: Path) -> None:
+    """Write everything that was measured."""
+    facts = {
+        "command": run.command,
+        "began": run.began.isoformat(timespec="seconds"),
+        "minutes": round(run.minutes, 1),
+        "load_before": run.load_before,
+        "machine": machine(),
+        "figures": [
+            {**asdict(figure), "value": round(figure.value, 4), "met": figure.met} for figure in run.figures
+        ],
+    }
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_docs(run: Run) -> None:
+    """Replace the figures in docs/performance.md, and the JSON and the plot beside it."""
+    write_json(run, JSON_FILE)
+    PLOT.write_text(goals_svg(run.figures))
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{markdown(run)}\n{END}{after}")
+
+
+def markdown(run: Run) -> str:
+    """Return the part of the page that a run writes."""
+    rows = "\n".join(
+        f"| {figure.what} | {figure.against} | {figure.measured} | {figure.goal_text} |"
+        f" {figure.value:.2f} × | {figure.spread} | {'met' if figure.met else '**missed**'} |"
+        for figure in run.figures
+    )
+    return f"""Printed by `{run.command}` on {run.began:%d %B %Y, %H:%M} UTC in {run.minutes:.0f} minutes,
+with a load average of {run.load_before:.1f} before it began (above 1, others were working on the machine).
+
+Machine: {machine()}.
+
+| figure | against | measured, medians | goal | ratio | lowest to highest round | |
+|---|---|---|---|---|---|---|
+{rows}
+
+![Every figure as a share of its goal](performance.svg)
+
+{_missed(run.figures)}"""
+
+
+def _missed(figures: list[Figure]) -> str:
+    missed = [figure for figure in figures if not figure.met]
+    if not missed:
+        return "Every goal was reached in this run.\n"
+    lines = (
+        f"- **{figure.what}** against {figure.against}: {figure.value:.2f} × where {figure.goal_text} was"
+        f" wanted. {figure.why}".rstrip()
+        for figure in missed
+    )
+    return "Goals that this run missed:\n\n" + "\n".join(lines) + "\n"
+
+
+def now() -> datetime:
+    """Return the time, aware of its zone."""
+    return datetime.now(UTC)

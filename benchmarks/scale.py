@@ -1,0 +1,52 @@
+"""How much each measurement does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of one run; `QUICK` takes about five minutes, `FULL` about half an hour, on two quiet cores."""
+
+    rounds: int = 5
+    processes: int = 2  # workers of each peer
+    lines: int = 400  # a turn
+    slow_lines: int = 60  # a turn of chapter 10 with 1,000 allocations in the batch
+    latency_s: float = 4.0
+    flat_allocations: int = 100_000
+    flat_batches: int = 10_000
+    flat_commands: int = 300
+    relay_pending: int = 20_000
+    relay_done: int = 1_000_000
+    memory_before: int = 1_000
+    memory_after: int = 6_000
+
+
+QUICK = Scale()
+FULL = Scale(
+    rounds=9,
+    lines=2_000,
+    slow_lines=200,
+    latency_s=20.0,
+    flat_allocations=1_000_000,
+    flat_commands=2_000,
+    relay_pending=100_000,
+    relay_done=10_000_000,
+    memory_before=5_000,
+    memory_after=100_000,
+)
+#: For tests of the benchmark itself.
+TINY = Scale(
+    rounds=1,
+    lines=20,
+    slow_lines=5,
+    latency_s=1.0,
+    flat_allocations=100,
+    flat_batches=10,
+    flat_commands=5,
+    relay_pending=50,
+    relay_done=100,
+    memory_before=20,
+    memory_after=60,
+)

@@ -1,0 +1,72 @@
+"""One PostgreSQL and one Redis of the benchmark's own, with their production settings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import redis
+from psycopg2.extensions import connection
+
+from local.databases import migrate
+from local.mail import MailSink
+from local.postgres import Postgres
+from local.redis import Redis
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What every peer works on; `sql` is for the benchmark itself."""
+
+    folder: Path
+    postgres: Postgres
+    redis: Redis
+    sql: connection
+
+    def rows(self, statement: str, params: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+        """Run one statement and return its rows, none where it has none."""
+        with self.sql.cursor() as run:
+            run.execute(statement, params)
+            return run.fetchall() if run.description else []
+
+    def number(self, statement: str, params: tuple[object, ...] = ()) -> int:
+        """Run one statement that gives one number."""
+        return int(str(self.rows(statement, params)[0][0]))
+
+    def flush_redis(self) -> None:
+        """Forget every message and result."""
+        with redis.Redis.from_url(self.redis.url) as client:
+            client.flushall()
+
+
+@contextmanager
+def servers() -> Iterator[Servers]:
+    """Start the servers, migrate, and put their addresses into the environment."""
+    folder = Path(tempfile.mkdtemp(prefix="allocation-benchmark-"))
+    try:
+        postgres = Postgres(folder / "postgres", settings={"max_wal_size": "4GB"})
+        with postgres, Redis(folder / "redis") as redis_server, MailSink(folder / "mail") as mail:
+            _set_environment(postgres, redis_server, mail)
+            migrate(postgres.url)
+            sql = psycopg2.connect(postgres.url.replace("+psycopg2", "", 1))
+            sql.autocommit = True
+            try:
+                yield Servers(folder, postgres, redis_server, sql)
+            finally:
+                sql.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _set_environment(postgres: Postgres, redis_server: Redis, mail: MailSink) -> None:
+    os.environ["ALLOCATION_DATABASE_URL"] = postgres.url
+    os.environ["ALLOCATION_BROKER_URL"] = redis_server.url_of(0)
+    os.environ["ALLOCATION_RESULT_BACKEND_URL"] = redis_server.url_of(1)
+    os.environ["ALLOCATION_SMTP_URL"] = mail.url
+    os.environ["BENCHMARK_REDIS_URL"] = redis_server.url.rpartition("/")[0]

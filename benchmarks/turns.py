@@ -1,0 +1,53 @@
+"""One turn of one peer: its queue is filled while its workers are stopped, then they run it empty."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.crew import Crew, cpu_s
+from benchmarks.peers.peer import Line
+
+WARM = 0.1  # of the lines; what comes before is not timed
+LOOK_EVERY = 0.005  # seconds
+TURN_TIMEOUT = 300.0  # seconds
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn gave: lines a second, and CPU per line in milliseconds."""
+
+    rate: float
+    worker_cpu_ms: float
+    server_cpu_ms: float  # PostgreSQL and Redis
+
+
+def take_turn(crew: Crew, lines: list[Line]) -> Turn:
+    """Run one turn; the workers are paused before and after."""
+    crew.peer.publish(lines)
+    servers = _server_processes(crew)
+    cpu, server_cpu, start = crew.cpu_s(), cpu_s(servers), crew.done()
+    crew.resume()
+    warm, warm_at = _wait_for(crew, start + max(1, int(len(lines) * WARM)))
+    end, end_at = _wait_for(crew, start + len(lines))
+    server_cpu, cpu = cpu_s(_server_processes(crew)) - server_cpu, crew.cpu_s() - cpu
+    crew.pause()
+    per_line = 1000 / len(lines)
+    return Turn((end - warm) / (end_at - warm_at), cpu * per_line, server_cpu * per_line)
+
+
+def _wait_for(crew: Crew, count: int) -> tuple[int, float]:
+    """Return the count that was seen, at least `count`, and when."""
+    deadline = time.monotonic() + TURN_TIMEOUT
+    while (done := crew.done()) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{crew.peer.title} had allocated {done} of {count} lines in time")
+        time.sleep(LOOK_EVERY)
+    return done, time.monotonic()
+
+
+def _server_processes(crew: Crew) -> list[psutil.Process]:
+    parents = [psutil.Process(crew.servers.postgres.pid), psutil.Process(crew.servers.redis.pid)]
+    return [*parents, *(each for parent in parents for each in parent.children(recursive=True))]
