@@ -22,9 +22,10 @@ result_accept_content = ["json"]
 # A message is acknowledged when its work is done, and comes back when the worker dies before that.
 task_acks_late = True
 task_reject_on_worker_lost = True
-# An answer with an error is an answer: the sender has it, so the message is done.
+# An answer with an error is an answer: the sender has it, so the message is done. The time limit is none:
+# the work may be committed, so the message comes back and finds out.
 task_acks_on_failure = True
-task_acks_on_timeout = True
+task_acks_on_timeout = False
 # Few messages wait in a worker that another could run.
 worker_prefetch_multiplier = 4
 # The pool is not restarted for its own sake, but a leak in a handler must not grow for ever.
@@ -55,9 +56,9 @@ task_default_exchange = ""
 # The clock notices a changed schedule in seconds.
 beat_max_loop_interval = 5
 
-# A deploy: finish what runs for this long, then give the rest back.
-worker_soft_shutdown_timeout = 10
-worker_enable_soft_shutdown_on_idle = True
+# A deploy: SIGTERM ends a worker when the tasks that run are done, which take milliseconds and at most the
+# time limit, and gives back what waits in it. A soft shutdown would sleep through its whole time-out.
+worker_soft_shutdown_timeout = 0
 
 # One clock for every machine, and log lines that say which task they belong to.
 timezone = "UTC"

@@ -25,7 +25,7 @@ WHERE id = %s"""
 SCHEDULE = "schedule"
 
 #: Any constant will do; it keeps two schedulers from counting the same re-runs under way.
-SCHEDULER_LOCK = 4_177_011
+SCHEDULER_LOCK = 4_177_012
 
 
 @dataclass
@@ -150,6 +150,8 @@ WITH failed AS (
         due_at = now() + make_interval(secs =>
             least(:backoff_max_s, :backoff_s * power(2, least(attempts, 30))) + :grace_s),
         grace_s = :grace_s,
+        -- What ends with an error has not killed its worker; what is given up keeps the count.
+        crashes = CASE WHEN :attempts_allowed = 0 THEN crashes ELSE 0 END,
         last_error = :error, last_traceback = :trace, worker = :worker
     WHERE id = :id AND status = 'pending'
     RETURNING id, status, attempts, reruns
@@ -198,6 +200,7 @@ WITH under_way AS (
                + row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
     FROM deliveries LEFT JOIN under_way USING (handler)
     WHERE status = 'failed' AND auto_reruns < :rerun_max
+      AND crashes = 0  -- what kills its workers waits for an operator
       AND finished_at < now() - make_interval(secs =>
           least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
 ), chosen AS (
