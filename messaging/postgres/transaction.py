@@ -33,9 +33,9 @@ TRANSIENT_ERRORS = (
 class Transaction:
     """Sends BEGIN with the first statement and COMMIT with the last ones.
 
-    `BEGIN; …` in one message saves a round trip over the driver's own transactions, hence its autocommit mode.
-    In READ COMMITTED each statement of such a message sees what was committed before it began, so what is
-    read after `SELECT … FOR UPDATE` in the same `read` is as fresh as the lock.
+    `BEGIN; …` in one message saves a round trip over the driver's own transactions, hence its autocommit
+    mode. In READ COMMITTED each statement of such a message sees what was committed before it began, so what
+    is read after `SELECT … FOR UPDATE` in the same `read` is as fresh as the lock.
     """
 
     def __init__(self, engine: Engine) -> None:

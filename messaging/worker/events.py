@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery
 
 from messaging.bus import Handler
 from messaging.delivery import Delivery, Status
@@ -16,6 +16,7 @@ from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.retry import RetryPolicy, policy_of
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
+from messaging.worker.request import Task
 from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -20,6 +21,8 @@ from tests.chaos.world import World
 def main() -> int:
     """Play the rounds; 0 when nothing was lost, doubled or broken."""
     options = _options()
+    # A stop asked for is an orderly one: everything that was started ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(f"seed {options.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="allocation-chaos-"))
     done: list[Round] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass, replace
 
 import celeryconfig
@@ -17,7 +18,7 @@ from messaging.worker.app import make_app
 
 @dataclass(frozen=True)
 class KillWorker(Command):
-    """End the pool's child (`whom` "child") or the worker's main process as well ("main")."""
+    """End the pool's child (`whom` "child") or the worker's main process ("main"), or hang ("nobody")."""
 
     whom: Name
 
@@ -38,6 +39,8 @@ class PoisonRaised(Event):
 
 def kill_worker(cmd: KillWorker, _uow: UnitOfWork) -> None:
     """Die as the kernel's out-of-memory killer lets a process die."""
+    while cmd.whom == "nobody":
+        time.sleep(60)  # until the time limit ends the process
     if cmd.whom == "main":
         os.kill(os.getppid(), signal.SIGKILL)
     os._exit(137)

@@ -123,6 +123,11 @@ def deadly_command_main(_world: World, traffic: Traffic, _rng: random.Random) ->
     _wait_until_parked(traffic, "main")
 
 
+@fault("a command that hangs until its time limit each time")
+def hanging_command(_world: World, traffic: Traffic, _rng: random.Random) -> None:
+    _wait_until_parked(traffic, "nobody")
+
+
 def _wait_until_parked(traffic: Traffic, whom: str) -> None:
     deadly = traffic.order("kill_worker", whom=whom)
     eventually(lambda: deadly.answered_at, 120, "the answer to the command that kills its worker")
