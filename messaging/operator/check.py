@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import pydantic
 from celery import Celery
 from sqlalchemy import text
 
@@ -15,6 +16,7 @@ from messaging.errors import describe
 from messaging.mail import SmtpServer
 from messaging.postgres.heartbeats import Heartbeat
 from messaging.postgres.migrate import missing
+from messaging.project import Project
 from messaging.runtime import Runtime
 
 #: Seconds that a worker gets to answer; longer than a busy one needs.
@@ -48,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """The checks, in the order in which one failing explains the next."""
+    """The checks, in the order in which one that fails explains the next; wrong settings end it."""
 
     app: Callable[[], Celery]
     runtime: Runtime
@@ -67,16 +69,25 @@ class Checkup:
             "clocks": self.clocks,
         }
         for name, check in checks.items():
-            try:
-                yield Finding(name, True, check())
-            except Problem as problem:
-                yield Finding(name, False, problem.what, problem.remedy)
-            except Exception as error:  # noqa: BLE001  # whatever a broken server makes a driver raise
-                yield Finding(name, False, describe(error), self._remedy(name))
+            finding = self._finding(name, check)
+            yield finding
+            if name == "settings" and not finding.ok:
+                return
+
+    def _finding(self, name: str, check: Callable[[], str]) -> Finding:
+        try:
+            return Finding(name, True, check())
+        except Problem as problem:
+            return Finding(name, False, problem.what, problem.remedy)
+        except Exception as error:  # noqa: BLE001  # whatever a broken server makes a driver raise
+            return Finding(name, False, describe(error), self._remedy(name))
 
     def settings(self) -> str:
         """Read the settings."""
-        return f"{len(type(self.runtime.settings).model_fields)} read"
+        try:
+            return f"{len(type(self.runtime.settings).model_fields)} read"
+        except pydantic.ValidationError as error:
+            raise Problem(settings_problem(self.runtime.project, error), self._remedy("settings")) from error
 
     def database(self) -> str:
         """Ask the database."""
@@ -165,3 +176,12 @@ class Checkup:
 
 def _ms(started: float) -> str:
     return f"{(time.monotonic() - started) * 1000:.0f}"
+
+
+def settings_problem(project: Project, error: pydantic.ValidationError) -> str:
+    """Name each variable that is wrong, but not its value, which may be a secret."""
+    problems = (
+        f"{'_'.join([project.name, *map(str, problem['loc'])]).upper()}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False)
+    )
+    return "; ".join(problems)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from messaging.delivery import Status
@@ -61,3 +62,36 @@ class Ordering:
         """Return what the index of that state is sorted by."""
         by_index = {Status.PENDING: "due_at", Status.FAILED: "finished_at", Status.DISCARDED: "finished_at"}
         return by_index.get(self.status, "id")  # ids of version 7 are in the order of time
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_age(text: str) -> float:
+    """Return the seconds of `90s`, `15m`, `2h` or `7d`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smhd])", text, re.ASCII)
+    if found is None:
+        raise ValueError(f"{text!r} is no age; write 90s, 15m, 2h or 7d")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def parse_moment(text: str) -> datetime:
+    """Return the time of an ISO 8601 text, UTC unless it says otherwise, or of an age: `2h` is two hours ago.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            return datetime.now(UTC) - timedelta(seconds=parse_age(text))
+        except (ValueError, OverflowError):
+            raise ValueError(
+                f"{text!r} is no time; write 2026-01-31T10:00 (UTC), or 2h for two hours ago"
+            ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

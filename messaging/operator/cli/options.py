@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import click
 
-from messaging.operator.filters import DeliveryFilter
+from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
+class Parsed(click.ParamType[Any]):
+    """An option's value as a function of its text, whose ValueError says what to write."""
 
-class Age(click.ParamType[float]):
-    """`90s`, `15m`, `2h`, `7d`: seconds."""
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.parse = name, parse
 
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd])", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no age; write 90s, 15m, 2h or 7d", param, ctx)
-        return float(found[1]) * UNITS[found[2]]
-
-
-class Moment(click.ParamType[datetime]):
-    """An ISO 8601 time, UTC unless it says otherwise, or an age: `2h` is two hours ago."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return a time with its zone."""
-        if isinstance(value, datetime):
-            return value
-        if re.fullmatch(r"[\d.]+[smhd]", str(value)):
-            return datetime.now(UTC) - timedelta(seconds=AGE.convert(value, param, ctx))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value, or end with how to write it."""
         try:
-            moment = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(
-                f"{value!r} is no time; write 2026-01-31T10:00 (UTC), or 2h for two hours ago", param, ctx
-            )
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return self.parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-AGE, MOMENT = Age(), Moment()
+AGE, MOMENT = Parsed("age", parse_age), Parsed("time", parse_moment)
 
 FILTERS = (
     click.option("--handler", help="Only this event handler, by its function's name."),

@@ -15,6 +15,7 @@ from kombu.utils.imports import symbol_by_name
 
 from messaging.errors import InvalidMessage, MessagingError, describe
 from messaging.operator.actions import here
+from messaging.operator.check import settings_problem
 from messaging.operator.sending import Sender
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
@@ -109,7 +110,7 @@ class ToolGroup(Group):
         try:
             return super().invoke(ctx)
         except pydantic.ValidationError as error:
-            raise Failure(_settings_problem(ctx.obj.project, error)) from error
+            raise Failure(f"Settings: {settings_problem(ctx.obj.project, error)}") from error
         except InvalidMessage as error:
             raise Failure(f"InvalidMessage: {error}") from error
         except MessagingError as error:
@@ -125,12 +126,3 @@ class ToolGroup(Group):
 def _first_line(error: BaseException) -> str:
     """Return what the driver said, without the statement and its values."""
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-
-
-def _settings_problem(project: Project, error: pydantic.ValidationError) -> str:
-    """Name each variable that is wrong, but not its value, which may be a secret."""
-    problems = (
-        f"{'_'.join([project.name, *map(str, problem['loc'])]).upper()}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
-    )
-    return f"Settings: {'; '.join(problems)}"

@@ -1,0 +1,99 @@
+"""What our pages share: Flower's look and login, and buttons that no other site can press."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import tornado.web
+from flower.views import BaseHandler
+
+from messaging.errors import MessagingError
+from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.runtime import Runtime
+
+T = TypeVar("T")
+
+
+class Page(BaseHandler):
+    """A page behind Flower's login."""
+
+    def set_default_headers(self) -> None:
+        """Take back what Flower allows other sites when its API is open: they may read none of this."""
+        super().set_default_headers()
+        self.clear_header("Access-Control-Allow-Origin")
+        self.set_header("X-Frame-Options", "DENY")  # nobody draws our buttons under their own
+        self.set_header("Cache-Control", "no-store")
+
+    def check_xsrf_cookie(self) -> None:
+        """Check the token always; Flower does so only behind OAuth."""
+        if self.request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            raise tornado.web.HTTPError(403, "Cross-site request forbidden")
+        super().check_xsrf_cookie()
+        tornado.web.RequestHandler.check_xsrf_cookie(self)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Return the project's engines and stores."""
+        runtime: Runtime = self.capp.runtime
+        return runtime
+
+    @property
+    def read_only(self) -> bool:
+        """Tell whether Flower was started with --read-only."""
+        return bool(self.application.options.read_only)
+
+    @property
+    def actor(self) -> str:
+        """Return who presses the buttons, as the deliveries' history names it."""
+        user = self.current_user
+        if isinstance(user, str):
+            return f"{user} in Flower"
+        header = self.request.headers.get("Authorization", "")
+        if header.startswith("Basic "):  # the login has checked it already
+            return f"{b64decode(header[6:]).decode(errors='replace').partition(':')[0]} in Flower"
+        return "Flower"
+
+    def require_writable(self) -> None:
+        """Refuse a button in read-only mode."""
+        if self.read_only:
+            raise tornado.web.HTTPError(403, "Read only mode is enabled")
+
+    async def work(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what waits for the database or the broker on a thread, so that Flower goes on."""
+        found: T = await self.application.blocking_runner.run(
+            "deliveries", function.__qualname__, _expected, function, *args, connection_errors=DATABASE_ERRORS
+        )
+        if isinstance(found, MessagingError):
+            raise found
+        return found
+
+    def field(self, name: str) -> str:
+        """Return what was typed into a field; templates escape it."""
+        return str(self.get_argument(name, "", escape=False) or "").strip()
+
+    def say(self, text: str) -> None:
+        """Show a text on the page that is seen next."""
+        self.set_secure_cookie("said", text.encode(), expires_days=None)
+
+    def said(self) -> str:
+        """Take the text that the last action left."""
+        text = self.get_secure_cookie("said")
+        if text:
+            self.clear_cookie("said")
+        return text.decode() if text else ""
+
+    def back_to(self, page: str, filters: Mapping[str, str]) -> None:
+        """Show a page again after an action, so that a reload does not repeat that."""
+        query = urlencode({name: value for name, value in filters.items() if value})
+        self.redirect(self.reverse_url(page) + (f"?{query}" if query else ""), status=303)
+
+
+def _expected(function: Callable[..., T], *args: Any) -> T | MessagingError:
+    """Return our own errors as values: Flower's runner turns any exception into "500"."""
+    try:
+        return function(*args)
+    except MessagingError as error:
+        return error

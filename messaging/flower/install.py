@@ -1,0 +1,27 @@
+"""Called from `flowerconfig.py`, before Flower builds its application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flower.urls import handlers, settings
+from prometheus_client import REGISTRY
+
+from messaging.flower.loader import PageLoader
+from messaging.flower.metrics import DeliveryCollector
+from messaging.flower.pages import PAGES
+from messaging.flower.shown import shown_task
+from messaging.worker.app import MessagingApp
+
+
+def install(app: MessagingApp) -> Callable[[Any], Any]:
+    """Add metrics and pages to the Flower of this process; return what Flower's `format_task` is to be."""
+    REGISTRY.register(DeliveryCollector(app.runtime).start())
+    handlers[-1:-1] = PAGES  # the last one is Flower's "not found", which matches everything
+    settings["template_loader"] = PageLoader(settings["template_path"])
+
+    def format_task(task: Any) -> Any:
+        return shown_task(app.runtime.project, task)
+
+    return format_task

@@ -1,0 +1,108 @@
+"""Deliveries in Flower's /metrics. What is scraped was counted shortly before, by a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from messaging.delivery import Status
+from messaging.operator.stats import Counts, Overview, Statistics
+from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S = 10.0
+#: What is done is counted by a scan of the table, hence seldom.
+REFRESH_DONE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was counted last; no overview while the database is away."""
+
+    overview: Overview | None = None
+    done: Counts = field(default_factory=dict)
+    heartbeats: Mapping[str, float] = field(default_factory=dict)  # seconds since each job's last run
+
+
+class DeliveryCollector(Collector):
+    """Hands over the last snapshot: a scrape runs on Flower's event loop and must neither wait nor fail."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._snapshot = Snapshot()
+        self._done_at = float("-inf")
+
+    def start(self) -> Self:
+        """Begin to count, again and again while the process lives."""
+        threading.Thread(target=self._refresh_for_ever, name="delivery metrics", daemon=True).start()
+        return self
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that registering does not collect."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the last snapshot."""
+        snapshot, name = self._snapshot, self._runtime.project.name
+        yield GaugeMetricFamily(
+            f"{name}_database_up",
+            "1 while deliveries can be counted",
+            value=int(snapshot.overview is not None),
+        )
+        if snapshot.overview is not None:
+            yield from self._metrics(name, snapshot.overview, snapshot)
+
+    def _metrics(self, name: str, overview: Overview, snapshot: Snapshot) -> Iterable[Metric]:
+        counts = {**self._zeros(), **overview.deliveries, **snapshot.done}
+        yield _gauge(f"{name}_deliveries", "Deliveries by state and handler", ["state", "handler"], counts)
+        yield GaugeMetricFamily(
+            f"{name}_deliveries_oldest_pending_seconds", "Age of the oldest pending delivery",
+            value=overview.oldest_pending_s,
+        )  # fmt: skip
+        letters = {(reason,): count for reason, count in overview.dead_letters.items()}
+        yield _gauge(f"{name}_dead_letters", "Dead letters that wait, by reason", ["reason"], letters)
+        reruns = {("schedule",): 0, ("operator",): 0} | {(by,): n for by, n in overview.reruns.items()}
+        yield _gauge(f"{name}_reruns_last_hour", "Re-runs of the last hour, by whom", ["by"], reruns)
+        ages = {(job,): age for job, age in snapshot.heartbeats.items()}
+        yield _gauge(f"{name}_housekeeping_age_seconds", "Time since each job ran last", ["job"], ages)
+
+    def _zeros(self) -> Counts:
+        """Return every state of every handler: an alert's series is there before the first failure."""
+        names = (kind.__name__ for kinds in self._runtime.project.bus.events.values() for kind in kinds)
+        return {(str(status), name): 0 for name in names for status in Status}
+
+    def _refresh_for_ever(self) -> None:
+        while True:
+            try:
+                self.refresh()
+            except DATABASE_ERRORS as error:
+                logger.warning("Deliveries cannot be counted: %s", type(error).__name__)
+                self._snapshot = Snapshot()
+            except Exception:
+                logger.exception("Deliveries cannot be counted")
+                self._snapshot = Snapshot()
+            time.sleep(REFRESH_S)
+
+    def refresh(self) -> None:
+        """Count now."""
+        statistics, done = Statistics(self._runtime.engine), self._snapshot.done
+        if time.monotonic() - self._done_at > REFRESH_DONE_S:
+            done, self._done_at = statistics.done(), time.monotonic()
+        heartbeats = {job: beat.age_s for job, beat in self._runtime.heartbeats.read().items()}
+        self._snapshot = Snapshot(statistics.open(), done, heartbeats)
+
+
+def _gauge(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in sorted(values.items()):
+        gauge.add_metric(key, value)
+    return gauge

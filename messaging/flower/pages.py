@@ -1,0 +1,192 @@
+"""Failed deliveries and dead letters as pages of Flower."""
+
+from __future__ import annotations
+
+import tornado.web
+from tornado.web import url
+
+from messaging.delivery import Status
+from messaging.errors import MessagingError
+from messaging.flower.base import Page
+from messaging.operator.actions import DeliveryActions
+from messaging.operator.dead_letters import STATES, DeadLetters
+from messaging.operator.deliveries import Deliveries, DeliveryRow
+from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
+from messaging.operator.reruns import Rerun
+from messaging.worker.sender import shown_event
+
+SHOWN = 100  # rows of a page
+#: Deliveries that one press of a button takes; the tool takes more, at a pace.
+AT_ONCE = 1000
+
+DELIVERY_FIELDS = ("status", "handler", "event", "error", "since", "until", "older_than", "correlation")
+LETTER_FIELDS = ("state", "reason_has", "task")
+ID = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+
+
+class DeliveriesPage(Page):
+    """Deliveries by filter, the failed ones at first, with buttons."""
+
+    @tornado.web.authenticated
+    async def get(self) -> None:
+        """Show the list."""
+        filters, problem, rows, matching = self.filters(), "", [], {}
+        try:
+            chosen = self.chosen(filters)
+            statuses = [Status(filters["status"])] if filters["status"] else list(Status)
+            rows = await self.work(self.deliveries.find, chosen, statuses, SHOWN)
+            matching = await self.work(self.deliveries.count_failed, chosen)
+        except ValueError as error:
+            problem = str(error)
+        self.render(
+            "deliveries.html",
+            rows=rows, matching=matching, filters=filters, statuses=list(Status),
+            problem=problem, said=self.said(),
+            shown=SHOWN, at_once=AT_ONCE, read_only=self.read_only, event_of=self.event_of,
+        )  # fmt: skip
+
+    @tornado.web.authenticated
+    async def post(self) -> None:
+        """Do what a button says to one delivery, or to all failed ones that match."""
+        self.require_writable()
+        filters, one = self.filters(), self.field("id")
+        try:
+            chosen = DeliveryFilter(ids=(one,)) if one else self.chosen(filters)
+            self.say(await self.act(self.field("do"), chosen))
+        except (ValueError, MessagingError) as error:
+            self.say(str(error))
+        self.back_to("deliveries", filters)
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Return the questions to ask."""
+        return Deliveries(self.runtime.engine)
+
+    def event_of(self, row: DeliveryRow) -> str:
+        """Return a delivery's event as text."""
+        return shown_event(self.runtime.project, row.event_type, row.payload)
+
+    def filters(self) -> dict[str, str]:
+        """Return what the filter fields hold; the state is `failed` until another is chosen."""
+        filters = {name: self.field(name) for name in DELIVERY_FIELDS}
+        if "status" not in self.request.arguments:
+            filters["status"] = Status.FAILED
+        return filters
+
+    def chosen(self, filters: dict[str, str]) -> DeliveryFilter:
+        """Return the filter that the fields make, or raise ValueError with how to write one."""
+        return DeliveryFilter(
+            handler=filters["handler"] or None,
+            event=filters["event"] or None,
+            error=filters["error"] or None,
+            since=parse_moment(filters["since"]) if filters["since"] else None,
+            until=parse_moment(filters["until"]) if filters["until"] else None,
+            older_than_s=parse_age(filters["older_than"]) if filters["older_than"] else None,
+            correlation=filters["correlation"] or None,
+        )
+
+    async def act(self, action: str, chosen: DeliveryFilter) -> str:
+        """Carry an action out and return what to say about it."""
+        if action == "dry-run":
+            counts = await self.work(self.deliveries.count_failed, chosen)
+            parts = [f"{n:,} {event} for {handler}" for (event, handler), n in counts.items()]
+            return f"Dry run: {sum(counts.values()):,} would be run again. {'; '.join(parts)}"
+        if action == "rerun":
+            count = await self.work(self._rerun, chosen)
+            return (
+                f"{count:,} put back and sent."
+                if count
+                else "Nothing of it is failed; nothing was run again."
+            )
+        if action == "discard":
+            reason = self.field("reason")
+            if not reason:
+                return "Nothing was discarded: say why, in the field beside the button."
+            return f"{await self.work(self._discard, chosen, reason):,} discarded."
+        raise tornado.web.HTTPError(400, "Unknown action")
+
+    def _rerun(self, chosen: DeliveryFilter) -> int:
+        return sum(Rerun(self.capp, self.runtime, self.actor).run(chosen, AT_ONCE))
+
+    def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
+        actions = DeliveryActions(self.runtime.engine, self.actor)
+        return len(actions.discard(chosen, actions.clock(), AT_ONCE, reason))
+
+
+class DeliveryPage(DeliveriesPage):
+    """All that is known of one delivery."""
+
+    @tornado.web.authenticated
+    async def get(self, delivery_id: str) -> None:
+        """Show it."""
+        story = await self.work(self.deliveries.story, delivery_id)
+        if story is None:
+            raise tornado.web.HTTPError(404, f"Unknown delivery '{delivery_id}'")
+        self.render(
+            "delivery.html", story=story, row=story.delivery, read_only=self.read_only, said=self.said(),
+            event_of=self.event_of,
+        )  # fmt: skip
+
+    @tornado.web.authenticated
+    async def post(self, delivery_id: str) -> None:
+        """Do what a button says."""
+        self.require_writable()
+        self.say(await self.act(self.field("do"), DeliveryFilter(ids=(delivery_id,))))
+        self.redirect(self.reverse_url("delivery", delivery_id), status=303)
+
+
+class DeadLettersPage(Page):
+    """Messages that no task could read, with buttons."""
+
+    @tornado.web.authenticated
+    async def get(self) -> None:
+        """Show the list."""
+        filters = self.filters()
+        letters = await self.work(
+            self.letters.find, filters["state"], filters["reason_has"] or None, filters["task"] or None, SHOWN
+        )
+        self.render(
+            "dead_letters.html", letters=letters, filters=filters, states=list(STATES), said=self.said(),
+            shown=SHOWN, read_only=self.read_only,
+        )  # fmt: skip
+
+    @tornado.web.authenticated
+    async def post(self) -> None:
+        """Do what a button says to one letter."""
+        self.require_writable()
+        try:
+            self.say(await self.act(self.field("do"), self.field("id"), self.field("reason")))
+        except MessagingError as error:
+            self.say(str(error))
+        self.back_to("dead_letters", self.filters())
+
+    @property
+    def letters(self) -> DeadLetters:
+        """Return the store."""
+        return DeadLetters(self.runtime.engine)
+
+    def filters(self) -> dict[str, str]:
+        """Return what the filter fields hold."""
+        filters = {name: self.field(name) for name in LETTER_FIELDS}
+        if filters["state"] not in STATES:
+            filters["state"] = "open"
+        return filters
+
+    async def act(self, action: str, letter_id: str, reason: str) -> str:
+        """Carry an action out and return what to say about it."""
+        if action == "replay":
+            letter = await self.work(self.letters.replay, self.capp, self.runtime, letter_id)
+            return f"Sent to {letter.queue} again: {letter.task}."
+        if action == "discard":
+            if not reason:
+                return "Nothing was discarded: say why, in the field beside the button."
+            await self.work(self.letters.discard, letter_id, reason)
+            return "Discarded."
+        raise tornado.web.HTTPError(400, "Unknown action")
+
+
+PAGES = [
+    url(r"/deliveries", DeliveriesPage, name="deliveries"),
+    url(rf"/deliveries/{ID}", DeliveryPage, name="delivery"),
+    url(r"/dead-letters", DeadLettersPage, name="dead_letters"),
+]

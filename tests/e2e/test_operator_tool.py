@@ -1,0 +1,333 @@
+"""The operator's tool as a person uses it: a program with arguments, a status and some text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from local.child import ROOT
+from local.waiting import eventually
+from tests.e2e.conftest import Backend, Shop
+
+pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow]
+
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@pytest.fixture
+def tool(backend: Backend) -> Tool:
+    """`tool("deliveries", "list", status=0)` runs the tool and returns what it printed."""
+
+    def run(*arguments: str, status: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "allocation", *arguments],
+            env={**os.environ, **backend.env}, cwd=ROOT, input=stdin, text=True, capture_output=True,
+            timeout=90, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def sku(shop: Shop) -> str:
+    """A product of the test's own with one piece in stock."""
+    sku = f"LAMP-{uuid4()}"
+    shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=1)
+    return sku
+
+
+@pytest.fixture
+def mail_is_down(module_mail):
+    """The mail server is away, and back after the test."""
+    module_mail.stop()
+    yield module_mail
+    if not module_mail.running:
+        module_mail.start()
+
+
+def failed(tool: Tool, sku: str) -> dict:
+    """Return the failed delivery about a product, once there is one."""
+
+    def look() -> dict | None:
+        rows = json.loads(tool("deliveries", "list", "--json").stdout)
+        return next((row for row in rows if row["payload"]["sku"] == sku), None)
+
+    return eventually(look, 60, f"a failed delivery about {sku}", every=0.5)
+
+
+def test_an_operator_who_reads_only_help_finds_fixes_and_proves_one_orders_mail(
+    tool, shop, sku, mail_is_down
+):
+    """Which words to type is learned from one help text after the other."""
+    order = shop.send("allocate", "o1", sku, 2)
+    assert order.get(timeout=30) is None
+    failed(tool, sku)
+
+    assert "deliveries " in tool("--help").stdout
+    group = tool("deliveries", "--help").stdout
+    assert {"list", "show", "rerun"} <= set(re.findall(r"^  (\S+)", group, re.MULTILINE))
+    assert "--correlation" in tool("deliveries", "list", "--help").stdout
+    listed = tool("deliveries", "list", "--correlation", order.id).stdout
+    assert "failed" in listed
+    assert "Connection refused" in listed
+    [delivery_id] = ID.findall(listed.partition("LAMP")[0])
+
+    story = tool("deliveries", "show", delivery_id).stdout
+    assert story.startswith(f"OutOfStock(sku={sku!r})\n")
+    assert f"Allocate(orderid='o1', sku={sku!r}, qty=2), task {order.id}" in story
+    assert "ConnectionRefusedError" in story
+    assert "Traceback" in story
+
+    mail_is_down.start()
+    assert "--wait" in tool("deliveries", "rerun", "--help").stdout
+    assert "1 done." in tool("deliveries", "rerun", delivery_id, "--wait", "60").stdout
+
+    story = tool("deliveries", "show", delivery_id).stdout
+    assert re.search(r"status: +done", story)
+    assert "rerun by " in story
+    assert f"<{delivery_id}.1@example.com>" in mail_is_down.mails.message_ids()
+
+
+def test_what_is_done_is_never_run_again(tool, shop, sku, backend, module_mail):
+    order = shop.send("allocate", "o1", sku, 2)
+    [[delivery_id]] = eventually(
+        lambda: backend.sql(
+            "SELECT id::text FROM deliveries WHERE correlation_id = :id AND status = 'done'", id=order.id
+        ),
+        60,
+    )
+    mails = len(module_mail.mails)
+
+    said = tool("deliveries", "rerun", delivery_id, status=1).stdout
+
+    assert f"{delivery_id} is done, and left alone." in said
+    assert len(module_mail.mails) == mails
+
+
+def test_a_dry_run_says_what_would_happen_and_does_nothing(tool, shop, sku, mail_is_down):
+    shop.ask("allocate", "o1", sku, 2)
+    row = failed(tool, sku)
+
+    said = tool("deliveries", "rerun", "--handler", row["handler"], "--dry-run").stdout
+
+    assert re.search(r"1 +OutOfStock +send_out_of_stock_notification", said)
+    assert "would be run again" in said
+    assert failed(tool, sku)["reruns"] == row["reruns"]
+    tool("deliveries", "discard", row["id"], "--reason", "a test")
+
+
+def test_nothing_is_chosen_without_saying_so(tool):
+    assert "--all" in tool("deliveries", "rerun", status=2).stderr
+
+
+def test_a_discarded_delivery_keeps_the_reason(tool, shop, sku, mail_is_down):
+    shop.ask("allocate", "o1", sku, 2)
+    row = failed(tool, sku)
+
+    tool("deliveries", "discard", row["id"], "--reason", "nobody reads it")
+
+    story = tool("deliveries", "show", row["id"]).stdout
+    assert re.search(r"status: +discarded", story)
+    assert "nobody reads it" in story
+
+
+def test_an_edited_copy_remembers_where_it_came_from(tool, shop, sku, mail_is_down):
+    shop.ask("allocate", "o1", sku, 2)
+    row = failed(tool, sku)
+    other = f"{sku}-2"
+    mail_is_down.start()
+
+    said = tool("deliveries", "edit", row["id"], f"sku={other}").stdout
+
+    copy_id = next(found for found in ID.findall(said.replace(other, "")) if found != row["id"])
+    eventually(lambda: f"<{copy_id}.1@example.com>" in mail_is_down.mails.message_ids(), 60)
+    story = tool("deliveries", "show", copy_id).stdout
+    assert re.search(rf"copied from: +{row['id']}", story)
+    assert copy_id in tool("deliveries", "show", row["id"]).stdout
+    assert "is discarded" in tool("deliveries", "edit", row["id"], "sku=x", status=1).stderr
+
+
+def test_stats_count_by_state_and_handler(tool, shop, sku):
+    shop.ask("allocate", "o1", sku, 2)
+
+    def done() -> bool:
+        counts = json.loads(tool("deliveries", "stats", "--json").stdout)["deliveries"]
+        return {"done"} <= {row["status"] for row in counts}
+
+    eventually(done, 60, every=0.5)
+    assert "oldest pending" in tool("deliveries", "stats").stdout
+
+
+def test_a_dead_letter_is_listed_shown_and_replayed_once_the_code_knows_it(tool, shop, backend):
+    result = shop.send("not_yet_known", sku="LAMP")
+    with pytest.raises(Exception, match="not_yet_known"):
+        result.get(timeout=30)
+
+    [letter] = [
+        letter
+        for letter in json.loads(tool("dead-letters", "list", "--json").stdout)
+        if letter["task_id"] == result.id
+    ]
+    assert letter["reason"] == "unknown task"
+    assert '"sku": "LAMP"' in tool("dead-letters", "show", letter["id"]).stdout
+    assert "would come back" in tool("dead-letters", "replay", letter["id"], status=1).stdout
+
+    # The code learns: the same message under a name that the release has.
+    backend.sql(
+        "UPDATE dead_letters SET task = 'allocation.create_batch',"
+        " headers = replace(headers::text, 'not_yet_known', 'create_batch')::json,"
+        " body = convert_to(:body, 'UTF8') WHERE id = CAST(:id AS uuid) RETURNING 1",
+        id=letter["id"], body=json.dumps([[], {"ref": f"b-{result.id}", "sku": "LAMP", "qty": 3}, {}]),
+    )  # fmt: skip
+    tool("dead-letters", "replay", letter["id"])
+
+    eventually(lambda: backend.sql("SELECT 1 FROM inbox WHERE task_id = :id", id=result.id), 60)
+    assert "was replayed already" in tool("dead-letters", "replay", letter["id"], status=1).stdout
+    assert letter["id"] not in tool("dead-letters", "list").stdout
+
+
+def test_a_dead_letter_is_discarded_with_a_reason(tool, shop):
+    result = shop.send("nonsense")
+    with pytest.raises(Exception, match="nonsense"):
+        result.get(timeout=30)
+    [letter] = [
+        letter
+        for letter in json.loads(tool("dead-letters", "list", "--json").stdout)
+        if letter["task_id"] == result.id
+    ]
+
+    tool("dead-letters", "discard", letter["id"], "--reason", "a typing error")
+
+    assert "a typing error" in tool("dead-letters", "show", letter["id"]).stdout
+
+
+def test_check_finds_everything_in_order(tool):
+    eventually(lambda: tool("check"), 60, "everything in order", every=1)
+    assert all(finding["ok"] for finding in json.loads(tool("check", "--json").stdout))
+
+
+def test_check_says_what_is_wrong_and_what_to_do(tool, mail_is_down):
+    said = tool("check", status=1).stdout
+
+    assert re.search(r"mail +wrong", said)
+    assert "ALLOCATION_SMTP_URL" in said
+
+
+def test_a_server_that_is_away_is_named_without_a_traceback(tool, backend):
+    backend_env, backend.env["ALLOCATION_DATABASE_URL"] = (
+        dict(backend.env),
+        "postgresql+psycopg2://u@127.0.0.1:1/x",
+    )
+    try:
+        said = tool("deliveries", "list", status=3).stderr
+    finally:
+        backend.env.update(backend_env)
+
+    assert said.startswith("Error: The database")
+    assert "Traceback" not in said
+
+
+def test_a_setting_that_is_wrong_is_named_without_its_value(tool, backend):
+    backend.env["ALLOCATION_RELAY_BATCH"] = "s3cret"
+    try:
+        said = tool("check", status=1).stdout + tool("deliveries", "list", status=1).stderr
+    finally:
+        del backend.env["ALLOCATION_RELAY_BATCH"]
+
+    assert said.count("ALLOCATION_RELAY_BATCH") == 2
+    assert "s3cret" not in said
+
+
+def test_a_logged_line_goes_back_into_the_system(tool, shop):
+    sku = f"LAMP-{uuid4()}"
+    line = (
+        f"[x] Handling CreateBatch(ref='b-{sku}', sku='{sku}', qty=5, eta=datetime.date(2031, 1, 2)) with add"
+    )
+
+    tool("replay", line)
+    said = tool("replay", "-", stdin=f"Allocate(orderid='o1', sku='{sku}', qty=3)").stdout
+
+    assert f"'b-{sku}'" in said
+    assert re.search(rf"b-{sku} +5 +3 +2 +2031-01-02", tool("stock", sku).stdout)
+
+
+def test_a_logged_event_goes_to_its_handlers_again(tool, module_mail):
+    said = tool("replay", "OutOfStock(sku='BY-HAND')").stdout
+
+    [delivery_id] = ID.findall(said)
+    eventually(lambda: f"<{delivery_id}.1@example.com>" in module_mail.mails.message_ids(), 60)
+
+
+def test_commands_by_hand_have_results_and_named_refusals(tool):
+    sku = f"LAMP-{uuid4()}"
+
+    tool("create-batch", f"b-{sku}", sku, "10", "--eta", "2031-01-02")
+    assert f"'b-{sku}'" in tool("allocate", "o1", sku, "4").stdout
+    tool("change-batch-quantity", f"b-{sku}", "20")
+
+    assert re.search(rf"b-{sku} +20 +4 +16 +2031-01-02", tool("stock", sku).stdout)
+    assert "InvalidSku: Invalid sku NONE" in tool("allocate", "o1", "NONE", "4", status=1).stderr
+    assert "qty must be a whole number" in tool("allocate", "o1", sku, "x", status=1).stderr
+    assert "Invalid sku NONE" in tool("stock", "NONE", status=1).stderr
+
+
+def orders_file(folder: Path, sku: str, lines: int, bad: int = 0) -> Path:
+    """Write orders of one piece each, then some with the quantity 0."""
+    rows = [f"2026-01-01,o{n},{sku},{0 if n >= lines else 1}" for n in range(lines + bad)]
+    file = folder / "orders.csv"
+    file.write_text("at,orderid,sku,qty\n" + "\n".join(rows) + "\n")
+    return file
+
+
+def test_files_are_loaded_and_refused_lines_reported(tool, tmp_path):
+    sku = f"LAMP-{uuid4()}"
+    batches = tmp_path / "batches.csv"
+    batches.write_text(f"ref,sku,qty,eta\nb-{sku},{sku},50,\n")
+
+    tool("load", str(batches))
+    refused = tmp_path / "refused.txt"
+    said = tool(
+        "load", str(orders_file(tmp_path, sku, 40, bad=2)), "--refused", str(refused), status=1
+    ).stdout
+
+    assert "40 Allocate carried out, 2 refused." in said
+    assert "qty must be at least 1" in said
+    assert refused.read_text().startswith(f"42: 2026-01-01,o40,{sku},0: InvalidMessage: qty")
+    assert re.search(r"total +50 +40 +10", tool("stock", sku).stdout)
+
+
+def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backend):
+    sku = f"LAMP-{uuid4()}"
+    tool("create-batch", f"b-{sku}", sku, "5000")
+    file = orders_file(tmp_path, sku, 1500)
+    command = [sys.executable, "-m", "allocation", "load", str(file)]
+    with subprocess.Popen(
+        command, env={**os.environ, **backend.env}, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as load:
+        done = "SELECT allocated_quantity FROM batches WHERE sku = :sku"
+        eventually(lambda: backend.sql(done, sku=sku)[0][0] > 20, 60, "the first lines")
+        load.send_signal(signal.SIGINT)
+        _, said = load.communicate(timeout=60)
+        assert load.returncode == 130, said
+    assert "of 1,500 lines have their answer" in said
+
+    began = time.monotonic()
+    assert "1,500 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
+
+    assert backend.sql(done, sku=sku) == [(1500,)]
+    again = time.monotonic()
+    tool("load", str(file))
+    assert time.monotonic() - again <= again - began + 5
