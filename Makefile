@@ -56,8 +56,8 @@ format: $(DEV)
 clean: $(RUN)
 	@$(PY) -m local.clean
 
-docs: $(RUN)
-	$(PY) -m docs
+docs: $(DEV)
+	$(PY) -m allocation.contract
 
 bench: $(BENCH)
 	$(PY) -m benchmarks
