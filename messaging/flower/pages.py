@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import tornado.web
 from tornado.web import url
 
@@ -10,7 +12,7 @@ from messaging.errors import MessagingError
 from messaging.flower.base import Page
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.dead_letters import STATES, DeadLetters
-from messaging.operator.deliveries import Deliveries, DeliveryRow
+from messaging.operator.deliveries import Deliveries, DeliveryRow, Story
 from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
 from messaging.operator.reruns import Rerun
 from messaging.worker.sender import shown_event
@@ -21,7 +23,7 @@ AT_ONCE = 1000
 
 DELIVERY_FIELDS = ("status", "handler", "event", "error", "since", "until", "older_than", "correlation")
 LETTER_FIELDS = ("state", "reason_has", "task")
-ID = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+ID = r"([0-9a-f-]{36})"  # tornado makes no address of a pattern with groups in groups
 
 
 class DeliveriesPage(Page):
@@ -51,7 +53,7 @@ class DeliveriesPage(Page):
         self.require_writable()
         filters, one = self.filters(), self.field("id")
         try:
-            chosen = DeliveryFilter(ids=(one,)) if one else self.chosen(filters)
+            chosen = _one(one) if one else self.chosen(filters)
             self.say(await self.act(self.field("do"), chosen))
         except (ValueError, MessagingError) as error:
             self.say(str(error))
@@ -119,7 +121,7 @@ class DeliveryPage(DeliveriesPage):
     @tornado.web.authenticated
     async def get(self, delivery_id: str) -> None:
         """Show it."""
-        story = await self.work(self.deliveries.story, delivery_id)
+        story = await self.work(self._story, delivery_id)
         if story is None:
             raise tornado.web.HTTPError(404, f"Unknown delivery '{delivery_id}'")
         self.render(
@@ -131,8 +133,14 @@ class DeliveryPage(DeliveriesPage):
     async def post(self, delivery_id: str) -> None:
         """Do what a button says."""
         self.require_writable()
-        self.say(await self.act(self.field("do"), DeliveryFilter(ids=(delivery_id,))))
+        self.say(await self.act(self.field("do"), _one(delivery_id)))
         self.redirect(self.reverse_url("delivery", delivery_id), status=303)
+
+    def _story(self, delivery_id: str) -> Story | None:
+        try:
+            return self.deliveries.story(str(UUID(delivery_id)))
+        except ValueError:
+            return None
 
 
 class DeadLettersPage(Page):
@@ -183,6 +191,11 @@ class DeadLettersPage(Page):
             await self.work(self.letters.discard, letter_id, reason)
             return "Discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
+
+
+def _one(delivery_id: str) -> DeliveryFilter:
+    """Return the filter of one delivery, or raise ValueError for what is no id."""
+    return DeliveryFilter(ids=(str(UUID(delivery_id)),))
 
 
 PAGES = [

@@ -1,0 +1,300 @@
+"""Our pages inside Flower, in a real browser: a failed event is seen, re-run by a button, and done."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from local import programs, readiness
+from local.child import ROOT, Child
+from local.ports import LOOPBACK, free_port
+from local.waiting import eventually
+from tests.e2e.conftest import Backend, Shop
+
+pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+#: A container's root has no sandbox and no screen, and a test asks nobody for updates.
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+#: Where the screenshots of the documentation go, when they are to be taken anew.
+SCREENSHOTS = os.environ.get("ALLOCATION_SCREENSHOTS")
+LOGIN = "operator:secret"
+
+
+@pytest.fixture(scope="module")
+def flower(backend: Backend) -> Iterator[str]:
+    """Return the address of a Flower behind a login."""
+    port = free_port()
+    env = {**backend.env, "FLOWER_BASIC_AUTH": LOGIN}
+    child = programs.flower(backend.folder, env, port)
+    child.start()
+    yield wait_for_flower(child, port)
+    child.stop()
+
+
+def wait_for_flower(child: Child, port: int) -> str:
+    """Return the address once it answers."""
+
+    def answers() -> bool:
+        assert child.running, child.log_tail()
+        return readiness.flower_answers(port)
+
+    eventually(answers, 60, "an answer from Flower")
+    return f"http://{LOOPBACK}:{port}"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a headless Chromium; where there is none, the test is skipped, but not in CI."""
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if program is None:
+        reason = "no Chromium on the PATH (Debian and Ubuntu: apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright  # only where a browser is
+
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=program, headless=True, args=ARGUMENTS,
+            viewport={"width": 1280, "height": 760},
+            http_credentials=dict(zip(("username", "password"), LOGIN.split(":"), strict=True)),
+        )  # fmt: skip
+        context.set_default_timeout(30_000)  # milliseconds
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh tab."""
+    page = browser.new_page()
+    yield page
+    page.close()
+
+
+def screenshot(page, name: str) -> None:
+    """Take a picture for the documentation, where that is asked for."""
+    if SCREENSHOTS:
+        page.screenshot(path=ROOT / SCREENSHOTS / f"{name}.png")
+
+
+@pytest.fixture
+def sku(shop: Shop) -> str:
+    """A product of the test's own with one piece in stock."""
+    sku = f"LAMP-{uuid4().hex[:8]}"
+    shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=1)
+    return sku
+
+
+@pytest.fixture
+def fail_for(shop, backend, sku, module_mail) -> Iterator[Callable[[str], str]]:
+    """A function that makes an order's event fail and returns the delivery's id; then mail works again."""
+
+    def fail(orderid: str) -> str:
+        module_mail.stop()
+        order = shop.send("allocate", orderid, sku, 2)
+        query = "SELECT id::text FROM deliveries WHERE correlation_id = :id AND status = 'failed'"
+        [[delivery_id]] = eventually(lambda: backend.sql(query, id=order.id), 60, "a failed delivery")
+        module_mail.start()
+        return delivery_id
+
+    yield fail
+    if not module_mail.running:
+        module_mail.start()
+    backend.sql(
+        "UPDATE deliveries SET status = 'discarded', finished_at = now() WHERE status = 'failed' RETURNING 1"
+    )
+
+
+def request(
+    url: str, login: str | None = LOGIN, data: bytes | None = None, **headers: str
+) -> tuple[int, str]:
+    """Return the status and the text of an answer."""
+    if login:
+        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    wanted = urllib.request.Request(url, data, headers)  # noqa: S310  # http, on loopback
+    try:
+        with urllib.request.urlopen(wanted, timeout=20) as answer:  # noqa: S310  # as above
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def status_of(backend: Backend, delivery_id: str) -> str:
+    """Return a delivery's state."""
+    return backend.sql("SELECT status FROM deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)[0][0]
+
+
+def test_a_failed_event_is_rerun_by_a_button_and_seen_done(page, flower, fail_for, module_mail, sku):
+    delivery_id = fail_for("o1")
+
+    page.goto(f"{flower}/")
+    page.get_by_role("link", name="Deliveries").click()
+    row = page.locator(f"tr[data-id='{delivery_id}']")
+    assert f"OutOfStock(sku='{sku}')" in row.inner_text()
+    assert "Connection refused" in row.inner_text()
+    screenshot(page, "flower-deliveries")
+
+    row.get_by_role("link").click()
+    page.locator("summary").first.click()
+    assert "ConnectionRefusedError" in page.locator("pre").first.inner_text()
+    assert f"Allocate(orderid='o1', sku='{sku}', qty=2)" in page.locator("main").inner_text()
+    screenshot(page, "flower-delivery")
+    page.get_by_role("button", name="Re-run").click()
+    assert "1 put back and sent." in page.locator("#said").inner_text()
+
+    def is_done() -> bool:
+        page.reload()
+        return page.locator("#state").inner_text() == "done"
+
+    eventually(is_done, 60, "the state done on the page", every=0.5)
+    assert "operator in Flower" in page.locator("main").inner_text()
+    assert f"<{delivery_id}.1@example.com>" in module_mail.mails.message_ids()
+
+
+def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fail_for):
+    first, second = fail_for("o1"), fail_for("o2")
+
+    page.goto(f"{flower}/deliveries")
+    page.fill("#error", "no such error")
+    page.click("#filter")
+    assert "No delivery matches." in page.locator("#deliveries").inner_text()
+    page.fill("#error", "connection REFUSED")
+    page.click("#filter")
+    assert page.locator("#matching").inner_text() == "2 failed match the filter."
+
+    page.click("#dry-run")
+    assert (
+        page.locator("#said").inner_text().startswith("Dry run: 2 would be run again. 2 OutOfStock for send_")
+    )
+    assert {status_of(backend, first), status_of(backend, second)} == {"failed"}
+
+    page.click("#discard-matching")
+    assert "say why" in page.locator("#said").inner_text()
+    assert page.input_value("#error") == "connection REFUSED"
+
+    page.click("#rerun-matching")
+    assert page.locator("#said").inner_text() == "2 put back and sent."
+    eventually(lambda: {status_of(backend, first), status_of(backend, second)} == {"done"}, 60)
+
+    third = fail_for("o3")
+    page.goto(f"{flower}/deliveries")
+    page.fill("#reason", "a test")
+    page.click("#discard-matching")
+    assert page.locator("#said").inner_text() == "1 discarded."
+    assert status_of(backend, third) == "discarded"
+
+
+def test_a_dead_letter_is_shown_and_replayed_or_discarded(page, flower, shop):
+    sent = shop.send("not_yet_known", sku="<script>alert(1)</script>")
+    with pytest.raises(Exception, match="not_yet_known"):
+        sent.get(timeout=30)
+
+    page.goto(f"{flower}/")
+    page.get_by_role("link", name="Dead letters").click()
+    row = page.locator("tr", has_text=sent.id)
+    assert "unknown task" in row.inner_text()
+    row.locator("summary").click()
+    assert "<script>alert(1)</script>" in row.inner_text()  # as text
+    screenshot(page, "flower-dead-letters")
+
+    row.get_by_role("button", name="Replay").click()
+    assert "would come back as a dead letter" in page.locator("#said").inner_text()
+    row = page.locator("tr", has_text=sent.id)
+    row.get_by_placeholder("reason").fill("a typing error")
+    row.get_by_role("button", name="Discard").click()
+    assert page.locator("#said").inner_text() == "Discarded."
+    assert sent.id not in page.locator("#letters").inner_text()
+
+
+def test_commands_of_other_apps_are_shown_as_messages(page, flower, shop, sku):
+    order = shop.send("allocate", "o1", sku, 1)
+    order.get(timeout=30)
+
+    def shown() -> bool:
+        page.goto(f"{flower}/task/{order.id}")
+        return f"Allocate(orderid='o1', sku='{sku}', qty=1)" in page.locator("main").inner_text()
+
+    eventually(shown, 60, "the command as a message", every=0.5)
+    screenshot(page, "flower-task")
+
+
+def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
+    fail_for("o1")
+
+    def seen() -> str | None:
+        text = request(f"{flower}/metrics", login=None)[1]
+        failed = r'allocation_deliveries\{handler="send_out_of_stock_notification",state="failed"\} [1-9]'
+        return text if re.search(failed, text) else None
+
+    text = eventually(seen, 60, "a failed delivery in the metrics", every=0.5)
+    assert "allocation_database_up 1.0" in text
+    for name in ("deliveries_oldest_pending_seconds", "reruns_last_hour", "housekeeping_age_seconds"):
+        assert re.search(rf"^allocation_{name}.* [\d.e-]+$", text, re.MULTILINE), name
+    assert 'allocation_deliveries{handler="reallocate",state="failed"} 0.0' in text
+    assert "flower_events_total" in text
+
+
+@pytest.mark.parametrize("path", ["/deliveries", "/dead-letters", f"/deliveries/{uuid4()}"])
+def test_the_pages_are_behind_the_login(flower, path):
+    assert request(f"{flower}{path}", login=None)[0] == 401
+    assert request(f"{flower}{path}", login="operator:wrong")[0] == 401
+
+
+@pytest.mark.parametrize("path", ["/deliveries", "/dead-letters"])
+def test_no_other_site_can_press_a_button(flower, path, fail_for, backend):
+    delivery_id = fail_for("o1")
+    data = f"do=rerun&id={delivery_id}".encode()
+
+    assert request(f"{flower}{path}", data=data)[0] == 403
+    assert request(f"{flower}{path}", data=data, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    forged = {"Cookie": "_xsrf=guessed", "X-XSRFToken": "other"}
+    assert request(f"{flower}{path}", data=data, **forged)[0] == 403
+    assert status_of(backend, delivery_id) == "failed"
+
+
+def test_a_filter_that_cannot_be_read_says_how_to_write_it(flower):
+    assert "write 90s, 15m, 2h or 7d" in request(f"{flower}/deliveries?older_than=soon")[1]
+    assert request(f"{flower}/deliveries/{uuid4()}")[0] == 404
+
+
+def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_for):
+    delivery_id, port = fail_for("o1"), free_port()
+    child = programs.flower(backend.folder, {**backend.env, "FLOWER_READ_ONLY": "true"}, port)
+    child.start()
+    try:
+        address = wait_for_flower(child, port)
+        assert "<button" not in request(f"{address}/deliveries", None)[1].partition('id="deliveries"')[2]
+        token = {"Cookie": "_xsrf=same", "X-XSRFToken": "same"}
+        data = f"do=rerun&id={delivery_id}".encode()
+        assert request(f"{address}/deliveries", None, data, **token)[0] == 403
+        assert status_of(backend, delivery_id) == "failed"
+    finally:
+        child.stop()
+
+
+def test_a_database_that_is_away_is_said_by_page_and_metrics(backend, tmp_path: Path):
+    port = free_port()
+    env = {**backend.env, "ALLOCATION_DATABASE_URL": "postgresql+psycopg2://u@127.0.0.1:1/x"}
+    child = programs.flower(tmp_path, env, port)
+    child.start()
+    try:
+        address = wait_for_flower(child, port)
+        assert request(f"{address}/deliveries", None)[0] == 503
+        assert "allocation_database_up 0.0" in request(f"{address}/metrics", None)[1]
+    finally:
+        child.stop()
