@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from uuid import UUID
 
 from celery import Celery
 
 from messaging.bus import Handler
 from messaging.delivery import Delivery, Status
-from messaging.errors import AttemptsUsedUp, WorkerCrashed, describe
+from messaging.errors import AttemptsUsedUp, UnknownMessage, WorkerCrashed, describe
 from messaging.messages import Event
 from messaging.postgres.deliveries import DeliveryJob
 from messaging.postgres.transaction import DATABASE_ERRORS
@@ -53,7 +54,8 @@ def _add_handler_task(app: Celery, runtime: Runtime, handler: Handler) -> None:
         typing=False,
         ignore_result=True,
         autoretry_for=(Exception,),
-        dont_autoretry_for=(AttemptsUsedUp, WorkerCrashed),
+        dont_autoretry_for=(AttemptsUsedUp, WorkerCrashed, UnknownMessage),
+        throws=(UnknownMessage,),
         retry_backoff=policy.backoff_s,
         retry_backoff_max=policy.backoff_max_s,
         retry_jitter=policy.jitter,
@@ -62,9 +64,17 @@ def _add_handler_task(app: Celery, runtime: Runtime, handler: Handler) -> None:
     )
     def handler_task(task: Task, *_args: Any, **_kwargs: Any) -> None:
         # What the message carries is only for show: the row is the authority on the event.
+        _check_id(task.request.id)
         if (task.request.delivery_info or {}).get("redelivered"):
             _begin_again(runtime, task)
         deliver(app, runtime, handler, policy, task.request.id, task.request.hostname)
+
+
+def _check_id(delivery_id: object) -> None:
+    try:
+        UUID(str(delivery_id))
+    except ValueError:
+        raise UnknownMessage(f"{delivery_id!r} is not the id of a delivery") from None
 
 
 def deliver(
@@ -83,6 +93,9 @@ def deliver(
             if job.delivery is None:
                 logger.info("Delivery %s is done already, or another worker is at it", delivery_id)
                 return
+            if not _is_for(runtime, job.delivery, handler):
+                logger.warning("Delivery %s is not for %s", delivery_id, handler.__name__)
+                return
             event = _event(runtime, job.delivery)
             logger.info("Handling %r with %s", event, handler.__name__)
             handler(event, uow)
@@ -91,6 +104,12 @@ def deliver(
         _record_failure(runtime, job, policy, error)
         raise
     after_commit(app, runtime, uow.deliveries)
+
+
+def _is_for(runtime: Runtime, delivery: Delivery, handler: Handler) -> bool:
+    """Tell whether the row names this handler, by its name of today; a message may say anything."""
+    project = runtime.project
+    return project.handler_task(delivery.handler) == project.handler_task(handler.__name__)
 
 
 def _event(runtime: Runtime, delivery: Delivery) -> Event:
