@@ -153,8 +153,18 @@ def redis_restarted(world: World, _traffic: Traffic, _rng: random.Random) -> Non
     world.redis.start()
 
 
-@fault("Redis killed with SIGKILL and started with its data")
-def redis_killed(world: World, _traffic: Traffic, _rng: random.Random) -> None:
+@fault("Redis killed with SIGKILL and started with its data, appendfsync always")
+def redis_killed(world: World, traffic: Traffic, rng: random.Random) -> None:
+    traffic.results.config_set("appendfsync", "always")  # until the kill
+    last(rng.uniform(0.1, 0.5))
+    traffic.burst(40)
+    last(rng.uniform(0, 0.2))
+    world.redis.kill()
+    world.redis.start()
+
+
+@fault("Redis killed with SIGKILL, appendfsync everysec: up to a second may be gone", forgets=True)
+def redis_killed_everysec(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     world.redis.kill()
     world.redis.start()
 
@@ -215,15 +225,24 @@ def _terminate_sessions(world: World) -> None:
     )
 
 
+CUT_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE usename = current_user AND application_name <> 'taker'"""
+
+
 @fault("PostgreSQL's connections all taken by others, sessions cut")
 def connections_exhausted(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     url = world.addresses.database_url.replace("+psycopg2", "", 1)
-    _terminate_sessions(world)
     with ExitStack() as taken:
-        with suppress(psycopg2.OperationalError):
-            for _ in range(MAX_CONNECTIONS):
-                taken.callback(psycopg2.connect(url).close)
-        last(OUTAGE_S)
+        end = time.monotonic() + OUTAGE_S
+        while time.monotonic() < end:
+            with suppress(psycopg2.OperationalError):
+                for _ in range(MAX_CONNECTIONS):
+                    session = psycopg2.connect(url, application_name="taker")
+                    taken.callback(session.close)
+            # One of those cuts the others' sessions, and the next turn takes their places.
+            session.autocommit = True
+            session.cursor().execute(CUT_OTHERS)
 
 
 @fault("a lock on every product held for seconds")
