@@ -19,6 +19,7 @@ class Server(ABC):
 
     folder: Path
     port: int = field(default_factory=free_port)
+    start_timeout: float = field(default=START_TIMEOUT, repr=False)  # seconds
     _child: Child | None = field(default=None, init=False, repr=False)
 
     @property
@@ -87,7 +88,7 @@ class Server(ABC):
         """Poll until the server answers; a process that has ended will not, whatever else is on the port."""
         answered = eventually(
             lambda: not child.running or self._answers(),
-            timeout=START_TIMEOUT,
+            timeout=self.start_timeout,
             what=f"an answer from {child.name} on port {self.port} (log: {child.log})",
         )
         if not (answered and child.running):

@@ -1,5 +1,6 @@
 """Servers for every test: the suite brings its own, on free ports, and takes them down at the end."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 from local import databases, ports
 from local.mail import MailSink
 from local.postgres import DATABASE, FAST, Postgres
+from local.rabbitmq import RabbitMQ, find_binary
 from local.redis import Redis
 
 
@@ -32,6 +34,16 @@ def postgres(server_folder: Path) -> Iterator[Postgres]:
 def redis_server(server_folder: Path) -> Iterator[Redis]:
     """A Redis for the whole run; tests that kill a server start one of their own."""
     with Redis(server_folder / "redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(server_folder: Path) -> Iterator[RabbitMQ]:
+    """A RabbitMQ for the whole run; without the program its tests are skipped, in CI they fail."""
+    if find_binary() is None:
+        missing = "NOT RUN ON RABBITMQ: there is no rabbitmq-server (Debian's package of that name)"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    with RabbitMQ(server_folder / "rabbitmq") as server:
         yield server
 
 

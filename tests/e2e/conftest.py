@@ -17,6 +17,7 @@ from local import programs, readiness
 from local.addresses import Addresses
 from local.child import Child
 from local.mail import MailSink
+from local.rabbitmq import RabbitMQ
 from local.redis import Redis
 from local.waiting import eventually
 
@@ -31,6 +32,9 @@ FAST = {
 }
 
 
+QUEUES = ("commands", "events", "housekeeping", "dead")
+
+
 @dataclass(frozen=True)
 class Broker:
     """Where messages and results are."""
@@ -39,12 +43,16 @@ class Broker:
     result_backend_url: str
 
 
-@pytest.fixture(scope="module", params=["redis"])
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def broker(request: pytest.FixtureRequest, redis_server: Redis) -> Broker:
-    """An empty broker of each kind that the backend runs on."""
+    """An empty broker of each kind that the backend runs on; results are in Redis with both."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
-    return Broker(redis_server.url_of(0), redis_server.url_of(1))
+    if request.param == "redis":
+        return Broker(redis_server.url_of(0), redis_server.url_of(1))
+    rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq_server")
+    rabbitmq.delete_queues(*(f"allocation.{name}" for name in QUEUES))
+    return Broker(rabbitmq.url, redis_server.url_of(1))
 
 
 @dataclass
@@ -101,8 +109,9 @@ class Shop:
 
     def send(self, task: str, *args: Any, task_id: str | None = None, **fields: Any) -> Any:
         """Enqueue a command and return what Celery returns."""
+        # declare=(): the queue is the backend's to declare; another kind of queue would be refused.
         return self.app.send_task(
-            f"allocation.{task}", args, fields, queue="allocation.commands", task_id=task_id
+            f"allocation.{task}", args, fields, queue="allocation.commands", task_id=task_id, declare=()
         )
 
     def ask(self, task: str, *args: Any, **fields: Any) -> Any:
