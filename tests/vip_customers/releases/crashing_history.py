@@ -1,0 +1,17 @@
+"""Recording an order kills the worker, as a fault in a C library would."""
+
+import os
+import signal
+
+from examples.vip_customers import model
+
+
+def _crash(_history: model.History, _orderid: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+model.History.record_order = _crash  # type: ignore[assignment,method-assign]
+
+from examples.vip_customers.tasks import app  # noqa: E402
+
+__all__ = ["app"]

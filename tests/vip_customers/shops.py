@@ -1,0 +1,143 @@
+"""The shop in memory and the shop on PostgreSQL, as the same few verbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Protocol
+
+from examples.vip_customers.handlers import ShopUnitOfWork, bus
+from examples.vip_customers.messages import CreateOrder, CustomerBecameVIP, OrderCreated
+from examples.vip_customers.model import History, Order
+from messaging.delivery import Delivery, new_id
+from messaging.fakes import InMemoryRepository, InMemoryUnitOfWork
+from messaging.postgres.deliveries import DeliveryJob
+from messaging.postgres.unit_of_work import CommandJob
+from messaging.runtime import Runtime
+from messaging.validation import from_dict
+
+
+def order(number: int, customer_id: str = "harry", items: int = 1) -> CreateOrder:
+    return CreateOrder(f"{customer_id}-{number}", customer_id, date(2026, 1, number), items, 999)
+
+
+class Shop(Protocol):
+    """What the acceptance tests need of a shop."""
+
+    def place(self, *orders: CreateOrder) -> None:
+        """Take orders, and let everything happen that comes of them."""
+
+    def tell(self, event: OrderCreated) -> None:
+        """Have an event handled that was handled before, perhaps."""
+
+    def is_vip(self, customer_id: str) -> bool: ...
+
+    def congratulated(self) -> list[str]:
+        """Return whom the shop congratulated, once per congratulation."""
+
+
+class FakeOrders(InMemoryRepository[Order]):
+    def get(self, orderid: str) -> Order | None:
+        return self.load(orderid)
+
+    def add(self, order: Order) -> None:
+        self.track(order.orderid, order)
+
+
+class FakeHistories(InMemoryRepository[History]):
+    def get(self, customer_id: str) -> History:
+        return self.load(customer_id) or self.track(customer_id, History(customer_id))
+
+
+@dataclass
+class FakeMails:
+    """`down` makes it fail as a mail server does."""
+
+    recipients: list[str] = field(default_factory=list)
+    down: bool = False
+
+    def send(self, recipient: str, _subject: str, _text: str) -> None:
+        if self.down:
+            raise ConnectionRefusedError("the mail server is away")
+        self.recipients.append(recipient)
+
+
+class FakeShop(InMemoryUnitOfWork, ShopUnitOfWork):
+    """The unit of work in memory; the bus runs whole in one process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.orders: FakeOrders = FakeOrders()
+        self.histories: FakeHistories = FakeHistories()
+        self.mails: FakeMails = FakeMails()
+
+    def place(self, *orders: CreateOrder) -> None:
+        for order in orders:
+            bus.handle(order, self)
+
+    def tell(self, event: OrderCreated) -> None:
+        bus.handle(event, self)
+
+    def is_vip(self, customer_id: str) -> bool:
+        return self.histories.stored[customer_id].is_vip
+
+    def congratulated(self) -> list[str]:
+        return [recipient.partition("@")[0] for recipient in self.mails.recipients]
+
+
+@dataclass
+class PostgresShop:
+    """The shop's own unit of work; deliveries are made here, one by one, where workers would make them."""
+
+    runtime: Runtime
+    congratulations: list[str] = field(default_factory=list)
+
+    def take(self, order: CreateOrder) -> list[Delivery]:
+        """Take an order and return the deliveries that are owed."""
+        uow = self.runtime.unit_of_work(CommandJob(new_id(), order, new_id()))
+        bus.handle(order, uow)
+        return uow.deliveries
+
+    def deliver(self, delivery: Delivery) -> list[Delivery]:
+        """Make a delivery, unless it was made, and return those that come of it."""
+        if delivery.handler == "congratulate_vip_customer":
+            self.congratulations.append(delivery.payload["customer_id"])
+            return []
+        job = DeliveryJob(delivery.id, "test")
+        uow = self.runtime.unit_of_work(job)
+        with uow:
+            if job.delivery is None:
+                return []
+            self._handle(delivery, uow)
+            uow.commit()
+        return uow.deliveries
+
+    def deliver_all(self, deliveries: list[Delivery]) -> None:
+        """Make deliveries and what comes of them."""
+        for delivery in deliveries:
+            self.deliver_all(self.deliver(delivery))
+
+    def place(self, *orders: CreateOrder) -> None:
+        for order in orders:
+            self.deliver_all(self.take(order))
+
+    def tell(self, event: OrderCreated) -> None:
+        """Handle the event outside of any delivery, as an operator's edited copy would be."""
+        uow = self.runtime.unit_of_work(CommandJob(new_id(), order(1), new_id()))
+        with uow:
+            bus.events[OrderCreated][0](event, uow)
+            uow.commit()
+        self.deliver_all(uow.deliveries)
+
+    def is_vip(self, customer_id: str) -> bool:
+        with self.runtime.engine.begin() as connection:
+            query = "SELECT is_vip FROM histories WHERE customer_id = %s"
+            return bool(connection.exec_driver_sql(query, (customer_id,)).scalar_one())
+
+    def congratulated(self) -> list[str]:
+        return self.congratulations
+
+    def _handle(self, delivery: Delivery, uow: object) -> None:
+        kind = {"OrderCreated": OrderCreated, "CustomerBecameVIP": CustomerBecameVIP}[delivery.event_type]
+        [handler] = bus.events[kind]
+        handler(from_dict(kind, delivery.payload), uow)
