@@ -22,13 +22,12 @@ MAX_BATCHES = 20
 
 def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
     """Register the tasks that the beat schedule names."""
-    name, queue = runtime.project.name, runtime.project.housekeeping_queue
     for job in (relay, announce, rerun, prune):
-        _add_housekeeping_task(app, runtime, job, f"{name}.{job.__name__}", queue)
+        _add_housekeeping_task(app, runtime, job, f"{runtime.project.name}.{job.__name__}")
 
 
-def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str, queue: str) -> None:
-    @app.task(bind=True, name=name, queue=queue, ignore_result=True, __doc__=job.__doc__)
+def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str) -> None:
+    @app.task(bind=True, name=name, ignore_result=True, __doc__=job.__doc__)
     def housekeeping_task(task: Task) -> int:
         count: int = job(app, runtime)
         runtime.heartbeats.note(job.__name__, task.request.hostname or "here")
