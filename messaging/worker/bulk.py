@@ -43,6 +43,7 @@ def add_bulk_task(app: Celery, runtime: Runtime) -> None:
 
     @app.task(
         bind=True,
+        shared=False,  # another project's app in this process must not get our task
         name=f"{runtime.project.name}.many",
         typing=False,
         throws=(MessagingError,),

@@ -38,6 +38,7 @@ def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> Non
     # throws: an error is an answer, and the bus has logged it; Celery need not add a traceback.
     @app.task(
         bind=True,
+        shared=False,  # another project's app in this process must not get our task
         name=runtime.project.command_task(kind),
         typing=False,
         throws=(MessagingError, *runtime.project.refusals),

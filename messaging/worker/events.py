@@ -49,6 +49,7 @@ def _add_handler_task(app: Celery, runtime: Runtime, handler: Handler) -> None:
 
     @app.task(
         bind=True,
+        shared=False,  # another project's app in this process must not get our task
         base=HandlerTask,
         name=runtime.project.handler_task(handler.__name__),
         typing=False,
