@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from kombu import Connection
 from sqlalchemy import create_engine, text
 
 from local import programs, readiness
@@ -41,6 +42,17 @@ class Broker:
 
     broker_url: str
     result_backend_url: str
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue, those that a worker holds left out."""
+        with Connection(self.broker_url) as connection, connection.channel() as channel:
+            count: int = channel.queue_declare(queue=queue, passive=True).message_count
+            return count
+
+    def lose(self, queue: str) -> None:
+        """Forget what waits in a queue."""
+        with Connection(self.broker_url) as connection, connection.channel() as channel:
+            channel.queue_purge(queue)
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])

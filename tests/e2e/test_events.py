@@ -5,7 +5,6 @@ from __future__ import annotations
 from uuid import uuid4
 
 import pytest
-import redis
 
 from local.waiting import eventually
 
@@ -14,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("worker", "housekeeping")
 STATE = """
 SELECT status, attempts, last_error, last_traceback, id::text
 FROM deliveries WHERE payload->>'sku' = :sku"""
+
 
 @pytest.fixture
 def sku(shop) -> str:
@@ -81,40 +81,41 @@ def test_a_failed_event_is_run_again_by_the_schedule_when_its_cause_is_gone(shop
         " RETURNING 1",
         sku=sku,
     )
-    shop.app.send_task("allocation.rerun", queue="allocation.housekeeping")
+    shop.app.send_task("allocation.rerun", queue="allocation.housekeeping", declare=())
 
     delivery_id = wait_for_status(backend, sku, "done")[-1]
     assert mails_about(mail_is_down, sku) == [f"<{delivery_id}.1@example.com>"]
 
 
 def test_an_event_whose_message_is_lost_reaches_its_handler_all_the_same(
-    shop, sku, backend, worker, module_mail
+    shop, sku, backend, broker, worker, module_mail
 ):
     worker.stop()
     sent = shop.send("allocate", "o1", sku, 2)
-    blocker = redis.Redis.from_url(backend.addresses.broker_url)
     worker.start()
     backend.wait_for_worker(worker)
     sent.get(timeout=30)
-    blocker.delete("allocation.events")  # whatever waits there is gone
-    blocker.close()
+    broker.lose("allocation.events")
 
     wait_for_status(backend, sku, "done")
     assert len(mails_about(module_mail, sku)) == 1
 
 
-def test_copies_of_a_delivery_have_one_effect(shop, sku, backend, module_mail):
+def test_copies_of_a_delivery_have_one_effect(shop, sku, backend, broker, module_mail):
     shop.ask("allocate", "o1", sku, 2)
     delivery_id = wait_for_status(backend, sku, "done")[-1]
 
     for _ in range(5):
         shop.app.send_task(
-            "allocation.send_out_of_stock_notification", task_id=delivery_id, queue="allocation.events"
+            "allocation.send_out_of_stock_notification",
+            task_id=delivery_id,
+            queue="allocation.events",
+            declare=(),
         )
     shop.app.send_task(
-        "allocation.send_out_of_stock_notification", queue="allocation.events"
+        "allocation.send_out_of_stock_notification", queue="allocation.events", declare=()
     )  # no such delivery
     shop.ask("allocate", "o2", sku, 1)
 
-    eventually(lambda: redis.Redis.from_url(backend.addresses.broker_url).llen("allocation.events") == 0)
+    eventually(lambda: broker.waiting("allocation.events") == 0)
     assert len(mails_about(module_mail, sku)) == 1
