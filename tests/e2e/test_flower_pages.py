@@ -14,12 +14,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import redis
 
 from local import programs, readiness
 from local.child import ROOT, Child
 from local.ports import LOOPBACK, free_port
+from local.redis import Redis
 from local.waiting import eventually
-from tests.e2e.conftest import Backend, Shop
+from tests.e2e.conftest import Backend, Broker, Shop
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -32,6 +34,14 @@ ARGUMENTS = [
 #: Where the screenshots of the documentation go, when they are to be taken anew.
 SCREENSHOTS = os.environ.get("ALLOCATION_SCREENSHOTS")
 LOGIN = "operator:secret"
+
+
+@pytest.fixture(scope="module")
+def broker(redis_server: Redis) -> Broker:
+    """One kind of broker is enough here: what is tested is on this side of it."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return Broker(redis_server.url_of(0), redis_server.url_of(1))
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +160,10 @@ def test_a_failed_event_is_rerun_by_a_button_and_seen_done(page, flower, fail_fo
     screenshot(page, "flower-deliveries")
 
     row.get_by_role("link").click()
+    screenshot(page, "flower-delivery")
     page.locator("summary").first.click()
     assert "ConnectionRefusedError" in page.locator("pre").first.inner_text()
     assert f"Allocate(orderid='o1', sku='{sku}', qty=2)" in page.locator("main").inner_text()
-    screenshot(page, "flower-delivery")
     page.get_by_role("button", name="Re-run").click()
     assert "1 put back and sent." in page.locator("#said").inner_text()
 
@@ -208,9 +218,9 @@ def test_a_dead_letter_is_shown_and_replayed_or_discarded(page, flower, shop):
     page.get_by_role("link", name="Dead letters").click()
     row = page.locator("tr", has_text=sent.id)
     assert "unknown task" in row.inner_text()
+    screenshot(page, "flower-dead-letters")
     row.locator("summary").click()
     assert "<script>alert(1)</script>" in row.inner_text()  # as text
-    screenshot(page, "flower-dead-letters")
 
     row.get_by_role("button", name="Replay").click()
     assert "would come back as a dead letter" in page.locator("#said").inner_text()

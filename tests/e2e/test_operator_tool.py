@@ -14,15 +14,25 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import redis
 
 from local.child import ROOT
+from local.redis import Redis
 from local.waiting import eventually
-from tests.e2e.conftest import Backend, Shop
+from tests.e2e.conftest import Backend, Broker, Shop
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow]
 
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@pytest.fixture(scope="module")
+def broker(redis_server: Redis) -> Broker:
+    """One kind of broker is enough here: what is tested is on this side of it."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return Broker(redis_server.url_of(0), redis_server.url_of(1))
 
 
 @pytest.fixture

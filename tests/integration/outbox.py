@@ -1,0 +1,78 @@
+"""Deliveries put into the table as if they had come about, for the tests of what is done with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import text
+
+import celeryconfig
+from allocation.bootstrap import project
+from allocation.config import Settings
+from messaging.delivery import new_id
+from messaging.worker.app import MessagingApp, make_app
+
+INSERT = text("""
+INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, attempts, auto_reruns,
+                        due_at, grace_s, correlation_id, causation_id, created_at, finished_at, last_error)
+VALUES (:id, :id, :event_type, jsonb_build_object('sku', CAST(:sku AS text)), :handler, :status, 3,
+        :auto_reruns, now(), 1, :correlation, :correlation, now() - make_interval(secs => :age_s),
+        CASE WHEN :status <> 'pending' THEN now() - make_interval(secs => :age_s) END, :error)
+""")
+
+USUAL = {
+    "event_type": "OutOfStock",
+    "handler": "send_out_of_stock_notification",
+    "sku": "LAMP",
+    "status": "failed",
+    "auto_reruns": 0,
+    "correlation": "command",
+    "age_s": 3600.0,
+    "error": "ConnectionRefusedError: [Errno 111] Connection refused",
+}
+
+
+def app_on(database_url: str, **options: Any) -> Iterator[MessagingApp]:
+    """Give the backend's app over a database, with settings of the test's own and a broker in its memory."""
+    settings = Settings(_env_file=None, database_url=database_url, **options)
+    renamed = {"announce_to_the_team": "send_out_of_stock_notification"}
+    app = make_app(
+        dataclasses.replace(project, settings=lambda: settings, renamed_handlers=renamed), celeryconfig
+    )
+    app.conf.update(broker_url="memory://localhost", broker_transport=None, broker_transport_options={})
+    sent(app)  # that memory is the process's, so what an earlier test left is thrown away
+    yield app
+    app.close()
+    app.runtime.engine.dispose()
+
+
+def put(app: MessagingApp, **facts: Any) -> str:
+    """Write one delivery, `USUAL` but for these facts; return its id."""
+    delivery_id = new_id()
+    with app.runtime.engine.begin() as connection:
+        connection.execute(INSERT, {**USUAL, **facts, "id": delivery_id})
+    return delivery_id
+
+
+def ask(app: MessagingApp, query: str, **values: Any) -> list[tuple[Any, ...]]:
+    """Return the rows of a query."""
+    with app.runtime.engine.begin() as connection:
+        return [tuple(row) for row in connection.execute(text(query), values)]
+
+
+def state(app: MessagingApp, delivery_id: str) -> str:
+    """Return a delivery's state."""
+    return str(ask(app, "SELECT status FROM deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)[0][0])
+
+
+def sent(app: MessagingApp, queue: str = "allocation.events") -> list[str]:
+    """Take the messages off a queue of the broker; return their task ids."""
+    ids = []
+    with app.connection_for_read() as connection, connection.SimpleQueue(queue) as simple:
+        while simple.qsize():
+            message = simple.get(block=False)
+            ids.append(message.headers["id"])
+            message.ack()
+    return ids

@@ -1,0 +1,160 @@
+"""What beat runs: the relay, the scheduled re-run, the pruning, however many run at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from messaging.worker.app import MessagingApp
+from messaging.worker.housekeeping import prune, relay, rerun
+from tests.integration.outbox import app_on, ask, put, sent, state
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def app(clean_database: str) -> Iterator[MessagingApp]:
+    """The backend's app, whose schedule re-runs six at a time."""
+    yield from app_on(
+        clean_database, rerun_batch=6, rerun_max=3, rerun_cooldown_s=100, rerun_cooldown_max_s=1000
+    )
+
+
+def test_a_failed_delivery_is_put_back_and_sent_once_its_cooldown_is_over(app: MessagingApp):
+    cooled, hot = put(app, age_s=101), put(app, age_s=50)
+
+    assert rerun(app, app.runtime) == 1
+
+    assert (state(app, cooled), state(app, hot)) == ("pending", "failed")
+    assert sent(app) == [cooled]
+    assert ask(app, "SELECT delivery_id::text, action, actor FROM actions") == [(cooled, "rerun", "schedule")]
+
+
+@pytest.mark.parametrize(("reruns", "cooldown_s"), [(0, 100), (1, 200), (2, 400)])
+def test_the_cooldown_grows_with_each_rerun(app: MessagingApp, reruns: int, cooldown_s: int):
+    hot = put(app, auto_reruns=reruns, age_s=cooldown_s - 10)
+    cooled = put(app, auto_reruns=reruns, age_s=cooldown_s + 10)
+
+    rerun(app, app.runtime)
+
+    assert (state(app, hot), state(app, cooled)) == ("failed", "pending")
+
+
+def test_the_schedule_gives_up_after_its_cap(app: MessagingApp):
+    delivery_id = put(app, auto_reruns=3, age_s=DAY)
+
+    assert rerun(app, app.runtime) == 0
+    assert state(app, delivery_id) == "failed"
+
+
+def test_a_flood_of_failures_returns_in_small_shares(app: MessagingApp):
+    for _ in range(40):
+        put(app)
+
+    assert rerun(app, app.runtime) == 6
+    assert rerun(app, app.runtime) == 0  # those six are under way still
+    ask(
+        app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'pending' RETURNING 1"
+    )
+    assert rerun(app, app.runtime) == 6
+
+
+def test_a_handler_that_always_fails_holds_up_no_other(app: MessagingApp):
+    for _ in range(30):
+        put(app, age_s=DAY)
+    other = put(app, handler="reallocate", event_type="Deallocated", age_s=200)
+
+    rerun(app, app.runtime)
+
+    assert state(app, other) == "pending"
+    late = put(app, handler="reallocate", event_type="Deallocated", age_s=200)
+    rerun(app, app.runtime)
+    assert state(app, late) == "pending"
+
+
+def test_three_schedulers_and_three_relays_at_once_take_each_delivery_once(app: MessagingApp):
+    failed = [put(app, age_s=500) for _ in range(6)]
+    due = [put(app, status="pending", age_s=500) for _ in range(200)]
+
+    with ThreadPoolExecutor(6) as pool:
+        runs = [pool.submit(job, app, app.runtime) for job in (rerun, relay, rerun, relay, rerun, relay)]
+        for run in runs:
+            run.result(timeout=60)
+
+    assert Counter(sent(app)) == Counter([*failed, *due])
+
+
+def test_the_relay_sends_what_is_overdue_and_waits_twice_as_long_for_the_next(app: MessagingApp):
+    delivery_id = put(app, status="pending")
+
+    assert relay(app, app.runtime) == 1
+    assert relay(app, app.runtime) == 0
+    assert sent(app) == [delivery_id]
+    assert ask(app, "SELECT grace_s, due_at > now() FROM deliveries") == [(2.0, True)]
+
+
+def test_a_delivery_whose_handler_nobody_knows_becomes_failed_and_says_so(app: MessagingApp):
+    unknown = put(app, handler="forgotten", status="pending")
+    known = put(app, status="pending")
+
+    relay(app, app.runtime)
+
+    assert sent(app) == [known]
+    [(status, error)] = ask(
+        app, "SELECT status, last_error FROM deliveries WHERE id = CAST(:id AS uuid)", id=unknown
+    )
+    assert (status, error) == ("failed", "UnknownMessage: This release has no handler forgotten")
+
+
+def test_a_renamed_handler_gets_what_was_owed_to_its_old_name(app: MessagingApp):
+    delivery_id = put(app, handler="announce_to_the_team", status="pending")
+
+    assert relay(app, app.runtime) == 1
+
+    with app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
+        message = queue.get(timeout=10)
+        message.ack()
+    assert message.headers["task"] == "allocation.send_out_of_stock_notification"
+    assert message.headers["id"] == delivery_id
+
+
+def test_a_message_names_the_command_that_began_it_and_shows_its_event(app: MessagingApp):
+    put(app, status="pending", correlation="the-command")
+
+    relay(app, app.runtime)
+
+    with app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
+        message = queue.get(timeout=10)
+        message.ack()
+    assert (message.headers["root_id"], message.headers["parent_id"]) == ("the-command", "the-command")
+    assert message.headers["argsrepr"] == "OutOfStock(sku='LAMP')"
+
+
+def test_what_ended_long_ago_is_pruned_and_what_failed_is_kept(app: MessagingApp):
+    old_done, old_discarded = (
+        put(app, status="done", age_s=8 * DAY),
+        put(app, status="discarded", age_s=8 * DAY),
+    )
+    kept = [put(app, status="done"), put(app, age_s=900 * DAY), put(app, status="pending", age_s=900 * DAY)]
+
+    assert prune(app, app.runtime) == 2
+
+    left = {row[0] for row in ask(app, "SELECT id::text FROM deliveries")}
+    assert left == set(kept)
+    assert not left & {old_done, old_discarded}
+
+
+def test_every_job_leaves_its_heartbeat(app: MessagingApp):
+    app.tasks["allocation.relay"].apply()
+
+    beat = app.runtime.heartbeats.read()["relay"]
+    assert 0 <= beat.age_s < 60
+    assert abs(beat.clock_offset_s) < 5
+
+
+def test_answers_must_outlive_dead_letters(clean_database: str):
+    with pytest.raises(ValueError, match="must outlive"):
+        next(app_on(clean_database, inbox_retention_s=1.0))

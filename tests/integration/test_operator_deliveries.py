@@ -1,0 +1,206 @@
+"""What an operator asks of the deliveries, and does with the failed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from messaging.delivery import Status
+from messaging.errors import InvalidMessage
+from messaging.operator.actions import DeliveryActions, NotFailed
+from messaging.operator.deliveries import Deliveries
+from messaging.operator.filters import DeliveryFilter
+from messaging.operator.reruns import Rerun
+from messaging.operator.stats import Statistics
+from messaging.worker.app import MessagingApp
+from tests.integration.outbox import app_on, ask, put, sent, state
+
+
+@pytest.fixture
+def app(clean_database: str) -> Iterator[MessagingApp]:
+    """The backend's app over an empty database."""
+    yield from app_on(clean_database)
+
+
+@pytest.fixture
+def find(app: MessagingApp) -> Callable[..., list[str]]:
+    """`find(handler=…)` returns the ids of the failed deliveries that match."""
+
+    def ids(**options: object) -> list[str]:
+        found = Deliveries(app.runtime.engine).find(DeliveryFilter(**options), [Status.FAILED])  # type: ignore[arg-type]
+        return [row.id for row in found]
+
+    return ids
+
+
+def test_each_filter_selects_what_it_says(app: MessagingApp, find: Callable[..., list[str]]):
+    odd = put(
+        app,
+        handler="reallocate",
+        event_type="Deallocated",
+        correlation="odd",
+        age_s=7200,
+        error="KeyError: 'Ü'",
+    )
+    usual = put(app)
+    hour_ago = DeliveryActions(app.runtime.engine, "test").clock() - timedelta(seconds=5400)
+
+    assert find() == [usual, odd]
+    assert find(handler="reallocate") == [odd]
+    assert find(event="Deallocated") == [odd]
+    assert find(error="keyerror: 'ü'") == [odd]
+    assert find(error="100%_") == []
+    assert find(until=hour_ago) == [odd]
+    assert find(since=hour_ago) == [usual]
+    assert find(older_than_s=5400) == [odd]
+    assert find(correlation="odd") == [odd]
+    assert find(ids=(odd,)) == [odd]
+    assert find(handler="reallocate", correlation="command") == []
+
+
+def test_all_states_come_together_the_last_that_ended_first(app: MessagingApp):
+    ids = [put(app, status=status, age_s=age) for status, age in zip(Status, (10, 20, 30, 40), strict=True)]
+
+    found = Deliveries(app.runtime.engine).find(DeliveryFilter())
+
+    assert [row.id for row in found] == ids
+    assert [row.status for row in found] == list(Status)
+
+
+def test_a_rerun_takes_only_what_is_failed_and_only_once(app: MessagingApp):
+    states = {status: put(app, status=status) for status in Status}
+
+    assert list(Rerun(app, app.runtime, "ann@desk").run(DeliveryFilter(), 100)) == [1]
+    assert list(Rerun(app, app.runtime, "ann@desk").run(DeliveryFilter(), 100)) == []
+
+    assert sent(app) == [states[Status.FAILED]]
+    assert state(app, states[Status.DONE]) == "done"
+    assert state(app, states[Status.DISCARDED]) == "discarded"
+    assert ask(app, "SELECT delivery_id::text, actor FROM actions") == [(states[Status.FAILED], "ann@desk")]
+
+
+def test_filters_come_before_the_limit_and_the_oldest_failures_first(app: MessagingApp):
+    for age in range(20):
+        put(app, age_s=1000 + age)
+    wanted = [put(app, handler="reallocate", event_type="Deallocated", age_s=age) for age in (30, 20, 10)]
+
+    list(Rerun(app, app.runtime, "test").run(DeliveryFilter(handler="reallocate"), 2))
+
+    assert [state(app, delivery_id) for delivery_id in wanted] == ["pending", "pending", "failed"]
+
+
+def test_what_fails_again_meanwhile_is_not_taken_twice(app: MessagingApp):
+    delivery_id = put(app)
+    reruns = Rerun(app, app.runtime, "test").run(DeliveryFilter(), 100_000, rate=1)
+
+    next(reruns)
+    app.runtime.deliveries.give_up(delivery_id, "worker", ValueError("again"))
+
+    assert list(reruns) == []
+    assert state(app, delivery_id) == "failed"
+
+
+def test_a_rate_spreads_the_load(app: MessagingApp):
+    for _ in range(25):
+        put(app)
+    pauses: list[float] = []
+
+    turns = list(Rerun(app, app.runtime, "test", pauses.append).run(DeliveryFilter(), 100, rate=10))
+
+    assert turns == [10, 10, 5]
+    assert len(pauses) == 2
+    assert all(0 < pause <= 1 for pause in pauses)
+
+
+def test_two_operators_with_the_same_filter_share_the_work(app: MessagingApp):
+    ids = {put(app) for _ in range(300)}
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(lambda: sum(Rerun(app, app.runtime, "test").run(DeliveryFilter(), 1000)))
+            for _ in "12"
+        ]
+        taken = [run.result(timeout=60) for run in runs]
+
+    assert sum(taken) == 300
+    messages = sent(app)
+    assert len(messages) == 300
+    assert set(messages) == ids
+
+
+def test_an_operators_rerun_gives_new_attempts_and_keeps_the_history(app: MessagingApp):
+    delivery_id = put(app, status="pending")
+    app.runtime.deliveries.give_up(delivery_id, "w1", ValueError("first"))
+    list(Rerun(app, app.runtime, "test").run(DeliveryFilter(ids=(delivery_id,)), 1))
+    app.runtime.deliveries.give_up(delivery_id, "w2", ValueError("second"))
+
+    story = Deliveries(app.runtime.engine).story(delivery_id)
+
+    assert story is not None
+    assert [(a.run, a.worker, a.error) for a in story.attempts] == [
+        (0, "w1", "ValueError: first"),
+        (1, "w2", "ValueError: second"),
+    ]
+    assert [action.action for action in story.actions] == ["rerun"]
+    assert story.delivery.reruns == 1
+
+
+def test_a_story_climbs_to_the_command_and_names_the_sisters(app: MessagingApp):
+    ask(app, "INSERT INTO inbox (task_id, command, result) VALUES ('c1', 'Allocate()', '\"b1\"') RETURNING 1")
+    first, sister = put(app, correlation="c1"), put(app, correlation="c1", status="done")
+    second = put(app, correlation="c1")
+    ask(
+        app,
+        "UPDATE deliveries SET causation_id = :a WHERE id = CAST(:b AS uuid) RETURNING 1",
+        a=first,
+        b=second,
+    )
+
+    story = Deliveries(app.runtime.engine).story(second)
+
+    assert story is not None
+    assert story.cause is not None
+    assert (story.cause.task_id, story.cause.command, story.cause.result) == ("c1", "Allocate()", "b1")
+    assert [row.id for row in story.through] == [first]
+    assert {row.id for row in story.related} == {first, sister}
+
+
+def test_a_corrected_copy_is_checked_and_leaves_a_trace(app: MessagingApp):
+    delivery_id = put(app)
+    actions = DeliveryActions(app.runtime.engine, "ann@desk")
+
+    with pytest.raises(InvalidMessage, match="colour is not a field"):
+        actions.edit(app.runtime.project, delivery_id, {"colour": "red"}, 1)
+    copy, event = actions.edit(app.runtime.project, delivery_id, {"sku": "LAMP-2"}, 1)
+
+    assert event == "OutOfStock(sku='LAMP-2')"
+    found = Deliveries(app.runtime.engine).get(copy.id)
+    assert found is not None
+    assert (found.edited_from, found.status, found.payload) == (
+        delivery_id,
+        Status.PENDING,
+        {"sku": "LAMP-2"},
+    )
+    old = Deliveries(app.runtime.engine).get(delivery_id)
+    assert old is not None
+    assert old.status is Status.DISCARDED
+    assert copy.id in (old.reason or "")
+    with pytest.raises(NotFailed, match="is discarded"):
+        actions.edit(app.runtime.project, delivery_id, {"sku": "LAMP-3"}, 1)
+
+
+def test_an_overview_counts_states_failures_and_reruns(app: MessagingApp):
+    put(app)
+    put(app, status="done")
+    put(app, status="pending", age_s=600)
+    list(Rerun(app, app.runtime, "ann@desk").run(DeliveryFilter(), 1))
+
+    found = Statistics(app.runtime.engine).overview()
+
+    handler = "send_out_of_stock_notification"
+    assert found.deliveries == {("pending", handler): 2, ("done", handler): 1}
+    assert 3500 < found.oldest_pending_s < 3700
+    assert found.reruns == {"operator": 1}
