@@ -7,22 +7,29 @@ from dataclasses import dataclass
 
 from allocation.domain.model import Batch, OrderLine, Product
 from messaging.postgres.repository import PostgresRepository
+from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Row, Transaction
 
 # The product is locked first and read after, so that what is read is as fresh as the lock.
 # NO KEY: the foreign key checks of other transactions need not wait.
-LOAD_FOR_LINE = """
-SELECT FROM products WHERE sku = %s FOR NO KEY UPDATE;
-SELECT b.reference, b.sku, b.purchased_quantity, b.eta, b.allocated_quantity, b.holds
-FROM products LEFT JOIN LATERAL (
-    (SELECT batches.*, true AS holds FROM allocations JOIN batches ON reference = batch_reference
-     WHERE orderid = %s AND allocations.sku = %s AND qty = %s)
-    UNION ALL
-    (SELECT batches.*, false FROM batches
-     WHERE batches.sku = products.sku AND open AND purchased_quantity - allocated_quantity >= %s
-     ORDER BY eta NULLS FIRST, reference LIMIT 1)
-) b ON true
-WHERE products.sku = %s"""
+LOCK_PRODUCT = Statement("SELECT FROM products WHERE sku = $1 FOR NO KEY UPDATE", "text")
+
+# First a row that says that the product exists, then what it has for the line.
+LOAD_FOR_LINE = Statement(
+    """
+SELECT NULL AS reference, sku, NULL AS purchased_quantity, NULL::date AS eta, NULL AS allocated_quantity,
+       NULL::boolean AS holds
+FROM products WHERE sku = $1
+UNION ALL
+(SELECT reference, batches.sku, purchased_quantity, eta, allocated_quantity, true
+ FROM allocations JOIN batches ON reference = batch_reference
+ WHERE orderid = $2 AND allocations.sku = $1 AND qty = $3)
+UNION ALL
+(SELECT reference, sku, purchased_quantity, eta, allocated_quantity, false FROM batches
+ WHERE sku = $1 AND open AND purchased_quantity - allocated_quantity >= $3
+ ORDER BY eta NULLS FIRST, reference LIMIT 1)""",
+    *("text", "text", "integer"),
+)
 
 LOAD_FOR_BATCH = """
 INSERT INTO products (sku) VALUES (%s) ON CONFLICT DO NOTHING;
@@ -55,11 +62,19 @@ INSERT_BATCH = """
 INSERT INTO batches (reference, sku, eta, purchased_quantity, allocated_quantity)
 VALUES (%s, %s, %s, %s, %s)"""
 
-UPDATE_BATCH = "UPDATE batches SET purchased_quantity = %s, allocated_quantity = %s WHERE reference = %s"
+UPDATE_BATCH = Statement(
+    "UPDATE batches SET purchased_quantity = $1, allocated_quantity = $2 WHERE reference = $3",
+    *("integer", "integer", "text"),
+)
 
-INSERT_LINE = "INSERT INTO allocations (orderid, sku, qty, batch_reference) VALUES (%s, %s, %s, %s)"
+INSERT_LINE = Statement(
+    "INSERT INTO allocations (orderid, sku, qty, batch_reference) VALUES ($1, $2, $3, $4)",
+    *("text", "text", "integer", "text"),
+)
 
-DELETE_LINE = "DELETE FROM allocations WHERE orderid = %s AND sku = %s AND qty = %s"
+DELETE_LINE = Statement(
+    "DELETE FROM allocations WHERE orderid = $1 AND sku = $2 AND qty = $3", *("text", "text", "integer")
+)
 
 
 @dataclass(frozen=True)
@@ -79,9 +94,8 @@ class PostgresProductRepository(PostgresRepository[Product]):
 
     def get_for_line(self, line: OrderLine) -> Product | None:
         """Load the batch that holds the line, if any, and the soonest one with room for it."""
-        rows = self.transaction.read(
-            LOAD_FOR_LINE, (line.sku, line.orderid, line.sku, line.qty, line.qty, line.sku)
-        )
+        self.transaction.write(LOCK_PRODUCT, (line.sku,))
+        rows = self.transaction.read(LOAD_FOR_LINE, (line.sku, line.orderid, line.qty))
         if not rows:
             return None
         # A batch that holds the line settles the matter; it may come a second time, as the one with room.
@@ -129,7 +143,7 @@ class PostgresProductRepository(PostgresRepository[Product]):
             INSERT_LINE, ((*_key(line), batch.reference) for line in now.lines if line not in before)
         )
 
-    def _write_each(self, sql: str, rows: Iterable[Row]) -> None:
+    def _write_each(self, sql: Statement, rows: Iterable[Row]) -> None:
         for row in rows:
             self.transaction.write(sql, row)
 

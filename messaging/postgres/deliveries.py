@@ -10,16 +10,23 @@ from sqlalchemy import Engine, text
 
 from messaging.delivery import Delivery, Status
 from messaging.errors import describe
+from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Transaction
 from messaging.retry import RetryPolicy
 
-CLAIM = """
+CLAIM = Statement(
+    """
 SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts
-FROM deliveries WHERE id = %s AND status = 'pending' FOR UPDATE SKIP LOCKED"""
+FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED""",
+    "uuid",
+)
 
-DONE = """
-UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = %s
-WHERE id = %s"""
+DONE = Statement(
+    """
+UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = $1
+WHERE id = $2""",
+    *("text", "uuid"),
+)
 
 #: Who re-runs by the clock, as `actions.actor` names it.
 SCHEDULE = "schedule"

@@ -11,15 +11,22 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 
+from messaging.postgres.statement import Statement
+
 Row = tuple[Any, ...]
 Params = tuple[Any, ...] | dict[str, Any]
 
 #: What the driver and the pool raise when the database refuses, fails or is away.
 DATABASE_ERRORS = (psycopg2.Error, SQLAlchemyError)
 
+#: The connection no longer knows what was prepared on it, or a migration changed what a plan returns:
+#: a new connection plans anew.
+STALE_PLANS = (psycopg2.errors.InvalidSqlStatementName, psycopg2.errors.FeatureNotSupported)
+
 #: Trouble that may be over at the next try: connections, deadlocks and serialization failures, a standby
 #: that is read-only yet, and a row that another transaction inserted first.
 TRANSIENT_ERRORS = (
+    *STALE_PLANS,
     psycopg2.OperationalError,
     psycopg2.InterfaceError,
     psycopg2.errors.ReadOnlySqlTransaction,
@@ -42,6 +49,7 @@ class Transaction:
         self._engine = engine
         self._connection: PoolProxiedConnection | None = None
         self._cursor: Any = None
+        self._prepared: set[str] = set()
         self._begun = False
         self._pending: list[bytes] = []
 
@@ -50,17 +58,18 @@ class Transaction:
         self._connection = self._engine.raw_connection()
         self._connection.driver_connection.autocommit = True  # type: ignore[union-attr]  # psycopg2's
         self._cursor = self._connection.cursor()
-        self._begun = False
-        self._pending = []
+        # The pool forgets `info` together with the connection that it tells of.
+        self._prepared = self._connection.info.setdefault("prepared", set())
+        self._begun, self._pending = False, []
 
-    def read(self, sql: str, params: Params = ()) -> list[Row]:
+    def read(self, sql: str | Statement, params: Params = ()) -> list[Row]:
         """Run one statement or several and return the rows of the last; earlier `write`s run before it."""
-        self._send(self._cursor.mogrify(sql, params))
+        self._send(self._bound(sql, params))
         return self._cursor.fetchall()  # type: ignore[no-any-return]
 
-    def write(self, sql: str, params: Params = ()) -> None:
+    def write(self, sql: str | Statement, params: Params = ()) -> None:
         """Have a statement run at the next `read` or at the commit."""
-        self._pending.append(self._cursor.mogrify(sql, params))
+        self._pending.append(self._bound(sql, params))
 
     def commit(self) -> None:
         """Run what was written and make all of it permanent."""
@@ -83,13 +92,19 @@ class Transaction:
         except psycopg2.Error:
             connection.invalidate()
 
+    def _bound(self, sql: str | Statement, params: Params) -> bytes:
+        if isinstance(sql, Statement):
+            return sql.bind(self._cursor, self._prepared, tuple(params))
+        bound: bytes = self._cursor.mogrify(sql, params)
+        return bound
+
     def _send(self, statement: bytes) -> None:
         begin = [] if self._begun else [b"BEGIN"]
         statements, self._pending = [*begin, *self._pending, statement], []
         self._begun = True
         try:
             self._cursor.execute(b"; ".join(statements))
-        except psycopg2.errors.ReadOnlySqlTransaction:
+        except (psycopg2.errors.ReadOnlySqlTransaction, *STALE_PLANS):
             # After a failover this session stays read-only for ever; the next try takes a new one.
             self._throw_away()
             raise

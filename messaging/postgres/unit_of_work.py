@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from messaging.delivery import Delivery, new_id
 from messaging.messages import Command, Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
+from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Transaction
 from messaging.unit_of_work import UnitOfWork
 
@@ -48,16 +49,20 @@ class CommandJob:
 
     def finish(self, transaction: Transaction, result: object) -> None:
         """Write the inbox row; its primary key refuses a second one."""
-        transaction.write(
-            "INSERT INTO inbox (task_id, command, result) VALUES (%s, %s, %s)",
-            (self.id, repr(self.command), json.dumps(result)),
-        )
+        transaction.write(ANSWER, (self.id, repr(self.command), json.dumps(result)))
 
 
-INSERT_DELIVERY = """
+ANSWER = Statement(
+    "INSERT INTO inbox (task_id, command, result) VALUES ($1, $2, $3)", "text", "text", "jsonb"
+)
+
+INSERT_DELIVERY = Statement(
+    """
 INSERT INTO deliveries
     (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id, causation_id)
-VALUES (%s, %s, %s, %s, %s, now() + make_interval(secs => %s), %s, %s, %s)"""
+VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8)""",
+    *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,6 @@ class Outbox:
             delivery.event_type,
             json.dumps(delivery.payload),
             delivery.handler,
-            self.grace_s,
             self.grace_s,
             delivery.correlation_id,
             delivery.causation_id,
