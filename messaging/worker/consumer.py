@@ -156,7 +156,7 @@ def _fields_of(message: Any) -> dict[str, Any]:
         payload = message.payload
     except Exception:  # noqa: BLE001  the reason why this is asked
         return message.headers
-    return payload if isinstance(payload, dict) else message.headers
+    return message.headers | payload if isinstance(payload, dict) else message.headers
 
 
 def _letter(message: Any, reason: str, error: str) -> DeadLetter:

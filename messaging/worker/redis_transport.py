@@ -77,8 +77,8 @@ class Channel(stock.Channel):
 
     QoS = QoS
     Message = Message
-    #: Seconds. A worker killed during its sweep holds up everybody's for so long; kombu's 300 delay messages much,
-    #: and two sweeps at once do no harm, since each message is moved in a transaction.
+    #: Seconds for which a worker killed during its sweep holds up everybody's; kombu's 300 are far too long.
+    #: Two sweeps at once do no harm, since each message is moved in a transaction.
     unacked_mutex_expire = 10
 
     _sync_client: Any = None
@@ -156,9 +156,7 @@ class Channel(stock.Channel):
 
     def _worthwhile(self) -> int:
         """How many free places are worth a trip; while fewer are free, there is enough to do."""
-        import os
-
-        return min(max(1, self.qos.prefetch_count // int(os.environ.get("DIV", "4"))), MAX_BATCH)
+        return min(max(1, self.qos.prefetch_count // 4), MAX_BATCH)
 
     def _room(self) -> int:
         """How many messages may be taken now."""

@@ -1,0 +1,1 @@
+"""Another app that hears what happened."""

@@ -1,0 +1,1 @@
+"""Other apps that enqueue commands; each file runs by itself."""

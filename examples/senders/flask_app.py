@@ -1,0 +1,35 @@
+"""A checkout with Flask and the typed client: `python examples/senders/flask_app.py`."""
+
+import os
+from typing import Any
+
+from flask import Flask, request
+
+from allocation.client import AllocationClient
+from allocation.domain.errors import AllocationError
+from messaging.client import NotAnswered
+from messaging.errors import InvalidMessage, Unavailable
+
+app = Flask(__name__)
+client = AllocationClient(
+    os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0"),
+    os.environ.get("RESULTS_URL", "redis://127.0.0.1:6390/1"),
+)
+
+
+@app.post("/orders")
+def order() -> tuple[dict[str, Any], int]:
+    """Allocate a line. The id is made of the order, so that a customer who clicks twice orders once."""
+    line = request.get_json()
+    try:
+        order_id = f"checkout-{line['orderid']}-{line['sku']}-{line['qty']}"
+        batchref = client.allocate(line["orderid"], line["sku"], line["qty"], id=order_id)
+    except (AllocationError, InvalidMessage) as refusal:
+        return {"detail": str(refusal)}, 409
+    except (NotAnswered, Unavailable) as error:
+        return {"detail": str(error)}, 503
+    return {"batchref": batchref}, 200
+
+
+if __name__ == "__main__":
+    app.run(port=int(os.environ.get("PORT", "8000")))

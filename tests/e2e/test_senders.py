@@ -1,0 +1,153 @@
+"""Every example of a sender runs as its first line says, against a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+
+from local.child import ROOT, Child
+from local.ports import free_port
+from local.waiting import eventually
+
+SENDERS = ROOT / "examples" / "senders"
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+@pytest.fixture
+def environment(broker) -> dict[str, str]:
+    """How the examples are told where the servers are."""
+    addresses = {"BROKER_URL": broker.broker_url, "RESULTS_URL": broker.result_backend_url}
+    return {**os.environ, **addresses, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def sku(shop) -> str:
+    """A product of the test's own, ten pieces on the shelf."""
+    sku = f"LAMP-{uuid4()}"
+    shop.ask("create_batch", ref=f"b-{sku}", sku=sku, qty=10)
+    return sku
+
+
+def run(*command: str, env: dict[str, str]) -> str:
+    """Run a program to its end and return what it printed."""
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_plain_celery(environment):
+    assert run(sys.executable, str(SENDERS / "plain.py"), env=environment) == "plain-batch"
+
+
+def test_a_message_made_by_hand(environment, broker):
+    task_id = run(sys.executable, str(SENDERS / "kombu_by_hand.py"), env=environment)
+
+    with Celery(backend=broker.result_backend_url, set_as_current=False) as app:
+        result = app.AsyncResult(task_id)
+        assert result.get(timeout=30) == "hand-batch"
+        del result
+
+
+@pytest.fixture
+def web_app(environment, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """A function that serves one of the examples and returns its address."""
+    children: list[Child] = []
+
+    def serve(name: str) -> str:
+        port = free_port()
+        env = {**environment, "PORT": str(port)}
+        child = Child(name, [sys.executable, str(SENDERS / name)], log=tmp_path / f"{name}.log", env=env)
+        child.start()
+        children.append(child)
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: call(f"{url}/none")[0] == 404, 60, f"an answer from {name}: {child.log}")
+        return url
+
+    yield serve
+    for child in children:
+        child.stop()
+
+
+def call(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """Ask a web app; return status and JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  http
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  http
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            text = refusal.read().decode()
+        return refusal.code, json.loads(text) if text.startswith("{") else text
+
+
+@pytest.mark.parametrize("name", ["fastapi_app.py", "flask_app.py"])
+def test_a_web_app_that_waits(web_app, sku, name):
+    orders = web_app(name) + "/orders"
+    line = {"orderid": "o1", "sku": sku, "qty": 4}
+
+    assert call(orders, line) == (200, {"batchref": f"b-{sku}"})
+    assert call(orders, line) == (200, {"batchref": f"b-{sku}"})  # the second click
+    assert call(orders, {**line, "sku": "NONE"}) == (409, {"detail": "Invalid sku NONE"})
+    assert call(orders, {**line, "qty": 0}) == (409, {"detail": "qty must be at least 1"})
+    assert call(orders, {**line, "qty": 7}) == (200, {"batchref": None})
+
+
+def test_a_web_app_that_does_not_wait(web_app, sku):
+    orders = web_app("django_app.py") + "/orders"
+
+    def outcome(line: dict[str, Any]) -> Any:
+        status, sent = call(orders, line)
+        assert status == 202
+        return eventually(
+            lambda: next((s for s in [call(f"{orders}/{sent['id']}")[1]] if s["state"] != "waiting"), None),
+            what="the answer",
+        )
+
+    assert outcome({"orderid": "o1", "sku": sku, "qty": 4}) == {"state": "done", "batchref": f"b-{sku}"}
+    refused = outcome({"orderid": "o1", "sku": "NONE", "qty": 4})
+    assert refused == {"state": "refused", "why": "Invalid sku NONE"}
+
+
+@pytest.fixture(scope="session")
+def node_sender(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Node.js example with its package installed."""
+    missing = shutil.which("npm") is None and "NOT RUN FROM NODE.JS: there is no npm"
+    folder = tmp_path_factory.mktemp("node") / "sender"
+    if not missing:
+        shutil.copytree(SENDERS / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+        install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error"]
+        done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        missing = done.returncode != 0 and f"NOT RUN FROM NODE.JS: npm install failed: {done.stderr[-500:]}"
+    if missing:
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    return folder / "send.js"
+
+
+@pytest.mark.timeout(400)
+def test_node_js(node_sender, environment, sku):
+    line = {"orderid": "o1", "sku": sku, "qty": 4}
+    command = ["node", str(node_sender), "allocation.allocate"]
+
+    assert json.loads(run(*command, json.dumps(line), env=environment)) == f"b-{sku}"
+
+    refused = subprocess.run(
+        [*command, json.dumps({**line, "sku": "NONE"})],
+        env=environment, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "InvalidSku" in refused.stderr
+    assert "Invalid sku NONE" in refused.stderr

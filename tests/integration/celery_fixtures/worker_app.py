@@ -1,0 +1,54 @@
+"""The app that test workers run: `celery -A tests.integration.celery_fixtures.worker_app worker`.
+
+FIXTURE_CONFIG is a JSON table of Celery settings, FIXTURE_LETTERS the file of dead letters, FIXTURE_MARKS the
+address of what tasks count. While a file named like the letters', but ending in `.refuse`, exists, none is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import redis
+from celery import Celery
+
+from messaging.dead_letters import DeadLetter
+
+
+class LetterFile:
+    """Dead letters as JSON lines; a body is in hex."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, letter: DeadLetter) -> None:
+        if self.path.with_suffix(".refuse").exists():
+            raise OSError("disk full")
+        line = dataclasses.asdict(letter) | {"body": letter.body.hex()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+app = Celery("fixture")
+app.conf.update(json.loads(os.environ["FIXTURE_CONFIG"]))
+app.runtime = SimpleNamespace(
+    dead_letters=LetterFile(Path(os.environ.get("FIXTURE_LETTERS", "letters.jsonl")))
+)
+
+
+@app.task(name="fixture.mark")
+def mark(number: int, seconds: float = 0.0) -> None:
+    """Count a run of `number` in the table `marks`, after `seconds`."""
+    time.sleep(seconds)
+    with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
+        client.hincrby("marks", str(number), 1)
+
+
+@app.task(name="fixture.add")
+def add(x: int, y: int) -> int:
+    """Return the sum."""
+    return x + y
