@@ -129,7 +129,7 @@ def node_sender(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("node") / "sender"
     if not missing:
         shutil.copytree(SENDERS / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
-        install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error"]
+        install = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
         done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
         missing = done.returncode != 0 and f"NOT RUN FROM NODE.JS: npm install failed: {done.stderr[-500:]}"
     if missing:
