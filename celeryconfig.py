@@ -9,6 +9,7 @@ from typing import Any
 
 from messaging import brokers
 from messaging.project import Project
+from messaging.worker import result_backend
 
 # Records messages that no task can read, where Celery's own consumer drops them or dies.
 worker_consumer = "messaging.worker.consumer:Consumer"
@@ -75,7 +76,8 @@ def of_project(project: Project) -> dict[str, Any]:
     return {
         # Where messages and results are.
         "broker_url": settings.broker_url,
-        "result_backend": settings.result_backend_url,
+        # A success is written without reading first what was there: one round trip instead of two.
+        "result_backend": result_backend.address(settings.result_backend_url),
         # Pops and registers a message in one step, so that a killed worker loses none.
         "broker_transport": "messaging.worker.redis_transport:Transport" if on_redis else None,
         # Bounded waits, messages of dead workers back in time; confirmed publishing on RabbitMQ.

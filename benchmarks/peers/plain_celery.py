@@ -8,6 +8,8 @@ from typing import Any
 from celery import Celery
 from kombu import Exchange, Queue
 
+import celeryconfig
+from allocation.bootstrap import project
 from benchmarks.peers.job import allocate
 from benchmarks.peers.ours import celery_worker
 from benchmarks.peers.peer import Line, Peer, redis_url
@@ -18,7 +20,8 @@ QUEUE, SOLO_QUEUE = "plain", "plain_solo"
 def plain_app(name: str, queues: Sequence[str], broker: int, results: int) -> Celery:
     """Return a Celery app with this project's settings, less the parts that are this project's."""
     app = Celery(name)
-    app.config_from_object("celeryconfig")
+    app.config_from_object(celeryconfig)
+    app.conf.update(celeryconfig.of_project(project))
     app.conf.update(
         broker_url=redis_url(broker),
         result_backend=redis_url(results),
