@@ -157,7 +157,7 @@ class Deliveries:
 def _of_status(status: Status, chosen: DeliveryFilter) -> str:
     return (
         f"SELECT {COLUMNS} FROM deliveries WHERE status = '{status}'{chosen.sql}"
-        f" ORDER BY {Ordering(status).column} DESC LIMIT :limit"
+        f" ORDER BY deliveries.{Ordering(status).column} DESC LIMIT :limit"
     )
 
 

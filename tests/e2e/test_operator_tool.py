@@ -294,6 +294,42 @@ def test_commands_by_hand_have_results_and_named_refusals(tool):
     assert "Invalid sku NONE" in tool("stock", "NONE", status=1).stderr
 
 
+def test_an_interrupted_rerun_says_what_is_done_and_leaves_the_rest_failed(backend):
+    backend.sql(
+        """INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s,
+               correlation_id, causation_id, finished_at, last_error)
+           SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{"sku": "MANY"}',
+               'send_out_of_stock_notification', 'failed', now(), 1, 'many', 'many', now(), 'an outage'
+           FROM generate_series(1, 100) RETURNING 1"""
+    )
+    states = "SELECT count(*) FROM deliveries WHERE correlation_id = 'many' AND status = 'failed'"
+    command = [
+        sys.executable,
+        "-m",
+        "allocation",
+        "deliveries",
+        "rerun",
+        "--correlation",
+        "many",
+        "--rate",
+        "4",
+    ]
+    with subprocess.Popen(
+        command, env={**os.environ, **backend.env}, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as rerun:
+        eventually(lambda: backend.sql(states)[0][0] < 95, 60, "the first re-runs")
+        rerun.send_signal(signal.SIGINT)
+        _, said = rerun.communicate(timeout=60)
+
+    assert rerun.returncode == 130, said
+    [(left,)] = backend.sql(states)
+    assert 0 < left < 95
+    assert f"Interrupted: {100 - left} of 100 were put back" in said
+    backend.sql(
+        "UPDATE deliveries SET status = 'discarded' WHERE correlation_id = 'many' AND status = 'failed' RETURNING 1"
+    )
+
+
 def orders_file(folder: Path, sku: str, lines: int, bad: int = 0) -> Path:
     """Write orders of one piece each, then some with the quantity 0."""
     rows = [f"2026-01-01,o{n},{sku},{0 if n >= lines else 1}" for n in range(lines + bad)]

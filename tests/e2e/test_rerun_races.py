@@ -75,14 +75,9 @@ def eager(backend: Backend) -> dict[str, str]:
 
 @pytest.fixture
 def crowd(backend: Backend, eager: dict[str, str]) -> Iterator[None]:
-    """Two workers, three housekeeping workers with three relays at once, and two beats."""
+    """A worker of three processes, three workers for the housekeeping, and two beats."""
     with ExitStack() as stack:
-        for number in range(2):
-            child = programs.commands_worker(backend.folder, eager, 2, f"--hostname=commands{number}@%h")
-            child.name = f"commands{number}"
-            child.start()
-            stack.callback(child.stop)
-            backend.wait_for_worker(child)
+        stack.callback(backend.worker("commands", concurrency=3).stop)
         for number in range(3):
             name = f"housekeeping{number}"
             child = programs.worker(name, programs.HOUSEKEEPING_QUEUE, backend.folder, eager, 1)
@@ -115,6 +110,10 @@ def test_relays_schedulers_and_operators_at_once_have_each_effect_exactly_once(
         said = [operator.communicate(timeout=240)[0] for operator in (first, second)]
         assert (first.returncode, second.returncode) == (0, 0), said
 
+    [(relay_age_s,)] = backend.sql(
+        "SELECT extract(epoch FROM now() - at) FROM heartbeats WHERE job = 'relay'"
+    )
+    assert relay_age_s < 30  # the housekeeping goes on, although the queues are full
     eventually(lambda: backend.sql(STATES) == [("done", DELIVERIES)], 400, "every delivery done", every=1)
     assert backend.sql("SELECT count(*), count(DISTINCT delivery_id) FROM effects") == [
         (DELIVERIES, DELIVERIES)

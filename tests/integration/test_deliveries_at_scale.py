@@ -1,0 +1,123 @@
+"""A million deliveries that are done cost the others nothing: every question has an index of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+
+from messaging.delivery import Status
+from messaging.operator.actions import DeliveryActions
+from messaging.operator.deliveries import Deliveries
+from messaging.operator.filters import DeliveryFilter
+from messaging.operator.stats import Statistics
+from messaging.postgres.deliveries import DeliveryStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+FILL = """
+INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, attempts, due_at, grace_s,
+                        correlation_id, causation_id, created_at, finished_at, last_error)
+SELECT CAST('{first}0000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0') AS uuid), gen_random_uuid(),
+       'OutOfStock', '{{"sku": "LAMP"}}', 'send_out_of_stock_notification', '{status}', 1,
+       now() - interval '1 hour', 15, 'c' || n, 'c' || n, now() - interval '1 hour',
+       CASE WHEN '{status}' <> 'pending' THEN now() - n * interval '3 milliseconds' END, 'an error'
+FROM generate_series(1, {count}) n"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of deliveries, of which `done` are done."""
+
+    engine: Engine
+    done: int
+
+    def plans(self, question: Callable[[], object]) -> list[str]:
+        """Return how PostgreSQL would answer each statement of a question."""
+        asked: list[tuple[str, Any]] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
+            asked.append((statement, values))
+
+        event.listen(self.engine, "before_cursor_execute", note)
+        question()
+        event.remove(self.engine, "before_cursor_execute", note)
+        with self.engine.connect() as connection:
+            return [
+                "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", values))
+                for statement, values in asked
+                if " deliveries" in statement
+            ]
+
+
+@pytest.fixture(scope="module", params=[0, 1_000_000], ids=["none done", "a million done"])
+def table(request: pytest.FixtureRequest, new_database: Callable[[], str]) -> Iterator[Table]:
+    """1,000 failed and 1,000 pending deliveries, beside none or a million that are done."""
+    engine = create_engine(new_database())
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for first, (status, count) in enumerate(
+            (("done", request.param), ("failed", 1000), ("pending", 1000))
+        ):
+            connection.execute(text(FILL.format(status=status, count=count, first=first)))
+        connection.execute(text("VACUUM ANALYZE deliveries"))
+    yield Table(engine, request.param)
+    engine.dispose()
+
+
+USUAL = DeliveryFilter(event="OutOfStock", error="AN ERR")
+
+QUESTIONS: dict[str, tuple[Callable[[Engine], object], str]] = {
+    "list": (lambda engine: Deliveries(engine).find(DeliveryFilter(), [Status.FAILED]), "deliveries_failed"),
+    "list some": (lambda engine: Deliveries(engine).find(USUAL, [Status.FAILED]), "deliveries_failed"),
+    "list all": (lambda engine: Deliveries(engine).find(DeliveryFilter()), "deliveries_pkey"),
+    "dry run": (lambda engine: Deliveries(engine).count_failed(USUAL), "deliveries_failed"),
+    "a command's": (
+        lambda engine: Deliveries(engine).find(DeliveryFilter(correlation="c7")),
+        "deliveries_correlation",
+    ),
+    "metrics": (lambda engine: Statistics(engine).open(), "deliveries_pending"),
+    "relay": (lambda engine: DeliveryStore(engine).take_due(1, 600), "deliveries_pending"),
+    "schedule": (lambda engine: DeliveryStore(engine).rerun_cooled(1, 5, 60, 600, 15), "deliveries_failed"),
+    "rerun": (lambda engine: put_back_one(DeliveryActions(engine, "test")), "deliveries_failed"),
+    "prune": (lambda engine: DeliveryStore(engine).prune(7 * 86400), "deliveries_ended"),
+}
+
+
+def put_back_one(actions: DeliveryActions) -> None:
+    """Re-run the delivery that failed first."""
+    actions.put_back(DeliveryFilter(), actions.clock(), 1, 15)
+
+
+MEDIANS: dict[tuple[str, int], float] = {}  # seconds, by question and deliveries that are done
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_each_question_is_answered_from_its_index(table: Table, name: str):
+    ask, index = QUESTIONS[name]
+
+    plans = table.plans(lambda: ask(table.engine))
+
+    assert plans
+    if table.done:
+        assert index in "\n".join(plans)
+        assert "Seq Scan on deliveries" not in "\n".join(plans)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_each_question_takes_the_same_time_as_with_none_done(table: Table, name: str):
+    ask, _ = QUESTIONS[name]
+    times = []
+    for _ in range(15):
+        began = time.perf_counter()
+        ask(table.engine)
+        times.append(time.perf_counter() - began)
+
+    MEDIANS[name, table.done] = median(times)
+
+    # A scan of the million takes 100 ms and more; the noise of a busy machine takes a few.
+    assert median(times) < 3 * MEDIANS.get((name, 0), median(times)) + 0.025
