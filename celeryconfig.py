@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from messaging import brokers
+from messaging import brokers, tls
 from messaging.project import Project
 from messaging.worker import result_backend
 
@@ -80,6 +80,8 @@ def of_project(project: Project) -> dict[str, Any]:
         "result_backend": result_backend.address(settings.result_backend_url),
         # Pops and registers a message in one step, so that a killed worker loses none.
         "broker_transport": "messaging.worker.redis_transport:Transport" if on_redis else None,
+        # TLS where an address asks for it, with the server's certificate checked.
+        **tls.settings(settings.broker_url, settings.result_backend_url, settings.tls_ca_file),
         # Bounded waits, messages of dead workers back in time; confirmed publishing on RabbitMQ.
         "broker_transport_options": brokers.transport_options(
             settings.broker_url, settings.visibility_timeout_s

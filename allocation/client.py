@@ -7,11 +7,13 @@ batchref = client.allocate(orderid="o1", sku="LAMP", qty=2)
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 from allocation.domain import errors
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from messaging.client import Client
+from messaging.signing import Signing
 
 __all__ = ["Allocate", "AllocationClient", "ChangeBatchQuantity", "CreateBatch"]
 
@@ -23,16 +25,24 @@ class Options(TypedDict, total=False):
     timeout_s: float | None
 
 
+class Connection(TypedDict, total=False):
+    """`timeout_s`: how long a call waits for its answer. See `Client` for the others."""
+
+    timeout_s: float
+    signing: Signing | None
+    ca_file: Path | None
+
+
 class AllocationClient(Client):
     """Each command as a function that waits for its answer; `delay` sends without waiting, `many` in bulk.
 
     All raise `InvalidMessage`, `Unavailable` and `NotAnswered` (see `Client.call`).
     """
 
-    def __init__(self, broker_url: str, backend_url: str, *, timeout_s: float = 10.0) -> None:
-        """Nothing is connected yet; `timeout_s` is how long a call waits for its answer."""
+    def __init__(self, broker_url: str, backend_url: str, **options: Unpack[Connection]) -> None:
+        """Nothing is connected yet; the options are those of `Client`."""
         refusals = (errors.InvalidSku, errors.UnknownBatch, errors.BatchAlreadyExists)
-        super().__init__("allocation", broker_url, backend_url, refusals=refusals, timeout_s=timeout_s)
+        super().__init__("allocation", broker_url, backend_url, refusals=refusals, **options)
 
     def allocate(self, orderid: str, sku: str, qty: int, **options: Unpack[Options]) -> str | None:
         """Reserve stock; return the batch reference, None when out of stock.

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -17,9 +18,10 @@ from celery.exceptions import TimeoutError as NoResultInTime
 from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 
-from messaging import brokers, errors
+from messaging import brokers, errors, tls
 from messaging.errors import MessagingError, Unavailable
 from messaging.messages import Command, task_name, to_dict
+from messaging.signing import Signing
 
 #: Publishing gives up after some seconds: a caller prefers a clear error to a hang.
 PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
@@ -79,12 +81,19 @@ class Client:
         *,
         refusals: Iterable[type[Exception]] = (),
         timeout_s: float = 10.0,
+        signing: Signing | None = None,
+        ca_file: Path | None = None,
     ) -> None:
-        """Nothing is connected yet. `refusals` are the project's errors, `timeout_s` the usual wait."""
+        """Nothing is connected yet. `refusals` are the project's errors, `timeout_s` the usual wait.
+
+        `signing` signs every message; `ca_file` is trusted in `rediss://` and `amqps://` addresses.
+        """
         self.project = project
         self.timeout_s = timeout_s
         self.app = Celery(f"{project}.client", broker=broker_url, backend=backend_url, set_as_current=False)
-        self.app.conf.update(_settings(broker_url))
+        self.app.conf.update(_settings(broker_url) | tls.settings(broker_url, backend_url, ca_file))
+        if signing is not None:
+            signing.switch_on(self.app)
         self._queue = brokers.task_queue(project, f"{project}.commands", broker_url)
         self._errors = {kind.__name__: kind for kind in (*_messaging_errors(), *refusals)}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messaging.retry import RetryPolicy
+from messaging.signing import Signing
 
 
 class MessagingSettings(BaseSettings):
@@ -23,6 +25,19 @@ class MessagingSettings(BaseSettings):
     )
     result_backend_url: str = Field(
         "redis://127.0.0.1:6390/1", repr=False, description="where senders find results and errors"
+    )
+    tls_ca_file: Path | None = Field(
+        None, description="authorities to trust in `rediss://` and `amqps://` addresses, else the system's"
+    )
+    signing_key: Path | None = Field(
+        None, description="our private key; with it only signed messages are accepted"
+    )
+    signing_key_password: SecretStr | None = Field(
+        None, description="the password of that key, if it has one"
+    )
+    signing_certificate: Path | None = Field(None, description="the certificate of that key")
+    signing_store: str | None = Field(
+        None, description="whose messages are accepted, ours too: a pattern such as `certificates/*.pem`"
     )
     smtp_url: str = Field(
         "smtp://127.0.0.1:1025",
@@ -112,6 +127,21 @@ class MessagingSettings(BaseSettings):
                 " visibility_timeout_s: the answer to a command must outlive every copy of its message"
             )
         return self
+
+    @property
+    def signing(self) -> Signing | None:
+        """Return how messages are signed; None where they are not."""
+        if self.signing_key is None:
+            return None
+        if self.signing_certificate is None or self.signing_store is None:
+            raise ValueError("signing_key needs signing_certificate and signing_store beside it")
+        password = self.signing_key_password
+        return Signing(
+            self.signing_key,
+            self.signing_certificate,
+            self.signing_store,
+            password.get_secret_value() if password else None,
+        )
 
     @property
     def housekeeping(self) -> dict[str, float]:

@@ -33,6 +33,8 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app = MessagingApp(project.name)
     app.config_from_object(config)
     app.conf.update(config.of_project(project))
+    if signing := project.settings().signing:
+        signing.switch_on(app)
     app.runtime = Runtime(project)
     add_command_tasks(app, app.runtime)
     add_bulk_task(app, app.runtime)

@@ -1,0 +1,122 @@
+"""Signed messages: what known keys have signed is carried out, everything else is refused and kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from local import programs
+from local.child import ROOT, Child
+from local.readiness import workers_answer
+from local.waiting import eventually
+from tests.e2e.certificates import Pair, make_pair
+
+CLIENT = """
+import sys
+from pathlib import Path
+from allocation.client import AllocationClient
+from messaging.signing import Signing
+
+broker, results, key, certificate, store, sku, qty = sys.argv[1:]
+signing = Signing(Path(key), Path(certificate), store)
+with AllocationClient(broker, results, signing=signing, timeout_s=30) as client:
+    try:
+        client.create_batch(ref=f"b-{sku}", sku=sku, qty=10)
+        print(client.allocate(orderid="o1", sku=sku, qty=int(qty)))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.fixture(scope="module")
+def ours(server_folder: Path) -> Pair:
+    """The key of the backend; its folder of certificates has the shop's as well."""
+    return make_pair(server_folder / "signing", "backend")
+
+
+@pytest.fixture(scope="module")
+def shop_key(ours: Pair) -> Pair:
+    """A key that the backend knows."""
+    return make_pair(ours.key.parent, "shop")
+
+
+@pytest.fixture(scope="module")
+def signing_worker(backend, ours: Pair, shop_key: Pair) -> Iterator[Child]:
+    """A worker that accepts signed messages alone; nothing unsigned can ask it whether it is there."""
+    backend.env |= {
+        "ALLOCATION_SIGNING_KEY": str(ours.key),
+        "ALLOCATION_SIGNING_CERTIFICATE": str(ours.certificate),
+        "ALLOCATION_SIGNING_STORE": str(ours.key.parent / "*.pem"),
+    }
+    child = programs.commands_worker(backend.folder, backend.env, 2)
+    child.start()
+    eventually(lambda: " ready." in child.log_text(), 60, "the worker's start")
+    yield child
+    child.stop()
+
+
+def send_signed(broker, pair: Pair, store: Pair, sku: str, qty: int = 10) -> str:
+    """Send from another process, since a process signs with one key; return what came of it."""
+    command = [
+        sys.executable, "-c", CLIENT, broker.broker_url, broker.result_backend_url,
+        str(pair.key), str(pair.certificate), str(store.key.parent / "*.pem"), sku, str(qty),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def sku() -> str:
+    """The name of a product of the test's own."""
+    return f"LAMP-{uuid4()}"
+
+
+def batches(backend, sku: str) -> int:
+    """Return how many batches of a product there are."""
+    return backend.sql("SELECT count(*) FROM batches WHERE sku = :sku", sku=sku)[0][0]
+
+
+def refused_letters(backend) -> list[str]:
+    """Return why messages were refused."""
+    return [error for (error,) in backend.sql("SELECT error FROM dead_letters ORDER BY at")]
+
+
+def test_a_message_signed_by_a_known_key_is_carried_out(signing_worker, broker, ours, shop_key, sku):
+    assert send_signed(broker, shop_key, ours, sku) == f"b-{sku}"
+
+
+def test_a_message_without_a_signature_is_refused(signing_worker, backend, shop, sku):
+    with pytest.raises(Exception, match="Refusing to deserialize"):
+        shop.ask("create_batch", ref=f"b-{sku}", sku=sku, qty=10)
+
+    assert batches(backend, sku) == 0
+    assert "Refusing to deserialize" in refused_letters(backend)[-1]
+
+
+def test_a_message_signed_by_a_stranger_is_refused(signing_worker, backend, broker, server_folder, sku):
+    stranger = make_pair(server_folder / "stranger", "stranger")
+
+    answer = send_signed(broker, stranger, stranger, sku)
+
+    assert answer.startswith("InvalidMessage: body cannot be read: Unable to deserialize")
+    assert batches(backend, sku) == 0
+
+
+def test_a_control_command_without_a_signature_has_no_effect(signing_worker, broker):
+    assert not workers_answer(broker.broker_url, "commands")
+    assert signing_worker.running
+
+
+def test_an_event_reaches_its_handler_by_a_signed_message(
+    signing_worker, backend, broker, ours, shop_key, sku
+):
+    assert send_signed(broker, shop_key, ours, sku, qty=11) == "None"
+
+    statuses = "SELECT status FROM deliveries WHERE payload->>'sku' = :sku"
+    eventually(lambda: backend.sql(statuses, sku=sku) == [("done",)], what="the out-of-stock mail")
