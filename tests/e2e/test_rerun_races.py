@@ -49,6 +49,7 @@ CREATE TRIGGER note_effect AFTER UPDATE ON deliveries FOR EACH ROW WHEN (new.sta
     EXECUTE FUNCTION note_effect();
 SELECT 1"""
 
+RELAY_AGE = "SELECT extract(epoch FROM now() - at) FROM heartbeats WHERE job = 'relay'"
 STATES = "SELECT status, count(*) FROM deliveries GROUP BY 1"
 
 
@@ -110,9 +111,7 @@ def test_relays_schedulers_and_operators_at_once_have_each_effect_exactly_once(
         said = [operator.communicate(timeout=240)[0] for operator in (first, second)]
         assert (first.returncode, second.returncode) == (0, 0), said
 
-    [(relay_age_s,)] = backend.sql(
-        "SELECT extract(epoch FROM now() - at) FROM heartbeats WHERE job = 'relay'"
-    )
+    [(relay_age_s,)] = backend.sql(RELAY_AGE)
     assert relay_age_s < 30  # the housekeeping goes on, although the queues are full
     eventually(lambda: backend.sql(STATES) == [("done", DELIVERIES)], 400, "every delivery done", every=1)
     assert backend.sql("SELECT count(*), count(DISTINCT delivery_id) FROM effects") == [
