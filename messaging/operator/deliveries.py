@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from messaging.delivery import Status
-from messaging.operator.filters import DeliveryFilter, Ordering
+from messaging.operator.filters import SORTED_BY, DeliveryFilter
 
 COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
@@ -157,7 +157,7 @@ class Deliveries:
 def _of_status(status: Status, chosen: DeliveryFilter) -> str:
     return (
         f"SELECT {COLUMNS} FROM deliveries WHERE status = '{status}'{chosen.sql}"
-        f" ORDER BY deliveries.{Ordering(status).column} DESC LIMIT :limit"
+        f" ORDER BY deliveries.{SORTED_BY[status]} DESC LIMIT :limit"
     )
 
 

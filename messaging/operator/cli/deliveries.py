@@ -27,7 +27,6 @@ from messaging.worker.housekeeping import send_known
 from messaging.worker.sender import shown_event
 
 SHOWN_ERROR = 120  # characters of an error in a table
-WAIT_STEP_S = 0.2
 
 pass_tool = click.make_pass_decorator(Tool)
 
@@ -56,7 +55,7 @@ def deliveries() -> None:
   {prog} deliveries list --correlation 4c1e7b0e-8f53-4a40-9a3c-0d2f5c9c7d11""",
 )
 @click.option(
-    "--status", "statuses", multiple=True, type=click.Choice([*Status, "all"]),
+    "--status", "statuses", multiple=True, type=click.Choice([*(status.value for status in Status), "all"]),
     help="State, may be given again.  [default: failed; with --correlation: all]",
 )  # fmt: skip
 @filters
