@@ -17,7 +17,7 @@ from benchmarks.scale import FULL, QUICK, TINY, Scale
 from benchmarks.servers import Servers, servers
 
 #: In this order: the relay's ten million rows come last.
-MEASUREMENTS = ("commands",)
+MEASUREMENTS = ("commands", "events", "latency", "hot", "scaling", "memory", "flat", "relay")
 Measure = Callable[[Servers, Scale], list[Figure]]
 
 
@@ -29,9 +29,10 @@ def main() -> None:
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     began, start, load = report.now(), time.monotonic(), os.getloadavg()[0]
     figures: list[Figure] = []
-    for name in options.only or MEASUREMENTS:
-        figures += _measure(name, scale)
-        report.show(figures)
+    with servers() as its_servers:
+        for name in options.only or MEASUREMENTS:
+            figures += _measure(name, its_servers, scale)
+            report.show(figures)
     run = report.Run(command, began, figures, load, (time.monotonic() - start) / 60)
     if options.json:
         report.write_json(run, options.json)
@@ -39,13 +40,14 @@ def main() -> None:
         report.write_docs(run)
 
 
-def _measure(name: str, scale: Scale) -> list[Figure]:
-    """Measure on servers of its own, so that no measurement inherits another's tables."""
+def _measure(name: str, its_servers: Servers, scale: Scale) -> list[Figure]:
+    """Measure on empty servers, so that no measurement inherits another's rows and messages."""
     start = time.monotonic()
-    with servers() as its_servers:
-        stock.fill(its_servers)
-        measure: Measure = import_module(f"benchmarks.figures.{name}").measure
-        figures = measure(its_servers, scale)
+    its_servers.empty()
+    stock.fill(its_servers)
+    # Peers read their addresses when they are imported, hence so late.
+    measure: Measure = import_module(f"benchmarks.figures.{name}").measure
+    figures = measure(its_servers, scale)
     print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     return figures
 

@@ -14,7 +14,7 @@ import psycopg2
 import redis
 from psycopg2.extensions import connection
 
-from local.databases import migrate
+from local.databases import empty_database, migrate
 from local.mail import MailSink
 from local.postgres import Postgres
 from local.redis import Redis
@@ -38,6 +38,16 @@ class Servers:
     def number(self, statement: str, params: tuple[object, ...] = ()) -> int:
         """Run one statement that gives one number."""
         return int(str(self.rows(statement, params)[0][0]))
+
+    def flush_results(self) -> None:
+        """Forget the results of `ours`."""
+        with redis.Redis.from_url(self.redis.url_of(1)) as client:
+            client.flushdb()
+
+    def empty(self) -> None:
+        """Delete every row and message."""
+        empty_database(self.postgres.url)
+        self.flush_redis()
 
     def flush_redis(self) -> None:
         """Forget every message and result."""

@@ -84,6 +84,7 @@ def _figures(rates: Rates, old: Rates) -> list[Figure]:
         figure("chapter10_old", thousand, "ours", "chapter10", 10, old),
         *(figure(name, f"{commands}, solo processes", "ours_solo", name, 1) for name in FRAMEWORKS),
         figure("pgbench", f"{commands}, solo processes", "ours_solo", "pgbench", 0.4),
+        figure("pgbench_bulk", f"{commands}, 100 lines a message", "ours_bulk", "pgbench", 0.7),
     ]
 
 

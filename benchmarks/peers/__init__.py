@@ -10,6 +10,7 @@ from benchmarks.peers.peer import Peer
 NAMES = (
     "ours",
     "ours_solo",
+    "ours_bulk",
     "plain_celery",
     "plain_celery_solo",
     "chapter10",

@@ -6,7 +6,7 @@ import json
 import threading
 
 import psycopg2
-from psycopg2.extensions import connection, cursor
+from psycopg2 import extensions
 
 from benchmarks.peers.peer import database_url
 
@@ -23,14 +23,13 @@ ANSWER = "INSERT INTO inbox (task_id, command, result) VALUES (%s, %s, %s)"
 
 def allocate(task_id: str, orderid: str, sku: str, qty: int) -> str | None:
     """Allocate one line; the seventh statement is COMMIT."""
-    connection = _connection()
-    with connection, connection.cursor() as run:
+    with connection() as opened, opened.cursor() as run:
         batchref = allocate_line(run, orderid, sku, qty)
         run.execute(ANSWER, (task_id, f"{orderid} {sku} {qty}", json.dumps(batchref)))
     return batchref
 
 
-def allocate_line(run: cursor, orderid: str, sku: str, qty: int) -> str | None:
+def allocate_line(run: extensions.cursor, orderid: str, sku: str, qty: int) -> str | None:
     """Lock, look, decide, write; the caller commits."""
     run.execute(LOCK, (sku,))
     if not run.fetchall():
@@ -46,9 +45,9 @@ def allocate_line(run: cursor, orderid: str, sku: str, qty: int) -> str | None:
     return batchref
 
 
-def _connection() -> connection:
+def connection() -> extensions.connection:
     """One connection per thread, opened where it is used: after the fork."""
     if not hasattr(_local, "connection"):
         _local.connection = psycopg2.connect(database_url())
-    opened: connection = _local.connection
+    opened: extensions.connection = _local.connection
     return opened

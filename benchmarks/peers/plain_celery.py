@@ -10,7 +10,7 @@ from kombu import Exchange, Queue
 
 import celeryconfig
 from allocation.bootstrap import project
-from benchmarks.peers.job import allocate
+from benchmarks.peers.job import allocate, allocate_line, connection
 from benchmarks.peers.ours import celery_worker
 from benchmarks.peers.peer import Line, Peer, redis_url
 
@@ -42,6 +42,13 @@ app = plain_app("plain", [QUEUE, SOLO_QUEUE], 2, 3)
 def allocate_task(task: Any, orderid: str, sku: str, qty: int) -> str | None:
     """Allocate one line."""
     return allocate(task.request.id, orderid, sku, qty)
+
+
+@app.task(name="plain.reallocate", ignore_result=True)
+def reallocate_task(orderid: str, sku: str, qty: int) -> None:
+    """Allocate one line, with neither answer nor delivery to write."""
+    with connection() as opened, opened.cursor() as run:
+        allocate_line(run, orderid, sku, qty)
 
 
 def workers(processes: int) -> list[list[str]]:

@@ -1,0 +1,32 @@
+"""Eight workers on one SKU against eight on a thousand: a hot product queues up, nothing fails."""
+
+from __future__ import annotations
+
+from benchmarks import stock
+from benchmarks.crew import crews
+from benchmarks.figure import Figure, per_second, ratios
+from benchmarks.peers import load
+from benchmarks.scale import Scale
+from benchmarks.servers import Servers
+from benchmarks.turns import take_turn
+
+WORKERS = 8
+
+
+def measure(servers: Servers, scale: Scale) -> list[Figure]:
+    """Alternate between one SKU and all."""
+    hot, spread = [], []
+    with crews([load("ours")], servers, WORKERS) as [crew]:
+        for number in range(scale.rounds):
+            hot.append(take_turn(crew, stock.lines(f"hot-{number}", scale.lines, 1)).rate)
+            spread.append(take_turn(crew, stock.lines(f"spread-{number}", scale.lines)).rate)
+    allocated = servers.number("SELECT count(*) FROM allocations WHERE orderid ~ '^(hot|spread)-'")
+    failed = 2 * scale.rounds * scale.lines - allocated
+    if failed:
+        raise RuntimeError(f"{failed} commands failed")
+    return [
+        Figure(
+            "hot", "commands/s on one SKU, 8 concurrent", "1,000 SKUs", 0.8, at_least=True,
+            ratios=ratios(hot, spread), measured=f"{per_second(hot, spread, 'commands')}, none failed",
+        )
+    ]  # fmt: skip

@@ -1,0 +1,170 @@
+"""Latency at half load: from send to result, and from commit to the begin of the event's handler."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from benchmarks import stock
+from benchmarks.crew import Crew, crews
+from benchmarks.figure import Figure, percentile, ratios
+from benchmarks.peers import ours, plain_celery
+from benchmarks.peers.peer import Peer, redis_url
+from benchmarks.scale import Scale
+from benchmarks.servers import Servers
+from benchmarks.turns import take_turn
+from local.waiting import eventually
+
+RESULTS = "celery-task-meta-"
+SOLD_OUT = "SOLD-OUT"
+
+
+@dataclass
+class Ear:
+    """Hears when results arrive, as a sender that waits does, for all tasks at once."""
+
+    database: int
+    heard: dict[str, float] = field(default_factory=dict)  # task id -> monotonic seconds
+    _over: bool = False
+
+    def __enter__(self) -> Ear:
+        """Listen from now on."""
+        client: Any = redis.Redis.from_url(redis_url(self.database))  # its pubsub is untyped
+        self._pubsub = client.pubsub(ignore_subscribe_messages=True)
+        self._pubsub.psubscribe(f"{RESULTS}*")
+        self._pubsub.get_message(timeout=5)
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening."""
+        self._over = True
+        self._thread.join()
+        self._pubsub.close()
+
+    def _listen(self) -> None:
+        while not self._over:
+            message = self._pubsub.get_message(timeout=0.1)
+            if message is not None:
+                self.heard[message["channel"].decode().removeprefix(RESULTS)] = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: its app, its tasks, where its results are, and the milliseconds that were measured."""
+
+    crew: Crew
+    send: Callable[[str, str, str], object]  # (task id, order id, sku)
+    results: int
+    probe: Path
+    result_p50: list[float] = field(default_factory=list)
+    result_p99: list[float] = field(default_factory=list)
+    handler_p50: list[float] = field(default_factory=list)
+    handler_p99: list[float] = field(default_factory=list)
+
+    def measure(self, rate: float, seconds: float) -> None:
+        """Send at this rate with the workers running; first what succeeds, then what raises an event."""
+        self.crew.resume()
+        times = self._send_and_hear(rate, seconds, "SKU-{:04}")
+        self.result_p50.append(percentile(times, 0.5))
+        self.result_p99.append(percentile(times, 0.99))
+        for old in self.probe.glob("*.probe"):
+            old.write_text("")
+        count = len(self._send_and_hear(rate / 2, seconds, SOLD_OUT))
+        times = eventually(lambda: self._handler_times(count), 60, "the handlers of all events")
+        self.handler_p50.append(percentile(times, 0.5))
+        self.handler_p99.append(percentile(times, 0.99))
+        self.crew.pause()
+
+    def _send_and_hear(self, rate: float, seconds: float, sku: str) -> list[float]:
+        """Return the milliseconds from send to result, of every command."""
+        sent: dict[str, float] = {}
+        with Ear(self.results) as ear:
+            start = time.monotonic()
+            for number in range(max(10, int(rate * seconds))):
+                time.sleep(max(0.0, start + number / rate - time.monotonic()))
+                task_id = str(uuid4())
+                sent[task_id] = time.monotonic()
+                self.send(task_id, task_id, sku.format(number % stock.SKUS))
+            eventually(lambda: sent.keys() <= ear.heard.keys(), 60, "all results")
+        return [(ear.heard[task_id] - at) * 1000 for task_id, at in sent.items()]
+
+    def _handler_times(self, count: int) -> list[float]:
+        """Return the milliseconds from commit to begin, empty until so many handlers have begun."""
+        sent: dict[str, float] = {}
+        began: dict[str, float] = {}
+        for file in self.probe.glob("*.probe"):
+            for line in file.read_text().splitlines():
+                what, task_id, at = line.split()
+                (sent if what == "sent" else began)[task_id] = float(at)
+        times = [(at - sent[task_id]) * 1000 for task_id, at in began.items() if task_id in sent]
+        return times if len(times) >= count else []
+
+
+def measure(servers: Servers, scale: Scale) -> list[Figure]:
+    """Take turns at half of what plain Celery can do."""
+    servers.rows("INSERT INTO products (sku) VALUES (%s)", (SOLD_OUT,))
+    mine, plain = _peer("ours", ours.workers, servers), _peer("plain_celery", plain_celery.workers, servers)
+    with crews([mine, plain], servers, scale.processes) as [our_crew, plain_crew]:
+        rate = take_turn(plain_crew, stock.lines("limit", scale.lines)).rate / 2
+        us = Side(our_crew, _send_ours, 1, _folder(servers, "ours"))
+        them = Side(plain_crew, _send_plain, 3, _folder(servers, "plain_celery"))
+        for number in range(scale.rounds):
+            for side in (us, them) if number % 2 else (them, us):
+                side.measure(rate, scale.latency_s)
+    return [
+        _figure("result_p50", "send → result, p50", us.result_p50, them.result_p50, rate),
+        _figure("result_p99", "send → result, p99", us.result_p99, them.result_p99, rate),
+        _figure("handler_p50", "commit → handler started, p50", us.handler_p50, them.handler_p50, rate / 2),
+        _figure("handler_p99", "commit → handler started, p99", us.handler_p99, them.handler_p99, rate / 2),
+    ]
+
+
+def _peer(name: str, workers: Callable[[int], list[list[str]]], servers: Servers) -> Peer:
+    """Return a peer whose workers note when follow-up messages go out and when handlers begin."""
+    included = {"ours": "benchmarks.probe", "plain_celery": "benchmarks.probe,benchmarks.peers.plain_chain"}
+    publish = {"ours": ours.peer, "plain_celery": plain_celery.peer}[name]
+    return replace(
+        publish,
+        workers=lambda processes: [
+            [*arguments, "--include", included[name]] for arguments in workers(processes)
+        ],
+        env={"BENCHMARK_PROBE_FOLDER": str(_folder(servers, name))},
+    )
+
+
+def _folder(servers: Servers, name: str) -> Path:
+    folder = servers.folder / "probe" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _send_ours(task_id: str, orderid: str, sku: str) -> None:
+    ours.sender.send_task(
+        "allocation.allocate", (orderid, sku, 1), task_id=task_id, queue="allocation.commands"
+    )
+
+
+def _send_plain(task_id: str, orderid: str, sku: str) -> None:
+    plain_celery.app.send_task("plain.allocate_or_tell", (orderid, sku, 1), task_id=task_id)
+
+
+def _figure(key: str, what: str, mine: Sequence[float], others: Sequence[float], rate: float) -> Figure:
+    middle = len(mine) // 2
+    return Figure(
+        key,
+        f"{what}, half load ({rate:.0f}/s)",
+        "plain Celery",
+        1.1,
+        at_least=False,
+        ratios=ratios(mine, others),
+        measured=f"{sorted(mine)[middle]:.1f} : {sorted(others)[middle]:.1f} ms",
+    )

@@ -1,0 +1,44 @@
+"""The memory of a worker that has run for long."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psutil
+
+from benchmarks import stock
+from benchmarks.crew import Crew, crews
+from benchmarks.figure import Figure
+from benchmarks.peers import load
+from benchmarks.scale import Scale
+from benchmarks.servers import Servers
+from benchmarks.turns import take_turn
+
+TURN = 5_000  # commands
+
+
+def measure(servers: Servers, scale: Scale) -> list[Figure]:
+    """Run commands and look at the memory after the first few and at the end."""
+    before, after = scale.memory_before, scale.memory_after
+    with crews([load("ours")], servers, scale.processes) as [crew]:
+        take_turn(crew, stock.lines("memory-first", before))
+        early = _unshared_mib(crew)
+        for start in range(before, after, TURN):
+            take_turn(crew, stock.lines(f"memory-{start}", min(TURN, after - start)))
+            servers.flush_results()
+        late = _unshared_mib(crew)
+    return [
+        Figure(
+            "memory", f"worker memory after {after:,} commands", f"after {before:,}", 1.05, at_least=False,
+            ratios=(late / early,), measured=f"{late:.1f} : {early:.1f} MiB",
+        )
+    ]  # fmt: skip
+
+
+def _unshared_mib(crew: Crew) -> float:
+    """Return the memory that only the worker's processes use, in MiB."""
+    total = 0
+    for process in crew.processes_alive():
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().uss
+    return total / 2**20

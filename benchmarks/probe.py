@@ -1,0 +1,39 @@
+"""Loaded into a worker with `--include`: notes when a follow-up goes out and when its handler begins."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import current_task, signals
+
+#: One file per process; lines of `sent|began <task id> <seconds since 1970>`.
+FOLDER = Path(os.environ["BENCHMARK_PROBE_FOLDER"])
+
+
+def note(what: str, task_id: str) -> None:
+    """Write one line."""
+    with (FOLDER / f"{os.getpid()}.probe").open("a") as file:
+        file.write(f"{what} {task_id} {time.time()!r}\n")
+
+
+@signals.before_task_publish.connect  # type: ignore[untyped-decorator]
+def _sent(headers: dict[str, Any], **_: Any) -> None:
+    """Run right after the commit, before the message is written."""
+    note("sent", headers["id"])
+
+
+class Began(logging.Handler):
+    """Hears the line that is logged before a handler runs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note whose task it is."""
+        if record.msg.startswith("Handling") and current_task:
+            note("began", current_task.request.id)
+
+
+for name in ("messaging.worker.events", "benchmarks.peers.plain_celery"):
+    logging.getLogger(name).addHandler(Began())
