@@ -57,7 +57,9 @@ def compose(message_id: str, sender: str, recipient: str, subject: str, text: st
     """Return a mail; `message_id` is the left part of its Message-ID, one per delivery and mail."""
     mail = EmailMessage()
     mail["Message-ID"] = f"<{message_id}@{sender.partition('@')[2] or 'localhost'}>"
-    mail["From"], mail["To"], mail["Subject"] = sender, recipient, subject
+    mail["From"], mail["To"] = sender, recipient
+    # Python decodes what looks like an encoded word and would write the line breaks in it as headers.
+    mail["Subject"] = subject.replace("=?", "= ?")
     mail.set_content(text)
     return mail
 

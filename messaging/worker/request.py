@@ -1,4 +1,4 @@
-"""A task that is ended by its time limit comes back, as one does whose worker died."""
+"""A message in a worker's main process: it leaves the broker only when its sender has been answered."""
 
 from __future__ import annotations
 
@@ -6,28 +6,53 @@ import logging
 from typing import Any
 
 import celery
+from celery.exceptions import BackendError
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import task_ready
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
 
+#: Why an answer could not be stored.
+RESULTS_ARE_AWAY = (BackendError, OperationalError, RedisError, OSError)
+
 
 class Request(CeleryRequest):
-    """A message in the worker's main process.
+    """Gives a message back where Celery would settle it with work committed and no answer, or a wrong one.
 
-    At the time limit Celery tells the sender that the task failed, also where its work is committed and only
-    the answer hangs. Ours gives the message back without a word: the inbox or the delivery row knows what was
-    done, and what hangs each time is parked like what kills its worker each time.
+    The inbox or the delivery row knows what was done, so the next copy only answers. What hangs each time is
+    parked, like what kills its worker each time.
     """
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Give the message back when its process is ended."""
+        """Give the message back when its process is ended; Celery would tell the sender that it failed."""
         if soft:
             super().on_timeout(soft, timeout)
             return
         task_ready(self)
         logger.error("%s[%s] took longer than %s s; it is given back", self.name, self.id, timeout)
         self.reject(requeue=True)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """Give the message back when its answer could not be stored; Celery would acknowledge it."""
+        error = exc_info.exception
+        if getattr(exc_info, "internal", False) and isinstance(error, RESULTS_ARE_AWAY):
+            task_ready(self)
+            logger.warning("%s[%s] could not be answered; it is given back: %r", self.name, self.id, error)
+            self.reject(requeue=True)
+            return None
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:  # noqa: ARG002  Celery's signature
+        """Leave a message whose connection was lost to the broker, which brings it again.
+
+        Celery writes a result here. Where Redis is away that fails, and the end of the process is then taken
+        for a revocation: the message is acknowledged and the sender told that it never ran.
+        """
+        self._already_cancelled = True
+        task_ready(self)
+        self.send_event("task-cancelled")
 
 
 class Task(celery.Task):

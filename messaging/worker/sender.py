@@ -19,9 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 def after_commit(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> None:
-    """Set going what a commit brought: a message per delivery, and word to other apps."""
-    send(app, runtime, deliveries)
-    nudge(app, runtime)
+    """Set going what a commit brought: a message per delivery, and word to other apps.
+
+    Nothing that goes wrong here may be the answer to a command that is committed; the relay makes up for it.
+    """
+    try:
+        send(app, runtime, deliveries)
+        nudge(app, runtime)
+    except Exception:
+        logger.exception("Sent nothing or not all after a commit; the relay will")
 
 
 def send(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> int:

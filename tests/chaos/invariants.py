@@ -83,7 +83,7 @@ def _check_answers(world: World, sent: list[Sent], verdict: Verdict) -> None:
             verdict.lost.append(f"answered but not done: {told}")
         elif one.status == "SUCCESS" and one.result != done[one.id]:
             verdict.broken.append(f"told {one.result!r}, did {done[one.id]!r}: {told}")
-        elif one.status == "FAILURE" and one.id in done:
+        elif one.error and one.id in done:
             verdict.broken.append(f"told {one.error}, yet it was done: {told}")
         elif one.error not in _allowed_errors(one):
             verdict.broken.append(f"told {one.error}: {told}")

@@ -46,7 +46,7 @@ class Sent:
     @property
     def error(self) -> str:
         """Return the error's class name, empty where there was none."""
-        return str(self.result["exc_type"]) if self.status == "FAILURE" else ""
+        return "" if self.status == "SUCCESS" else str(self.result["exc_type"])
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Traffic:
         answers = self.results.mget([RESULT_KEY + one.id for one in waiting])
         for one, answer in zip(waiting, answers, strict=True):
             meta = json.loads(answer) if answer else {}
-            if meta.get("status") in {"SUCCESS", "FAILURE"}:
+            if meta.get("status") in {"SUCCESS", "FAILURE", "REVOKED"}:
                 self._take(one, meta)
             else:
                 self._perhaps_again(one)
