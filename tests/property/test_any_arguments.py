@@ -1,0 +1,98 @@
+"""Any JSON whatever as the arguments of every task: a result, or an error of the contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import celeryconfig
+from allocation.bootstrap import project
+from allocation.config import Settings
+from local.redis import Redis
+from messaging.worker.app import MessagingApp, make_app
+from tests.property.strategies import NASTY, json_values
+
+#: What a sender may be told. Nothing else leaves a task, whatever was sent.
+CONTRACT = {"InvalidMessage", "InvalidSku", "UnknownBatch", "BatchAlreadyExists", "UnknownMessage"}
+LONGEST_ANSWER = 1_000  # characters
+FIELDS = {
+    "allocation.create_batch": ("ref", "sku", "qty", "eta"),
+    "allocation.allocate": ("orderid", "sku", "qty"),
+    "allocation.change_batch_quantity": ("ref", "qty"),
+    "allocation.many": ("commands",),
+    "allocation.send_out_of_stock_notification": (),
+    "allocation.reallocate": (),
+}
+
+
+@pytest.fixture(scope="module")
+def app(new_database: Any, redis_server: Redis) -> Iterator[MessagingApp]:
+    """The app of the workers, over a database of the test's own; tasks run here, in this process."""
+    own = Settings(
+        _env_file=None,
+        database_url=new_database(),
+        broker_url=redis_server.url_of(2),
+        result_backend_url=redis_server.url_of(3),
+    )
+    app = make_app(replace(project, settings=lambda: own), celeryconfig)
+    yield app
+    app.runtime.engine.dispose()
+    app.close()
+
+
+def check(app: MessagingApp, task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Run a task on what a broker would hand it, and see that the answer is one of the contract."""
+    args, kwargs = json.loads(json.dumps([args, kwargs]))
+
+    outcome = app.tasks[task].apply(args=args, kwargs=kwargs, task_id=str(uuid4()))
+
+    if outcome.failed():
+        assert type(outcome.result).__name__ in CONTRACT, repr(outcome.result)
+        assert len(str(outcome.result)) < LONGEST_ANSWER
+        assert "\n" not in str(outcome.result)
+        assert "\x1b" not in str(outcome.result)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    task=st.sampled_from(sorted(FIELDS)),
+    args=st.lists(json_values, max_size=5),
+    kwargs=st.dictionaries(st.text(max_size=12), json_values, max_size=4),
+)
+def test_any_json_is_a_result_or_an_error_of_the_contract(
+    app: MessagingApp, task: str, args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    """No argument makes a task fail in a way that its sender is not told of in a line."""
+    check(app, task, args, kwargs)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), task=st.sampled_from([task for task, fields in FIELDS.items() if fields]))
+def test_any_json_in_the_right_fields_is_a_result_or_an_error_of_the_contract(
+    app: MessagingApp, data: st.DataObject, task: str
+) -> None:
+    """The fields are named as they should be; what is in them is anything."""
+    near = json_values | st.sampled_from([*NASTY, "sku", 1, "2026-01-31", "2026-02-30"])
+    fields = {name: data.draw(near, label=name) for name in FIELDS[task]}
+
+    check(app, task, [], fields)
+
+
+@settings(max_examples=150, deadline=None)
+@given(item=st.lists(json_values | st.sampled_from(sorted(FIELDS)), max_size=4) | json_values)
+def test_any_item_of_a_bulk_message_gets_its_own_answer(app: MessagingApp, item: Any) -> None:
+    """One bad command does not spoil the message that carries it."""
+    outcome = app.tasks["allocation.many"].apply(args=[[item]], task_id=str(uuid4()))
+
+    if outcome.failed():
+        assert type(outcome.result).__name__ in CONTRACT, repr(outcome.result)
+    else:
+        [answer] = outcome.result
+        assert answer.get("error", {"type": "InvalidMessage"})["type"] in CONTRACT, answer
