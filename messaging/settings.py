@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from messaging.brokers import is_rabbitmq
 from messaging.retry import RetryPolicy
 from messaging.signing import Signing
 
@@ -146,12 +147,15 @@ class MessagingSettings(BaseSettings):
     @property
     def housekeeping(self) -> dict[str, float]:
         """Return how often beat runs each housekeeping task, in seconds."""
-        return {
+        every = {
             "relay": self.relay_interval_s,
             "announce": self.announce_interval_s,
             "rerun": self.rerun_interval_s,
             "prune": self.prune_interval_s,
         }
+        if is_rabbitmq(self.broker_url):
+            every["collect_dead_letters"] = self.rerun_interval_s
+        return every
 
     @property
     def retry_policy(self) -> RetryPolicy:

@@ -12,6 +12,7 @@ from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
+from messaging.worker.rabbitmq import DeclareDeadLetterQueue
 
 
 class MessagingApp(Celery):
@@ -35,6 +36,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app.conf.update(config.of_project(project))
     if signing := project.settings().signing:
         signing.switch_on(app)
+    app.steps["consumer"].add(DeclareDeadLetterQueue)
     app.runtime = Runtime(project)
     add_command_tasks(app, app.runtime)
     add_bulk_task(app, app.runtime)

@@ -98,7 +98,7 @@ class Consumer(CeleryConsumer):
         error = exc if known else InvalidMessage("body", f"cannot be read: {exc}"[:MAX_ERROR])
         reason = reason or ("invalid message" if known else "undecodable body")
         try:
-            self._record(_letter(message, reason, str(error)))
+            self._record(letter_of(message, reason, str(error)))
         except Exception:
             logger.exception("A message could not be recorded as dead letter; it stays on the broker")
             self._leave(message)
@@ -159,7 +159,8 @@ def _fields_of(message: Any) -> dict[str, Any]:
     return message.headers | payload if isinstance(payload, dict) else message.headers
 
 
-def _letter(message: Any, reason: str, error: str) -> DeadLetter:
+def letter_of(message: Any, reason: str, error: str) -> DeadLetter:
+    """Return a kombu message, readable or not, as it is kept."""
     fields, delivery = _fields_of(message), message.delivery_info or {}
     body = message.body or b""
     body = body.encode("utf-8", "backslashreplace") if isinstance(body, str) else bytes(body)

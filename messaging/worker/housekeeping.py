@@ -12,6 +12,7 @@ from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
 from messaging.runtime import Runtime
 from messaging.worker.announcements import announce
+from messaging.worker.rabbitmq import collect_dead_letters
 from messaging.worker.sender import send
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ MAX_BATCHES = 20
 
 def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
     """Register the tasks that the beat schedule names."""
-    for job in (relay, announce, rerun, prune):
+    for job in (relay, announce, collect_dead_letters, rerun, prune):
         _add_housekeeping_task(app, runtime, job, f"{runtime.project.name}.{job.__name__}")
 
 

@@ -55,16 +55,26 @@ class Broker:
             channel.queue_purge(queue)
 
 
+@pytest.fixture(scope="module")
+def broker_of(request: pytest.FixtureRequest, redis_server: Redis) -> Callable[[str], Broker]:
+    """A function that returns an empty broker of a kind; results are in Redis with both."""
+
+    def empty_broker(kind: str) -> Broker:
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.flushall()
+        if kind == "redis":
+            return Broker(redis_server.url_of(0), redis_server.url_of(1))
+        rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq_server")
+        rabbitmq.delete_queues(*(f"allocation.{name}" for name in QUEUES))
+        return Broker(rabbitmq.url, redis_server.url_of(1))
+
+    return empty_broker
+
+
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
-def broker(request: pytest.FixtureRequest, redis_server: Redis) -> Broker:
-    """An empty broker of each kind that the backend runs on; results are in Redis with both."""
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
-    if request.param == "redis":
-        return Broker(redis_server.url_of(0), redis_server.url_of(1))
-    rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq_server")
-    rabbitmq.delete_queues(*(f"allocation.{name}" for name in QUEUES))
-    return Broker(rabbitmq.url, redis_server.url_of(1))
+def broker(request: pytest.FixtureRequest, broker_of: Callable[[str], Broker]) -> Broker:
+    """An empty broker of each kind that the backend runs on."""
+    return broker_of(request.param)
 
 
 @dataclass

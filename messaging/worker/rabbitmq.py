@@ -1,0 +1,48 @@
+"""What RabbitMQ itself sets aside, since it came back too often or was rejected, becomes a dead letter."""
+
+# mypy: disable-error-code="no-untyped-call"
+# kombu is untyped in parts, although it says otherwise.
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.worker.consumer.connection import Connection
+
+from messaging import brokers
+from messaging.runtime import Runtime
+from messaging.worker.consumer import letter_of
+
+#: Messages that one run records at most.
+BATCH = 500
+
+
+class DeclareDeadLetterQueue(bootsteps.StartStopStep):
+    """Declares the queue before a worker takes its first message: RabbitMQ drops what it cannot set aside."""
+
+    requires = (Connection,)
+
+    def include_if(self, consumer: Any) -> bool:
+        """Tell whether the broker is RabbitMQ."""
+        return brokers.is_rabbitmq(consumer.app.conf.broker_url)
+
+    def start(self, consumer: Any) -> None:
+        """Declare it."""
+        with consumer.connection.channel() as channel:
+            brokers.dead_letter_queue(consumer.app.runtime.project.name)(channel).declare()
+
+
+def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
+    """Record what RabbitMQ has set aside, and only then take it off its queue; return how many."""
+    collected = 0
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        queue = brokers.dead_letter_queue(runtime.project.name)(channel)
+        queue.declare()
+        while collected < BATCH and (message := queue.get(accept=None)):
+            deaths = (message.headers or {}).get("x-death") or [{}]
+            why = f"RabbitMQ set it aside: {deaths[0].get('reason', 'rejected')}"
+            runtime.dead_letters.add(letter_of(message, "set aside by the broker", why))
+            message.ack()
+            collected += 1
+    return collected

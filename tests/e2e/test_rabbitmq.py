@@ -1,0 +1,102 @@
+"""What RabbitMQ alone has: quorum queues, confirms, a dead-letter exchange, delays in the broker, TLS."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from kombu import Connection
+
+from local.ports import free_port
+from local.rabbitmq import RabbitMQ
+from local.waiting import eventually
+from messaging import brokers, tls
+from tests.e2e.certificates import make_pair
+
+
+@pytest.fixture(scope="module")
+def broker(rabbitmq_server, broker_of):
+    """RabbitMQ alone."""
+    return broker_of("rabbitmq")
+
+
+def test_the_queues_are_quorum_queues(worker, broker):
+    with (
+        Connection(broker.broker_url) as connection,
+        connection.channel() as channel,
+        pytest.raises(connection.channel_errors, match="x-queue-type"),
+    ):
+        channel.queue_declare(queue="allocation.commands", durable=True, auto_delete=False)
+
+
+def test_a_message_that_is_rejected_becomes_a_dead_letter(worker, housekeeping, broker, backend, shop):
+    worker.stop()
+    sent = shop.send("allocate", "o1", "LAMP", 1)
+    with Connection(broker.broker_url) as connection, connection.channel() as channel:
+        queue = brokers.task_queue("allocation", "allocation.commands", broker.broker_url)(channel)
+        eventually(lambda: queue.get(), what="the message").reject()
+
+    shop.app.send_task("allocation.collect_dead_letters", queue="allocation.housekeeping", declare=())
+
+    letter = eventually(
+        lambda: backend.sql("SELECT reason, error, task, task_id, queue FROM dead_letters"),
+        what="the dead letter",
+    )
+    assert letter == [
+        (
+            "set aside by the broker",
+            "RabbitMQ set it aside: rejected",
+            "allocation.allocate",
+            sent.id,
+            "allocation.commands",
+        )
+    ]
+    worker.start()
+    backend.wait_for_worker(worker)
+
+
+def test_a_retry_waits_in_the_broker(worker, broker, shop):
+    """A countdown goes to a queue of delays, not into a worker's memory."""
+    with Celery(broker=broker.broker_url, set_as_current=False) as app:
+        queue = brokers.task_queue("allocation", "allocation.events", broker.broker_url)
+        app.conf.task_queues = [queue]
+        app.send_task("allocation.reallocate", queue="allocation.events", countdown=60)
+
+    assert broker.waiting("celery_delayed_5") == 1  # 2 to the power of 5 is the highest bit of 60
+
+
+@pytest.fixture(scope="module")
+def tls_server(server_folder: Path) -> Iterator[tuple[RabbitMQ, str, Path]]:
+    """A RabbitMQ that speaks TLS, its address, and the authority that signed its certificate."""
+    pair, port = make_pair(server_folder / "tls", "rabbitmq"), free_port()
+    config = f"""
+listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.cacertfile = {pair.certificate}
+ssl_options.certfile = {pair.certificate}
+ssl_options.keyfile = {pair.key}
+ssl_options.verify = verify_none
+"""
+    with RabbitMQ(server_folder / "rabbitmq-tls", config=config) as server:
+        yield server, f"amqps://guest:guest@127.0.0.1:{port}//", pair.certificate
+
+
+def connect(url: str, ca_file: Path) -> bool:
+    """Connect as the backend does."""
+    with Celery(broker=url, set_as_current=False) as app:
+        app.conf.update(tls.settings(url, "", ca_file))
+        with app.connection_for_write(heartbeat=0) as connection:
+            connection.connect()
+            return bool(connection.connected)
+
+
+@pytest.mark.timeout(300)
+def test_tls_checks_the_servers_certificate(tls_server, server_folder):
+    _, url, authority = tls_server
+    stranger = make_pair(server_folder / "tls-stranger", "stranger")
+
+    assert connect(url, authority)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connect(url, stranger.certificate)
