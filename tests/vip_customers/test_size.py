@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import examples
+from examples import vip_customers
 from local.child import ROOT
 
-FOLDER = Path(examples.__file__).parent
+FOLDER = Path(vip_customers.__file__).parent
 
 
 def test_the_shop_has_less_than_250_lines_of_its_own():

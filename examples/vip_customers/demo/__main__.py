@@ -20,7 +20,12 @@ from local.settings import LocalSettings
 from local.stack import Stack
 
 #: Quick failures, and no re-run but the operator's; what the user has set wins.
-QUICK = {"VIP_EVENT_MAX_RETRIES": "2", "VIP_EVENT_BACKOFF_MAX_S": "2", "VIP_RERUN_MAX": "0"}
+QUICK = {
+    "VIP_EVENT_MAX_RETRIES": "2",
+    "VIP_EVENT_BACKOFF_MAX_S": "2",
+    "VIP_RERUN_MAX": "0",
+    "VIP_RELAY_GRACE_S": "120",  # events queue up behind a sale like this; the relay need not send them again
+}
 
 
 def main() -> int:

@@ -1,17 +1,18 @@
 """The shop's checkout: another app, which knows a task's name and the broker."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from celery import Celery
 from celery.result import AsyncResult
 
 from examples.vip_customers.demo.purchases import Order
 
-#: Commands under way at once: enough to keep the workers busy, little enough to hold in memory.
-WINDOW = 500
-ANSWER_TIMEOUT = 120.0  # seconds
+#: Orders in one message, and messages under way at once: the workers stay busy, and memory stays bounded.
+BATCH, WINDOW = 50, 10
+ANSWER_TIMEOUT = 300.0  # seconds
 
 
 @dataclass
@@ -22,24 +23,29 @@ class Checkout:
     on_taken: Callable[[Order], object]
     refusals: Counter[str] = field(default_factory=Counter)  # by reason
 
-    def send(self, orders: Iterable[Order], advance: Callable[[], object]) -> None:
-        """Send orders as long as they come, and call `advance` at each answer."""
-        under_way: deque[tuple[Order, AsyncResult]] = deque()
-        for order in orders:
-            sent = self.app.send_task("vip.create_order", kwargs=order, queue="vip.commands")
-            under_way.append((order, sent))
+    def send(self, orders: Iterable[Order], advance: Callable[[int], object]) -> None:
+        """Send orders as long as they come; `advance` is told how many were answered."""
+        under_way: deque[tuple[list[Order], AsyncResult]] = deque()
+        for batch in _batches(orders):
+            commands = [["vip.create_order", order] for order in batch]
+            under_way.append((batch, self.app.send_task("vip.many", (commands,), queue="vip.commands")))
             if len(under_way) == WINDOW:
-                self._hear(*under_way.popleft())
-                advance()
+                advance(self._hear(*under_way.popleft()))
         while under_way:
-            self._hear(*under_way.popleft())
-            advance()
+            advance(self._hear(*under_way.popleft()))
 
-    def _hear(self, order: Order, sent: AsyncResult) -> None:
-        """Take one answer, and forget it, so that neither we nor Redis keep what nobody needs any more."""
-        error = sent.get(timeout=ANSWER_TIMEOUT, propagate=False)
-        if sent.successful():
-            self.on_taken(order)
-        else:
-            self.refusals[f"{type(error).__name__}: {error}"] += 1
+    def _hear(self, batch: list[Order], sent: AsyncResult) -> int:
+        """Take the answers to a message, and forget it, so that neither we nor Redis keep what is over."""
+        for order, answer in zip(batch, sent.get(timeout=ANSWER_TIMEOUT), strict=True):
+            if "error" in answer:
+                self.refusals["{type}: {message}".format(**answer["error"])] += 1
+            else:
+                self.on_taken(order)
         sent.forget()
+        return len(batch)
+
+
+def _batches(orders: Iterable[Order]) -> Iterator[list[Order]]:
+    remaining = iter(orders)
+    while batch := list(islice(remaining, BATCH)):
+        yield batch

@@ -78,16 +78,16 @@ class Play:
         columns = (TextColumn("taking orders"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task("", total=lines)
-            self.checkout.send(read(self.purchases), lambda: progress.advance(bar))
+            self.checkout.send(read(self.purchases), lambda answered: progress.advance(bar, answered))
         for reason, times in self.checkout.refusals.most_common(REASONS_SHOWN):
             self.console.print(f"refused {times:,} times: {reason}", markup=False)
 
     def _sell_again(self) -> None:
         before = self._sql("SELECT count(*) FROM deliveries")
-        self.checkout.send(islice(read(self.purchases), SENT_AGAIN), lambda: None)
+        self.checkout.send(islice(read(self.purchases), SENT_AGAIN), lambda _answered: None)
         if self._sql("SELECT count(*) FROM deliveries") != before:
             raise PlayFailedError("an order that was sent twice had effects twice")
-        self.console.print(f"{SENT_AGAIN} orders answered as the first time, without any effect")
+        self.console.print("answered as the first time, without any effect")
 
     def _wait_until(self, status: str, congratulations: int) -> None:
         """Wait until no delivery is pending and every congratulation is in this state."""

@@ -1,0 +1,110 @@
+"""docs/your-own-project.md, followed to the letter in an empty folder; only its addresses are the test's."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from local.child import ROOT, Child
+from local.mail import MailSink
+from local.postgres import Postgres
+from local.redis import Redis
+from local.waiting import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+PAGE = (ROOT / "docs" / "your-own-project.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of code: shell commands, a file that names itself in its first line, or what is printed."""
+
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        return self.text.splitlines()[0].removeprefix("# ")
+
+
+BLOCKS = [Block(*found) for found in BLOCK.findall(PAGE)]
+
+
+@pytest.fixture
+def addresses(postgres: Postgres, redis_server: Redis, mail_sink: MailSink) -> dict[str, str]:
+    """What stands in the page, and what it is here."""
+    return {
+        '"$HOME/allocation"': f"'{ROOT}'",
+        "127.0.0.1:5490": f"127.0.0.1:{postgres.port}",
+        "127.0.0.1:6390": f"127.0.0.1:{redis_server.port}",
+        "127.0.0.1:1025": f"127.0.0.1:{mail_sink.port}",
+    }
+
+
+@pytest.fixture
+def reader(tmp_path: Path, addresses: dict[str, str], mail_sink: MailSink) -> Iterator[Child]:
+    """Somebody who types what the page says, in its sequence, into a shell in an empty folder.
+
+    And who looks for the tickets in the mail before typing what asks for the deliveries.
+    """
+    folder = tmp_path / "an empty folder"
+    folder.mkdir()
+    look = f"until [ \"$(ls '{mail_sink.mails.folder}/new' | wc -l)\" -ge 2 ]; do sleep 0.2; done\n"
+    typed = [_typed(block, addresses) for block in BLOCKS]
+    asking = next(number for number, text in enumerate(typed) if "deliveries list" in text)
+    script = tmp_path / "typed.sh"
+    script.write_text("\n".join(["set -eum", *typed[:asking], look, *typed[asking:]]))
+    child = Child("reader", ["bash", str(script)], log=tmp_path / "reader.log", cwd=folder)
+    child.start()
+    yield child
+    child.stop()
+
+
+def test_the_page_followed_to_the_letter_does_what_it_says(reader: Child, mail_sink: MailSink):
+    eventually(lambda: not reader.running, 240, "the end of the page")
+
+    printed = reader.log_text()
+    worker_log = (reader.cwd / "worker.log").read_text()
+    assert reader.exit_code == 0, f"{printed}\n{worker_log}"
+    for block in BLOCKS:
+        assert block.language != "text" or block.text in printed, printed
+    assert "mail_ticket" in printed
+    tickets = {(mail["To"], mail["Subject"]) for mail in mail_sink.mails.all()}
+    assert tickets == {
+        ("harry@example.com", "Your ticket for seat 7"),
+        ("sally@example.com", "Your ticket for seat 8"),
+    }
+
+
+def test_the_page_has_little_to_type():
+    lines = sum(len(block.text.splitlines()) for block in BLOCKS if block.language == "python")
+
+    assert lines < 200
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:examples|tests|messaging)/[\w/.]+)`", PAGE))
+def test_what_the_page_points_to_is_there(path: str):
+    assert (ROOT / path).exists()
+
+
+def _typed(block: Block, addresses: dict[str, str]) -> str:
+    """Return what the reader types for a block: a file is written, commands are run."""
+    if block.language == "python":
+        return f"cat > {block.file} <<'END OF FILE'\n{block.text}END OF FILE\n"
+    if block.language == "bash":
+        text = block.text
+        for written, here in addresses.items():
+            text = text.replace(written, here)
+        return text
+    return ""
+
+
+def test_every_block_of_python_is_a_file_that_compiles():
+    for block in BLOCKS:
+        if block.language == "python":
+            compile(block.text, block.file, "exec")
+            assert re.fullmatch(r"(cinema/)?[\w/]+\.py", block.file)
