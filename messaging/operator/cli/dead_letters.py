@@ -22,9 +22,7 @@ ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True, t
     cls=Group,
     epilog="""Example:
   {prog} dead-letters list --reason "unknown task"
-  {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000
-
-Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL; NO_COLOR turns colours off.""",
+  {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000""",
 )
 def dead_letters() -> None:
     """See messages that no task could read: unknown task, broken body, one that killed its workers."""
@@ -100,7 +98,11 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
         raise SystemExit(REFUSED)
 
 
-@dead_letters.command(epilog='Example:\n  {prog} dead-letters discard 0198c6a2-… --reason "a port scan"')
+@dead_letters.command(
+    epilog="""Example:
+  {prog} dead-letters discard 0198c6a2-0000-7000-8000-000000000000 --reason "a port scan"
+"""
+)
 @ids_argument
 @click.option("--reason", required=True, help="Why; it is kept with the letter.")
 @pass_tool

@@ -36,9 +36,7 @@ pass_tool = click.make_pass_decorator(Tool)
     epilog="""Example:
   {prog} deliveries list
   {prog} deliveries show 0198c6a2-0000-7000-8000-000000000000
-  {prog} deliveries rerun --error "Connection refused" --dry-run
-
-Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL; NO_COLOR turns colours off.""",
+  {prog} deliveries rerun --error "Connection refused" --dry-run""",
 )
 def deliveries() -> None:
     """See, understand and re-run what event handlers failed to do.

@@ -33,6 +33,10 @@ Exit status:
   130  interrupted by Ctrl-C; what was done stays done, and is said"""
 
 
+#: What most commands work with; those that need other servers name them.
+ENVIRONMENT = "Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL; NO_COLOR turns colours off."
+
+
 class Failure(click.ClickException):
     """Ends the tool with a line on the error stream: what was asked for is refused or not there."""
 
@@ -87,7 +91,9 @@ class Documented(click.Command):
         """Write the examples."""
         if self.epilog:
             names = {"{prog}": ctx.find_root().info_name or "", "{PROJECT}": ctx.obj.project.name.upper()}
-            text = self.epilog
+            text = (
+                self.epilog if "Environment:" in self.epilog else f"{self.epilog.rstrip()}\n\n{ENVIRONMENT}"
+            )
             for name, value in names.items():
                 text = text.replace(name, value)
             formatter.write_paragraph()
