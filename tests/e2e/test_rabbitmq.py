@@ -29,7 +29,9 @@ def test_the_queues_are_quorum_queues(worker, broker):
         connection.channel() as channel,
         pytest.raises(connection.channel_errors, match="x-queue-type"),
     ):
-        channel.queue_declare(queue="allocation.commands", durable=True, auto_delete=False)
+        ours = brokers.task_queue("allocation", "allocation.commands", broker.broker_url).queue_arguments
+        classic = {name: value for name, value in ours.items() if name != "x-queue-type"}
+        channel.queue_declare("allocation.commands", durable=True, auto_delete=False, arguments=classic)
 
 
 def test_a_message_that_is_rejected_becomes_a_dead_letter(worker, housekeeping, broker, backend, shop):
