@@ -1,7 +1,7 @@
 """Celery's consumer, but what no task can read becomes a dead letter and an answer instead of a dead worker.
 
 Setting: `worker_consumer = "messaging.worker.consumer:Consumer"`. The app needs `app.runtime.dead_letters`, a
-`DeadLetterStore`. Everything here runs in the worker's main process and thread. (docs/adr: dead-letters)
+`DeadLetterStore`. Everything here runs in the worker's main process and thread. (docs/adr/031)
 """
 
 from __future__ import annotations

@@ -29,10 +29,11 @@ def is_envelope(payload: Any) -> bool:
     properties = payload.get("properties") if isinstance(payload, dict) else None
     if not isinstance(properties, dict):
         return False
-    texts = (payload.get("body"), payload.get("content-type"), payload.get("content-encoding"))
+    texts = [payload.get(name) for name in ("body", "content-type", "content-encoding")]
+    texts.append(properties.get("body_encoding"))
     tables = (payload.get("headers"), properties.get("delivery_info"))
-    return all(isinstance(text, str | None) for text in (*texts, properties.get("body_encoding"))) and all(
-        isinstance(table, dict | None) for table in tables
+    return all(text is None or isinstance(text, str) for text in texts) and all(
+        table is None or isinstance(table, dict) for table in tables
     )
 
 

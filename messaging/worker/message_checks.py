@@ -16,6 +16,7 @@ MAX_NAME = 255  # characters of a name or an id
 MAX_HEADERS = 65_536  # characters in all headers together, and in all properties
 MAX_DEPTH = 64  # levels of lists and tables
 MAX_COUNT = 1_000  # retries and nesting; 2 to the power of the retries is a wait
+CONTAINERS = (dict, list, tuple)  # a tuple, since isinstance is slow with a union
 MAX_TIME_LIMIT_S = 86_400  # where the app sets no time limit
 
 NAMES = ("root_id", "parent_id", "group", "taskset", "shadow", "lang", "origin", "meth")
@@ -190,15 +191,13 @@ def _is_flat(value: Any) -> bool:
     """Whether lists and tables are nested at most MAX_DEPTH deep; goes by levels, so depth cannot hurt it."""
     level: Iterable[Any] = [value]
     for _ in range(MAX_DEPTH):
-        tables = [item.values() if isinstance(item, dict) else item for item in level if _is_container(item)]
+        tables = [item for item in level if isinstance(item, CONTAINERS)]
         if not tables:
             return True
-        level = [child for table in tables for child in table]
-    return not any(map(_is_container, level))
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple)
+        level = [
+            child for table in tables for child in (table.values() if isinstance(table, dict) else table)
+        ]
+    return not any(isinstance(item, CONTAINERS) for item in level)
 
 
 def _require(holds: bool, field: str, rule: str) -> None:

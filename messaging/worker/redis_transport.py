@@ -1,4 +1,4 @@
-"""kombu's Redis transport without its hole and with fewer round trips (docs/adr: redis-transport).
+"""kombu's Redis transport without its hole and with fewer round trips (docs/adr/030).
 
 Setting: `broker_transport = "messaging.worker.redis_transport:Transport"` with a `redis://`, `rediss://` or `redis+socket://`
 URL. Keys and values stay kombu's, so stock senders and stock workers share a broker with this one.

@@ -1,7 +1,7 @@
 """The app that test workers run: `celery -A tests.integration.celery_fixtures.worker_app worker`.
 
-FIXTURE_CONFIG is a JSON table of Celery settings, FIXTURE_LETTERS the file of dead letters, FIXTURE_MARKS the
-address of what tasks count. While a file named like the letters', but ending in `.refuse`, exists, none is kept.
+FIXTURE_CONFIG is a JSON table of Celery settings, FIXTURE_LETTERS the file of dead letters, and FIXTURE_MARKS
+the address of what tasks count. While a file named like the letters but `.refuse` exists, none is kept.
 """
 
 from __future__ import annotations
