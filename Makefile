@@ -18,7 +18,7 @@ RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
-PACKAGES := $(wildcard messaging allocation tasks local celeryconfig.py flowerconfig.py benchmarks examples)
+PACKAGES := $(wildcard messaging allocation tasks local celeryconfig.py flowerconfig.py benchmarks examples scripts)
 BATCHES ?= data/batches.csv
 ORDERS ?= data/orders.csv
 PURCHASES ?= data/purchases.csv
@@ -32,7 +32,7 @@ help: ## list these commands
 	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes docs/"
 	@echo "make chaos    kill workers and servers under load, and see that nothing is lost or doubled"
 	@echo "make demo-vip [PURCHASES=FILE]         play real purchases through the example project"
-	@echo "make check    lint, format, types, layer contracts"
+	@echo "make check    lint, format, types, layer contracts, pinned versions, no secrets"
 	@echo "make format   put the code into the house format"
 	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, else .data)"
 
@@ -50,6 +50,7 @@ check: $(DEV)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict $(PACKAGES)
 	$(VENV)/bin/lint-imports
+	$(PY) -m scripts.audit
 
 format: $(DEV)
 	$(PY) -m ruff check --fix .

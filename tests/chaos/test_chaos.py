@@ -1,0 +1,45 @@
+"""A short run of the faults that taught us most; `make chaos` plays all of them, as often as wanted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.faults import FAULTS
+from tests.chaos.report import show_round
+from tests.chaos.rounds import play
+from tests.chaos.world import World
+
+SHORT = (
+    "kill_child",
+    "kill_worker",
+    "redis_killed",
+    "redis_flushed",
+    "postgres_immediate",
+    "backends_terminated",
+    "mail_refuses",
+    "deadly_event",
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def world(server_folder: Path) -> Iterator[World]:
+    """Workers, beat and servers of this file's own, since it breaks them."""
+    with World(server_folder / "chaos") as world:
+        yield world
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_nothing_is_lost_and_nothing_doubled(world: World, name: str) -> None:
+    """Orders flow, one thing breaks, and afterwards the books are right."""
+    seed = random.randrange(10**6)
+
+    one = play(world, FAULTS[name], seed, seconds=1.0)
+
+    show_round(one)
+    assert one.good, one.verdict
