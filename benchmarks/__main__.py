@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -29,15 +30,22 @@ def main() -> None:
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     began, start, load = report.now(), time.monotonic(), os.getloadavg()[0]
     figures: list[Figure] = []
+    broken: list[str] = []
     with servers() as its_servers:
         for name in options.only or MEASUREMENTS:
-            figures += _measure(name, its_servers, scale)
-            report.show(figures)
+            try:
+                figures += _measure(name, its_servers, scale)
+            except Exception:  # noqa: BLE001  half an hour of other figures is worth keeping
+                traceback.print_exc()
+                broken.append(name)
+    report.show(figures)
     run = report.Run(command, began, figures, load, (time.monotonic() - start) / 60)
     if options.json:
         report.write_json(run, options.json)
     if options.write_docs:
         report.write_docs(run)
+    if broken:
+        sys.exit(f"not measured: {', '.join(broken)}")
 
 
 def _measure(name: str, its_servers: Servers, scale: Scale) -> list[Figure]:

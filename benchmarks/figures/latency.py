@@ -36,8 +36,9 @@ class Ear:
 
     def __enter__(self) -> Ear:
         """Listen from now on."""
-        client: Any = redis.Redis.from_url(redis_url(self.database))  # its pubsub is untyped
-        self._pubsub = client.pubsub(ignore_subscribe_messages=True)
+        # Kept: a client that is collected takes the connection along. Any: its pubsub is untyped.
+        self._client: Any = redis.Redis.from_url(redis_url(self.database))
+        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
         self._pubsub.psubscribe(f"{RESULTS}*")
         self._pubsub.get_message(timeout=5)
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -49,6 +50,7 @@ class Ear:
         self._over = True
         self._thread.join()
         self._pubsub.close()
+        self._client.close()
 
     def _listen(self) -> None:
         while not self._over:
