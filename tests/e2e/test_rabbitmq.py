@@ -24,13 +24,13 @@ def broker(rabbitmq_server, broker_of):
 
 
 def test_the_queues_are_quorum_queues(worker, broker):
+    ours = brokers.task_queue("allocation", "allocation.commands", broker.broker_url).queue_arguments
+    classic = {name: value for name, value in ours.items() if name != "x-queue-type"}
     with (
         Connection(broker.broker_url) as connection,
         connection.channel() as channel,
         pytest.raises(connection.channel_errors, match="x-queue-type"),
     ):
-        ours = brokers.task_queue("allocation", "allocation.commands", broker.broker_url).queue_arguments
-        classic = {name: value for name, value in ours.items() if name != "x-queue-type"}
         channel.queue_declare("allocation.commands", durable=True, auto_delete=False, arguments=classic)
 
 
