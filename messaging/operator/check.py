@@ -54,6 +54,7 @@ class Checkup:
 
     app: Callable[[], Celery]
     runtime: Runtime
+    app_module: str  # what `celery -A` takes
 
     def run(self) -> Iterator[Finding]:
         """Yield a finding for each check; none raises."""
@@ -159,16 +160,16 @@ class Checkup:
         return self.runtime.heartbeats.read().get("relay")
 
     def _remedy(self, name: str) -> str:
-        prefix, project = self.runtime.project.name.upper(), self.runtime.project.name
+        prefix, celery = self.runtime.project.name.upper(), f"celery -A {self.app_module}"
         remedies: dict[str, Any] = {
             "settings": f"correct the variable {prefix}_… that is named",
             "database": f"start PostgreSQL, or correct {prefix}_DATABASE_URL",
-            "migrations": f"run: python -m {project} migrate",
+            "migrations": "run this tool's command: migrate",
             "broker": f"start the broker, or correct {prefix}_BROKER_URL",
             "results": f"start the result backend, or correct {prefix}_RESULT_BACKEND_URL",
             "mail": f"start the mail server, or correct {prefix}_SMTP_URL; then re-run what failed",
-            "workers": "start a worker for it: celery -A tasks worker --queues=…",
-            "beat": "start beat (celery -A tasks beat) and a worker for the housekeeping queue",
+            "workers": f"start a worker for it: {celery} worker --queues=…",
+            "beat": f"start beat ({celery} beat) and a worker for the housekeeping queue",
             "clocks": "synchronise the clocks (NTP)",
         }
         return str(remedies[name])

@@ -24,7 +24,7 @@ class Rerun:
     app: Celery
     runtime: Runtime
     actor: str
-    pause: Callable[[float], None] = time.sleep
+    pause: Callable[[float], object] = time.sleep
 
     def run(self, chosen: DeliveryFilter, limit: int, rate: float | None = None) -> Iterator[int]:
         """Yield how many deliveries each turn put back, at most `rate` a second and `limit` in all."""

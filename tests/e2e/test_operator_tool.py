@@ -68,23 +68,26 @@ def mail_is_down(module_mail):
         module_mail.start()
 
 
-def failed(tool: Tool, sku: str) -> dict:
-    """Return the failed delivery about a product, once there is one."""
+@pytest.fixture
+def failed(backend: Backend, tool: Tool) -> Callable[[str], dict]:
+    """`failed(sku)` waits for the failed delivery about a product, and returns what `list --json` says of it."""
+    query = "SELECT 1 FROM deliveries WHERE status = 'failed' AND payload->>'sku' = :sku"
 
-    def look() -> dict | None:
+    def wait(sku: str) -> dict:
+        eventually(lambda: backend.sql(query, sku=sku), 60, f"a failed delivery about {sku}")
         rows = json.loads(tool("deliveries", "list", "--json").stdout)
-        return next((row for row in rows if row["payload"]["sku"] == sku), None)
+        return next(row for row in rows if row["payload"]["sku"] == sku)
 
-    return eventually(look, 60, f"a failed delivery about {sku}", every=0.5)
+    return wait
 
 
 def test_an_operator_who_reads_only_help_finds_fixes_and_proves_one_orders_mail(
-    tool, shop, sku, mail_is_down
+    tool, shop, sku, mail_is_down, failed
 ):
     """Which words to type is learned from one help text after the other."""
     order = shop.send("allocate", "o1", sku, 2)
     assert order.get(timeout=30) is None
-    failed(tool, sku)
+    failed(sku)
 
     assert "deliveries " in tool("--help").stdout
     group = tool("deliveries", "--help").stdout
@@ -127,15 +130,15 @@ def test_what_is_done_is_never_run_again(tool, shop, sku, backend, module_mail):
     assert len(module_mail.mails) == mails
 
 
-def test_a_dry_run_says_what_would_happen_and_does_nothing(tool, shop, sku, mail_is_down):
+def test_a_dry_run_says_what_would_happen_and_does_nothing(tool, shop, sku, mail_is_down, failed):
     shop.ask("allocate", "o1", sku, 2)
-    row = failed(tool, sku)
+    row = failed(sku)
 
     said = tool("deliveries", "rerun", "--handler", row["handler"], "--dry-run").stdout
 
     assert re.search(r"1 +OutOfStock +send_out_of_stock_notification", said)
     assert "would be run again" in said
-    assert failed(tool, sku)["reruns"] == row["reruns"]
+    assert failed(sku)["reruns"] == row["reruns"]
     tool("deliveries", "discard", row["id"], "--reason", "a test")
 
 
@@ -143,9 +146,9 @@ def test_nothing_is_chosen_without_saying_so(tool):
     assert "--all" in tool("deliveries", "rerun", status=2).stderr
 
 
-def test_a_discarded_delivery_keeps_the_reason(tool, shop, sku, mail_is_down):
+def test_a_discarded_delivery_keeps_the_reason(tool, shop, sku, mail_is_down, failed):
     shop.ask("allocate", "o1", sku, 2)
-    row = failed(tool, sku)
+    row = failed(sku)
 
     tool("deliveries", "discard", row["id"], "--reason", "nobody reads it")
 
@@ -154,9 +157,9 @@ def test_a_discarded_delivery_keeps_the_reason(tool, shop, sku, mail_is_down):
     assert "nobody reads it" in story
 
 
-def test_an_edited_copy_remembers_where_it_came_from(tool, shop, sku, mail_is_down):
+def test_an_edited_copy_remembers_where_it_came_from(tool, shop, sku, mail_is_down, failed):
     shop.ask("allocate", "o1", sku, 2)
-    row = failed(tool, sku)
+    row = failed(sku)
     other = f"{sku}-2"
     mail_is_down.start()
 
@@ -170,14 +173,13 @@ def test_an_edited_copy_remembers_where_it_came_from(tool, shop, sku, mail_is_do
     assert "is discarded" in tool("deliveries", "edit", row["id"], "sku=x", status=1).stderr
 
 
-def test_stats_count_by_state_and_handler(tool, shop, sku):
+def test_stats_count_by_state_and_handler(tool, shop, sku, backend):
     shop.ask("allocate", "o1", sku, 2)
 
-    def done() -> bool:
-        counts = json.loads(tool("deliveries", "stats", "--json").stdout)["deliveries"]
-        return {"done"} <= {row["status"] for row in counts}
+    eventually(lambda: backend.sql("SELECT 1 FROM deliveries WHERE status = 'done'"), 60)
 
-    eventually(done, 60, every=0.5)
+    counts = json.loads(tool("deliveries", "stats", "--json").stdout)["deliveries"]
+    assert "send_out_of_stock_notification" in {row["handler"] for row in counts if row["status"] == "done"}
     assert "oldest pending" in tool("deliveries", "stats").stdout
 
 

@@ -49,7 +49,7 @@ Exit status: 0 when everything is in order, else 1.""",
 @pass_tool
 def check(tool: Tool, as_json: bool) -> None:
     """Look at settings, database, schema, broker, results, mail, workers, beat and clocks."""
-    findings = list(Checkup(lambda: tool.app, tool.runtime).run())
+    findings = list(Checkup(lambda: tool.app, tool.runtime, tool.app_path.partition(":")[0]).run())
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -11,6 +11,7 @@ import click
 from messaging.delivery import Status
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.cli.deliveries import deliveries
+from messaging.operator.cli.interrupts import between_turns
 from messaging.operator.cli.options import chosen, filters, ids_argument, must_choose
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
@@ -65,17 +66,18 @@ def rerun(
 
 def _rerun(tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None) -> int:
     done = 0
-    try:
-        with progress() as bar:
-            task = bar.add_task("re-running", total=expected)
-            for count in Rerun(tool.app, tool.runtime, tool.actor).run(which, limit, rate):
-                done += count
-                bar.advance(task, count)
-    except KeyboardInterrupt:
+    with between_turns() as stop, progress() as bar:
+        task = bar.add_task("re-running", total=expected)
+        for count in Rerun(tool.app, tool.runtime, tool.actor, stop.wait).run(which, limit, rate):
+            done += count
+            bar.advance(task, count)
+            if stop.is_set():
+                break
+    if stop.is_set() and done < expected:
         raise Interrupted(
             f"Interrupted: {done:,} of {expected:,} were put back and are on their way, the others are still"
             " failed. The same line again goes on with those."
-        ) from None
+        )
     return done
 
 
