@@ -10,9 +10,11 @@ from pathlib import Path
 
 from celery import Celery
 from rich.console import Console
+from rich.text import Text
 
 from examples.vip_customers.demo import VIP
 from examples.vip_customers.demo.play import Play
+from examples.vip_customers.demo.purchases import read
 from local.child import ROOT
 from local.folder import FolderInUseError, hold, remove
 from local.ports import free_port
@@ -21,7 +23,7 @@ from local.stack import Stack
 
 #: Quick failures, and no re-run but the operator's; what the user has set wins.
 QUICK = {
-    "VIP_EVENT_MAX_RETRIES": "2",
+    "VIP_EVENT_MAX_RETRIES": "1",
     "VIP_EVENT_BACKOFF_MAX_S": "2",
     "VIP_RERUN_MAX": "0",
     "VIP_RELAY_GRACE_S": "120",  # events queue up behind a sale like this; the relay need not send them again
@@ -36,17 +38,18 @@ def main() -> int:
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does: all is stopped
     try:
+        lines = sum(1 for _ in read(purchases))
         with (
             Stack(_own_settings(), console.print, without={"flower", "mail"}, service=VIP) as stack,
             Celery("checkout", broker=stack.addresses.broker_url, backend=stack.addresses.result_backend_url)
             as checkout,
         ):  # fmt: skip
-            Play(console, stack, checkout, purchases).all_acts()
+            Play(console, stack, checkout, purchases, lines).all_acts()
     except KeyboardInterrupt:
         console.print("stopped")
         return 130
     except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        console.print(f"[red]The demo failed:[/] {error}")
+        console.print(Text.assemble(("The demo failed: ", "red"), str(error)), soft_wrap=True)
         return 1
     return 0
 

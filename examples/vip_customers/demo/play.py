@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from datetime import date
+from email.message import EmailMessage
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -43,10 +44,11 @@ class PlayFailedError(RuntimeError):
 class Play:
     """One play of a file on a running shop whose mail server is down."""
 
-    def __init__(self, console: Console, stack: Stack, checkout: Celery, purchases: Path) -> None:
+    def __init__(self, console: Console, stack: Stack, checkout: Celery, purchases: Path, lines: int) -> None:
         self.console = console
         self.stack = stack
         self.purchases = purchases
+        self.lines = lines
         self.count = Count()  # of what was taken
         self.checkout = Checkout(checkout, self.count.add)
 
@@ -56,9 +58,8 @@ class Play:
         Raises:
             PlayFailedError: naming what did not happen.
         """
-        lines = sum(1 for _ in read(self.purchases))
-        self._act(f"The shop opens and sells {lines:,} times. Its mail server is down.")
-        self._sell(lines)
+        self._act(f"The shop opens and sells {self.lines:,} times. Its mail server is down.")
+        self._sell()
         vips = len(self.count.vips())
         self._wait_until("failed", vips)
         self._act(f"Every order was taken all the same. What failed are {vips:,} congratulations.")
@@ -74,10 +75,10 @@ class Play:
         self._compare()
         self._draw()
 
-    def _sell(self, lines: int) -> None:
+    def _sell(self) -> None:
         columns = (TextColumn("taking orders"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as progress:
-            bar = progress.add_task("", total=lines)
+            bar = progress.add_task("", total=self.lines)
             self.checkout.send(read(self.purchases), lambda answered: progress.advance(bar, answered))
         for reason, times in self.checkout.refusals.most_common(REASONS_SHOWN):
             self.console.print(f"refused {times:,} times: {reason}", markup=False)
@@ -134,7 +135,7 @@ class Play:
             table.add_row(what, f"{expected:,}", f"{found:,}")
         self.console.print(table)
         wrong = [what for what, (expected, found) in accounts.items() if expected != found]
-        if sorted(mail["To"].addresses[0].username for mail in mails) != sorted(counted):
+        if sorted(map(_customer_of, mails)) != sorted(counted):
             wrong.append("who was congratulated")
         if counted != self.vips:
             wrong.append("who is a VIP since when")
@@ -165,3 +166,9 @@ class Play:
 
     def _act(self, line: str) -> None:
         self.console.rule(f"[bold]{line}", align="left")
+
+
+def _customer_of(mail: EmailMessage) -> str:
+    """Return whom a mail is for; Python's reader leaves letters beyond ASCII in an address undecoded."""
+    username: str = mail["To"].addresses[0].username
+    return username.encode("utf-8", "surrogateescape").decode("utf-8")
