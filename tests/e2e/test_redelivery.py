@@ -60,7 +60,7 @@ def test_a_command_in_the_hands_of_a_killed_worker_is_carried_out_once_by_its_si
     celery_setup: CeleryTestSetup, backend: Backend
 ):
     def ask(task: str, *args: object) -> object:
-        return celery_setup.app.send_task(f"allocation.{task}", args, queue="allocation.commands")
+        return celery_setup.app.send_task(f"allocation.{task}", args, queue="allocation.commands", declare=())
 
     sku = f"LAMP-{uuid4()}"
     ask("create_batch", f"batch-{sku}", sku, 10).get(timeout=30)
