@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def hostile(rng: random.Random, mark: str, canary: Path) -> bytes:
     task, fields = rng.choice(list(COMMANDS.items()))
     envelope = good(task, {**fields, "mark": mark}, mark)
     envelope["body"] = encoded(json.dumps([[], fields, {}]).encode())
-    spoilt = rng.choice([*KINDS, lambda r, e, m: careless(r, e, m, canary)])(rng, envelope, mark)
+    kinds: list[Spoil] = [*KINDS, partial(careless, canary)]
+    spoilt = rng.choice(kinds)(rng, envelope, mark)
     return spoilt if isinstance(spoilt, bytes) else json.dumps(spoilt).encode()
 
 
@@ -127,7 +129,7 @@ def deep_or_large(rng: random.Random, envelope: Envelope, mark: str) -> Envelope
     return {**envelope, "body": encoded(rng.choice(bodies).encode())}
 
 
-def careless(rng: random.Random, envelope: Envelope, mark: str, canary: Path) -> Envelope:
+def careless(canary: Path, rng: random.Random, envelope: Envelope, mark: str) -> Envelope:
     yaml = f"!!python/object/apply:os.system ['touch {canary}'] # {mark}".encode()
     kind, body = rng.choice([
         ("application/x-python-serialize", pickle.dumps([Trap(canary), mark])),

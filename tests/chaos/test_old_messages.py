@@ -1,0 +1,78 @@
+"""A deploy finds messages and deliveries that the release before it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local import programs
+from local.child import Child
+from local.waiting import eventually
+from tests.chaos.world import WORKERS, World
+from tests.e2e.conftest import Broker, Shop
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def world(server_folder: Path) -> Iterator[World]:
+    """The old release, at work, with a mail server that is down."""
+    with World(server_folder / "releases") as world:
+        world.mail.stop()
+        yield world
+
+
+@pytest.fixture
+def shop(world: World) -> Iterator[Shop]:
+    """The other app."""
+    shop = Shop(Broker(world.addresses.broker_url, world.addresses.result_backend_url))
+    yield shop
+    shop.app.close()
+
+
+def test_what_the_old_release_left_is_done_by_the_new_one(world: World, shop: Shop) -> None:
+    """A field more, a handler renamed and a task removed lose nothing."""
+    shop.ask("create_batch", "b", "s", 5)
+    assert shop.ask("allocate", "o1", "s", 100) is None
+    stop_all(world)
+    waiting = [shop.send("allocate", "o2", "s", 1), shop.send("allocate", "o3", "s", 100)]
+    gone = shop.send("change_batch_quantity", "b", 3)
+
+    world.mail.start()
+    start_next_release(world)
+
+    assert [answer.get(timeout=60) for answer in waiting] == ["b", None]
+    with pytest.raises(Exception, match="change_batch_quantity") as told:
+        gone.get(timeout=60)
+    assert type(told.value).__name__ == "NotRegistered"
+    letters = "SELECT reason FROM dead_letters WHERE task_id = %s"
+    assert world.ask(letters, gone.id) == [("unknown task",)]
+    undone = "SELECT id FROM deliveries WHERE status <> 'done'"
+    eventually(lambda: world.ask("SELECT 1 FROM deliveries") and not world.ask(undone), 60, "every delivery")
+    assert len(set(world.mail.mails.message_ids())) == 2
+
+
+def stop_all(world: World) -> None:
+    """End the old release, as a deploy does."""
+    world.supervisor.stop_together(list(world.children))
+    assert not any(child.running for child in world.children.values())
+
+
+def start_next_release(world: World) -> None:
+    """Start the programs of the release that comes after."""
+    children = [
+        programs.worker(WORKERS[0], programs.WORK_QUEUES, world.folder, world.env, 2),
+        programs.housekeeping_worker(world.folder, world.env),
+        programs.beat(world.folder, world.env),
+    ]
+    for child in children:
+        world.add(as_next_release(child))
+    world.wait_for_workers(WORKERS[0], "housekeeping")
+
+
+def as_next_release(child: Child) -> Child:
+    """Have a program run the next release."""
+    child.command = ["tests.chaos.next_release" if part == "tasks" else part for part in child.command]
+    return child
