@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import redis
@@ -36,9 +35,9 @@ class Ear:
 
     def __enter__(self) -> Ear:
         """Listen from now on."""
-        # Kept: a client that is collected takes the connection along. Any: its pubsub is untyped.
-        self._client: Any = redis.Redis.from_url(redis_url(self.database))
-        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+        # Kept: a client that is collected takes the connection along.
+        self._client = redis.Redis.from_url(redis_url(self.database))
+        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self._pubsub.psubscribe(f"{RESULTS}*")
         self._pubsub.get_message(timeout=5)
         self._thread = threading.Thread(target=self._listen, daemon=True)

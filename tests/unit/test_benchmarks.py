@@ -1,0 +1,75 @@
+"""The benchmark's arithmetic, what it reads and what it writes."""
+
+from datetime import UTC, datetime
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks import report
+from benchmarks.figure import Figure, percentile, ratios
+from benchmarks.pgbench import parse_tps
+from benchmarks.plots import goals_svg, share_of_goal
+
+
+def _figure(value: float, goal: float = 1.3, at_least: bool = True, why: str = "") -> Figure:
+    return Figure("key", "commands/s", "plain <Celery>", goal, at_least, (value,), "2 : 1", why)
+
+
+def test_a_ratio_is_made_within_a_round_and_the_figure_is_their_median():
+    """One disturbed round changes nothing."""
+    figure = Figure("key", "x", "y", 1.3, True, ratios([20, 30, 1], [10, 10, 10]), "")
+
+    assert figure.ratios == (2, 3, 0.1)
+    assert figure.value == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "met"), [(1.3, True, True), (1.2, True, False), (1.4, False, False)]
+)
+def test_a_goal_is_a_floor_or_a_ceiling(value: float, at_least: bool, met: bool):
+    """More is not always better."""
+    assert _figure(value, at_least=at_least).met is met
+
+
+def test_a_share_of_a_goal_grows_with_what_is_better():
+    """Half the allowed time is twice as good."""
+    assert share_of_goal(_figure(0.55, 1.1, at_least=False)) == pytest.approx(2)
+    assert share_of_goal(_figure(2.6, 1.3)) == pytest.approx(2)
+
+
+def test_a_percentile_is_one_of_the_values():
+    """The last one at most."""
+    assert percentile(range(1, 101), 0.99) == 100
+    assert percentile([7], 0.5) == 7
+
+
+def test_the_rate_is_read_from_what_pgbench_prints():
+    """Its last line says it, without the time to connect."""
+    printed = (
+        "latency average = 0.556 ms\ninitial connection time = 3.061 ms\ntps = 3597.122302 (without …)\n"
+    )
+
+    assert parse_tps(printed) == pytest.approx(3597.122302)
+    with pytest.raises(ValueError, match="no tps"):
+        parse_tps("pgbench: error")
+
+
+def test_the_plot_is_a_picture_of_every_figure():
+    """Well-formed, with a bar each and what is special to XML made harmless."""
+    picture = ET.fromstring(goals_svg([_figure(2.0), _figure(0.5)]))  # noqa: S314  our own text
+
+    bars = [bar for bar in picture.iter("{http://www.w3.org/2000/svg}rect") if bar.get("x")]
+    assert len(bars) == 2
+
+
+def test_a_page_says_which_goal_was_missed_and_why():
+    """No miss is left out."""
+    run = report.Run(
+        "make bench", datetime(2026, 1, 2, tzinfo=UTC), [_figure(2.0), _figure(0.5, why="Since.")], 0.1, 5
+    )
+
+    page = report.markdown(run)
+
+    assert "`make bench` on 02 January 2026" in page
+    assert "0.50 × where ≥ 1.3 × was wanted. Since." in page  # noqa: RUF001
+    assert page.count("**missed**") == 1
