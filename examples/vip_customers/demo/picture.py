@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT = 860, 440
-LEFT, RIGHT, TOP, BOTTOM = 70, 30, 60, 50  # margins
+LEFT, RIGHT, TOP, BOTTOM = 70, 50, 60, 50  # margins
 DATES = 6  # labels below the picture
 STEPS = 5  # lines across it, at most
 
@@ -14,8 +14,8 @@ Growth = list[tuple[date, int]]  # VIPs at the end of a day
 
 def draw(file: Path, shop: Growth, counted: Growth, title: str) -> None:
     """Draw what the shop recorded as a line over the file's own count, day by day; neither may be empty."""
-    first, last = shop[0][0], max(shop[-1][0], counted[-1][0])
-    plot = Plot(first, last, max(shop[-1][1], counted[-1][1]))
+    days = [day for day, _ in shop + counted]
+    plot = Plot(min(days), max(days), max(shop[-1][1], counted[-1][1]))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}">',
         '<g font-family="sans-serif" font-size="13" fill="#333">',
