@@ -1,4 +1,4 @@
-"""Read by `celery -A tasks flower` from the working directory, or as `--conf=flowerconfig.py`.
+"""Read by `celery -A … flower` from the working directory, or as `--conf=flowerconfig.py`, for any project.
 
 Adds the pages Deliveries and Dead letters, their metrics to /metrics, and shows commands as messages.
 Flower's own options can be set here as well, as `name = value`, or as variables `FLOWER_<NAME>`.
@@ -6,7 +6,8 @@ Flower's own options can be set here as well, as `name = value`, or as variables
 
 from __future__ import annotations
 
-from messaging.flower import install
-from tasks import app
+from celery import current_app
 
-format_task = install(app)
+from messaging.flower import install
+
+format_task = install(current_app)
