@@ -67,6 +67,18 @@ def kill_worker(world: World, _traffic: Traffic, rng: random.Random) -> None:
     world.kill(rng.choice(WORKERS))
 
 
+@fault("SIGKILL of a worker's main process in full work, 25 times")
+def kill_worker_25_times(world: World, traffic: Traffic, rng: random.Random) -> None:
+    for _ in range(25):
+        child = world.children[rng.choice(WORKERS)]
+        eventually(lambda child=child: " ready." in child.log_text(), 90, f"{child.name} ready")
+        traffic.burst(30)
+        last(rng.uniform(0.02, 0.3))
+        world.kill(child.name)
+        eventually(lambda child=child: not child.running, 30, f"the end of {child.name}")
+        world.supervisor.resume(child.name)  # without the supervisor's back-off
+
+
 @fault("SIGKILL of all workers at once, the housekeeping's too")
 def kill_all_workers(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     world.kill(*WORKERS, "housekeeping")
