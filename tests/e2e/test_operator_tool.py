@@ -70,7 +70,7 @@ def mail_is_down(module_mail):
 
 @pytest.fixture
 def failed(backend: Backend, tool: Tool) -> Callable[[str], dict]:
-    """`failed(sku)` waits for the failed delivery about a product, and returns what `list --json` says of it."""
+    """`failed(sku)` waits for the failed delivery about a product, and returns what `list --json` says."""
     query = "SELECT 1 FROM deliveries WHERE status = 'failed' AND payload->>'sku' = :sku"
 
     def wait(sku: str) -> dict:

@@ -11,7 +11,7 @@ from messaging.errors import MessagingError
 from messaging.operator.cli.options import json_option
 from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
-from messaging.operator.dead_letters import STATES, DeadLetters
+from messaging.operator.dead_letters import STATES, DeadLetters, Letter
 
 pass_tool = click.make_pass_decorator(Tool)
 
@@ -47,15 +47,14 @@ def list_(tool: Tool, state: str, reason: str | None, task: str | None, limit: i
             [{**asdict(letter), "body": letter.shown_body, "state": letter.state} for letter in letters]
         )
     elif letters:
-        print_table(
-            ("id", "state", "at", "queue", "task", "reason", "error"),
-            (
-                (letter.id, letter.state, letter.at, letter.queue, letter.task, letter.reason, letter.error)
-                for letter in letters
-            ),
-        )
+        print_table(("id", "state", "at", "queue", "what"), map(_line, letters))
     else:
         console().print("There is none.")
+
+
+def _line(letter: Letter) -> tuple[object, ...]:
+    what = f"{letter.reason}: {letter.error}\n{letter.task or 'no task'}, id {letter.task_id}"
+    return letter.id, letter.state, letter.at, letter.queue, what
 
 
 @dead_letters.command(epilog="Example:\n  {prog} dead-letters show 0198c6a2-0000-7000-8000-000000000000")

@@ -67,10 +67,7 @@ def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, *
     if as_json:
         print_json([_record(tool, row) for row in rows])
     elif rows:
-        print_table(
-            ("id", "status", "since", "event", "handler", "tries", "error"),
-            (_line(tool, row) for row in rows),
-        )
+        print_table(("id", "status", "since", "what"), (_line(tool, row) for row in rows))
     else:
         console().print("There is none.")
 
@@ -82,10 +79,10 @@ def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
 
 
 def _line(tool: Tool, row: DeliveryRow) -> tuple[object, ...]:
-    tries = f"{row.attempts}" + (f", re-run {row.reruns}" if row.reruns else "")
-    error = (row.last_error or "")[:SHOWN_ERROR]
-    since = row.finished_at or row.created_at
-    return row.id, row.status, when(since), _event(tool, row), row.handler, tries, error
+    tries = f"{row.attempts} tries" + (f", re-run {row.reruns}" if row.reruns else "")
+    error = f"\n{row.last_error[:SHOWN_ERROR]}" if row.last_error else ""
+    what = f"{_event(tool, row)} for {row.handler}, {tries}{error}"
+    return row.id, row.status, row.finished_at or row.created_at, what
 
 
 def _event(tool: Tool, row: DeliveryRow) -> str:

@@ -42,14 +42,18 @@ def progress() -> Progress:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows; the last column takes what room is left, and wraps."""
+    """Print rows; what is too wide for the terminal wraps, but for the first column, which is for copying."""
+    console().print(table_of(columns, rows))
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return rows as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
-        last = number == len(columns) - 1
-        table.add_column(name, no_wrap=not last, overflow="fold")
+        table.add_column(name, no_wrap=number == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(_cell, row))
-    console().print(table)
+    return table
 
 
 def print_json(value: object) -> None:
