@@ -15,6 +15,7 @@ import psutil
 import psycopg2
 
 from local import programs
+from local.child import Child
 from local.waiting import eventually
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import MAX_CONNECTIONS, WORKERS, World
@@ -70,13 +71,16 @@ def kill_worker(world: World, _traffic: Traffic, rng: random.Random) -> None:
 @fault("SIGKILL of a worker's main process in full work, 25 times")
 def kill_worker_25_times(world: World, traffic: Traffic, rng: random.Random) -> None:
     for _ in range(25):
-        child = world.children[rng.choice(WORKERS)]
-        eventually(lambda child=child: " ready." in child.log_text(), 90, f"{child.name} ready")
-        traffic.burst(30)
-        last(rng.uniform(0.02, 0.3))
-        world.kill(child.name)
-        eventually(lambda child=child: not child.running, 30, f"the end of {child.name}")
-        world.supervisor.resume(child.name)  # without the supervisor's back-off
+        _kill_at_work(world, traffic, rng, world.children[rng.choice(WORKERS)])
+
+
+def _kill_at_work(world: World, traffic: Traffic, rng: random.Random, worker: Child) -> None:
+    eventually(lambda: " ready." in worker.log_text(), 90, f"{worker.name} ready")
+    traffic.burst(30)
+    last(rng.uniform(0.02, 0.3))
+    world.kill(worker.name)
+    eventually(lambda: not worker.running, 30, f"the end of {worker.name}")
+    world.supervisor.resume(worker.name)  # without the supervisor's back-off
 
 
 @fault("SIGKILL of all workers at once, the housekeeping's too")
