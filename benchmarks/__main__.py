@@ -38,14 +38,19 @@ def main() -> None:
             except Exception:  # noqa: BLE001  half an hour of other figures is worth keeping
                 traceback.print_exc()
                 broken.append(name)
+            # After each part, so that a run that is stopped leaves what it found.
+            _keep(report.Run(command, began, figures, load, (time.monotonic() - start) / 60), options)
     report.show(figures)
-    run = report.Run(command, began, figures, load, (time.monotonic() - start) / 60)
-    if options.json:
-        report.write_json(run, options.json)
-    if options.write_docs:
-        report.write_docs(run)
     if broken:
         sys.exit(f"not measured: {', '.join(broken)}")
+
+
+def _keep(run: report.Run, options: argparse.Namespace) -> None:
+    """Write what was asked for."""
+    if options.json:
+        report.write_json(run, options.json)
+    if options.write_docs and run.figures:
+        report.write_docs(run)
 
 
 def _measure(name: str, its_servers: Servers, scale: Scale) -> list[Figure]:
