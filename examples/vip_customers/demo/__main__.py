@@ -26,7 +26,8 @@ QUICK = {
     "VIP_EVENT_MAX_RETRIES": "1",
     "VIP_EVENT_BACKOFF_MAX_S": "2",
     "VIP_RERUN_MAX": "0",
-    "VIP_RELAY_GRACE_S": "120",  # events queue up behind a sale like this; the relay need not send them again
+    "VIP_ANNOUNCE": "false",  # no other app listens
+    "VIP_RELAY_GRACE_S": "600",  # events queue up behind a sale like this; the relay need not send them again
 }
 
 
