@@ -19,8 +19,6 @@ SHORT = (
     "redis_killed",
     "redis_flushed",
     "postgres_immediate",
-    "backends_terminated",
-    "mail_refuses",
     "deadly_event",
 )
 
