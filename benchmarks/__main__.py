@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -24,9 +25,11 @@ Measure = Callable[[Servers, Scale], list[Figure]]
 
 def main() -> None:
     """Run what was asked for; every process ends with this one, also on SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _stop)
     options = _options()
     scale = FULL if options.full else TINY if options.tiny else QUICK
+    if options.lines:
+        scale = replace(scale, lines=options.lines)
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     began, start, load = report.now(), time.monotonic(), os.getloadavg()[0]
     figures: list[Figure] = []
@@ -43,6 +46,12 @@ def main() -> None:
     report.show(figures)
     if broken:
         sys.exit(f"not measured: {', '.join(broken)}")
+
+
+def _stop(*_: object) -> None:
+    """End in order; a second signal must not break into that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def _keep(run: report.Run, options: argparse.Namespace) -> None:
@@ -71,6 +80,7 @@ def _options() -> argparse.Namespace:
     size.add_argument("--full", action="store_true", help="more rounds, more rows: about half an hour")
     size.add_argument("--tiny", action="store_true", help="only see that everything runs")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure a part")
+    parser.add_argument("--lines", type=int, help="order lines a turn, where the size's own are too many")
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md and its plot")
     return parser.parse_args()

@@ -63,10 +63,9 @@ class Crew:
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End the workers."""
-        self.resume()
+        """End the workers at once: nothing that they hold is wanted any more."""
         for child in self.children:
-            child.stop()
+            child.kill()
 
     def processes_alive(self) -> list[psutil.Process]:
         """Return every process of the workers, pool children included."""
