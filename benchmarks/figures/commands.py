@@ -26,6 +26,17 @@ OLD_SKUS = 20  # with 1,000 allocations each
 
 Rates = dict[str, list[float]]
 
+#: Shown where a goal is missed.
+WHY = {
+    "commands_prefork": "Celery itself, its events and the pipes of its pool cost both sides the same, and most.",
+    "commands_solo": "Celery itself and its events cost both sides the same, and most.",
+    "huey_peer": "Huey acknowledges nothing (a killed worker loses its message) and reports no task events.",
+    "dramatiq_peer": "dramatiq reports no task events and logs no line per message.",
+    "taskiq_peer": "taskiq's list broker acknowledges nothing and reports no task events.",
+    "pgbench": "pgbench is C with nothing around the statements; workers and servers share the cores here.",
+    "pgbench_bulk": "Validation and the bus run in Python for each line; workers and servers share the cores here.",
+}
+
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
     """Run the rounds of all peers, then those with 1,000 allocations in each batch."""
@@ -70,6 +81,7 @@ def _figures(rates: Rates, old: Rates) -> list[Figure]:
             key, what, load_title(theirs), goal, at_least=True,
             ratios=ratios(source[ours], source[theirs]),
             measured=per_second(source[ours], source[theirs], "commands"),
+            why=WHY.get(key, ""),
         )  # fmt: skip
 
     commands, fresh, thousand = (
