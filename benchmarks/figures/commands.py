@@ -28,13 +28,13 @@ Rates = dict[str, list[float]]
 
 #: Shown where a goal is missed.
 WHY = {
-    "commands_prefork": "Celery itself, its events and the pipes of its pool cost both sides the same, and most.",
-    "commands_solo": "Celery itself and its events cost both sides the same, and most.",
+    "commands_prefork": "Celery, its events and its pool cost both sides the same, and most.",
+    "commands_solo": "Celery and its events cost both sides the same, and most.",
     "huey_peer": "Huey acknowledges nothing (a killed worker loses its message) and reports no task events.",
     "dramatiq_peer": "dramatiq reports no task events and logs no line per message.",
     "taskiq_peer": "taskiq's list broker acknowledges nothing and reports no task events.",
     "pgbench": "pgbench is C with nothing around the statements; workers and servers share the cores here.",
-    "pgbench_bulk": "Validation and the bus run in Python for each line; workers and servers share the cores here.",
+    "pgbench_bulk": "Each line is checked and handled in Python; workers and servers share the cores.",
 }
 
 
