@@ -88,6 +88,8 @@ def of_project(project: Project) -> dict[str, Any]:
         ),
         # A hung handler is ended; the inbox and the delivery row make its second run harmless.
         "task_time_limit": settings.task_time_limit_s,
+        # A larger message is a dead letter before anybody reads it.
+        "message_max_bytes": settings.message_max_bytes,
         # A sender may ask for its result for so long.
         "result_expires": settings.result_expires_s,
         # Commands, deliveries, and housekeeping apart so that a backlog cannot starve it.
