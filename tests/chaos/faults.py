@@ -76,7 +76,7 @@ def kill_worker_25_times(world: World, traffic: Traffic, rng: random.Random) -> 
 
 def _kill_at_work(world: World, traffic: Traffic, rng: random.Random, worker: Child) -> None:
     eventually(lambda: " ready." in worker.log_text(), 90, f"{worker.name} ready")
-    traffic.burst(30)
+    traffic.burst(15)
     last(rng.uniform(0.02, 0.3))
     world.kill(worker.name)
     eventually(lambda: not worker.running, 30, f"the end of {worker.name}")
