@@ -56,6 +56,7 @@ def accounted(backend: Backend, broker: Broker, worker: Child) -> set[bytes]:
     return found
 
 
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)  # raw bytes are put on its lists
 def test_ten_thousand_hostile_messages_leave_the_worker_alive_and_are_all_accounted_for(
     backend: Backend, broker: Broker, worker: Child, queue: redis.Redis, shop: Shop, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_products_in_postgres_behave_as_the_model_does(engine: Engine) -> None:
     """Whatever is ordered, one by one or at once, nothing is over-allocated, lost or doubled."""
     with ThreadPoolExecutor(4) as pool:
@@ -174,8 +175,8 @@ def test_products_in_postgres_behave_as_the_model_does(engine: Engine) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=60,
-                stateful_step_count=20,
+                max_examples=25,
+                stateful_step_count=15,
                 deadline=None,
                 suppress_health_check=[HealthCheck.too_slow],
             ),
