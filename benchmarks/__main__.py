@@ -30,7 +30,7 @@ def main() -> None:
     scale = FULL if options.full else TINY if options.tiny else QUICK
     if options.lines:
         scale = replace(scale, lines=options.lines)
-    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks", *_without_json(sys.argv[1:])])
     began, start, load = report.now(), time.monotonic(), os.getloadavg()[0]
     figures: list[Figure] = []
     broken: list[str] = []
@@ -46,6 +46,12 @@ def main() -> None:
     report.show(figures)
     if broken:
         sys.exit(f"not measured: {', '.join(broken)}")
+
+
+def _without_json(arguments: list[str]) -> list[str]:
+    """Return what decides the figures: where they are written besides is nobody's business."""
+    at = arguments.index("--json") if "--json" in arguments else len(arguments)
+    return [*arguments[:at], *arguments[at + 2 :]]
 
 
 def _stop(*_: object) -> None:

@@ -39,8 +39,8 @@ def machine() -> str:
     """Describe where the figures come from."""
     memory = psutil.virtual_memory().total / 2**30
     return (
-        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB of memory, {platform.system()} "
-        f"{platform.release()}, Python {platform.python_version()}; servers and workers share the cores"
+        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB of memory, {platform.system()}, "
+        f"Python {platform.python_version()}; servers and workers share the cores"
     )
 
 
