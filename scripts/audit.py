@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What a virtual environment brings itself.
 OF_THE_ENVIRONMENT = {"pip", "setuptools", "wheel"}
 #: Passwords that are no secrets: RabbitMQ's own for loopback, and what tests and examples make up.
-KNOWN_PASSWORDS = r"^(guest|hush.*|s3cr.*|secret.*|not-.*|example.*|\$\{?[A-Z_]+.*|\{.*)$"
+KNOWN_PASSWORDS = r"^(guest|password|SECRET|hush.*|s3cr.*|secret.*|not-.*|example.*|\$\{?[A-Z_]+.*|\{.*)$"
 
 
 def main() -> int:
