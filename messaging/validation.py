@@ -45,7 +45,7 @@ def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool 
         InvalidMessage: naming the first field that breaks a rule, and the rule.
     """
     try:
-        checked = _model(cast(Hashable, kind), "ignore" if ignore_unknown else "forbid").model_validate(
+        checked = _model(cast("Hashable", kind), "ignore" if ignore_unknown else "forbid").model_validate(
             fields
         )
     except ValidationError as error:
@@ -55,7 +55,7 @@ def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool 
 
 def model(kind: type[Message]) -> type[BaseModel]:
     """Return the pydantic model of a message class: it checks, and it knows the JSON schema."""
-    return _model(cast(Hashable, kind), "forbid")
+    return _model(cast("Hashable", kind), "forbid")
 
 
 @cache

@@ -228,7 +228,9 @@ class Channel(stock.Channel):
             return
         self._trip, self._in_poll = None, None
         for index, tag, item in found:
-            self._arrived.append((trip.lists[index][1], tag.decode(), item))
+            queue = trip.lists[index][1]
+            self._arrived.append((queue, tag.decode(), item))
+            self._queue_cycle.rotate(queue)  # the next trip begins with another, so that none starves
         if len(found) < trip.room or monotonic() < self._look_again_at:
             # In the second case news may have come ahead of the reply, and redis-py dropped them.
             self._arm(trip)

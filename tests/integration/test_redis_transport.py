@@ -8,7 +8,7 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty
@@ -85,9 +85,14 @@ def publish(connection: Connection, *bodies: Any, **options: Any) -> None:
 
 
 def consume(
-    connection: Connection, wanted: int, ack: bool = True, prefetch: int = 4, **options: Any
+    connection: Connection,
+    wanted: int,
+    ack: bool = True,
+    prefetch: int = 4,
+    queues: Sequence[Queue] = (QUEUE,),
+    **options: Any,
 ) -> list[Any]:
-    """Take `wanted` messages of the queue and return their bodies."""
+    """Take `wanted` messages of the queues and return their bodies."""
     bodies: list[Any] = []
 
     def take(message: Any) -> None:
@@ -96,7 +101,7 @@ def consume(
             message.ack()
 
     channel = connection.channel()
-    with Consumer(channel, [QUEUE], on_message=take, accept=["json"], prefetch_count=prefetch, **options):
+    with Consumer(channel, queues, on_message=take, accept=["json"], prefetch_count=prefetch, **options):
         deadline = time.monotonic() + 30
         while len(bodies) < wanted and time.monotonic() < deadline:
             with suppress(socket.timeout):
@@ -166,6 +171,20 @@ def test_every_priority_is_read_and_in_kombu_s_order(server: Redis):
             publish(connection, priority, priority=priority)
 
         assert consume(connection, 4, prefetch=1) == [0, 3, 6, 9]
+
+
+def test_a_long_queue_does_not_starve_another(server: Redis):
+    """Queues take turns, trip by trip."""
+    other = Queue("deliveries", routing_key="deliveries", no_declare=True)
+    with connect(server) as connection:
+        producer = Producer(connection.default_channel)
+        for queue in ("orders", "deliveries"):
+            for number in range(20):
+                producer.publish(f"{queue} {number}", exchange="", routing_key=queue, serializer="json")
+
+        first = consume(connection, 16, prefetch=4, queues=[QUEUE, other])
+
+    assert {body.split()[0] for body in first[:8]} == {"orders", "deliveries"}
 
 
 def test_who_wants_no_acknowledgement_has_none_registered(server: Redis, broker: redis.Redis):
