@@ -55,7 +55,7 @@ class MessagingSettings(BaseSettings):
         1, ge=1, description="the longest wait before the first of them; it doubles each time"
     )
     event_backoff_max_s: int = Field(
-        60, ge=1, description="the longest wait of all; must stay below the visibility timeout"
+        30, ge=1, description="the longest wait of all; must stay below the visibility timeout"
     )
     event_jitter: bool = Field(True, description="draw each wait from 0 to that, so that failures spread")
 
@@ -112,9 +112,9 @@ class MessagingSettings(BaseSettings):
     dead_letter_retention_s: float = Field(30 * 86400, gt=0, description="how long dead letters are kept")
 
     visibility_timeout_s: int = Field(
-        120, ge=1, description="after this Redis gives the messages of a dead worker to another"
+        40, ge=1, description="after this Redis gives the messages of a dead worker to another"
     )
-    task_time_limit_s: int = Field(60, ge=1, description="a task that takes longer is ended")
+    task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is ended")
     result_expires_s: int = Field(86400, ge=1, description="how long a result waits for its sender")
     worker_concurrency: int = Field(2, ge=1, description="processes of the worker that `make up` starts")
     message_max_bytes: int = Field(1_048_576, ge=1, description="a larger message is a dead letter")
