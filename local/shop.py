@@ -47,7 +47,7 @@ def _play(
     bar = progress.add_task(what, total=len(rows))
     outcome: Counter[str] = Counter()
     for window in _windows(rows):
-        sent = {app.send_task(task, kwargs=row, queue="allocation.commands").id for row in window}
+        sent = {app.send_task(task, kwargs=row, queue="allocation.commands", declare=()).id for row in window}
         for _, answer in app.backend.get_many(sent, timeout=ANSWER_TIMEOUT, interval=0.05):
             outcome[_said(answer)] += 1
             progress.advance(bar)

@@ -357,7 +357,7 @@ def test_files_are_loaded_and_refused_lines_reported(tool, tmp_path):
 def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backend):
     sku = f"LAMP-{uuid4()}"
     tool("create-batch", f"b-{sku}", sku, "5000")
-    file = orders_file(tmp_path, sku, 800)
+    file = orders_file(tmp_path, sku, 3000)
     command = [sys.executable, "-m", "allocation", "load", str(file)]
     with subprocess.Popen(
         command, env={**os.environ, **backend.env}, cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -367,11 +367,11 @@ def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backen
         load.send_signal(signal.SIGINT)
         _, said = load.communicate(timeout=60)
         assert load.returncode == 130, said
-    assert "of 800 lines have their answer" in said
+    assert "of 3,000 lines have their answer" in said
 
     for _ in "again", "once more":
-        assert "800 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
+        assert "3,000 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
 
-    assert backend.sql(done, sku=sku) == [(800,)]
+    assert backend.sql(done, sku=sku) == [(3000,)]
     answers = "SELECT count(*) FROM inbox WHERE command LIKE 'Allocate%' || :sku || '%'"
-    assert backend.sql(answers, sku=sku) == [(800,)]
+    assert backend.sql(answers, sku=sku) == [(3000,)]
