@@ -315,9 +315,7 @@ def test_an_interrupted_rerun_says_what_is_done_and_leaves_the_rest_failed(backe
         "--rate",
         "4",
     ]
-    with subprocess.Popen(
-        command, env={**os.environ, **backend.env}, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as rerun:
+    with start(command, backend) as rerun:
         eventually(lambda: backend.sql(states)[0][0] < 95, 60, "the first re-runs")
         rerun.send_signal(signal.SIGINT)
         _, said = rerun.communicate(timeout=60)
@@ -327,6 +325,19 @@ def test_an_interrupted_rerun_says_what_is_done_and_leaves_the_rest_failed(backe
     assert 0 < left < 95
     assert f"Interrupted: {100 - left} of 100 were put back" in said
     backend.sql("DELETE FROM deliveries WHERE correlation_id = 'many' RETURNING 1")
+
+
+def start(command: list[str], backend: Backend) -> subprocess.Popen[str]:
+    """Start the tool so that Ctrl-C reaches it, also where this suite runs in the background."""
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **backend.env},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has what it puts into the background ignore SIGINT, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def orders_file(folder: Path, sku: str, lines: int, bad: int = 0) -> Path:
@@ -359,9 +370,7 @@ def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backen
     tool("create-batch", f"b-{sku}", sku, "5000")
     file = orders_file(tmp_path, sku, 3000)
     command = [sys.executable, "-m", "allocation", "load", str(file)]
-    with subprocess.Popen(
-        command, env={**os.environ, **backend.env}, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as load:
+    with start(command, backend) as load:
         done = "SELECT allocated_quantity FROM batches WHERE sku = :sku"
         eventually(lambda: backend.sql(done, sku=sku)[0][0] > 20, 60, "the first lines")
         load.send_signal(signal.SIGINT)

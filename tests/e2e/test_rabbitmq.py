@@ -67,7 +67,8 @@ def test_a_retry_waits_in_the_broker(worker, broker, shop):
         app.conf.task_queues = [queue]
         app.send_task("allocation.reallocate", queue="allocation.events", countdown=60)
 
-    assert broker.waiting("celery_delayed_5") == 1  # 2 to the power of 5 is the highest bit of 60
+    # 2 to the power of 5 is the highest bit of 60.
+    eventually(lambda: broker.waiting("celery_delayed_5") == 1, what="the retry in a queue of delays")
 
 
 @pytest.fixture(scope="module")
