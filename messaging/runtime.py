@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.pool import NullPool
 
 from messaging.postgres.announcements import AnnouncementStore
 from messaging.postgres.dead_letters import PostgresDeadLetterStore
@@ -61,11 +60,12 @@ class Runtime:
     def dead_letters(self) -> PostgresDeadLetterStore:
         """Return the store of unreadable messages.
 
-        The worker's main process uses it now and then, hence an engine that keeps no connection.
+        The worker's main process uses it, now and then or for a flood of letters: one connection, looked at
+        before each use. A forked child inherits its socket but not its use, and psycopg2 lets it be there.
         """
         return self._once(
             "dead_letters",
-            lambda: PostgresDeadLetterStore(self._connect(poolclass=NullPool)),
+            lambda: PostgresDeadLetterStore(self._connect(pool_size=1, max_overflow=0, pool_pre_ping=True)),
         )
 
     @property
