@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -188,3 +189,20 @@ def shop(broker: Broker) -> Iterator[Shop]:
     shop = Shop(broker)
     yield shop
     shop.app.close()
+
+
+@pytest.fixture
+def sku(shop: Shop) -> str:
+    """A product of the test's own with one piece in stock."""
+    sku = f"LAMP-{uuid4()}"
+    shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=1)
+    return sku
+
+
+@pytest.fixture
+def mail_is_down(module_mail: MailSink) -> Iterator[MailSink]:
+    """The mail server is away, and back after the test."""
+    module_mail.stop()
+    yield module_mail
+    if not module_mail.running:
+        module_mail.start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
-
 import pytest
 
 from local.waiting import eventually
@@ -13,23 +11,6 @@ pytestmark = pytest.mark.usefixtures("worker", "housekeeping")
 STATE = """
 SELECT status, attempts, last_error, last_traceback, id::text
 FROM deliveries WHERE payload->>'sku' = :sku"""
-
-
-@pytest.fixture
-def sku(shop) -> str:
-    """A product of the test's own with one piece in stock."""
-    sku = f"LAMP-{uuid4()}"
-    shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=1)
-    return sku
-
-
-@pytest.fixture
-def mail_is_down(module_mail):
-    """The mail server is away, and back after the test."""
-    module_mail.stop()
-    yield module_mail
-    if not module_mail.running:
-        module_mail.start()
 
 
 def mails_about(mail, sku: str) -> list[str]:

@@ -18,7 +18,7 @@ import redis
 from local.child import ROOT
 from local.redis import Redis
 from local.waiting import eventually
-from tests.e2e.conftest import Backend, Broker, Shop
+from tests.e2e.conftest import Backend, Broker
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -48,23 +48,6 @@ def tool(backend: Backend) -> Tool:
         return done
 
     return run
-
-
-@pytest.fixture
-def sku(shop: Shop) -> str:
-    """A product of the test's own with one piece in stock."""
-    sku = f"LAMP-{uuid4()}"
-    shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=1)
-    return sku
-
-
-@pytest.fixture
-def mail_is_down(module_mail):
-    """The mail server is away, and back after the test."""
-    module_mail.stop()
-    yield module_mail
-    if not module_mail.running:
-        module_mail.start()
 
 
 @pytest.fixture
