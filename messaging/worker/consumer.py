@@ -14,11 +14,11 @@ from typing import Any
 from celery import signals
 from celery.exceptions import NotRegistered
 from celery.utils.objects import Bunch
-from celery.worker.consumer import Consumer as CeleryConsumer
 
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
 from messaging.worker.message_checks import MAX_DEPTH, MAX_NAME, RUNS_OTHERS, Limits, check_message
+from messaging.worker.task_events import BatchingConsumer
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ MAX_ERROR = 1_000  # characters
 TRY_AGAIN_S = 30.0  # seconds until a broker without a visibility timeout gets an unrecorded message back
 
 
-class Consumer(CeleryConsumer):
+class Consumer(BatchingConsumer):
     """Checks each message before Celery sees it, and records what it refuses."""
 
     def connect(self) -> Any:
