@@ -14,11 +14,12 @@ class Figure:
     key: str
     what: str
     against: str
-    goal: float
+    goal: float | None  # None: shown for what it is
     at_least: bool  # else at most
     ratios: tuple[float, ...]
     measured: str  # both sides in their own unit
     why: str = ""
+    decidable: bool = True  # False: this machine cannot show it, and `why` says what it lacks
 
     @property
     def value(self) -> float:
@@ -27,13 +28,22 @@ class Figure:
 
     @property
     def met(self) -> bool:
-        """Tell whether the goal is reached."""
+        """Tell whether the goal is reached, or there is none."""
+        if self.goal is None:
+            return True
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
     @property
     def goal_text(self) -> str:
         """Return the goal as the table shows it."""
-        return f"{'≥' if self.at_least else '≤'} {self.goal:g} ×"
+        return "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {self.goal:g} ×"
+
+    @property
+    def verdict(self) -> str:
+        """Return in a word what came of it."""
+        if self.goal is None:
+            return "shown"
+        return "met" if self.met else "missed" if self.decidable else "undecided"
 
     @property
     def spread(self) -> str:

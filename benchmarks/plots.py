@@ -13,7 +13,7 @@ CAP = 2.0  # a bar ends here, with its number beside it
 
 def goals_svg(figures: Iterable[Figure]) -> str:
     """Return the chart; the line at 1 is the goal."""
-    bars = list(figures)
+    bars = [figure for figure in figures if figure.goal is not None]
     height = TOP + ROW * len(bars) + 20
     goal_x = LEFT + WIDTH / CAP
     rows = "\n".join(_row(figure, TOP + ROW * number) for number, figure in enumerate(bars))
@@ -29,6 +29,8 @@ def goals_svg(figures: Iterable[Figure]) -> str:
 
 def share_of_goal(figure: Figure) -> float:
     """Return how much of its goal a figure reaches; above 1 it does better."""
+    if figure.goal is None:
+        raise ValueError(f"{figure.key} has no goal")
     return figure.value / figure.goal if figure.at_least else figure.goal / figure.value
 
 

@@ -21,6 +21,7 @@ DOCS = ROOT / "docs"
 PAGE = DOCS / "performance.md"
 JSON_FILE = DOCS / "performance.json"
 PLOT = DOCS / "performance.svg"
+COLOURS = {"met": "green", "missed": "red", "undecided": "yellow", "shown": "default"}
 BEGIN, END = "<!-- figures: written by the benchmark -->", "<!-- end of figures -->"
 
 
@@ -50,7 +51,7 @@ def show(figures: list[Figure]) -> None:
     for column in ("figure", "against", "measured (medians)", "goal", "ratio", "rounds", ""):
         table.add_column(column, justify="right" if column in ("goal", "ratio") else "left")
     for figure in figures:
-        verdict = "[green]met[/]" if figure.met else "[red]missed[/]"
+        verdict = f"[{COLOURS[figure.verdict]}]{figure.verdict}[/]"
         table.add_row(
             figure.what, figure.against, figure.measured, figure.goal_text, f"{figure.value:.2f} ×",
             figure.spread, verdict,
@@ -67,7 +68,8 @@ def write_json(run: Run, path: Path) -> None:
         "load_before": run.load_before,
         "machine": machine(),
         "figures": [
-            {**asdict(figure), "value": round(figure.value, 4), "met": figure.met} for figure in run.figures
+            {**asdict(figure), "value": round(figure.value, 4), "verdict": figure.verdict}
+            for figure in run.figures
         ],
     }
     path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -87,7 +89,7 @@ def markdown(run: Run) -> str:
     """Return the part of the page that a run writes."""
     rows = "\n".join(
         f"| {figure.what} | {figure.against} | {figure.measured} | {figure.goal_text} |"
-        f" {figure.value:.2f} × | {figure.spread} | {'met' if figure.met else '**missed**'} |"
+        f" {figure.value:.2f} × | {figure.spread} | {_marked(figure.verdict)} |"
         for figure in run.figures
     )
     return f"""Printed by `{run.command}` on {run.began:%d %B %Y, %H:%M} UTC in {run.minutes:.0f} minutes,
@@ -104,6 +106,10 @@ Machine: {machine()}.
 {_missed(run.figures)}"""
 
 
+def _marked(verdict: str) -> str:
+    return f"**{verdict}**" if verdict == "missed" else verdict
+
+
 def _missed(figures: list[Figure]) -> str:
     missed = [figure for figure in figures if not figure.met]
     if not missed:
@@ -113,7 +119,7 @@ def _missed(figures: list[Figure]) -> str:
         f" wanted. {figure.why}".rstrip()
         for figure in missed
     )
-    return "Goals that this run missed:\n\n" + "\n".join(lines) + "\n"
+    return "Goals that this run missed, or could not decide on this machine:\n\n" + "\n".join(lines) + "\n"
 
 
 def now() -> datetime:

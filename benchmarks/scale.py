@@ -25,7 +25,7 @@ class Scale:
 
 QUICK = Scale()
 FULL = Scale(
-    rounds=9,
+    rounds=7,
     lines=2_000,
     slow_lines=200,
     latency_s=8.0,

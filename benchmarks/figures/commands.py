@@ -23,6 +23,7 @@ INSERT INTO allocations (orderid, sku, qty, batch_reference)
 SELECT 'old-' || reference || '-' || n, sku, 1, reference FROM batches, generate_series(1, 1000) n
 WHERE sku < %s"""
 OLD_SKUS = 20  # with 1,000 allocations each
+OLD = ("ours", "ours_solo", "chapter10", "chapter10_solo")  # who allocates to these
 
 Rates = dict[str, list[float]]
 
@@ -44,9 +45,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
         turns = _rounds(servers, workers, scale)
         rates = {name: [turn.rate for turn in each] for name, each in turns.items()}
         rates["pgbench"] = [turn.rate for turn in turns["pgbench"]]
-        old = _old_rounds(
-            servers, [crew for crew in workers if crew.peer.name in ("ours", "chapter10")], scale
-        )
+        old = _old_rounds(servers, [crew for crew in workers if crew.peer.name in OLD], scale)
     return [*_figures(rates, old), _cpu(turns)]
 
 
@@ -54,7 +53,8 @@ def _rounds(servers: Servers, workers: list[Crew], scale: Scale) -> dict[str, li
     turns: dict[str, list[Turn]] = defaultdict(list)
     for number in range(scale.rounds):
         for crew in random.sample(workers, len(workers)):
-            lines = stock.lines(f"{crew.peer.name}-{number}", scale.lines, seed=number)
+            count = scale.lines * crew.peer.lines_factor
+            lines = stock.lines(f"{crew.peer.name}-{number}", count, seed=number)
             turns[crew.peer.name].append(take_turn(crew, lines))
         limit = pgbench.run(
             servers.folder, servers.postgres.url, scale.processes, scale.lines * 2, f"pgbench-{number}"
@@ -84,16 +84,14 @@ def _figures(rates: Rates, old: Rates) -> list[Figure]:
             why=WHY.get(key, ""),
         )  # fmt: skip
 
-    commands, fresh, thousand = (
-        "commands/s",
-        "commands/s, fresh batches",
-        "commands/s, 1,000 allocations a batch",
-    )
+    commands, thousand = "commands/s", "commands/s, 1,000 allocations a batch"
     return [
         figure("commands_prefork", f"{commands}, prefork pool", "ours", "plain_celery", 1.3),
         figure("commands_solo", f"{commands}, solo processes", "ours_solo", "plain_celery_solo", 1.3),
-        figure("chapter10_fresh", fresh, "ours", "chapter10", 2),
-        figure("chapter10_old", thousand, "ours", "chapter10", 10, old),
+        figure("chapter10_fresh", f"{commands}, prefork pool", "ours", "chapter10", 2),
+        figure("chapter10_fresh_solo", f"{commands}, solo processes", "ours_solo", "chapter10_solo", 2),
+        figure("chapter10_old", f"{thousand}, prefork pool", "ours", "chapter10", 10, old),
+        figure("chapter10_old_solo", f"{thousand}, solo processes", "ours_solo", "chapter10_solo", 10, old),
         *(figure(name, f"{commands}, solo processes", "ours_solo", name, 1) for name in FRAMEWORKS),
         figure("pgbench", f"{commands}, solo processes", "ours_solo", "pgbench", 0.4),
         figure("pgbench_bulk", f"{commands}, 100 lines a message", "ours_bulk", "pgbench", 0.7),

@@ -14,6 +14,7 @@ NAMES = (
     "plain_celery",
     "plain_celery_solo",
     "chapter10",
+    "chapter10_solo",
     "dramatiq_peer",
     "rq_peer",
     "huey_peer",

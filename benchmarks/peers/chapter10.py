@@ -17,8 +17,8 @@ from benchmarks.peers.ours import celery_worker
 from benchmarks.peers.peer import Line, Peer, database_url
 from benchmarks.peers.plain_celery import plain_app
 
-QUEUE = "chapter10"
-app = plain_app("chapter10", [QUEUE], 8, 9)
+QUEUE, SOLO_QUEUE = "chapter10", "chapter10_solo"
+app = plain_app("chapter10", [QUEUE, SOLO_QUEUE], 8, 9)
 _local = threading.local()
 
 
@@ -94,10 +94,10 @@ def workers(processes: int) -> list[list[str]]:
     return [celery_worker(__name__, "chapter10", QUEUE, "prefork", processes)]
 
 
-def publish(lines: Sequence[Line]) -> None:
+def publish(lines: Sequence[Line], queue: str = QUEUE) -> None:
     """Send by task name."""
     for line in lines:
-        app.send_task("chapter10.allocate", (line.orderid, line.sku, line.qty))
+        app.send_task("chapter10.allocate", (line.orderid, line.sku, line.qty), queue=queue)
 
 
 STOCK = """

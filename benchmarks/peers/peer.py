@@ -27,6 +27,7 @@ class Peer:
     counter: str = "allocations_position_seq"  # a sequence that grows with every line allocated
     prepare: Callable[[], object] = lambda: None  # makes its tables
     env: dict[str, str] = field(default_factory=dict)
+    lines_factor: int = 1  # how many times the lines of others it gets a turn
 
 
 def database_url() -> str:

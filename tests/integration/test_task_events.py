@@ -1,4 +1,4 @@
-"""Task events: all of them arrive, few at a time in few messages, and the last ones of a worker that stops."""
+"""Task events: all of them arrive, some in each message, and the last ones of a worker that stops too."""
 
 from __future__ import annotations
 
