@@ -84,7 +84,7 @@ def of_project(project: Project) -> dict[str, Any]:
         **tls.settings(settings.broker_url, settings.result_backend_url, settings.tls_ca_file),
         # Bounded waits, messages of dead workers back in time; confirmed publishing on RabbitMQ.
         "broker_transport_options": brokers.transport_options(
-            settings.broker_url, settings.visibility_timeout_s
+            settings.broker_url, settings.visibility_timeout_s, settings.worker_lease_s
         ),
         # A hung handler is ended; the inbox and the delivery row make its second run harmless.
         "task_time_limit": settings.task_time_limit_s,

@@ -57,7 +57,9 @@ def events_exchange(project: str) -> Exchange:
     return Exchange(f"{project}.events", type="topic", durable=True)
 
 
-def transport_options(broker_url: str, visibility_timeout_s: int | None = None) -> dict[str, Any]:
+def transport_options(
+    broker_url: str, visibility_timeout_s: int | None = None, lease_s: float | None = None
+) -> dict[str, Any]:
     """Return kombu's options: bounded waits everywhere, confirmed publishing on RabbitMQ."""
     if is_rabbitmq(broker_url):
         # A publisher hears from the broker that each message is safe.
@@ -75,4 +77,7 @@ def transport_options(broker_url: str, visibility_timeout_s: int | None = None) 
     if visibility_timeout_s is not None:
         # Redis gives messages of a dead worker back after this; longer than the longest back-off and run.
         options["visibility_timeout"] = visibility_timeout_s
+    if lease_s is not None:
+        # Those of a worker that is silent for so long go back sooner.
+        options["lease_s"] = lease_s
     return options

@@ -111,8 +111,13 @@ class MessagingSettings(BaseSettings):
     )
     dead_letter_retention_s: float = Field(30 * 86400, gt=0, description="how long dead letters are kept")
 
+    worker_lease_s: float = Field(
+        10,
+        ge=1,
+        description="after so long without a sign of life Redis gives a worker's messages to another",
+    )
     visibility_timeout_s: int = Field(
-        40, ge=1, description="after this Redis gives the messages of a dead worker to another"
+        40, ge=1, description="after this also those of a worker that gives no signs of life (solo pool)"
     )
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is ended")
     result_expires_s: int = Field(86400, ge=1, description="how long a result waits for its sender")

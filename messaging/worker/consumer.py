@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import signals
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.exceptions import NotRegistered
 from celery.utils.objects import Bunch
 
@@ -31,10 +32,11 @@ class Consumer(BatchingConsumer):
     """Checks each message before Celery sees it, and records what it refuses."""
 
     def connect(self) -> Any:
-        """Connect, and have the transport hand over what is no message at all."""
+        """Connect, and have our transport hand over what is no message at all, and hold leases."""
         connection = super().connect()
         if hasattr(connection.transport, "on_unreadable"):
             connection.transport.on_unreadable = self.on_unreadable
+            connection.transport.holds_leases = not isinstance(self.pool, SoloPool)
         return connection
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:

@@ -100,13 +100,13 @@ def deploy(world: World, _traffic: Traffic, _rng: random.Random) -> None:
         world.supervisor.resume(name)
 
 
-@fault("SIGSTOP of a worker for longer than the visibility timeout, then SIGCONT")
+@fault("SIGSTOP of a worker for longer than its lease, then SIGCONT")
 def freeze_worker(world: World, _traffic: Traffic, rng: random.Random) -> None:
     main = psutil.Process(world.children[rng.choice(WORKERS)].pid)
     family = [main, *main.children(recursive=True)]
     for process in family:
         process.suspend()
-    last(float(world.env["ALLOCATION_VISIBILITY_TIMEOUT_S"]) + 3)
+    last(float(world.env["ALLOCATION_WORKER_LEASE_S"]) + 3)
     for process in family:
         with suppress(psutil.NoSuchProcess):
             process.resume()

@@ -26,7 +26,8 @@ from local.waiting import eventually
 
 #: Short times, so that a round takes seconds; what they govern scales with them (docs/reliability.md).
 SETTINGS = {
-    "ALLOCATION_VISIBILITY_TIMEOUT_S": "6",
+    "ALLOCATION_WORKER_LEASE_S": "4",
+    "ALLOCATION_VISIBILITY_TIMEOUT_S": "20",
     "ALLOCATION_TASK_TIME_LIMIT_S": "5",
     "ALLOCATION_EVENT_MAX_RETRIES": "2",
     "ALLOCATION_EVENT_BACKOFF_MAX_S": "1",

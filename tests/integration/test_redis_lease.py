@@ -1,0 +1,150 @@
+"""Leases: messages of a worker that gives no sign of life go back long before the visibility timeout."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from local.child import Child
+from local.redis import Redis
+from local.waiting import eventually
+from messaging.worker.redis_lease import TEND
+from tests.integration.celery_fixtures.processes import (
+    CONFIG,
+    OUR_CONSUMER,
+    make_worker,
+    marks,
+    running,
+    sender,
+    unfinished,
+)
+
+LEASES, INDEX = "unacked_leases", "unacked_index"
+LEASE_S = 3
+
+
+@pytest.fixture
+def broker(redis_server: Redis) -> Iterator[redis.Redis]:
+    """The broker's database, with nothing in any."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        yield client
+
+
+def leasing_worker(server: Redis, folder: Path, name: str, pool: str = "prefork") -> Child:
+    """Return a worker with a short lease, whose visibility timeout no test waits for."""
+    options = CONFIG["broker_transport_options"] | {"visibility_timeout": 600, "lease_s": LEASE_S}
+    return make_worker(
+        server, folder, name, pool, worker_consumer=OUR_CONSUMER, broker_transport_options=options
+    )
+
+
+def tend(broker: redis.Redis, prefix: str = "", lease_s: float = 60, limit: int = 10) -> list[Any]:
+    """Run the script as a worker does."""
+    return broker.eval(TEND, 2, LEASES, INDEX, prefix, lease_s, limit)
+
+
+# The script
+
+
+def test_only_messages_whose_lease_ran_out_are_named(broker: redis.Redis):
+    """Neither those of the living, nor those of a stock worker, which has no lease."""
+    broker.zadd(INDEX, {"dead.1.1": 1, "alive.1.1": 1, "stock-tag": 1, "unleased.1.1": 1})
+    tend(broker, "dead.", lease_s=-1)
+    tend(broker, "alive.")
+
+    assert tend(broker, "mine.") == [b"dead.1.1"]
+
+
+def test_a_lease_goes_with_the_last_message_of_the_dead(broker: redis.Redis):
+    """Until then every look names what is left, a bounded number at a time."""
+    broker.zadd(INDEX, {f"dead.1.{n}": n for n in range(5)})
+    tend(broker, "dead.", lease_s=-1)
+
+    assert len(tend(broker, limit=2)) == 2
+    assert broker.zscore(LEASES, "dead.") is not None
+    broker.delete(INDEX)
+    assert tend(broker) == []
+    assert broker.zcard(LEASES) == 0
+
+
+def test_who_was_taken_for_dead_and_lives_has_its_lease_back(broker: redis.Redis):
+    """A worker that was frozen prolongs it like any other."""
+    broker.zadd(INDEX, {"frozen.1.1": 1})
+    tend(broker, "frozen.", lease_s=-1)
+
+    tend(broker, "frozen.")
+
+    assert tend(broker, "mine.") == []
+
+
+# Real workers
+
+
+def test_another_worker_gets_the_messages_of_a_killed_one(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """The one that runs and those that wait; nothing is left behind."""
+    app = sender(redis_server, task_ignore_result=True)
+    first, second = (leasing_worker(redis_server, tmp_path, name) for name in ("first", "second"))
+    with running(first):
+        for number in range(4):
+            app.send_task("fixture.mark", (number, 1.0))
+        eventually(lambda: broker.hlen("unacked") == 4, 30, "the first worker's grip on all")
+        first.kill()
+        with running(second):
+            eventually(lambda: marks(redis_server).keys() == {0, 1, 2, 3}, 60, "all four marks")
+            eventually(lambda: unfinished(redis_server) == 0, 30)
+            eventually(lambda: broker.zcard(LEASES) == 1, 30, "the living worker's lease alone")
+
+
+def test_a_frozen_worker_s_message_is_given_away_and_its_late_end_does_no_harm(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """Whether its own copy had begun or not; what it acknowledges late is not there any more."""
+    app = sender(redis_server, task_ignore_result=True)
+    first, second = (leasing_worker(redis_server, tmp_path, name) for name in ("first", "second"))
+    with running(first):
+        app.send_task("fixture.mark", (1, 1.0))
+        eventually(lambda: broker.hlen("unacked") == 1, 30)
+        os.kill(first.pid, signal.SIGSTOP)
+        with running(second):
+            eventually(lambda: "Gave back 1 messages" in second.log_text(), 30, "the message given back")
+            eventually(lambda: unfinished(redis_server) == 0, 30)
+            os.kill(first.pid, signal.SIGCONT)
+            app.send_task("fixture.mark", (2, 0.0))
+            eventually(lambda: unfinished(redis_server) == 0, 30)
+            eventually(lambda: broker.zcard(LEASES) == 2, 30, "both leases")
+            eventually(lambda: marks(redis_server).get(1) in (1, 2) and marks(redis_server).get(2) == 1, 30)
+
+
+def test_a_worker_that_stops_in_order_leaves_no_lease_and_finishes_what_runs(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """Though the task takes longer than the lease, and another worker is there to take it."""
+    app = sender(redis_server, task_ignore_result=True)
+    first, second = (leasing_worker(redis_server, tmp_path, name) for name in ("first", "second"))
+    with running(first):
+        app.send_task("fixture.mark", (1, LEASE_S + 3.0))
+        eventually(lambda: broker.hlen("unacked") == 1, 30)
+        with running(second):
+            first.stop()
+            eventually(lambda: unfinished(redis_server) == 0, 30)
+
+    assert marks(redis_server) == {1: 1}
+
+
+def test_a_solo_worker_holds_no_lease(redis_server: Redis, broker: redis.Redis, tmp_path: Path):
+    """Its tasks run inside the loop: a long one would look like a death."""
+    app = sender(redis_server, task_ignore_result=True)
+    with running(leasing_worker(redis_server, tmp_path, "alone", "solo")):
+        app.send_task("fixture.mark", (1, 0.0))
+        eventually(lambda: marks(redis_server) == {1: 1}, 30)
+
+        assert broker.zcard(LEASES) == 0
