@@ -28,7 +28,9 @@ class Checkout:
         under_way: deque[tuple[list[Order], AsyncResult]] = deque()
         for batch in _batches(orders):
             commands = [["vip.create_order", order] for order in batch]
-            under_way.append((batch, self.app.send_task("vip.many", (commands,), queue="vip.commands")))
+            # declare=(): the queue is the shop's to declare; another kind of queue would be refused.
+            sent = self.app.send_task("vip.many", (commands,), queue="vip.commands", declare=())
+            under_way.append((batch, sent))
             if len(under_way) == WINDOW:
                 advance(self._hear(*under_way.popleft()))
         while under_way:
