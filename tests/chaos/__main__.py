@@ -27,8 +27,8 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="allocation-chaos-"))
     done: list[Round] = []
     try:
-        with World(folder) as world:
-            for number, fault in enumerate(_plan(options)):
+        with World(folder, options.broker) as world:
+            for number, fault in enumerate(_plan(options, world.has)):
                 done.append(play(world, fault, options.seed + number))
                 show_round(done[-1])
     finally:
@@ -45,15 +45,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each fault (%(default)s)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeat a run's choices")
     parser.add_argument("--minutes", type=float, help="begin no round after so long, whatever --rounds says")
+    parser.add_argument(
+        "--broker", choices=("redis", "rabbitmq"), default="redis", help="default: %(default)s"
+    )
     parser.add_argument("--fault", action="append", choices=sorted(FAULTS), help="only this one; repeatable")
     return parser.parse_args()
 
 
-def _plan(options: argparse.Namespace) -> Iterator[Fault]:
-    """Yield every fault once in a random order, then again."""
+def _plan(options: argparse.Namespace, has: set[str]) -> Iterator[Fault]:
+    """Yield every fault that this world can suffer once in a random order, then again."""
     end = time.monotonic() + options.minutes * 60 if options.minutes else None
     rng = random.Random(options.seed)
-    names: Iterable[str] = options.fault or FAULTS
+    names: Iterable[str] = options.fault or [
+        fault.name for fault in FAULTS.values() if not fault.needs or fault.needs in has
+    ]
     for _ in range(10**9 if end else options.rounds):
         for name in rng.sample(sorted(names), len(list(names))):
             if end and time.monotonic() > end:

@@ -32,17 +32,18 @@ class Fault:
     what: str
     run: Callable[[World, Traffic, random.Random], None]
     forgets: bool = False
+    needs: str = ""  # what a world must have for it
 
 
 FAULTS: dict[str, Fault] = {}
 Run = Callable[[World, Traffic, random.Random], None]
 
 
-def fault(what: str, forgets: bool = False) -> Callable[[Run], Run]:
+def fault(what: str, forgets: bool = False, needs: str = "") -> Callable[[Run], Run]:
     """Register a fault under its function's name."""
 
     def register(run: Run) -> Run:
-        FAULTS[run.__name__] = Fault(run.__name__, what, run, forgets)
+        FAULTS[run.__name__] = Fault(run.__name__, what, run, forgets, needs)
         return run
 
     return register
@@ -162,14 +163,14 @@ def deadly_event(world: World, traffic: Traffic, _rng: random.Random) -> None:
 # Redis
 
 
-@fault("Redis stopped and started with its data")
+@fault("Redis stopped and started with its data", needs="redis")
 def redis_restarted(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     world.redis.stop()
     last(OUTAGE_S)
     world.redis.start()
 
 
-@fault("Redis killed with SIGKILL and started with its data, appendfsync always")
+@fault("Redis killed with SIGKILL and started with its data, appendfsync always", needs="redis")
 def redis_killed(world: World, traffic: Traffic, rng: random.Random) -> None:
     traffic.results.config_set("appendfsync", "always")  # until the kill
     last(rng.uniform(0.1, 0.5))
@@ -179,29 +180,51 @@ def redis_killed(world: World, traffic: Traffic, rng: random.Random) -> None:
     world.redis.start()
 
 
-@fault("Redis killed with SIGKILL, appendfsync everysec: up to a second may be gone", forgets=True)
+@fault(
+    "Redis killed with SIGKILL, appendfsync everysec: up to a second may be gone", forgets=True, needs="redis"
+)
 def redis_killed_everysec(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     world.redis.kill()
     world.redis.start()
 
 
-@fault("every connection to Redis closed by the server")
+@fault("every connection to Redis closed by the server", needs="redis")
 def redis_connections_closed(world: World, traffic: Traffic, _rng: random.Random) -> None:
     for kind in ("normal", "pubsub"):
         traffic.results.client_kill_filter(_type=kind, skipme=True)
 
 
-@fault("FLUSHALL on Redis: messages and results are gone", forgets=True)
+@fault("FLUSHALL on Redis: messages and results are gone", forgets=True, needs="redis")
 def redis_flushed(_world: World, traffic: Traffic, _rng: random.Random) -> None:
     traffic.results.flushall()
 
 
-@fault("Redis killed and started without its data", forgets=True)
+@fault("Redis killed and started without its data", forgets=True, needs="redis")
 def redis_wiped(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     world.redis.kill()
     shutil.rmtree(world.redis.folder / "data")
     last(OUTAGE_S)
     world.redis.start()
+
+
+# RabbitMQ
+
+
+@fault("RabbitMQ stopped and started", needs="rabbitmq")
+def rabbitmq_restarted(world: World, _traffic: Traffic, _rng: random.Random) -> None:
+    world.rabbitmq.stop()
+    world.rabbitmq.start()
+
+
+@fault("RabbitMQ killed with SIGKILL and started", needs="rabbitmq")
+def rabbitmq_killed(world: World, _traffic: Traffic, _rng: random.Random) -> None:
+    world.rabbitmq.kill()
+    world.rabbitmq.start()
+
+
+@fault("every connection to RabbitMQ closed by the server", needs="rabbitmq")
+def rabbitmq_connections_closed(world: World, _traffic: Traffic, _rng: random.Random) -> None:
+    world.rabbitmq.control("close_all_connections", "chaos")
 
 
 # PostgreSQL
@@ -287,6 +310,18 @@ def postgres_read_only(world: World, _traffic: Traffic, _rng: random.Random) -> 
     with world.sql() as run:
         run.execute("SET transaction_read_only = off; SET default_transaction_read_only = off")
         run.execute("ALTER DATABASE allocation RESET default_transaction_read_only")
+
+
+@fault("PostgreSQL's disk full to the last byte, then room again", needs="small disk")
+def disk_full(world: World, _traffic: Traffic, _rng: random.Random) -> None:
+    filler = world.postgres.folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(65_536))
+    last(2 * OUTAGE_S)
+    filler.unlink()
+    if not world.postgres.running:  # it ends when it cannot write its log
+        world.postgres.start()
 
 
 # Mail

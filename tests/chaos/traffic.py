@@ -67,8 +67,13 @@ class Traffic:
         """Connect lazily; nothing is sent yet."""
         self.app = Celery("shop", broker=self.addresses.broker_url, set_as_current=False)
         self.app.conf.task_publish_retry = False
-        self.app.conf.broker_transport_options = {"socket_timeout": 5, "socket_connect_timeout": 2}
+        on_redis = self.addresses.broker_url.startswith("redis")
+        self.app.conf.broker_transport_options = (
+            {"socket_timeout": 5, "socket_connect_timeout": 2} if on_redis else {"confirm_publish": True}
+        )
         self.results = redis.Redis.from_url(self.addresses.result_backend_url, socket_timeout=5)
+        with self.app.connection_for_write() as connection:
+            self._away = connection.recoverable_connection_errors
         self._commands = self._make_commands()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send_all, self._collect)]
 
@@ -152,10 +157,16 @@ class Traffic:
         one.times += 1
         try:
             self.app.send_task(
-                f"allocation.{one.task}", kwargs=one.fields, task_id=one.id, queue=QUEUE, retry=False
+                f"allocation.{one.task}",
+                kwargs=one.fields,
+                task_id=one.id,
+                queue=QUEUE,
+                declare=(),
+                retry=False,
+                confirm_timeout=5.0,
             )
             one.on_broker = True
-        except OperationalError:
+        except (OperationalError, *self._away):
             self.refused_by_broker += 1
             one.on_broker = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,9 @@ from local.databases import migrate
 from local.mail import MailSink
 from local.postgres import FAST, Postgres
 from local.processes import Supervisor
+from local.rabbitmq import RabbitMQ
 from local.redis import Redis
+from local.server import Server
 from local.waiting import eventually
 
 #: Short times, so that a round takes seconds; what they govern scales with them (docs/reliability.md).
@@ -43,22 +46,33 @@ SETTINGS = {
 WORKERS = ("worker1", "worker2")
 CONCURRENCY = 2
 MAX_CONNECTIONS = 40
+#: What PostgreSQL's disk holds where it may be filled up; it begins with some 40 MB.
+SMALL_DISK = "400m"
 
 
 class World:
-    """The backend under test; a context manager."""
+    """The backend under test on one broker, `redis` or `rabbitmq`; a context manager.
 
-    def __init__(self, folder: Path) -> None:
+    `has` names what not every world can break: its broker, and `small disk` for PostgreSQL (as root).
+    """
+
+    def __init__(self, folder: Path, broker: str = "redis") -> None:
         self.folder = folder
+        self.has = {broker}
         self.postgres = Postgres(
             folder / "postgres",
-            settings={**FAST, "max_connections": str(MAX_CONNECTIONS), "deadlock_timeout": "200ms"},
+            settings={
+                **FAST,
+                "max_connections": str(MAX_CONNECTIONS),
+                "deadlock_timeout": "200ms",
+                "max_wal_size": "64MB",
+            },
         )
         self.redis = Redis(folder / "redis")
+        self.rabbitmq = RabbitMQ(folder / "rabbitmq")
         self.mail = MailSink(folder / "mail")
-        self.addresses = Addresses(
-            self.postgres.url, self.redis.url_of(0), self.redis.url_of(1), self.mail.url, ""
-        )
+        broker_url = self.redis.url_of(0) if broker == "redis" else self.rabbitmq.url
+        self.addresses = Addresses(self.postgres.url, broker_url, self.redis.url_of(1), self.mail.url, "")
         self.env = {**self.addresses.environment(), **SETTINGS}
         self.supervisor = Supervisor(lambda _line: None)
         self.children: dict[str, Child] = {}
@@ -67,7 +81,8 @@ class World:
     def __enter__(self) -> Self:
         """Start everything and return when the workers answer."""
         try:
-            for server in (self.postgres, self.redis, self.mail):
+            self._mount_small_disk()
+            for server in self._servers():
                 server.start()
             migrate(self.addresses.database_url)
             for name in WORKERS:
@@ -94,8 +109,31 @@ class World:
         for group in self._groups:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-        for server in (self.mail, self.redis, self.postgres):
+        for server in reversed(self._servers()):
             server.stop()
+        if "small disk" in self.has:
+            unmount = ["umount", "--lazy", str(self.postgres.folder)]
+            subprocess.run(unmount, check=True)
+
+    def _servers(self) -> list[Server]:
+        broker = [self.rabbitmq] if "rabbitmq" in self.has else []
+        return [self.postgres, self.redis, *broker, self.mail]
+
+    def _mount_small_disk(self) -> None:
+        """Give PostgreSQL a disk that a test may fill up, where this account may mount one."""
+        self.postgres.folder.mkdir(parents=True, exist_ok=True)
+        mount = [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            f"size={SMALL_DISK},mode=0755",
+            "none",
+            str(self.postgres.folder),
+        ]
+        with suppress(FileNotFoundError):
+            if os.geteuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0:
+                self.has.add("small disk")
 
     def worker(self, name: str) -> Child:
         """Return a worker of commands and events, not yet started."""
