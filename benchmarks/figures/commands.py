@@ -31,8 +31,8 @@ Rates = dict[str, list[float]]
 WHY = {
     "commands_prefork": "Celery, its events and its pool cost both sides the same, and most.",
     "commands_solo": "Celery and its events cost both sides the same, and most.",
-    "chapter10_old": "Loading is gone here; what is left is Celery and its pool, which cost both sides the same.",
-    "chapter10_old_solo": "Loading is gone here; what is left is Celery, which costs both sides the same.",
+    "chapter10_old": "Loading is gone here; what is left is Celery and its pool, the same on both sides.",
+    "chapter10_old_solo": "Loading is gone here; what is left is Celery, the same on both sides.",
     "huey_peer": "Huey acknowledges nothing (a killed worker loses its message) and reports no task events.",
     "dramatiq_peer": "dramatiq reports no task events and logs no line per message.",
     "taskiq_peer": "taskiq's list broker acknowledges nothing and reports no task events.",
