@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from celery import Celery
@@ -20,6 +21,10 @@ class MessagingApp(Celery):
 
     task_cls = "messaging.worker.request:Task"
     runtime: Runtime
+
+    def now(self) -> datetime:
+        """Return the time in UTC, our only zone; Celery converts to it three times for each result."""
+        return datetime.now(UTC)
 
 
 class CeleryConfig(Protocol):
