@@ -14,6 +14,7 @@ from messaging.worker.commands import add_command_tasks
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
 from messaging.worker.rabbitmq import DeclareDeadLetterQueue
+from messaging.worker.shared_memory import keep_shared
 
 
 class MessagingApp(Celery):
@@ -41,6 +42,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app.conf.update(config.of_project(project))
     if signing := project.settings().signing:
         signing.switch_on(app)
+    keep_shared()
     app.steps["consumer"].add(DeclareDeadLetterQueue)
     app.runtime = Runtime(project)
     add_command_tasks(app, app.runtime)
