@@ -19,6 +19,7 @@ from local.waiting import eventually
 
 OUR_TRANSPORT = "messaging.worker.redis_transport:Transport"
 OUR_CONSUMER = "messaging.worker.consumer:Consumer"
+OUR_POOL = "messaging.worker.prefork:TaskPool"
 
 CONFIG: dict[str, Any] = {
     "accept_content": ["json"],
@@ -28,6 +29,7 @@ CONFIG: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "broker_transport": OUR_TRANSPORT,
+    "worker_pool": OUR_POOL,
     "broker_transport_options": {
         "visibility_timeout": 2,
         "unacked_restore_interval": 1,
@@ -37,7 +39,9 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def make_worker(server: Redis, folder: Path, name: str, pool: str = "solo", **settings: Any) -> Child:
+def make_worker(
+    server: Redis, folder: Path, name: str, pool: str = "solo", loglevel: str = "INFO", **settings: Any
+) -> Child:
     """Return a worker of the fixture app, not yet started: broker in database 0, results in 1, marks in 2."""
     config = CONFIG | {"broker_url": server.url, "result_backend": server.url_of(1)} | settings
     command = [
@@ -49,7 +53,7 @@ def make_worker(server: Redis, folder: Path, name: str, pool: str = "solo", **se
         "-n",
         f"{name}@test",
     ]
-    options = ["-P", pool, "-c", "2", "-l", "INFO", "--without-gossip", "--without-mingle"]
+    options = ["-P", pool, "-c", "2", "-l", loglevel, "--without-gossip", "--without-mingle"]
     env = os.environ | {
         "FIXTURE_CONFIG": json.dumps(config),
         "FIXTURE_LETTERS": str(folder / "letters.jsonl"),
