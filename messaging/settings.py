@@ -113,7 +113,7 @@ class MessagingSettings(BaseSettings):
 
     worker_lease_s: float = Field(
         10,
-        ge=1,
+        ge=3,  # an idle worker turns its loop every second
         description="after so long without a sign of life Redis gives a worker's messages to another",
     )
     visibility_timeout_s: int = Field(

@@ -30,6 +30,12 @@ ACK_DELAY = 0.1  # seconds an acknowledgement waits for company, while there is 
 SLICE = 0.05  # seconds the event loop is kept with deliveries; the solo pool runs its tasks inside them
 
 
+#: KEYS: the index of `unacked`. ARGV: the visibility timeout (s), how many tags (-1: all).
+OVERDUE = """
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', redis.call('TIME')[1] - ARGV[1], 'LIMIT', 0, ARGV[2])
+"""
+
+
 class QoS(stock.QoS):
     """Messages arrive registered; acknowledgements wait for the next trip."""
 
@@ -52,6 +58,15 @@ class QoS(stock.QoS):
         else:
             self.ack(delivery_tag)
 
+    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:  # noqa: ARG002  as kombu
+        """Give back what nobody has acknowledged in time, by Redis' clock; kombu goes by the worker's."""
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
+            return
+        with self.channel.conn_or_acquire() as client:
+            for tag in client.eval(OVERDUE, 1, self.unacked_index_key, self.visibility_timeout, num or -1):
+                self.restore_by_tag(tag, client)
+
     def restore_unacked(self, client: Any = None) -> None:
         self.channel.flush_acks()
         super().restore_unacked(client)
@@ -73,11 +88,9 @@ class Channel(LeasingChannel):
 
     QoS = QoS
     Message = Message
-    #: Seconds for which a worker killed during its sweep holds up everybody's; kombu's 300 are far too long.
-    #: Two sweeps at once do no harm, since each message is moved in a transaction.
-    unacked_mutex_expire = 10
     _sync_client: Any = None
     _trip: Trip | None = None  # sent and not yet answered
+    _prefetch_at_once = 0  # the prefetch without what waits for its time
     _ack_until = 0.0  # monotonic seconds; an acknowledgement waits no longer for company
     _pause_until = 0.0  # monotonic seconds; Redis refused a trip
     _look_again_at = 0.0  # monotonic seconds; from then on look without having been told
@@ -130,6 +143,11 @@ class Channel(LeasingChannel):
             self._try(self.give_up_lease)
         return result
 
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Celery raises the prefetch by one for each message that waits here for its time."""
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self._prefetch_at_once = min(self._prefetch_at_once or prefetch_count, prefetch_count)
+
     @property
     def acks_can_wait(self) -> bool:
         """Whether a trip will come by without the application's doing."""
@@ -150,8 +168,11 @@ class Channel(LeasingChannel):
         return self._room() >= self._worthwhile() or (bool(self.acks) and now >= self._ack_until)
 
     def _worthwhile(self) -> int:
-        """How many free places are worth a trip; while fewer are free, there is enough to do."""
-        return min(max(1, self.qos.prefetch_count // 4), MAX_BATCH)
+        """How many free places are worth a trip; while fewer are free, there is enough to do.
+
+        What waits for its time is nothing to do: it has places of its own.
+        """
+        return min(max(1, self._prefetch_at_once // 4), MAX_BATCH)
 
     def _room(self) -> int:
         """How many messages may be taken now."""

@@ -20,12 +20,13 @@ logger = logging.getLogger(__name__)
 
 MAX_ORPHANS = 50  # messages given back in one go; a worker's own messages wait for it
 
-#: Prolongs a lease, and names messages whose consumer's lease has run out; of a consumer that holds nothing
-#: any more the lease goes.
-#: KEYS: the leases, the index of `unacked`. ARGV: own prefix (empty: no lease), its life (s), how many tags.
-#: The clock is Redis' own, so that those of the workers do not matter.
+#: Prolongs a lease, registers tags anew, and names messages whose consumer's lease has run out; of a consumer
+#: that holds nothing any more the lease goes.
+#: KEYS: the leases, the index of `unacked`. ARGV: own prefix (empty: no lease), its life (s), how many
+#: messages to name, the tags. The clock is Redis' own, so that those of the workers do not matter.
 TEND = """
 local now = tonumber(redis.call('TIME')[1])
+for i = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i]) end
 if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1]) end
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
 if #expired == 0 then return {} end
@@ -64,7 +65,10 @@ class LeasingChannel(stock.Channel):
         return f"{self.unacked_key}_leases"
 
     def tend_leases(self) -> None:
-        """Prolong our lease, and give back what killed workers held; does nothing most of the time."""
+        """Prolong our lease and the stay of what waits here for its time; give back what killed workers held.
+
+        Does nothing most of the time.
+        """
         if monotonic() < self._tend_leases_at:
             return
         self._tend_leases_at = monotonic() + self.lease_s / 5
@@ -82,11 +86,18 @@ class LeasingChannel(stock.Channel):
         own = self.tag_prefix if self.connection.holds_leases else ""
         with self.conn_or_acquire() as client:
             orphans = client.eval(
-                TEND, 2, self.leases_key, self.unacked_index_key, own, self.lease_s, MAX_ORPHANS
+                TEND,
+                2,
+                *(self.leases_key, self.unacked_index_key),
+                *(own, self.lease_s, MAX_ORPHANS, *self._tags_for_later()),
             )
             for tag in orphans:
                 self.qos.restore_by_tag(tag, client)
         return len(orphans)
+
+    def _tags_for_later(self) -> list[str]:
+        """Return the tags of messages that wait here for their time, which may take any length."""
+        return [tag for tag, message in self.qos._delivered.items() if message.headers.get("eta")]
 
     def give_up_lease(self) -> None:
         """Leave what is still running to the visibility timeout, which is longer than any task."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 
 from local.child import Child
@@ -27,14 +25,6 @@ from tests.integration.celery_fixtures.processes import (
 
 LEASES, INDEX = "unacked_leases", "unacked_index"
 LEASE_S = 3
-
-
-@pytest.fixture
-def broker(redis_server: Redis) -> Iterator[redis.Redis]:
-    """The broker's database, with nothing in any."""
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
-        yield client
 
 
 def leasing_worker(server: Redis, folder: Path, name: str, pool: str = "prefork") -> Child:
