@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from typing import Any
 
@@ -59,18 +60,25 @@ def nudge(app: Celery, runtime: Runtime) -> None:
     It runs that long after the first event, and so has all that came in between; a nudge that is lost costs
     the time until beat's next `announce`.
     """
-    settings, project, now = runtime.settings, runtime.project, time.monotonic()
+    settings, now = runtime.settings, time.monotonic()
     if not settings.announce or now < runtime.nudged_until:
         return
     runtime.nudged_until = now + settings.announce_delay_s
+    # No countdown: its ETA would be by our clock, and a worker with another one would hold it till then.
+    timer = threading.Timer(settings.announce_delay_s, _ask_to_announce, (app, runtime))
+    timer.daemon = True
+    timer.start()
+
+
+def _ask_to_announce(app: Celery, runtime: Runtime) -> None:
+    project = runtime.project
     try:
         app.send_task(
             f"{project.name}.announce",
             queue=project.housekeeping_queue,
-            countdown=settings.announce_delay_s or None,
             ignore_result=True,
             add_to_parent=False,
             retry=False,
         )
-    except app.producer_pool.connections.connection.recoverable_connection_errors as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, beat asks too
         logger.warning("Events will be announced later: %s", error)

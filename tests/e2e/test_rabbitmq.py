@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from celery import Celery
 from kombu import Connection
+from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from local.ports import free_port
 from local.rabbitmq import RabbitMQ
@@ -69,6 +71,22 @@ def test_a_retry_waits_in_the_broker(worker, broker, shop):
 
     # 2 to the power of 5 is the highest bit of 60.
     eventually(lambda: broker.waiting("celery_delayed_5") == 1, what="the retry in a queue of delays")
+
+
+def test_a_message_that_the_broker_has_delayed_is_due(worker, broker, shop):
+    """Also when the sender's clock was an hour ahead: many such messages would stop a worker for an hour."""
+    key = calculate_routing_key(1, "allocation.commands")
+    with Celery(broker=broker.broker_url, set_as_current=False) as app:
+        for number in range(40):
+            app.send_task(
+                "allocation.create_batch",
+                (f"late-{number}", "LATE", 1, None),
+                exchange="celery_delayed_27", routing_key=key, declare=(),
+                eta=datetime.now(UTC) + timedelta(hours=1),
+            )  # fmt: skip
+
+        assert shop.ask("create_batch", ref="batch-after", sku="LATE", qty=1) is None
+        eventually(lambda: worker.log_text().count("ref='late-") >= 40, 60, "all that was late")
 
 
 @pytest.fixture(scope="module")
