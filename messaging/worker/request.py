@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import celery
+from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import BackendError
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import task_ready
@@ -37,6 +38,8 @@ class Request(CeleryRequest):
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Give the message back when its answer could not be stored; Celery would acknowledge it."""
         error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):  # from a pool without processes of its own
+            error = error.exc
         if getattr(exc_info, "internal", False) and isinstance(error, RESULTS_ARE_AWAY):
             task_ready(self)
             logger.warning("%s[%s] could not be answered; it is given back: %r", self.name, self.id, error)

@@ -10,8 +10,9 @@ from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend
-from celery.exceptions import BackendStoreError
+from celery.exceptions import BackendError, BackendStoreError
 from kombu.utils.encoding import bytes_to_str
+from redis.exceptions import RedisError
 
 
 class ResultBackend(RedisBackend):
@@ -30,15 +31,24 @@ class ResultBackend(RedisBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if state != states.SUCCESS:
-            return super()._store_result(task_id, result, state, traceback, request=request, **kwargs)
-        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
-        meta["task_id"] = bytes_to_str(task_id)
         try:
+            if state != states.SUCCESS:
+                return super()._store_result(task_id, result, state, traceback, request=request, **kwargs)
+            meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+            meta["task_id"] = bytes_to_str(task_id)
             self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
-        except BackendStoreError as error:
+        except (BackendError, RedisError, OSError) as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
         return result
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+        """Leave unsaid that an answer could not be stored: the message comes back, and is answered then.
+
+        Where Redis is back by now, Celery would tell the sender so, as if it were the outcome of the task.
+        """
+        if not isinstance(exc, BackendError):
+            return super().mark_as_failure(task_id, exc, *args, **kwargs)
+        return None
 
     def _set(self, key: str, value: str | bytes, expires: int | None = None) -> None:
         """Keep and announce a result; MULTI around the two would double the replies to read."""

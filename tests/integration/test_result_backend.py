@@ -2,13 +2,16 @@
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 from celery import Celery, states
+from celery.app.trace import build_tracer
 from celery.backends.redis import RedisBackend
 
 from local.redis import Redis
+from messaging.worker.request import RESULTS_ARE_AWAY
 from messaging.worker.result_backend import ResultBackend, address
 
 
@@ -81,6 +84,32 @@ def test_a_late_failure_does_not_hide_a_success(worker: Celery, sender: Celery, 
     worker.backend.store_result("id-4", ValueError("late"), states.FAILURE)
 
     assert sender.AsyncResult("id-4").get(timeout=10) == "kept"
+
+
+def test_an_answer_that_could_not_be_stored_is_not_replaced_by_that_error(
+    worker: Celery, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+):
+    """Redis is away for a moment: Celery stores the error about that, as if it were the task's."""
+    pool = worker.backend.client.connection_pool
+    connect, away = pool.get_connection, [redis.exceptions.ConnectionError("away")]
+    monkeypatch.setattr(pool, "get_connection", lambda *a: _raise(away.pop()) if away else connect(*a))
+
+    @worker.task(name="answers", shared=False)
+    def answers() -> None:
+        raise ValueError("the task's own")
+
+    with pytest.warns(RuntimeWarning, match="Exception raised outside body"):
+        traced = build_tracer("answers", answers, app=worker)("id-5", (), {}, {"id": "id-5"})
+
+    assert not away
+    assert client.get("celery-task-meta-id-5") is None
+    # The worker's main process sees by this that the message has to come back.
+    assert traced.retval.internal
+    assert isinstance(traced.retval.exception.exc, RESULTS_ARE_AWAY)
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def test_what_it_rests_on_is_still_there():
