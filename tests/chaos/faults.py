@@ -17,11 +17,13 @@ import psycopg2
 from local import programs
 from local.child import Child
 from local.waiting import eventually
+from tests.chaos.clock import Clock
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import MAX_CONNECTIONS, WORKERS, World
 
 #: Seconds that an outage lasts; longer than a command is tried, a mail is retried, a relay waits.
 OUTAGE_S = 3.0
+HOUR_S = 3600
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,27 @@ def two_beats_three_relays(world: World, _traffic: Traffic, rng: random.Random) 
     world.kill(rng.choice(WORKERS))  # so that there is something to relay
     last(OUTAGE_S)
     world.remove("beat2", "relay2", "relay3")
+
+
+@fault(
+    "a worker whose clock jumps by hours, forth and back, SIGKILL while it is ahead",
+    needs="clock",
+)
+def clock_jumps(world: World, traffic: Traffic, rng: random.Random) -> None:
+    clock = Clock(world.folder)
+    clock.jump_to(0)
+    jumping = world.worker("jumping")
+    jumping.env = {**(jumping.env or {}), **clock.environment()}
+    world.add(jumping)
+    world.wait_for_workers(jumping.name)
+    for offset_s in (HOUR_S, -HOUR_S, HOUR_S):
+        clock.jump_to(offset_s)
+        traffic.burst(20)
+        last(OUTAGE_S)
+    traffic.burst(20)
+    last(rng.uniform(0.02, 0.2))
+    world.kill(jumping.name)
+    world.remove(jumping.name)
 
 
 # Orders that kill

@@ -26,6 +26,7 @@ from local.rabbitmq import RabbitMQ
 from local.redis import Redis
 from local.server import Server
 from local.waiting import eventually
+from tests.chaos import clock
 
 #: Short times, so that a round takes seconds; what they govern scales with them (docs/reliability.md).
 SETTINGS = {
@@ -53,12 +54,13 @@ SMALL_DISK = "400m"
 class World:
     """The backend under test on one broker, `redis` or `rabbitmq`; a context manager.
 
-    `has` names what not every world can break: its broker, and `small disk` for PostgreSQL (as root).
+    `has` names what not every world can break: its broker, `small disk` for PostgreSQL (as root), and `clock`
+    of a single program (where there is a C compiler).
     """
 
     def __init__(self, folder: Path, broker: str = "redis") -> None:
         self.folder = folder
-        self.has = {broker}
+        self.has = {broker} | ({"clock"} if clock.can_be_built() else set())
         self.postgres = Postgres(
             folder / "postgres",
             settings={
