@@ -43,7 +43,7 @@ up: $(RUN)
 	@$(PY) -m local
 
 test: $(DEV)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(PY) -m ruff check .
