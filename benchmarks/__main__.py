@@ -19,7 +19,18 @@ from benchmarks.scale import FULL, QUICK, TINY, Scale
 from benchmarks.servers import Servers, servers
 
 #: In this order: the relay's ten million rows come last.
-MEASUREMENTS = ("commands", "events", "latency", "hot", "scaling", "memory", "flat", "settings", "relay")
+MEASUREMENTS = (
+    "commands",
+    "events",
+    "latency",
+    "hot",
+    "scaling",
+    "memory",
+    "flat",
+    "settings",
+    "brokers",
+    "relay",
+)
 Measure = Callable[[Servers, Scale], list[Figure]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from celery import Celery
+from celery.result import AsyncResult
 
 from benchmarks.peers.peer import Line, Peer, redis_url
 from local.programs import WORK_QUEUES
@@ -27,11 +28,16 @@ def celery_worker(app_name: str, node: str, queues: str, pool: str, concurrency:
 
 
 def publish(lines: Sequence[Line], sender: Celery = sender) -> None:
-    """Send by task name, as another app does; the result comes back over Redis."""
+    """Put lines into the queue."""
     for line in lines:
-        sender.send_task(
-            "allocation.allocate", (line.orderid, line.sku, line.qty), queue="allocation.commands"
-        )
+        send(line, sender)
+
+
+def send(line: Line, sender: Celery = sender) -> AsyncResult[str | None]:
+    """Send by task name, as another app does; the result comes back over Redis."""
+    return sender.send_task(
+        "allocation.allocate", (line.orderid, line.sku, line.qty), queue="allocation.commands", declare=()
+    )
 
 
 peer = Peer("ours", "this backend, prefork", workers, publish)
