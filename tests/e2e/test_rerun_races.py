@@ -89,6 +89,7 @@ def crowd(backend: Backend, eager: dict[str, str]) -> Iterator[None]:
             child = programs.beat(backend.folder / f"beat{number}", eager)
             child.start()
             stack.callback(child.stop)
+        eventually(lambda: backend.sql(RELAY_AGE), 60, "the relay's first look")
         yield
 
 
