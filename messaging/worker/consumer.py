@@ -20,6 +20,7 @@ from celery.utils.objects import Bunch
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
 from messaging.worker.message_checks import MAX_DEPTH, MAX_NAME, RUNS_OTHERS, Limits, check_message
+from messaging.worker.result_backend import ResultBackend
 from messaging.worker.task_events import BatchingConsumer
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Consumer(BatchingConsumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*args, **kwargs)
         limits = Limits.of(self.app.conf)
+        if isinstance(self.pool, SoloPool) and isinstance(self.app.backend, ResultBackend):
+            self.app.backend.confirm_later(self.call_soon)
 
         def on_task_received(message: Any) -> None:
             try:

@@ -13,6 +13,8 @@ from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from messaging.worker.result_backend import ResultBackend
+
 logger = logging.getLogger(__name__)
 
 #: Why an answer could not be stored.
@@ -35,6 +37,15 @@ class Request(CeleryRequest):
         logger.error("%s[%s] took longer than %s s; it is given back", self.name, self.id, timeout)
         self.reject(requeue=True)
 
+    def acknowledge(self) -> None:
+        """Acknowledge as soon as the answer is stored; a worker may have gone on without waiting for that."""
+        backend = self.task.backend
+        waits = isinstance(backend, ResultBackend) and backend.when_stored(
+            self.id, super().acknowledge, self._give_back
+        )
+        if not waits:
+            super().acknowledge()
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Give the message back when its answer could not be stored; Celery would acknowledge it."""
         error = exc_info.exception
@@ -42,10 +53,13 @@ class Request(CeleryRequest):
             error = error.exc
         if getattr(exc_info, "internal", False) and isinstance(error, RESULTS_ARE_AWAY):
             task_ready(self)
-            logger.warning("%s[%s] could not be answered; it is given back: %r", self.name, self.id, error)
-            self.reject(requeue=True)
+            self._give_back(error)
             return None
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _give_back(self, error: BaseException) -> None:
+        logger.warning("%s[%s] could not be answered; it is given back: %r", self.name, self.id, error)
+        self.reject(requeue=True)
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:  # noqa: ARG002  Celery's signature
         """Leave a message whose connection was lost to the broker, which brings it again.

@@ -1,4 +1,4 @@
-"""Celery's Redis result backend with one round trip for a success (docs/adr: results-in-one-round-trip).
+"""Celery's Redis result backend with one round trip for a success, or none to wait for (docs/adr/011).
 
 Setting: `result_backend = "messaging.worker.result_backend:ResultBackend+redis://…"`. Keys, values and
 announcements stay Celery's, so a sender keeps its plain `redis://` address.
@@ -6,13 +6,26 @@ announcements stay Celery's, so a sender keeps its plain `redis://` address.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendError, BackendStoreError
 from kombu.utils.encoding import bytes_to_str
+from redis import Connection
 from redis.exceptions import RedisError
+
+
+@dataclass
+class Unconfirmed:
+    """A result that is on its way: Redis' replies have not been read yet."""
+
+    task_id: str
+    connection: Connection
+    stored: Callable[[], object] = lambda: None
+    lost: Callable[[Exception], object] = lambda _error: None
 
 
 class ResultBackend(RedisBackend):
@@ -21,6 +34,44 @@ class ResultBackend(RedisBackend):
     Celery reads first so that nothing replaces a success. Another success may: a command that is carried out
     again answers from the inbox, with the same result. Every other state still takes Celery's way.
     """
+
+    _call_soon: Callable[[Callable[[], None]], object] | None = None
+    _unconfirmed: Unconfirmed | None = None
+
+    def confirm_later(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """Let the next task begin while Redis stores a success; `call_soon` is the worker's event loop.
+
+        Only where that loop runs the tasks itself, one at a time: it holds the messages then, and
+        acknowledges each when `when_stored` says so.
+        """
+        self._call_soon = call_soon
+
+    def when_stored(
+        self, task_id: str, stored: Callable[[], object], lost: Callable[[Exception], object]
+    ) -> bool:
+        """Call one of the two when Redis has said what became of this result; False when it is known."""
+        waiting = self._unconfirmed
+        if waiting is None or waiting.task_id != task_id:
+            return False
+        waiting.stored, waiting.lost = stored, lost
+        return True
+
+    def confirm(self) -> None:
+        """Read what Redis said to the result that was sent last."""
+        waiting, self._unconfirmed = self._unconfirmed, None
+        if waiting is None:
+            return
+        try:
+            for _ in ("SET", "PUBLISH"):
+                waiting.connection.read_response()
+        except (RedisError, OSError) as error:
+            # The other reply may be on its way.
+            waiting.connection.disconnect()  # type: ignore[no-untyped-call]
+            waiting.lost(error)
+        else:
+            waiting.stored()
+        finally:
+            self.client.connection_pool.release(waiting.connection)
 
     def _store_result(
         self,
@@ -31,12 +82,15 @@ class ResultBackend(RedisBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
+        self.confirm()
         try:
             if state != states.SUCCESS:
                 return super()._store_result(task_id, result, state, traceback, request=request, **kwargs)
             meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
             meta["task_id"] = bytes_to_str(task_id)
-            self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
+            key, value = self.get_key_for_task(task_id), self.encode(meta)
+            if self._call_soon is None or not self._send(task_id, key, value, self._call_soon):
+                self._set_with_state(key, value, state)
         except (BackendError, RedisError, OSError) as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
         return result
@@ -50,12 +104,36 @@ class ResultBackend(RedisBackend):
             return super().mark_as_failure(task_id, exc, *args, **kwargs)
         return None
 
-    def _set(self, key: str, value: str | bytes, expires: int | None = None) -> None:
-        """Keep and announce a result; MULTI around the two would double the replies to read."""
+    def _send(
+        self, task_id: str, key: str | bytes, value: str | bytes, call_soon: Callable[..., object]
+    ) -> bool:
+        """Send a result and leave the replies to `confirm`; False when it could not be sent."""
+        pool = self.client.connection_pool
+        try:
+            connection = pool.get_connection()
+        except (RedisError, OSError):
+            return False
+        try:
+            connection.send_packed_command(connection.pack_commands(self._commands(key, value)))
+        except (RedisError, OSError):
+            pool.release(connection)
+            return False
+        self._unconfirmed = Unconfirmed(task_id, connection)
+        call_soon(self.confirm)
+        return True
+
+    def _set(self, key: str | bytes, value: str | bytes, expires: int | None = None) -> None:
         with self.client.pipeline(transaction=False) as pipe:
-            pipe.set(key, value, ex=expires or self.expires or None)
-            pipe.publish(key, value)
+            for command in self._commands(key, value, expires):
+                pipe.execute_command(*command)
             pipe.execute()
+
+    def _commands(
+        self, key: str | bytes, value: str | bytes, expires: int | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Keep and announce a result; MULTI around the two would double the replies to read."""
+        life = expires or self.expires
+        return [("SET", key, value, *(("EX", life) if life else ())), ("PUBLISH", key, value)]
 
 
 def address(url: str) -> str:

@@ -35,7 +35,7 @@ class LetterFile:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-app = Celery("fixture")
+app = Celery("fixture", task_cls="messaging.worker.request:Task")
 keep_shared()
 app.conf.update(json.loads(os.environ["FIXTURE_CONFIG"]))
 app.runtime = SimpleNamespace(
