@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import signals
-from celery.concurrency.solo import TaskPool as SoloPool
 from celery.exceptions import NotRegistered
 from celery.utils.objects import Bunch
 
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
 from messaging.worker.message_checks import MAX_DEPTH, MAX_NAME, RUNS_OTHERS, Limits, check_message
-from messaging.worker.result_backend import ResultBackend
+from messaging.worker.solo import SoloConsumer
 from messaging.worker.task_events import BatchingConsumer
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ DELAYED = re.compile(r"(?:[01]\.){28}")  # how Celery begins the routing key of 
 TRY_AGAIN_S = 30.0  # seconds until a broker without a visibility timeout gets an unrecorded message back
 
 
-class Consumer(BatchingConsumer):
+class Consumer(BatchingConsumer, SoloConsumer):
     """Checks each message before Celery sees it, and records what it refuses."""
 
     def connect(self) -> Any:
@@ -39,14 +38,12 @@ class Consumer(BatchingConsumer):
         connection = super().connect()
         if hasattr(connection.transport, "on_unreadable"):
             connection.transport.on_unreadable = self.on_unreadable
-            connection.transport.holds_leases = not isinstance(self.pool, SoloPool)
+            connection.transport.holds_leases = not self.is_solo
         return connection
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*args, **kwargs)
         limits = Limits.of(self.app.conf)
-        if isinstance(self.pool, SoloPool) and isinstance(self.app.backend, ResultBackend):
-            self.app.backend.confirm_later(self.call_soon)
 
         def on_task_received(message: Any) -> None:
             try:

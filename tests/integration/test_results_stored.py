@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from celery import Celery, states
@@ -12,7 +13,15 @@ from celery import Celery, states
 from local.redis import Redis
 from local.waiting import eventually
 from messaging.worker.result_backend import ResultBackend, address
-from tests.integration.celery_fixtures.processes import OUR_CONSUMER, make_worker, running, sender, unfinished
+from tests.integration.celery_fixtures.processes import (
+    CONFIG,
+    OUR_CONSUMER,
+    make_worker,
+    marks,
+    running,
+    sender,
+    unfinished,
+)
 
 
 @pytest.fixture
@@ -162,8 +171,30 @@ def test_a_worker_answers_what_it_could_not_answer_at_first(
             lambda: all(f"{each.id}] could not be answered" in worker.log_text() for each in sent),
             what="all three given back",
         )
-        assert unfinished(redis_server) == 3
+        eventually(lambda: unfinished(redis_server) == 3, what="all three in the broker")
         accept(client)
 
         assert [each.get(timeout=30) for each in sent] == [1, 2, 3]
         eventually(lambda: unfinished(redis_server) == 0, what="nothing left in the broker")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_worker_that_stops_leaves_nothing_to_be_done_again(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
+):
+    settings = {
+        "result_backend": address(redis_server.url_of(1)),
+        "worker_consumer": OUR_CONSUMER,
+        "broker_transport_options": CONFIG["broker_transport_options"] | {"visibility_timeout": 600},
+    }
+    worker = make_worker(redis_server, tmp_path, "w", pool, **settings)
+    app = sender(redis_server)
+    with running(worker):
+        sent = [app.send_task("fixture.mark", (number, number / 2)) for number in range(3)]
+        eventually(lambda: marks(redis_server) == {0: 1, 1: 1}, what="the slow task alone at work")
+        psutil.Process(worker.pid).terminate()
+        eventually(lambda: not worker.running, 60, "the end of the worker")
+
+    assert marks(redis_server) == {0: 1, 1: 1, 2: 1}
+    assert [each.get(timeout=10) for each in sent] == [None] * 3
+    assert unfinished(redis_server) == 0
