@@ -192,6 +192,14 @@ def shop(broker: Broker) -> Iterator[Shop]:
 
 
 @pytest.fixture
+def other_shop(broker: Broker) -> Iterator[Shop]:
+    """One more; it uses an id again without hearing late what was answered to the first use."""
+    shop = Shop(broker)
+    yield shop
+    shop.app.close()
+
+
+@pytest.fixture
 def sku(shop: Shop) -> str:
     """A product of the test's own with one piece in stock."""
     sku = f"LAMP-{uuid4()}"
