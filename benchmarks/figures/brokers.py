@@ -72,8 +72,12 @@ def _declare(broker: str) -> None:
 
 
 def _sender(env: dict[str, str]) -> Celery:
-    broker, results = env.values()
-    return Celery("sender", broker=broker, backend=results, set_as_current=False)
+    return Celery(
+        "sender",
+        broker=env["ALLOCATION_BROKER_URL"],
+        backend=env["ALLOCATION_RESULT_BACKEND_URL"],
+        set_as_current=False,
+    )
 
 
 def _publish(sender: Celery, lines: Sequence[Line]) -> None:
