@@ -10,37 +10,46 @@ from messaging.postgres.repository import PostgresRepository
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Row, Transaction
 
-# The product is locked first and read after, so that what is read is as fresh as the lock.
-# NO KEY: the foreign key checks of other transactions need not wait.
-LOCK_PRODUCT = Statement("SELECT FROM products WHERE sku = $1 FOR NO KEY UPDATE", "text")
+# The product is locked first and read after, so that what is read is as fresh as the lock. A product that
+# another transaction inserts between the two statements was not locked, and must not be read either: the lock
+# leaves the SKU that it found in a setting that ends with the transaction, and each read asks for that.
+# The lock is taken in a subquery, so that the setting is made once the lock is held.
+# NO KEY: the foreign key checks of other transactions need not wait. (docs/adr/003)
+LOCK = """
+SELECT set_config('allocation.locked_sku', sku, true)
+FROM (SELECT sku FROM products WHERE sku = {sku} FOR NO KEY UPDATE) locked"""
+LOCKED_SKU = "current_setting('allocation.locked_sku', true)"
+
+LOCK_PRODUCT = Statement(LOCK.format(sku="$1"), "text")
 
 # First a row that says that the product exists, then what it has for the line.
 LOAD_FOR_LINE = Statement(
-    """
+    f"""
 SELECT NULL AS reference, sku, NULL AS purchased_quantity, NULL::date AS eta, NULL AS allocated_quantity,
        NULL::boolean AS holds
-FROM products WHERE sku = $1
+FROM products WHERE sku = $1 AND $1 = {LOCKED_SKU}
 UNION ALL
 (SELECT reference, batches.sku, purchased_quantity, eta, allocated_quantity, true
  FROM allocations JOIN batches ON reference = batch_reference
- WHERE orderid = $2 AND allocations.sku = $1 AND qty = $3)
+ WHERE orderid = $2 AND allocations.sku = $1 AND qty = $3 AND $1 = {LOCKED_SKU})
 UNION ALL
 (SELECT reference, sku, purchased_quantity, eta, allocated_quantity, false FROM batches
- WHERE sku = $1 AND open AND purchased_quantity - allocated_quantity >= $3
- ORDER BY eta NULLS FIRST, reference LIMIT 1)""",
+ WHERE sku = $1 AND $1 = {LOCKED_SKU} AND open AND purchased_quantity - allocated_quantity >= $3
+ ORDER BY eta NULLS FIRST, reference LIMIT 1)""",  # noqa: S608  # put together from constants
     *("text", "text", "integer"),
 )
 
+# The insert waits for a transaction that inserts the same product, so the lock always finds a row.
 LOAD_FOR_BATCH = """
 INSERT INTO products (sku) VALUES (%s) ON CONFLICT DO NOTHING;
 SELECT FROM products WHERE sku = %s FOR NO KEY UPDATE;
 SELECT reference, sku, purchased_quantity, eta, allocated_quantity FROM batches WHERE reference = %s"""
 
 # Walks the lines from the last one back until what stays fits: k lines given back cost k steps.
-LOAD_BY_BATCHREF = """
-SELECT FROM products WHERE sku = (SELECT sku FROM batches WHERE reference = %(ref)s) FOR NO KEY UPDATE;
+LOAD_BY_BATCHREF = f"""
+{LOCK.format(sku="(SELECT sku FROM batches WHERE reference = %(ref)s)")};
 WITH RECURSIVE batch AS (
-    SELECT * FROM batches WHERE reference = %(ref)s
+    SELECT * FROM batches WHERE reference = %(ref)s AND sku = {LOCKED_SKU}
 ), freed AS (
     SELECT NULL::text COLLATE "C" AS orderid, 0 AS qty, NULL::bigint AS position,
            allocated_quantity::bigint - %(qty)s AS excess
@@ -56,15 +65,19 @@ WITH RECURSIVE batch AS (
 )
 SELECT batch.reference, batch.sku, batch.purchased_quantity, batch.eta, batch.allocated_quantity,
        freed.orderid, freed.qty
-FROM batch LEFT JOIN freed ON freed.position IS NOT NULL ORDER BY freed.position"""
+FROM batch LEFT JOIN freed ON freed.position IS NOT NULL ORDER BY freed.position"""  # noqa: S608
 
 INSERT_BATCH = """
 INSERT INTO batches (reference, sku, eta, purchased_quantity, allocated_quantity)
 VALUES (%s, %s, %s, %s, %s)"""
 
+# A batch that is not as it was read raises a serialization failure, and the command is tried again.
 UPDATE_BATCH = Statement(
-    "UPDATE batches SET purchased_quantity = $1, allocated_quantity = $2 WHERE reference = $3",
-    *("integer", "integer", "text"),
+    """
+UPDATE batches SET purchased_quantity = $1, allocated_quantity =
+    CASE WHEN (purchased_quantity, allocated_quantity) = ($3, $4) THEN $2 ELSE raise_lost_update() END
+WHERE reference = $5""",
+    *("integer", "integer", "integer", "integer", "text"),
 )
 
 INSERT_LINE = Statement(
@@ -136,7 +149,7 @@ class PostgresProductRepository(PostgresRepository[Product]):
         if loaded is None:
             self.transaction.write(INSERT_BATCH, (batch.reference, batch.sku, batch.eta, *now.quantities))
         else:
-            self.transaction.write(UPDATE_BATCH, (*now.quantities, batch.reference))
+            self.transaction.write(UPDATE_BATCH, (*now.quantities, *loaded.quantities, batch.reference))
         before = loaded.lines if loaded else ()
         self._write_each(DELETE_LINE, ((*_key(line),) for line in before if line not in now.lines))
         self._write_each(

@@ -1,0 +1,39 @@
+"""Answers belong to messages, effects to idempotency keys; refusals are answers too."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "m003"
+down_revision = "m002"
+branch_labels = None
+depends_on = None
+
+# A row per message that was answered: with its result, or with the error of a refusal. At most one message
+# of a key has a result. The key is null where it is the task id, as in the rows that older releases write.
+ANSWERS = """
+ALTER TABLE inbox ADD COLUMN idempotency_key text, ADD COLUMN error json;
+CREATE UNIQUE INDEX inbox_effects ON inbox ((coalesce(idempotency_key, task_id))) WHERE error IS NULL;
+"""
+
+# For an UPDATE that finds a row otherwise than it was read: the transaction fails and is tried again.
+LOST_UPDATE = """
+CREATE FUNCTION raise_lost_update() RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the row has changed since it was read' USING ERRCODE = 'serialization_failure';
+END $$;
+"""
+
+
+def upgrade() -> None:
+    """Add the columns, the index and the function."""
+    op.execute(ANSWERS + LOST_UPDATE)
+
+
+def downgrade() -> None:
+    """Take them away; refusals go, since older releases would take them for results."""
+    op.execute(
+        "DELETE FROM inbox WHERE error IS NOT NULL;"
+        " ALTER TABLE inbox DROP COLUMN idempotency_key, DROP COLUMN error;"
+        " DROP FUNCTION raise_lost_update()"
+    )
