@@ -19,9 +19,9 @@ __all__ = ["Allocate", "AllocationClient", "ChangeBatchQuantity", "CreateBatch"]
 
 
 class Options(TypedDict, total=False):
-    """`id`: the caller's own name for this order, so that a second send is harmless. `timeout_s`: seconds."""
+    """`key`: the caller's own name for this command, so that a repeat is harmless. `timeout_s`: seconds."""
 
-    id: str | None
+    key: str | None
     timeout_s: float | None
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from messaging.errors import UnknownMessage, describe
+from messaging.errors import UnknownMessage
 from messaging.messages import Command, Event, Message
 from messaging.unit_of_work import UnitOfWork
 
@@ -65,12 +65,7 @@ class MessageBus:
         handler = self.commands.get(type(command))
         if handler is None:
             raise UnknownMessage(f"{command!r} has no handler")
-        try:
-            result = self.run(handler, command, uow)
-        except Exception as error:
-            # One line: the sender gets the error, and Celery logs the traceback of what is unexpected.
-            logger.warning("Refused %r: %s", command, describe(error))
-            raise
+        result = self.run(handler, command, uow)
         queue.extend(uow.collect_new_events())
         return result
 

@@ -20,7 +20,7 @@ from kombu.exceptions import KombuError
 
 from messaging import brokers, errors, tls
 from messaging.errors import MessagingError, Unavailable
-from messaging.messages import Command, task_name, to_dict
+from messaging.messages import IDEMPOTENCY_KEY, Command, task_name, to_dict
 from messaging.signing import Signing
 
 #: Publishing gives up after some seconds: a caller prefers a clear error to a hang.
@@ -32,19 +32,24 @@ CONNECTION_ERRORS = (KombuError, OSError)
 
 
 class NotAnswered(MessagingError):
-    """A command was sent, and its answer did not come in time; `id` asks again without doing it twice."""
+    """A command was sent, and its answer did not come in time; sending it again with `key` is harmless."""
 
-    def __init__(self, text: str, id: str = "") -> None:  # noqa: A002  it is the id of a message
+    def __init__(self, text: str, key: str = "") -> None:
         super().__init__(text)
-        self.id = id
+        self.key = key
 
 
 class CommandFailed(MessagingError):
-    """The worker ran into an accident that is no refusal; the text names its class."""
+    """The handler raised an unexpected error; the text names its class."""
 
 
 class Answer(AsyncResult):  # type: ignore[misc]  # Celery is untyped
-    """Celery's `AsyncResult`, but one that goes out of use while its backend is away makes no noise."""
+    """Celery's `AsyncResult`, but one that goes out of use while its backend is away makes no noise.
+
+    `key` is the idempotency key that the command was sent with.
+    """
+
+    key = ""
 
     def __del__(self) -> None:
         """Stop listening for the answer."""
@@ -56,7 +61,7 @@ class Answer(AsyncResult):  # type: ignore[misc]  # Celery is untyped
 class Outcome:
     """What one of many commands came to: a result, or an error."""
 
-    id: str
+    key: str  # the idempotency key that it was sent with
     command: Command
     result: Any = None
     error: Exception | None = None
@@ -66,7 +71,7 @@ class Outcome:
 class Batch:
     """Commands that went out in one message."""
 
-    commands: list[tuple[str, Command]]
+    commands: list[tuple[str, Command]]  # each with its key
     result: Answer
 
 
@@ -97,43 +102,45 @@ class Client:
         self._queue = brokers.task_queue(project, f"{project}.commands", broker_url)
         self._errors = {kind.__name__: kind for kind in (*_messaging_errors(), *refusals)}
 
-    def call(self, command: Command, *, id: str | None = None, timeout_s: float | None = None) -> Any:  # noqa: A002
+    def call(self, command: Command, *, key: str | None = None, timeout_s: float | None = None) -> Any:
         """Send a command, wait for its answer and return the result.
 
-        `id` is the caller's own name for this order (1 to 255 characters): a second send with it is answered
-        with the first result.
+        `key` is the idempotency key, the caller's own name for this command (1 to 255 characters): when the
+        command was carried out under it, a repeat is answered with the first result. After an error a repeat
+        is tried anew. Without a key each call is a command of its own.
 
         Raises:
             Unavailable: the broker or the result backend is away, so perhaps nothing was sent.
             NotAnswered: it was sent, but no answer came within `timeout_s` seconds.
             MessagingError, or one of the refusals: what the worker raised.
         """
-        return self.answer(self.delay(command, id=id), timeout_s)
+        return self.answer(self.delay(command, key=key), timeout_s)
 
-    def delay(self, command: Command, *, id: str | None = None) -> Answer:  # noqa: A002
+    def delay(self, command: Command, *, key: str | None = None) -> Answer:
         """Send a command and return without waiting; the broker has confirmed that it has the message.
 
         Raises:
             Unavailable: the broker or the result backend stayed away for some seconds.
         """
-        return self._send(task_name(self.project, type(command)), id, repr(command), kwargs=to_dict(command))
+        return self._send(task_name(self.project, type(command)), key, repr(command), kwargs=to_dict(command))
 
     def answer(self, result: Answer | str, timeout_s: float | None = None) -> Any:
-        """Wait for the answer to a command that was sent, given what `delay` returned or the id.
+        """Wait for the answer to a command that was sent, given what `delay` returned or the id of that.
 
         Raises as `call`.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         result = Answer(result, app=self.app) if isinstance(result, str) else result
+        key = result.key or result.id
         try:
-            with self._clear_errors(result.id):
+            with self._clear_errors(key):
                 # To Celery 0 means for ever; disable_sync_subtasks: an app may itself be a task.
                 value = result.get(
                     timeout=max(timeout_s, 0.001), propagate=False, disable_sync_subtasks=False
                 )
         except NoResultInTime:
             raise NotAnswered(
-                f"Sent, not answered in {timeout_s:g} s; ask again with the id {result.id!r}", result.id
+                f"Sent, not answered in {timeout_s:g} s; send it again with the idempotency key {key!r}", key
             ) from None
         if isinstance(value, BaseException):
             raise self._rebuilt(type(value).__name__, str(value))
@@ -150,7 +157,7 @@ class Client:
     ) -> Iterator[Outcome]:
         """Send any number of commands, `size` in a message, and yield each outcome in their order.
 
-        At most `size * in_flight` commands are held at a time. A pair gives a command an id of the caller's.
+        At most `size * in_flight` commands are held at a time. A pair gives a command a key of the caller's.
         `progress` is called with how many have been answered so far. One that is not answered in `timeout_s`
         seconds, as one that is refused, is an outcome with an error.
 
@@ -179,9 +186,9 @@ class Client:
         """Close."""
         self.close()
 
-    def _send(self, task: str, id: str | None, shown: str, **message: Any) -> Answer:  # noqa: A002
-        task_id = id or str(uuid4())
-        with self._clear_errors(task_id):
+    def _send(self, task: str, key: str | None, shown: str, **message: Any) -> Answer:
+        task_id = str(uuid4())  # a new one for each message: its result is found by it
+        with self._clear_errors(key or task_id):
             answer: Answer = self.app.send_task(
                 task,
                 task_id=task_id,
@@ -190,31 +197,33 @@ class Client:
                 argsrepr=shown,
                 kwargsrepr="{}",
                 confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
+                headers={IDEMPOTENCY_KEY: key or task_id},
                 **message,
             )
+        answer.key = key or task_id
         return answer
 
     def _sent_batches(self, commands: Iterator[Command | tuple[str, Command]], size: int) -> Iterator[Batch]:
         while items := list(islice(commands, size)):
-            bulk_id = str(uuid4())
-            named = [
-                item if isinstance(item, tuple) else (f"{bulk_id}.{position}", item)
+            name = str(uuid4())
+            keyed = [
+                item if isinstance(item, tuple) else (f"{name}.{position}", item)
                 for position, item in enumerate(items)
             ]
             lines = [
-                [task_name(self.project, type(command)), to_dict(command), id_] for id_, command in named
+                [task_name(self.project, type(command)), to_dict(command), key] for key, command in keyed
             ]
-            shown = f"([{named[0][1]!r}, …{len(named)} commands],)"
-            yield Batch(named, self._send(f"{self.project}.many", bulk_id, shown, args=(lines,)))
+            shown = f"([{keyed[0][1]!r}, …{len(keyed)} commands],)"
+            yield Batch(keyed, self._send(f"{self.project}.many", name, shown, args=(lines,)))
 
     def _outcomes(self, batch: Batch, timeout_s: float) -> list[Outcome]:
         try:
             answers = self.answer(batch.result, timeout_s)
         except Exception as error:  # noqa: BLE001  it is the answer to each of them
-            return [Outcome(id_, command, error=error) for id_, command in batch.commands]
+            return [Outcome(key, command, error=error) for key, command in batch.commands]
         return [
-            Outcome(id_, command, answer.get("result"), self._error_of(answer))
-            for (id_, command), answer in zip(batch.commands, answers, strict=True)
+            Outcome(key, command, answer.get("result"), self._error_of(answer))
+            for (key, command), answer in zip(batch.commands, answers, strict=True)
         ]
 
     def _error_of(self, answer: Mapping[str, Any]) -> Exception | None:
@@ -227,7 +236,7 @@ class Client:
         return kind(text) if kind else CommandFailed(f"{name}: {text}")
 
     @contextmanager
-    def _clear_errors(self, task_id: str) -> Iterator[None]:
+    def _clear_errors(self, key: str) -> Iterator[None]:
         """Turn what the two services raise when they are away into one error, without their addresses."""
         away: tuple[type[Exception], ...] = (
             *CONNECTION_ERRORS,
@@ -244,7 +253,7 @@ class Client:
                 raise
             raise Unavailable(
                 f"The broker or the result backend is away ({type(cause).__name__});"
-                f" send it again with the id {task_id!r}"
+                f" send it again with the idempotency key {key!r}"
             ) from None
 
 

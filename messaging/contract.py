@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from messaging import brokers, errors
 from messaging.announcements import CONTENT_TYPE
-from messaging.messages import Command, Message, task_name
+from messaging.messages import IDEMPOTENCY_KEY, Command, Message, task_name
 from messaging.project import Project
 from messaging.validation import model
 
@@ -21,7 +21,13 @@ Json = dict[str, Any]
 
 NAME: Json = {"type": "string", "minLength": 1, "maxLength": 255}
 #: Errors of the bus itself that a sender can get; the others never leave it.
-ANSWERS = (errors.InvalidMessage, errors.UnknownMessage, errors.Unavailable, errors.WorkerCrashed)
+ANSWERS = (
+    errors.InvalidMessage,
+    errors.UnknownMessage,
+    errors.Unavailable,
+    errors.Expired,
+    errors.WorkerCrashed,
+)
 
 
 def asyncapi(project: Project, title: str, version: str) -> Json:
@@ -42,7 +48,8 @@ def asyncapi(project: Project, title: str, version: str) -> Json:
 
 DESCRIPTION = """\
 Commands are Celery tasks (message protocol 2, JSON) on the queue {name}.commands; the answer is Celery's
-result of that task id. A command sent again with the same id is answered with the first result.
+result of that task id, which must be new for each message. The header `idempotency_key` is the sender's own
+name for a command: once it was carried out, a message with the same key is answered with the first result.
 Events are CloudEvents 1.0 on the topic exchange {name}.events; the routing key is the event's name.
 Fields may be added to events, so a listener passes over what it does not know.
 """
@@ -113,7 +120,7 @@ def _messages(project: Project) -> Json:
     return {**messages, **{kind.__name__: _event(project, kind) for kind in _events(project)}}
 
 
-MANY = "A list of commands: each has a transaction, an id, and a result or an error of its own."
+MANY = "A list of commands: each has a transaction, an idempotency key, and a result or an error of its own."
 
 
 def _task(name: str, summary: str, args: Json, kwargs: Json) -> Json:
@@ -132,7 +139,11 @@ def _task(name: str, summary: str, args: Json, kwargs: Json) -> Json:
         "required": ["task", "id"],
         "properties": {
             "task": {"const": name},
-            "id": {**NAME, "description": "the sender's own, unique; the answer is found by it"},
+            "id": {**NAME, "description": "new for each message; the answer is found by it"},
+            IDEMPOTENCY_KEY: {
+                **NAME,
+                "description": "the sender's own name for the command; the id where it is not given",
+            },
         },
     }
     return {
@@ -186,7 +197,7 @@ def _schemas(project: Project) -> Json:
             "type": "object",
             "required": ["id"],
             "properties": {
-                "id": NAME,
+                "id": {**NAME, "description": "its idempotency key"},
                 "result": {},
                 "error": {
                     "type": "object",
@@ -208,7 +219,7 @@ def _schema(kind: type[Message]) -> Json:
 
 
 def _line(project: Project, kind: type[Command]) -> Json:
-    """Return one of many commands: its task, its fields, and its id if the sender gives one."""
+    """Return one of many commands: its task, its fields, and its idempotency key if the sender gives one."""
     task = {"const": task_name(project.name, kind)}
     items = [task, _ref("schemas", kind.__name__), NAME]
     return {"type": "array", "items": items, "minItems": 2, "maxItems": 3}

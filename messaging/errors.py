@@ -25,7 +25,11 @@ class UnknownMessage(MessagingError):
 
 
 class Unavailable(MessagingError):
-    """A service that is needed did not answer, although it was tried several times."""
+    """A service that is needed did not do its part in several attempts; the text says what is known."""
+
+
+class Expired(MessagingError):
+    """A command's `expires` had passed before a worker began it; nothing was changed."""
 
 
 class WorkerCrashed(MessagingError):

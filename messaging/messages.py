@@ -41,6 +41,9 @@ class Whole:
 
 Name = Annotated[str, Text()]
 
+#: The message header with the sender's own name for a command, under which its effect happens once.
+IDEMPOTENCY_KEY = "idempotency_key"
+
 
 def to_dict(message: Message) -> dict[str, Any]:
     """Return a message's fields as JSON values; dates become ISO text."""

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 
+from messaging.errors import MessagingError
 from messaging.postgres.announcements import AnnouncementStore
 from messaging.postgres.dead_letters import PostgresDeadLetterStore
 from messaging.postgres.deliveries import DeliveryStore
 from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
-from messaging.postgres.inbox import Inbox
+from messaging.postgres.inbox import Inbox, known_errors
 from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
 from messaging.project import Project
 from messaging.settings import MessagingSettings
@@ -49,7 +50,7 @@ class Runtime:
     @property
     def inbox(self) -> Inbox:
         """Return the answers to commands."""
-        return self._once("inbox", lambda: Inbox(self.engine))
+        return self._once("inbox", self._inbox)
 
     @property
     def heartbeats(self) -> Heartbeats:
@@ -87,6 +88,10 @@ class Runtime:
         return connect(
             settings.database_url, settings.task_time_limit_s, settings.command_attempts, **options
         )
+
+    def _inbox(self) -> Inbox:
+        errors = known_errors((MessagingError, *self.project.refusals))
+        return Inbox(self.engine, self.project.bus, errors)
 
     def _outbox(self) -> Outbox:
         return Outbox(self.project.bus.handlers_of, self.settings.relay_grace_s, self.settings.announce)

@@ -29,13 +29,13 @@ M = TypeVar("M", bound=Message)
 ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
-def parse(kind: type[M], args: object, fields: object) -> M:
+def parse(kind: type[M], args: object, fields: object, *, ignore_unknown: bool = False) -> M:
     """Build a message from a task's arguments, positional ones in the order of its fields.
 
     Raises:
         InvalidMessage: naming the first field that breaks a rule, and the rule.
     """
-    return from_dict(kind, _named(kind, args, fields))
+    return from_dict(kind, _named(kind, args, fields), ignore_unknown=ignore_unknown)
 
 
 def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool = False) -> M:

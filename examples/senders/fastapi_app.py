@@ -34,7 +34,7 @@ class Order(BaseModel):
 def order(line: Order) -> dict[str, Any]:
     """Allocate a line. The id is made of the order, so that a customer who clicks twice orders once."""
     try:
-        batchref = client.allocate(**line.model_dump(), id=f"checkout-{line.orderid}-{line.sku}-{line.qty}")
+        batchref = client.allocate(**line.model_dump(), key=f"checkout-{line.orderid}-{line.sku}-{line.qty}")
     except (AllocationError, InvalidMessage) as refusal:
         raise HTTPException(409, str(refusal)) from None
     except (NotAnswered, Unavailable) as error:

@@ -23,7 +23,7 @@ def order() -> tuple[dict[str, Any], int]:
     line = request.get_json()
     try:
         order_id = f"checkout-{line['orderid']}-{line['sku']}-{line['qty']}"
-        batchref = client.allocate(line["orderid"], line["sku"], line["qty"], id=order_id)
+        batchref = client.allocate(line["orderid"], line["sku"], line["qty"], key=order_id)
     except (AllocationError, InvalidMessage) as refusal:
         return {"detail": str(refusal)}, 409
     except (NotAnswered, Unavailable) as error:

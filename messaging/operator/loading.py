@@ -13,7 +13,6 @@ from typing import Any
 
 from celery.exceptions import TimeoutError as NoAnswerInTime
 from celery.result import AsyncResult
-from sqlalchemy import text
 
 from messaging.bus import MessageBus
 from messaging.errors import InvalidMessage, describe
@@ -24,7 +23,7 @@ from messaging.validation import from_dict, model
 #: Commands that are under way at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
 WINDOW = 200
 
-#: Makes the ids of a file's commands: the same line of the same file always has the same.
+#: Makes the idempotency keys of a file's commands: the same line of the same file always has the same.
 NAMESPACE = uuid.UUID("8d3b1f0a-6d0c-4f3e-9f4b-4a6c0c0a9f11")
 
 
@@ -34,7 +33,7 @@ class Line:
 
     number: int  # as an editor counts them
     text: str
-    task_id: str
+    key: str
     command: Command | None = None
     result: Any = None
     refused: str | None = None  # why
@@ -64,13 +63,13 @@ def read_lines(kind: type[Command], path: Path) -> Iterator[Line]:
         rows = csv.DictReader(file)
         for row in rows:
             shown = ",".join(str(value) for value in row.values() if value is not None)
-            task_id = str(uuid.uuid5(NAMESPACE, f"{digest}:{rows.line_num}"))
+            key = str(uuid.uuid5(NAMESPACE, f"{digest}:{rows.line_num}"))
             try:
                 command = from_dict(kind, _values(kind, row))
             except InvalidMessage as error:
-                yield Line(rows.line_num, shown, task_id, refused=describe(error))
+                yield Line(rows.line_num, shown, key, refused=describe(error))
             else:
-                yield Line(rows.line_num, shown, task_id, command)
+                yield Line(rows.line_num, shown, key, command)
 
 
 def columns_of(path: Path) -> set[str]:
@@ -81,7 +80,7 @@ def columns_of(path: Path) -> set[str]:
 
 @dataclass(frozen=True)
 class Load:
-    """Sends the lines of a file and collects their answers; what was answered before is not sent again."""
+    """Sends the lines of a file and collects their answers; no line is carried out twice."""
 
     sender: Sender
     timeout_s: float  # how long one answer may take
@@ -92,13 +91,12 @@ class Load:
         Raises:
             celery.exceptions.TimeoutError: no answer came in time; what was sent stays in its queue.
         """
-        answered = self._answered([line.task_id for line in lines])
         waiting: deque[tuple[Line, AsyncResult[Any]]] = deque()
         for line in lines:
-            if line.command is None or line.task_id in answered:
-                yield _with(line, answered.get(line.task_id), line.refused)
+            if line.command is None:
+                yield line
                 continue
-            waiting.append((line, self.sender.send(line.command, line.task_id)))
+            waiting.append((line, self.sender.send(line.command, line.key)))
             if len(waiting) >= WINDOW:
                 yield self._collect(*waiting.popleft())
         while waiting:
@@ -112,15 +110,9 @@ class Load:
         except Exception as error:  # noqa: BLE001  # a refusal, of whatever class the worker says
             return _with(line, None, describe(error))
 
-    def _answered(self, task_ids: list[str]) -> dict[str, Any]:
-        query = text("SELECT task_id, result FROM inbox WHERE task_id = ANY(:ids)")
-        with self.sender.runtime.engine.connect() as connection:
-            rows = connection.execute(query, {"ids": task_ids})
-            return {row.task_id: row.result for row in rows}
-
 
 def _with(line: Line, result: Any, refused: str | None) -> Line:
-    return Line(line.number, line.text, line.task_id, line.command, result, refused)
+    return Line(line.number, line.text, line.key, line.command, result, refused)
 
 
 def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any]:

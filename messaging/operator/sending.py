@@ -10,7 +10,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from messaging.delivery import Delivery, new_id
-from messaging.messages import Command, Event, to_dict
+from messaging.messages import IDEMPOTENCY_KEY, Command, Event, to_dict
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
@@ -24,13 +24,14 @@ class Sender:
     app: Celery
     runtime: Runtime
 
-    def send(self, command: Command, task_id: str | None = None) -> AsyncResult[Any]:
-        """Enqueue a command; its answer is the result's `get`. The same id again has the same answer."""
-        project = self.runtime.project
+    def send(self, command: Command, key: str | None = None) -> AsyncResult[Any]:
+        """Enqueue a command; its answer is the result's `get`. Its effect happens once for each key."""
+        project, task_id = self.runtime.project, str(uuid.uuid4())
         return self.app.send_task(
             project.command_task(type(command)),
             kwargs=to_dict(command),
-            task_id=task_id or str(uuid.uuid4()),
+            task_id=task_id,
+            headers={IDEMPOTENCY_KEY: key or task_id},
             queue=project.commands_queue,
             argsrepr=repr(command),
             kwargsrepr="{}",
@@ -39,12 +40,8 @@ class Sender:
     def raise_event(self, event: Event) -> list[Delivery]:
         """Write a delivery for every handler of an event, send them and return them."""
         job = CommandJob(new_id(), Command(), new_id())
-        transaction = Transaction(self.runtime.engine)
-        transaction.open()
-        try:
+        with Transaction(self.runtime.engine) as transaction:
             deliveries = self.runtime.outbox.write([event], job, transaction)
             transaction.commit()
-        finally:
-            transaction.close()
         send_known(self.app, self.runtime, deliveries)
         return deliveries

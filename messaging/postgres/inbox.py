@@ -1,45 +1,109 @@
-"""Commands that were answered, and messages whose workers died."""
+"""What senders were told: an answer per message, an effect per idempotency key; and crashes per message."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, text
 
+from messaging.bus import MessageBus
 from messaging.errors import InvalidMessage
-from messaging.messages import Command
+from messaging.postgres.statement import Statement
+from messaging.postgres.transaction import Row, Transaction
+from messaging.postgres.unit_of_work import CommandJob
+from messaging.replay import same_message
+
+MAX_STORED_TEXT = 10_000  # characters of each argument of an error
+
+FIND = """
+SELECT task_id, coalesce(idempotency_key, task_id), command, result, error FROM inbox
+WHERE task_id = ANY(%(ids)s) OR (coalesce(idempotency_key, task_id) = ANY(%(keys)s) AND error IS NULL)"""
+
+# The answer may have been committed by a session that was ended while it waited for its standby. A commit
+# that writes waits for all that was written before it, so nothing is told that a failover could take back.
+WAIT_FOR_STANDBY = "SELECT pg_logical_emit_message(true, 'inbox', '')"
+
+# Waits for a copy of the message that is about to commit, whose answer then stands.
+REFUSE = Statement(
+    """
+INSERT INTO inbox (task_id, idempotency_key, command, error)
+VALUES ($1, $2, '', $3) ON CONFLICT (task_id) DO NOTHING RETURNING true""",
+    *("text", "text", "json"),
+)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command came to, the first time."""
+    """What a command came to: a result, or the error of a refusal."""
 
-    command: str
-    result: Any
+    result: Any = None
+    error: Exception | None = None
+
+    def given(self) -> Any:
+        """Return the result, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
 
 
 @dataclass(frozen=True)
 class Inbox:
-    """Answers by task id."""
+    """Answers by task id, effects by idempotency key."""
 
     engine: Engine
+    bus: MessageBus
+    #: The errors that a stored refusal becomes again, by class name.
+    errors: Mapping[str, type[Exception]] = field(default_factory=dict)
 
-    def answer(self, task_id: str, command: Command) -> Answer | None:
-        """Return the first answer to this message, None where it was never carried out.
+    def answer(self, job: CommandJob) -> Answer | None:
+        """Return what this message was answered, else the result under its key, else None."""
+        return self.answers([job]).get(job.id)
 
-        Raises:
-            InvalidMessage: the id was used for another command.
-        """
-        with self.engine.begin() as connection:
-            row = connection.execute(
-                text("SELECT command, result FROM inbox WHERE task_id = :id"), {"id": task_id}
-            ).one_or_none()
-        if row is None:
-            return None
-        if row.command != repr(command):
-            raise InvalidMessage("id", "was used before, for another command")
-        return Answer(row.command, row.result)
+    def answers(self, jobs: Sequence[CommandJob]) -> dict[str, Answer]:
+        """Return the answers to these messages by task id; those that have none are left out."""
+        found = self._find([job.id for job in jobs], [job.key for job in jobs])
+        by_id = {row[0]: row for row in found}
+        by_key = {row[1]: row for row in found if row[4] is None}
+        rows = ((job, by_id.get(job.id) or by_key.get(job.key)) for job in jobs)
+        return {job.id: self._answer(job, row) for job, row in rows if row is not None}
+
+    def refuse(self, job: CommandJob, error: Exception) -> Answer:
+        """Make an error the answer to a message, unless it has one; return the answer that stands."""
+        with Transaction(self.engine) as transaction:
+            rows = transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error))))
+            transaction.commit()
+        if rows:
+            return Answer(error=error)
+        answer = self.answer(job)
+        if answer is None:
+            raise LookupError(f"the answer to {job.id} was pruned while it was read")
+        return answer
+
+    def _find(self, ids: list[str], keys: list[str]) -> list[Row]:
+        with Transaction(self.engine) as transaction:
+            rows = transaction.read(FIND, {"ids": ids, "keys": keys})
+            if rows:
+                transaction.write(WAIT_FOR_STANDBY)
+                transaction.commit()
+        return rows
+
+    def _answer(self, job: CommandJob, row: Row) -> Answer:
+        task_id, _, command, result, error = row
+        if error is not None:
+            return Answer(error=self._rebuilt(error))
+        if not same_message(self.bus, command, job.command):
+            field = "id" if task_id == job.id else "idempotency_key"
+            return Answer(error=InvalidMessage(field, "was used before, for another command"))
+        return Answer(result)
+
+    def _rebuilt(self, stored: Mapping[str, Any]) -> Exception:
+        kind = self.errors.get(stored["type"])
+        if kind is None:  # an unexpected error, whose class need not be importable here
+            kind = type(stored["type"], (Exception,), {"__module__": stored["module"]})
+        return kind(*stored["args"])
 
     def count_crash(self, task_id: str) -> int:
         """Note that a redelivered message is begun once more; return how often that was."""
@@ -74,3 +138,30 @@ class Inbox:
                 {"age": retention_s},
             )
         return gone.rowcount
+
+
+def _stored(job: CommandJob, error: Exception) -> dict[str, Any]:
+    """Return what is kept of a refusal: enough to raise it again, and the command for people."""
+    kind = type(error)
+    args = [_storable(argument) for argument in error.args]
+    return {
+        "type": kind.__name__,
+        "module": kind.__module__,
+        "args": args,
+        "command": repr(job.command)[:MAX_STORED_TEXT],
+    }
+
+
+def _storable(argument: object) -> object:
+    if argument is None or isinstance(argument, bool | int):
+        return argument
+    return (argument if isinstance(argument, str) else repr(argument))[:MAX_STORED_TEXT]
+
+
+def known_errors(kinds: Iterable[type[Exception]]) -> dict[str, type[Exception]]:
+    """Return error classes and all that derive from them, by name."""
+    found: dict[str, type[Exception]] = {}
+    for kind in kinds:
+        found[kind.__name__] = kind
+        found |= known_errors(kind.__subclasses__())
+    return found

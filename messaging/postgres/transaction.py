@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import psycopg2
 import psycopg2.errors
@@ -23,6 +24,9 @@ DATABASE_ERRORS = (psycopg2.Error, SQLAlchemyError)
 #: a new connection plans anew.
 STALE_PLANS = (psycopg2.errors.InvalidSqlStatementName, psycopg2.errors.FeatureNotSupported)
 
+#: Waits that were cut short: trying at once again would only wait again.
+WAITED_TOO_LONG = (psycopg2.errors.LockNotAvailable, psycopg2.errors.QueryCanceled)
+
 #: Trouble that may be over at the next try: connections, deadlocks and serialization failures, a standby
 #: that is read-only yet, and a row that another transaction inserted first.
 TRANSIENT_ERRORS = (
@@ -37,12 +41,18 @@ TRANSIENT_ERRORS = (
 )
 
 
+class CommitInDoubt(psycopg2.OperationalError):
+    """The server committed, but said something about it: a standby may not have it yet."""
+
+
 class Transaction:
     """Sends BEGIN with the first statement and COMMIT with the last ones.
 
     `BEGIN; …` in one message saves a round trip over the driver's own transactions, hence its autocommit
     mode. In READ COMMITTED each statement of such a message sees what was committed before it began, so what
-    is read after `SELECT … FOR UPDATE` in the same `read` is as fresh as the lock.
+    is read after `SELECT … FOR UPDATE` in the same `read` is as fresh as the lock. A lock that finds no row
+    locks nothing, and the next statement may see a row that was inserted in between: such a read must ask for
+    what was locked (docs/adr/003).
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -52,6 +62,17 @@ class Transaction:
         self._prepared: set[str] = set()
         self._begun = False
         self._pending: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        """Take a connection from the pool."""
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Undo what is not committed and give the connection back."""
+        self.close()
 
     def open(self) -> None:
         """Take a connection from the pool."""
@@ -72,9 +93,18 @@ class Transaction:
         self._pending.append(self._bound(sql, params))
 
     def commit(self) -> None:
-        """Run what was written and make all of it permanent."""
+        """Run what was written and make all of it permanent.
+
+        Raises:
+            CommitInDoubt: committed here, but the wait for a synchronous standby may have been cancelled.
+        """
         if self._begun or self._pending:
+            notices = self._connection.driver_connection.notices  # type: ignore[union-attr]  # psycopg2's
+            notices.clear()
             self._send(b"COMMIT")
+            self._begun = False
+            if notices:  # a cancelled wait is a warning, in the server's language and without a code
+                raise CommitInDoubt(notices[-1].strip())
         self._begun = False
 
     def close(self) -> None:

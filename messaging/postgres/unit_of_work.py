@@ -38,22 +38,35 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class CommandJob:
-    """A command from outside. Its inbox row answers a second delivery of the same message."""
+    """A command from outside: its inbox row answers copies of the message and repeats under the same key."""
 
-    id: str
+    id: str  # of the message, which its result is found by
     command: Command
     correlation_id: str
+    idempotency_key: str | None = None  # the sender's own name for the command, the id where there is none
+
+    @property
+    def key(self) -> str:
+        """Return what the effect happens once for."""
+        return self.idempotency_key or self.id
+
+    @property
+    def stored_key(self) -> str | None:
+        """Return the key as the inbox has it: null where it is the id."""
+        return self.idempotency_key if self.idempotency_key != self.id else None
 
     def begin(self, transaction: Transaction) -> None:
-        """Nothing to claim: a second copy waits for the aggregate's lock, then finds its id taken."""
+        """Nothing to claim: a copy waits for the aggregate's lock, then finds its id or its key taken."""
 
     def finish(self, transaction: Transaction, result: object) -> None:
-        """Write the inbox row; its primary key refuses a second one."""
-        transaction.write(ANSWER, (self.id, repr(self.command), json.dumps(result)))
+        """Write the inbox row; unique indexes allow one answer per message and one effect per key."""
+        answer = (self.id, self.stored_key, repr(self.command), json.dumps(result))
+        transaction.write(ANSWER, answer)
 
 
 ANSWER = Statement(
-    "INSERT INTO inbox (task_id, command, result) VALUES ($1, $2, $3)", "text", "text", "jsonb"
+    "INSERT INTO inbox (task_id, idempotency_key, command, result) VALUES ($1, $2, $3, $4)",
+    *("text", "text", "text", "jsonb"),
 )
 
 INSERT_DELIVERY = Statement(

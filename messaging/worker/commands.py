@@ -1,4 +1,8 @@
-"""One task per command: a synchronous dispatch on the bus; the result or the error goes to the sender."""
+"""One task per command: a synchronous dispatch on the bus; the result or the error goes to the sender.
+
+Every answer is committed before it is told: a result together with what the command did, an error as a row
+of its own. So a copy of the message gets the same answer, whichever worker runs it. (docs/adr/006)
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,30 @@ import json
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, Task
 
 from messaging.dead_letters import DeadLetter
 from messaging.delivery import Delivery
-from messaging.errors import InvalidMessage, MessagingError, Unavailable, WorkerCrashed
-from messaging.messages import Command, to_dict
+from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed, describe
+from messaging.messages import IDEMPOTENCY_KEY, Command, to_dict
 from messaging.postgres.inbox import Answer
-from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS
+from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WAITED_TOO_LONG
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
 from messaging.validation import parse
+from messaging.worker.received import Received
+from messaging.worker.request import CommandTask
 from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)
 
-#: The longest wait before the second try at a transient database error; it doubles with each try.
+#: The longest wait before the second attempt at a transient database error; it doubles with each attempt.
 FIRST_PAUSE_S = 0.05
+
+Answered = tuple[Answer, list[Delivery]]  # and the deliveries to send now
 
 
 def add_command_tasks(app: Celery, runtime: Runtime) -> None:
@@ -35,115 +44,156 @@ def add_command_tasks(app: Celery, runtime: Runtime) -> None:
 
 def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> None:
     # typing=False: arguments are checked by `parse`, whose errors name the field and the rule.
-    # throws: an error is an answer, and the bus has logged it; Celery need not add a traceback.
+    # throws: an error is an answer, and what is unexpected is logged here; Celery need not log it again.
     @app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
+        base=CommandTask,
         name=runtime.project.command_task(kind),
         typing=False,
-        throws=(MessagingError, *runtime.project.refusals),
+        throws=(Exception,),
         __doc__=kind.__doc__,
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
-        request = task.request
-        command = parse(kind, args, kwargs)
-        job = CommandJob(checked_id(request.id), command, request.root_id or request.id)
-        if (request.delivery_info or {}).get("redelivered"):
-            answer = begin_again(runtime, job, runtime.project.command_task(kind), delivery_queue(task))
-            if answer is not None:
-                return answer.result
-        result, deliveries = execute(runtime, job)
+        answer, deliveries = handle(runtime, Received.of(task), lambda: parse(kind, args, kwargs))
         after_commit(app, runtime, deliveries)
-        return result
+        return answer.given()
 
 
-def execute(runtime: Runtime, job: CommandJob) -> tuple[Any, list[Delivery]]:
-    """Handle the command in one transaction; return its result, and the deliveries to send now.
+def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) -> Answered:
+    """Carry a command out, or find out what it was answered before; `read` makes it from the message."""
+    job = received.job(Command())
+    try:
+        job = received.job(read())
+        if received.redelivered:
+            earlier = _begin_again(runtime, received, job)
+            if earlier is not None:
+                return earlier, []
+        if not received.expired:
+            return _execute(runtime, job)
+        error: Exception = Expired("The message expired before a worker began it; nothing was changed")
+    except Exception as raised:  # noqa: BLE001  whatever it is, it is the answer
+        error = raised
+    return _refuse(runtime, job, error), []
 
-    Transient database errors are tried again, each time from a clean start.
-    """
+
+def _execute(runtime: Runtime, job: CommandJob) -> Answered:
+    """Handle the command in one transaction; transient database errors are tried again from a clean start."""
     attempts = runtime.settings.command_attempts
     for attempt in range(1, attempts + 1):
         uow = runtime.unit_of_work(job)
         try:
             [result] = runtime.project.bus.handle(job.command, uow)
         except TRANSIENT_ERRORS as error:
-            answer = _first_answer(runtime, job)
-            if answer is not None:
-                return answer.result, []
-            if attempt == attempts:
-                raise Unavailable(_unavailable(error)) from None
-            time.sleep(random.uniform(0, FIRST_PAUSE_S * 2**attempt))  # noqa: S311  # jitter, not a secret
-        except Exception:
-            # A second delivery may be refused where the first was carried out: the first answer stands.
-            answer = _first_answer(runtime, job)
-            if answer is not None:
-                return answer.result, []
-            raise
+            problem = error
         else:
-            return result, uow.deliveries
-    raise AssertionError("unreachable")
+            return Answer(result), uow.deliveries
+        earlier = _earlier_answer(runtime, job)
+        if earlier is not None:
+            return earlier, []
+        if attempt < attempts:
+            _pause(attempt)
+    raise Unavailable(
+        f"The database did not take the command ({_code(problem)}) and nothing was changed;"
+        f" send it again with the idempotency key {job.key!r}"
+    )
 
 
-def _first_answer(runtime: Runtime, job: CommandJob) -> Answer | None:
+def _earlier_answer(runtime: Runtime, job: CommandJob) -> Answer | None:
     try:
-        return runtime.inbox.answer(job.id, job.command)
+        return runtime.inbox.answer(job)
     except DATABASE_ERRORS:
         return None
 
 
-def begin_again(runtime: Runtime, job: CommandJob, task: str, queue: str | None) -> Answer | None:
-    """Answer a redelivered command from the inbox, or count it; one that keeps killing workers is parked.
+def _refuse(runtime: Runtime, job: CommandJob, error: Exception) -> Answer:
+    """Make an error the answer; where the message or its key has one, that stands."""
+    if job.key != job.id:
+        # A repeat may be refused where the first was carried out.
+        earlier = _earlier_answer(runtime, job)
+        if earlier is not None:
+            return earlier
+    refusal = _without_database_text(error)
+    answer = _recorded(runtime, job, refusal)
+    if answer.error is refusal:
+        logger.warning("Refused %r: %s", job.command, describe(error))
+        _log_unexpected(runtime, job, error)
+    return answer
+
+
+def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception) -> Answer:
+    """Store a refusal before it is told: no copy of the message may carry the command out afterwards."""
+    for attempt in range(1, runtime.settings.command_attempts + 1):
+        try:
+            return runtime.inbox.refuse(job, refusal)
+        except DATABASE_ERRORS as error:
+            problem = error
+        if isinstance(problem, WAITED_TOO_LONG):
+            break
+        _pause(attempt)
+    return Answer(
+        error=Unavailable(
+            f"The database did not answer ({_code(problem)}), so it is not known whether the command was"
+            f" carried out; send it again with the idempotency key {job.key!r}"
+        )
+    )
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0, FIRST_PAUSE_S * 2**attempt))  # noqa: S311  # jitter, not a secret
+
+
+def _log_unexpected(runtime: Runtime, job: CommandJob, error: Exception) -> None:
+    if not isinstance(error, (MessagingError, *runtime.project.refusals)):
+        logger.error("Unexpected error while handling %r", job.command, exc_info=error)
+
+
+def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answer | None:
+    """Find the answer to a redelivered command, or count it; one that keeps killing workers is parked.
 
     Raises:
         WorkerCrashed: it is parked as a dead letter.
     """
-    answer = _first_answer(runtime, job)
-    if answer is not None:
-        return answer
+    earlier = _earlier_answer(runtime, job)
+    if earlier is not None:
+        return earlier
     try:
         crashes = runtime.inbox.count_crash(job.id)
     except DATABASE_ERRORS:
         return None
     if crashes > runtime.settings.max_crashes:
         error = WorkerCrashed(f"Parked: {crashes - 1} workers died while they handled this command")
-        runtime.dead_letters.add(_parked(task, queue, job, error))
+        runtime.dead_letters.add(_parked(received, job, error))
         raise error
     return None
 
 
-def delivery_queue(task: Task) -> str | None:
-    """Return the queue from which a running task's message came."""
-    queue: str | None = (task.request.delivery_info or {}).get("routing_key")
-    return queue
-
-
-def _parked(task: str, queue: str | None, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
+def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    headers = {"lang": "py", "task": task, "id": job.id, "root_id": job.correlation_id}
+    headers = {"lang": "py", "task": received.task, "id": job.id, "root_id": job.correlation_id}
     return DeadLetter(
         reason="killed its worker",
-        task=task,
+        task=received.task,
         task_id=job.id,
-        queue=queue,
+        queue=received.queue,
         content_type="application/json",
         content_encoding="utf-8",
-        headers=headers,
+        headers=headers | {IDEMPOTENCY_KEY: job.key},
         properties={},
         body=json.dumps([[], to_dict(job.command), embed]).encode(),
         error=str(error),
     )
 
 
-def checked_id(task_id: object) -> str:
-    if not isinstance(task_id, str) or not 1 <= len(task_id) <= 255 or not task_id.isprintable():
-        raise InvalidMessage("id", "must be a text of 1 to 255 printable characters")
-    return task_id
+def _without_database_text(error: Exception) -> Exception:
+    """Return an error that may be told: a database error's text may hold addresses, names and values."""
+    if not isinstance(error, DATABASE_ERRORS):
+        return error
+    return Unavailable(f"The database rejected the command ({_code(error)}) and nothing was changed")
 
 
-def _unavailable(error: BaseException) -> str:
-    """Name a database error without its text, which may hold addresses and user names."""
+def _code(error: BaseException) -> str:
+    """Name a database error without its text."""
     origin = getattr(error, "orig", None) or error
     code = getattr(origin, "pgcode", None)
-    problem = f"{type(origin).__name__} {code}" if code else type(origin).__name__
-    return f"The database did not take the command ({problem}); send it again with the same id"
+    return f"{type(origin).__name__} {code}" if code else type(origin).__name__

@@ -72,8 +72,23 @@ class Request(CeleryRequest):
         self.send_event("task-cancelled")
 
 
+class CommandRequest(Request):
+    """Leaves expiry to the task, which knows whether the command was carried out before."""
+
+    def maybe_expire(self) -> bool:
+        """Tell Celery never to revoke a command because of its age."""
+        return False
+
+
 class Task(celery.Task):
     """The base of every task: its messages are such requests."""
 
     abstract = True
     Request: Any = "messaging.worker.request:Request"
+
+
+class CommandTask(Task):
+    """The base of tasks that answer senders."""
+
+    abstract = True
+    Request: Any = "messaging.worker.request:CommandRequest"

@@ -134,11 +134,19 @@ class Shop:
             "shop", broker=broker.broker_url, backend=broker.result_backend_url, set_as_current=False
         )
 
-    def send(self, task: str, *args: Any, task_id: str | None = None, **fields: Any) -> Any:
+    def send(
+        self, task: str, *args: Any, task_id: str | None = None, key: str | None = None, **fields: Any
+    ) -> Any:
         """Enqueue a command and return what Celery returns."""
         # declare=(): the queue is the backend's to declare; another kind of queue would be refused.
         return self.app.send_task(
-            f"allocation.{task}", args, fields, queue="allocation.commands", task_id=task_id, declare=()
+            f"allocation.{task}",
+            args,
+            fields,
+            queue="allocation.commands",
+            task_id=task_id,
+            headers={"idempotency_key": key} if key else {},
+            declare=(),
         )
 
     def ask(self, task: str, *args: Any, **fields: Any) -> Any:

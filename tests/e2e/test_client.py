@@ -62,13 +62,29 @@ def test_a_command_is_sent_without_waiting(client, sku):
     assert client.answer(results[0].id) == f"b-{sku}"
 
 
-def test_the_same_id_gives_the_first_answer_again(client, sku, backend):
+def test_the_same_key_gives_the_first_answer_again(client, sku, backend):
     order = f"checkout-{uuid4()}"
-    assert client.allocate(orderid="o1", sku=sku, qty=10, id=order) == f"b-{sku}"
+    assert client.allocate(orderid="o1", sku=sku, qty=10, key=order) == f"b-{sku}"
     client.change_batch_quantity(ref=f"b-{sku}", qty=0)
-    client.app.AsyncResult(order).forget()
 
-    assert client.allocate(orderid="o1", sku=sku, qty=10, id=order) == f"b-{sku}"
+    assert client.allocate(orderid="o1", sku=sku, qty=10, key=order) == f"b-{sku}"
+
+
+def test_a_key_of_another_command_never_returns_the_success_of_the_first(client, sku):
+    order = f"checkout-{uuid4()}"
+    client.allocate(orderid="o1", sku=sku, qty=10, key=order)
+
+    with pytest.raises(InvalidMessage, match="idempotency_key was used before, for another command"):
+        client.allocate(orderid="o2", sku=sku, qty=10, key=order)
+
+
+def test_a_repeat_after_a_refusal_gets_what_it_comes_to_now(client, worker):
+    sku, order = f"LAMP-{uuid4()}", f"checkout-{uuid4()}"
+    with pytest.raises(InvalidSku):
+        client.allocate(orderid="o1", sku=sku, qty=1, key=order)
+    client.create_batch(ref=f"b-{sku}", sku=sku, qty=1)
+
+    assert client.allocate(orderid="o1", sku=sku, qty=1, key=order) == f"b-{sku}"
 
 
 def test_one_client_serves_many_threads(client, sku):
@@ -88,7 +104,7 @@ def test_many_yields_each_outcome_in_order(client, sku):
 
     assert (first.result, first.error, first.command) == (f"b-{sku}", None, orders[0])
     assert isinstance(second.error, InvalidSku)
-    assert (third.id, third.result, third.error) == ("mine", None, None)
+    assert (third.key, third.result, third.error) == ("mine", None, None)
 
 
 def test_many_holds_few_commands_at_a_time_and_tells_its_progress(client, sku):
@@ -106,16 +122,18 @@ def test_many_holds_few_commands_at_a_time_and_tells_its_progress(client, sku):
     assert progress == list(range(10, 1001, 10))
 
 
-def test_an_answer_that_is_late_names_the_id_to_ask_again(client, sku, backend):
+def test_an_answer_that_is_late_names_the_key_to_send_it_again_with(client, sku, backend):
     engine = create_engine(backend.addresses.database_url)
     with engine.begin() as somebody:
         somebody.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": sku})
 
-        with pytest.raises(NotAnswered, match=r"not answered in 0\.5 s; ask again with the id '.+'") as late:
+        with pytest.raises(
+            NotAnswered, match=r"not answered in 0\.5 s; send it again with the idempotency key '.+'"
+        ) as late:
             client.allocate(orderid="o1", sku=sku, qty=1, timeout_s=0.5)
     engine.dispose()
 
-    assert client.allocate(orderid="o1", sku=sku, qty=1, id=late.value.id) == f"b-{sku}"
+    assert client.allocate(orderid="o1", sku=sku, qty=1, key=late.value.key) == f"b-{sku}"
 
 
 def test_a_broker_that_is_away_is_a_clear_error_and_no_hang():
@@ -124,7 +142,7 @@ def test_a_broker_that_is_away_is_a_clear_error_and_no_hang():
 
     with (
         AllocationClient(nowhere, nowhere) as client,
-        pytest.raises(Unavailable, match=r"send it again with the id '.+'") as caught,
+        pytest.raises(Unavailable, match=r"send it again with the idempotency key '.+'") as caught,
     ):
         client.allocate(orderid="o1", sku="LAMP", qty=1)
 

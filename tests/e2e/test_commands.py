@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -128,3 +129,43 @@ def test_an_id_that_another_command_used_is_refused(shop, other_shop, sku):
 
     with pytest.raises(Exception, match="id was used before, for another command"):
         other_shop.send("allocate", "o2", sku, 3, task_id=task_id).get(timeout=30)
+
+
+def test_an_expired_command_is_refused_by_name_and_its_key_can_be_used_again(shop, sku, backend):
+    key, order = f"checkout-{uuid4()}", {"orderid": "late", "sku": sku, "qty": 1}
+    expired = shop.app.send_task(
+        "allocation.allocate",
+        kwargs=order,
+        queue="allocation.commands",
+        headers={"idempotency_key": key},
+        expires=datetime.now(UTC) - timedelta(seconds=1),
+        declare=(),
+    )
+
+    with pytest.raises(Exception, match="The message expired before a worker began it") as told:
+        expired.get(timeout=30)
+    assert type(told.value).__name__ == "Expired"
+    assert shop.send("allocate", key=key, **order).get(timeout=30) == f"shelf-{sku}"
+
+
+def test_a_plain_sender_gives_its_commands_keys_by_a_header(shop, sku, backend):
+    key = f"checkout-{uuid4()}"
+    first = shop.send("allocate", "o1", sku, 3, key=key)
+    assert first.get(timeout=30) == f"shelf-{sku}"
+    shop.ask("change_batch_quantity", f"shelf-{sku}", 0)
+
+    repeat = shop.send("allocate", "o1", sku, 3, key=key)
+
+    assert repeat.id != first.id
+    assert repeat.get(timeout=30) == f"shelf-{sku}"
+
+
+@pytest.mark.parametrize("key", ["", "a\nb", "x" * 256, 7, ["a"]])
+def test_a_key_that_cannot_be_one_is_refused(shop, sku, key):
+    sent = shop.app.send_task(
+        "allocation.allocate", ("o1", sku, 1), queue="allocation.commands",
+        headers={"idempotency_key": key}, declare=(),
+    )  # fmt: skip
+
+    with pytest.raises(Exception, match="idempotency_key must be a text of 1 to 255 printable characters"):
+        sent.get(timeout=30)

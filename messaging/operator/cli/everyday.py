@@ -20,12 +20,18 @@ from messaging.operator.cli.options import json_option, timeout_option
 from messaging.operator.cli.output import console, print_json, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Documented, Failure, Interrupted, NoAnswer, Tool
 from messaging.operator.loading import Line, Load, columns_of, command_for, from_text, read_lines
-from messaging.operator.replay import parse_line
 from messaging.postgres.migrate import migrate as apply_migrations
 from messaging.project import Project
+from messaging.replay import parse_line
 from messaging.validation import from_dict, model
 
 pass_tool = click.make_pass_decorator(Tool)
+
+key_option = click.option(
+    *("--idempotency-key", "--task-id", "idempotency_key"),
+    metavar="KEY",
+    help="The command is carried out once for each key.  [default: a new one]",
+)
 
 SHOWN_REFUSALS = 20  # lines on the terminal; `--refused` writes them all
 
@@ -73,12 +79,10 @@ The line is read as data, and nothing in it is run.
 Environment: {PROJECT}_BROKER_URL, {PROJECT}_DATABASE_URL.""",
 )
 @click.argument("line")
-@click.option(
-    "--task-id", help="The message's id: a command is carried out once for each.  [default: a new one]"
-)
+@key_option
 @timeout_option
 @pass_tool
-def replay(tool: Tool, line: str, task_id: str | None, timeout_s: float) -> None:
+def replay(tool: Tool, line: str, idempotency_key: str | None, timeout_s: float) -> None:
     """Send a logged message again: a command as its sender did, an event to each of its handlers.
 
     LINE is the message as the log shows it, alone or with the log line around it; - reads it from standard
@@ -86,7 +90,7 @@ def replay(tool: Tool, line: str, task_id: str | None, timeout_s: float) -> None
     """
     message = parse_line(tool.project.bus, sys.stdin.read() if line == "-" else line)
     if isinstance(message, Command):
-        execute(tool, message, timeout_s, task_id)
+        execute(tool, message, timeout_s, idempotency_key)
         return
     assert isinstance(message, Event)  # noqa: S101  # the bus knows nothing else
     for delivery in tool.sender.raise_event(message):
@@ -94,10 +98,10 @@ def replay(tool: Tool, line: str, task_id: str | None, timeout_s: float) -> None
 
 
 def execute(
-    tool: Tool, command: Command, timeout_s: float, task_id: str | None = None, as_json: bool = False
+    tool: Tool, command: Command, timeout_s: float, key: str | None = None, as_json: bool = False
 ) -> None:
     """Send a command, wait for its answer and print it."""
-    result = tool.sender.send(command, task_id)
+    result = tool.sender.send(command, key)
     try:
         answer = result.get(timeout=timeout_s)
     except NoAnswerInTime:
@@ -135,16 +139,23 @@ def _command_for(kind: type[Command]) -> click.Command:
         epilog=f"Example:\n  {{prog}} {name} {example}\n\nEnvironment: {{PROJECT}}_BROKER_URL, "
         "{PROJECT}_RESULT_BACKEND_URL.",
     )
-    for option in (timeout_option, json_option):
+    for option in (key_option, timeout_option, json_option):
         command = option(command)
     return command
 
 
 def _run(
-    tool: Tool, /, *, kind: type[Command], timeout_s: float, as_json: bool, **values: str | None
+    tool: Tool,
+    /,
+    *,
+    kind: type[Command],
+    idempotency_key: str | None,
+    timeout_s: float,
+    as_json: bool,
+    **values: str | None,
 ) -> None:
     given = {name: from_text(kind, name, value) for name, value in values.items() if value is not None}
-    execute(tool, from_dict(kind, given), timeout_s, as_json=as_json)
+    execute(tool, from_dict(kind, given), timeout_s, idempotency_key, as_json=as_json)
 
 
 def _parameter(kind: type[Command], field: dataclasses.Field[Any]) -> click.Parameter:
@@ -165,7 +176,8 @@ def _is_required(kind: type[Command], name: str) -> bool:
   {prog} load batches.csv
   {prog} load orders.csv --refused refused.csv
 
-An interrupted load is taken up by the same line: what has its answer is not sent again.
+The same command continues an interrupted load: a line that was carried out gets its first answer again,
+and a line that was refused is tried again.
 Environment: {PROJECT}_BROKER_URL, {PROJECT}_RESULT_BACKEND_URL, {PROJECT}_DATABASE_URL.
 Exit status: 1 when lines were refused.""",
 )
@@ -200,7 +212,7 @@ def _send_all(tool: Tool, lines: list[Line], settled: list[Line], timeout_s: flo
 def _so_far(settled: list[Line], lines: list[Line]) -> str:
     return (
         f"{len(settled):,} of {len(lines):,} lines have their answer, up to 200 more are under way."
-        " The same line again goes on from there."
+        " Run the same command again to continue; no line is carried out twice."
     )
 
 

@@ -1,0 +1,79 @@
+"""What a message says about the command in it: its id, its key, and whether it comes late or again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from celery import Task
+from celery.utils.time import maybe_iso8601
+
+from messaging.errors import InvalidMessage
+from messaging.messages import IDEMPOTENCY_KEY, Command
+from messaging.postgres.unit_of_work import CommandJob
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message with a command, or one command of a message with many."""
+
+    task_id: str
+    task: str
+    key: str | None  # the sender's idempotency key
+    correlation_id: str
+    redelivered: bool
+    expired: bool
+    queue: str | None
+
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """Read the request of a running task.
+
+        Raises:
+            InvalidMessage: its id or its key cannot be one.
+        """
+        request, delivery = task.request, task.request.delivery_info or {}
+        key = request.get(IDEMPOTENCY_KEY)
+        return cls(
+            checked_name("id", request.id),
+            task.name,
+            None if key is None else checked_name(IDEMPOTENCY_KEY, key),
+            request.root_id or request.id,
+            bool(delivery.get("redelivered")),
+            _is_over(request.expires),
+            delivery.get("routing_key"),
+        )
+
+    def one_of_many(self, position: int, task: str, key: str | None) -> Self:
+        """Return the command at a position: its id and its default key follow from the message's.
+
+        Raises:
+            InvalidMessage: the key cannot be one.
+        """
+        own = f"{self.key}.{position}" if self.key else None
+        key = own if key is None else checked_name(IDEMPOTENCY_KEY, key)
+        return replace(self, task_id=f"{self.task_id}.{position}", task=task, key=key)
+
+    def job(self, command: Command) -> CommandJob:
+        """Return the job of carrying the command out."""
+        return CommandJob(self.task_id, command, self.correlation_id, self.key)
+
+
+def checked_name(field: str, value: Any) -> str:
+    """Return an id or a key.
+
+    Raises:
+        InvalidMessage: it is not 1 to 255 printable characters.
+    """
+    if not isinstance(value, str) or not 1 <= len(value) <= 255 or not value.isprintable():
+        raise InvalidMessage(field, "must be a text of 1 to 255 printable characters")
+    return value
+
+
+def _is_over(expires: Any) -> bool:
+    """Tell whether a time, as Celery's header has it, has passed."""
+    if not expires:
+        return False
+    at = maybe_iso8601(expires)
+    return bool(datetime.now(UTC) > (at if at.tzinfo else at.replace(tzinfo=UTC)))

@@ -1,0 +1,342 @@
+"""What a sender was told equals what was committed: copies, repeats, expiry, crashes, standbys."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from sqlalchemy import text
+
+from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
+from allocation.domain.errors import InvalidSku
+from allocation.service_layer.handlers import allocate
+from local import databases
+from local.postgres import FAST, Postgres
+from local.waiting import eventually
+from messaging.delivery import new_id
+from messaging.errors import Expired, InvalidMessage, Unavailable, WorkerCrashed
+from messaging.messages import Command
+from messaging.postgres.inbox import Answer
+from messaging.worker.app import MessagingApp
+from messaging.worker.bulk import handle_many
+from messaging.worker.commands import handle
+from messaging.worker.received import Received
+from tests.integration.outbox import app_on, ask
+
+#: How long a wait for a lock lasts here: the time limit by the attempts and one.
+SHORT_WAITS = {"task_time_limit_s": 3, "command_attempts": 2}
+
+
+@pytest.fixture
+def app(clean_database: str) -> Iterator[MessagingApp]:
+    """The backend's app over an empty database."""
+    yield from app_on(clean_database, **SHORT_WAITS)
+
+
+@pytest.fixture
+def tell(app: MessagingApp) -> Callable[..., Answer]:
+    """Handle a message as a worker does and return the answer that its sender gets."""
+    return lambda command, message: handle(app.runtime, message, lambda: command)[0]
+
+
+def message(key: str | None = None, **facts: Any) -> Received:
+    """A new message that carries a command."""
+    task_id = new_id()
+    usual = Received(task_id, "allocation.allocate", key, task_id, False, False, "allocation.commands")
+    return replace(usual, **facts)
+
+
+def again(first: Received, **facts: Any) -> Received:
+    """The same message, delivered once more."""
+    return replace(first, redelivered=True, **facts)
+
+
+def allocated(app: MessagingApp) -> list[tuple[Any, ...]]:
+    return ask(app, "SELECT orderid, qty FROM allocations")
+
+
+ORDER = Allocate("o1", "LAMP", 3)
+STOCK = CreateBatch("b1", "LAMP", 10)
+
+
+def test_a_repeat_with_the_same_key_has_the_first_result_and_no_second_effect(app: MessagingApp, tell):
+    tell(STOCK, message())
+    first = tell(ORDER, message("order-1"))
+    tell(ChangeBatchQuantity("b1", 0), message())  # a fresh run would give another answer
+
+    assert tell(ORDER, message("order-1")) == first == Answer("b1")
+    assert allocated(app) == []
+
+
+def test_a_key_of_another_command_never_gets_the_result_of_the_first(app: MessagingApp, tell):
+    tell(STOCK, message())
+    tell(ORDER, message("order-1"))
+
+    other = tell(Allocate("o2", "LAMP", 3), message("order-1"))
+
+    assert isinstance(other.error, InvalidMessage)
+    assert str(other.error) == "idempotency_key was used before, for another command"
+    assert allocated(app) == [("o1", 3)]
+
+
+def test_a_repeat_after_a_refusal_is_carried_out_once_the_stock_is_there(app: MessagingApp, tell):
+    assert isinstance(tell(ORDER, message("order-1")).error, InvalidSku)
+    tell(STOCK, message())
+
+    assert tell(ORDER, message("order-1")) == Answer("b1")
+    assert allocated(app) == [("o1", 3)]
+
+
+def test_a_refused_command_that_is_redelivered_is_not_carried_out(app: MessagingApp, tell):
+    refused = message("order-1")
+    tell(ORDER, refused)
+    tell(STOCK, message())
+
+    answer = tell(ORDER, again(refused))
+
+    assert isinstance(answer.error, InvalidSku)
+    assert str(answer.error) == "Invalid sku LAMP"
+    assert allocated(app) == []
+
+
+def test_an_unreadable_command_stays_refused_when_it_is_redelivered_to_another_release(app: MessagingApp):
+    """What one release cannot read, the next one may."""
+
+    def unreadable() -> Command:
+        raise InvalidMessage("colour", "is not a field of this message")
+
+    refused = message()
+    handle(app.runtime, refused, unreadable)
+
+    answer, _ = handle(app.runtime, again(refused), lambda: STOCK)
+
+    assert str(answer.error) == "colour is not a field of this message"
+    assert ask(app, "SELECT FROM batches") == []
+
+
+def test_an_unexpected_error_is_told_to_a_copy_as_well(app: MessagingApp, tell):
+    def broken(_command: Command, _uow: Any) -> None:
+        raise KeyError("\ud800", object())
+
+    first = message()
+    with handled_by(app, Allocate, broken):
+        tell(ORDER, first)
+    tell(STOCK, message())
+
+    answer = tell(ORDER, again(first))
+
+    assert type(answer.error).__name__ == "KeyError"
+    assert allocated(app) == []
+
+
+def test_a_copy_that_still_runs_cannot_commit_what_its_sender_was_told_is_refused(app: MessagingApp, tell):
+    """The first copy waits for a lock, the second is refused; the sender holds that refusal."""
+    tell(STOCK, message())
+    first, refusal = message(), InvalidSku("Invalid sku LAMP")
+    with locked(app, "SELECT FROM products FOR UPDATE"), ThreadPoolExecutor(1) as thread:
+        running = thread.submit(tell, ORDER, first)
+        eventually(lambda: waiting(app), what="the first copy at the lock")
+        app.runtime.inbox.refuse(first.job(ORDER), refusal)
+
+    assert str(running.result(10).error) == str(refusal)
+    assert allocated(app) == []
+
+
+def test_no_sender_is_told_unavailable_for_a_command_that_another_copy_carries_out(app: MessagingApp, tell):
+    """The second copy gives up the wait for the first one's lock; the first then wants to commit."""
+    tell(STOCK, message())
+    first = message()
+    reached, proceed = threading.Event(), threading.Event()
+
+    def slow(command: Any, uow: Any) -> Any:
+        result = allocate(command, uow)
+        reached.set()
+        assert proceed.wait(20)
+        return result
+
+    with ThreadPoolExecutor(1) as thread:
+        with handled_by(app, Allocate, slow):
+            running = thread.submit(tell, ORDER, first)
+            assert reached.wait(10)
+        second = tell(ORDER, again(first))
+        proceed.set()
+
+    assert isinstance(second.error, Unavailable)
+    assert "nothing was changed" in str(second.error)
+    assert str(running.result(10).error) == str(second.error)
+    assert allocated(app) == []
+
+
+def test_a_command_that_was_carried_out_is_not_told_expired_when_it_is_redelivered_late(
+    app: MessagingApp, tell
+):
+    tell(STOCK, message())
+    first = message()
+    tell(ORDER, first)
+
+    assert tell(ORDER, again(first, expired=True)) == Answer("b1")
+
+
+def test_an_expired_command_stays_expired_for_its_message_and_not_for_its_key(app: MessagingApp, tell):
+    tell(STOCK, message())
+    late = message("order-1", expired=True)
+
+    assert isinstance(tell(ORDER, late).error, Expired)
+    assert isinstance(tell(ORDER, again(late, expired=False)).error, Expired)
+    assert allocated(app) == []
+    assert tell(ORDER, message("order-1")) == Answer("b1")
+
+
+def test_a_repeat_is_compared_as_todays_release_reads_it(app: MessagingApp, tell):
+    """The release before had no `eta`, and one field more."""
+    row = "CreateBatch(ref='b1', sku='LAMP', qty=10, colour='red')"
+    ask(app, "INSERT INTO inbox (task_id, command, result) VALUES ('old', :row, 'null') RETURNING 1", row=row)
+
+    assert tell(STOCK, message("old")) == Answer(None)
+    assert ask(app, "SELECT FROM batches") == []
+
+
+def test_a_command_that_keeps_killing_its_workers_is_parked_for_every_copy(app: MessagingApp, tell):
+    tell(STOCK, message())
+    killer = message()
+    for _ in range(app.runtime.settings.max_crashes):
+        app.runtime.inbox.count_crash(killer.task_id)
+
+    assert isinstance(tell(ORDER, again(killer)).error, WorkerCrashed)
+    assert isinstance(tell(ORDER, killer).error, WorkerCrashed)
+    assert allocated(app) == []
+    assert ask(app, "SELECT reason, task_id FROM dead_letters") == [("killed its worker", killer.task_id)]
+
+
+def test_the_text_of_a_database_error_is_not_told(app: MessagingApp, tell):
+    """A worker that was started before its migration."""
+    ask(app, "ALTER TABLE allocations RENAME TO hidden; SELECT 1")
+    try:
+        answer = tell(ORDER, message())
+    finally:
+        ask(app, "ALTER TABLE hidden RENAME TO allocations; SELECT 1")
+
+    assert isinstance(answer.error, Unavailable)
+    assert "UndefinedTable 42P01" in str(answer.error)
+    assert "allocations" not in str(answer.error)
+
+
+def test_many_commands_that_are_cut_off_again_and_again_come_to_their_end(app: MessagingApp):
+    """Each run is cut off after two refusals; one that was told once costs no further attempt."""
+    commands = [["allocation.allocate", {"orderid": f"o{n}", "sku": "NONE", "qty": 1}] for n in range(6)]
+    first, attempts = message(), 0
+
+    def cut_off(command: Any, uow: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        if attempts % 3 == 0:
+            raise SystemExit
+        return allocate(command, uow)
+
+    outcomes = None
+    with handled_by(app, Allocate, cut_off):
+        for run in range(3):
+            with suppress(SystemExit):
+                outcomes, _ = handle_many(app.runtime, again(first) if run else first, commands)
+
+    assert outcomes is not None
+    assert [outcome["error"]["type"] for outcome in outcomes] == ["InvalidSku"] * 6
+    assert attempts == 8
+
+
+@contextmanager
+def handled_by(app: MessagingApp, kind: type[Command], handler: Callable[..., Any]) -> Iterator[None]:
+    """Another handler for one command inside the block."""
+    commands = app.runtime.project.bus.commands
+    usual, commands[kind] = commands[kind], handler
+    try:
+        yield
+    finally:
+        commands[kind] = usual
+
+
+def locked(app: MessagingApp, query: str) -> Any:
+    """A transaction of somebody else that holds a lock inside the block."""
+    connection = psycopg2.connect(
+        app.runtime.settings.database_url.replace("postgresql+psycopg2", "postgresql")
+    )
+    connection.cursor().execute(query)
+    return connection
+
+
+def waiting(app: MessagingApp) -> bool:
+    [(count,)] = ask(app, "SELECT count(*) FROM pg_locks WHERE NOT granted")
+    return bool(count)
+
+
+class Standby:
+    """A PostgreSQL that waits for a standby which is not there, until it need not."""
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+
+    def require(self, name: str) -> None:
+        """Have every commit wait for the standby of that name; for none where it is empty."""
+        with (self.server.folder / "data" / "postgresql.conf").open("a") as file:
+            file.write(f"synchronous_standby_names = '{name}'\n")
+        assert self.server.pid is not None
+        os.kill(self.server.pid, signal.SIGHUP)
+
+
+@pytest.fixture
+def standby(server_folder: Path) -> Iterator[Standby]:
+    """A server of the test's own."""
+    with Postgres(server_folder / f"synchronous-{new_id()}", settings=FAST) as server:
+        databases.migrate(server.url)
+        yield Standby(server)
+
+
+@pytest.fixture
+def synchronous_app(standby: Standby) -> Iterator[MessagingApp]:
+    """The backend's app over that server."""
+    yield from app_on(standby.server.url)
+
+
+@pytest.mark.parametrize("interruption", ["pg_terminate_backend", "pg_cancel_backend"])
+def test_no_answer_is_given_that_a_failover_could_take_back(
+    standby: Standby, synchronous_app: MessagingApp, interruption: str
+):
+    """The session is ended, or its wait cancelled, while its commit waits for the standby."""
+    app, orders = synchronous_app, []
+    handle(app.runtime, message(), lambda: CreateBatch("b1", "LAMP", 10_000))
+    synchronous = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    standby.require("nobody")
+    with ThreadPoolExecutor(1) as thread:
+
+        def commit_that_waits() -> list[tuple[Any, ...]]:
+            if not orders or orders[-1].done():  # the server has not read its setting yet
+                order = Allocate(f"o{len(orders)}", "LAMP", 1)
+                orders.append(thread.submit(handle, app.runtime, message(), lambda: order))
+            return look(app, synchronous)
+
+        try:
+            [(pid,)] = eventually(commit_that_waits, what="a commit that waits")
+            look(app, f"SELECT {interruption}({pid})")
+            eventually(
+                lambda: look(app, f"{synchronous} AND query LIKE '%inbox%COMMIT%'") or orders[-1].done(),
+                what="the answer from the inbox, which waits too",
+            )
+            assert not orders[-1].done()
+        finally:
+            standby.require("")
+        assert orders[-1].result(20)[0] == Answer("b1")
+
+
+def look(app: MessagingApp, query: str) -> list[tuple[Any, ...]]:
+    """Ask without a commit that would wait."""
+    with app.runtime.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
