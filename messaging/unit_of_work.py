@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from messaging.messages import Event
 
@@ -14,6 +15,26 @@ class Aggregate(Protocol):
     """A consistency boundary that records what happened to it."""
 
     events: list[Event]
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """An aggregate with a name of its own; other apps are told it as the subject of its events.
+
+    An aggregate may leave it out: its events then have no subject, and a listener cannot put them in order.
+    """
+
+    @property
+    def key(self) -> str:
+        """Return what tells this aggregate from every other of the project, of whatever kind."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An event, and the key of the aggregate that raised it."""
+
+    event: Event
+    key: str | None = None
 
 
 class Repository(Protocol):
@@ -58,9 +79,14 @@ class UnitOfWork(ABC):
 
     def take_events(self) -> list[Event]:
         """Take the events off the touched aggregates, oldest first."""
-        taken: list[Event] = []
+        return [raised.event for raised in self.take_raised()]
+
+    def take_raised(self) -> list[Raised]:
+        """Take the events off the touched aggregates, each with its aggregate's key, oldest first."""
+        taken: list[Raised] = []
         for repository in self.repositories():
             for aggregate in repository.seen:
-                taken += aggregate.events
+                key = aggregate.key if isinstance(aggregate, Keyed) else None
+                taken += [Raised(event, key) for event in aggregate.events]
                 aggregate.events.clear()
         return taken

@@ -14,6 +14,7 @@ from messaging.messages import Command, Event, to_dict
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
+from messaging.unit_of_work import Raised
 from messaging.worker.housekeeping import send_known
 
 
@@ -42,7 +43,7 @@ class Sender:
         transaction = Transaction(self.runtime.engine)
         transaction.open()
         try:
-            deliveries = self.runtime.outbox.write([event], job, transaction)
+            deliveries = self.runtime.outbox.write([Raised(event)], job, transaction)
             transaction.commit()
         finally:
             transaction.close()
