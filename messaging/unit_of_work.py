@@ -6,32 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self
 
 from messaging.messages import Event
 
 
 class Aggregate(Protocol):
-    """A consistency boundary that records what happened to it."""
+    """A consistency boundary that records what happened to it.
+
+    It may also have a `key: str`, which tells it from every other aggregate of the project, of whatever kind.
+    Other apps get it as the subject of its events, by which they can put these in order.
+    """
 
     events: list[Event]
 
 
-@runtime_checkable
-class Keyed(Protocol):
-    """An aggregate with a name of its own; other apps are told it as the subject of its events.
-
-    An aggregate may leave it out: its events then have no subject, and a listener cannot put them in order.
-    """
-
-    @property
-    def key(self) -> str:
-        """Return what tells this aggregate from every other of the project, of whatever kind."""
-
-
 @dataclass(frozen=True)
 class Raised:
-    """An event, and the key of the aggregate that raised it."""
+    """An event, and the key of the aggregate that raised it, where it has one."""
 
     event: Event
     key: str | None = None
@@ -86,7 +78,7 @@ class UnitOfWork(ABC):
         taken: list[Raised] = []
         for repository in self.repositories():
             for aggregate in repository.seen:
-                key = aggregate.key if isinstance(aggregate, Keyed) else None
+                key: str | None = getattr(aggregate, "key", None)
                 taken += [Raised(event, key) for event in aggregate.events]
                 aggregate.events.clear()
         return taken
