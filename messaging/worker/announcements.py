@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 #: short (a lost connection, a killed process, the time limit) leaves fewer for the next.
 FIRST_BATCH, BATCH = 10, 160
 
-#: The part of the time limit after which a run leaves the rest to the next one.
-SHARE_OF_TIME_LIMIT = 0.5
+#: Seconds after which a run leaves the rest to the next one, so that relay and re-runs have their turn.
+LONGEST_RUN_S = 5.0
 
 
 def announce(app: Celery, runtime: Runtime) -> int:
     """Publish the events that wait, oldest first; return how many."""
-    until = time.monotonic() + runtime.settings.task_time_limit_s * SHARE_OF_TIME_LIMIT
+    until = time.monotonic() + min(LONGEST_RUN_S, runtime.settings.task_time_limit_s / 2)
     published, size = 0, FIRST_BATCH
     while time.monotonic() < until:
         with runtime.announcements.take(size) as announcements:
