@@ -1,6 +1,7 @@
-"""Events as other apps hear them: CloudEvents 1.0 in JSON.
+"""Events as other apps hear them: CloudEvents 1.0 in JSON, with the extension `sequence`.
 
-Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
+Sources: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/extensions/sequence.md
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import Any
 
 CONTENT_TYPE = "application/cloudevents+json"
 
+#: Digits of a `sequence`: with leading zeros, 64-bit numbers compare as text the way they do as numbers.
+#: `sequencetype` is left out: its one defined value, Integer, means 32 bits without gaps.
+SEQUENCE_DIGITS = 19
+
 
 @dataclass(frozen=True)
 class Announcement:
-    """An event to publish; `event_id` stays the same when it is published again."""
+    """An event to publish; all of it stays the same when it is published again."""
 
     event_id: str
     event_type: str
@@ -23,15 +28,20 @@ class Announcement:
     correlation_id: str  # the command that began it all
     causation_id: str  # the command or delivery that raised the event
     at: datetime
+    position: int = 0  # rises in the order of the commits within one aggregate
+    subject: str | None = None  # the key of the aggregate that raised it, where it has one
 
 
 def cloud_event(project: str, announcement: Announcement) -> dict[str, Any]:
-    """Return the envelope around an event: who tells, what kind, when, and the event's fields as `data`."""
+    """Return the envelope around an event, whose fields are its `data`."""
+    subject = {} if announcement.subject is None else {"subject": announcement.subject}
     return {
         "specversion": "1.0",
         "id": announcement.event_id,
         "source": f"/{project}",
         "type": f"{project}.{announcement.event_type}",
+        **subject,
+        "sequence": f"{announcement.position:0{SEQUENCE_DIGITS}}",
         "time": announcement.at.isoformat(),
         "datacontenttype": "application/json",
         "correlationid": announcement.correlation_id,

@@ -164,6 +164,10 @@ def _answer(name: str, status: str, result: Json) -> Json:
     return {"name": name, "contentType": "application/json", "payload": payload}
 
 
+SUBJECT = "the key of what the event is about; absent where it has none"
+SEQUENCE = "later events of the same subject have a greater one, compared as text; there are gaps"
+
+
 def _event(project: Project, kind: type[Message]) -> Json:
     """Return an event's CloudEvents envelope."""
     attributes: Json = {
@@ -171,13 +175,16 @@ def _event(project: Project, kind: type[Message]) -> Json:
         "id": {"type": "string", "format": "uuid", "description": "the same when an event is told again"},
         "source": {"const": f"/{project.name}"},
         "type": {"const": f"{project.name}.{kind.__name__}"},
+        "subject": {"type": "string", "description": SUBJECT},
+        "sequence": {"type": "string", "pattern": r"^\d{19}$", "description": SEQUENCE},
         "time": {"type": "string", "format": "date-time"},
         "datacontenttype": {"const": "application/json"},
         "correlationid": {"type": "string", "description": "the id of the command that began it all"},
         "causationid": {"type": "string", "description": "the id of the command or delivery that raised it"},
         "data": _ref("schemas", kind.__name__),
     }
-    payload = {"type": "object", "required": list(attributes), "properties": attributes}
+    required = [name for name in attributes if name != "subject"]
+    payload = {"type": "object", "required": required, "properties": attributes}
     return {"name": kind.__name__, "summary": _doc(kind), "contentType": CONTENT_TYPE, "payload": payload}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -11,9 +12,21 @@ from messaging.messages import Event
 
 
 class Aggregate(Protocol):
-    """A consistency boundary that records what happened to it."""
+    """A consistency boundary that records what happened to it.
+
+    It may also have a `key: str`, which tells it from every other aggregate of the project, of whatever kind.
+    Other apps get it as the subject of its events, by which they can put these in order.
+    """
 
     events: list[Event]
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An event, and the key of the aggregate that raised it, where it has one."""
+
+    event: Event
+    key: str | None = None
 
 
 class Repository(Protocol):
@@ -58,9 +71,14 @@ class UnitOfWork(ABC):
 
     def take_events(self) -> list[Event]:
         """Take the events off the touched aggregates, oldest first."""
-        taken: list[Event] = []
+        return [raised.event for raised in self.take_raised()]
+
+    def take_raised(self) -> list[Raised]:
+        """Take the events off the touched aggregates, each with its aggregate's key, oldest first."""
+        taken: list[Raised] = []
         for repository in self.repositories():
             for aggregate in repository.seen:
-                taken += aggregate.events
+                key: str | None = getattr(aggregate, "key", None)
+                taken += [Raised(event, key) for event in aggregate.events]
                 aggregate.events.clear()
         return taken

@@ -80,6 +80,11 @@ class Product:
         self.batches = list(batches)
         self.events: list[Event] = []
 
+    @property
+    def key(self) -> str:
+        """Return the SKU, which is the subject of the product's events."""
+        return self.sku
+
     def add_batch(self, batch: Batch) -> None:
         """Take purchased stock in; the same batch a second time has no effect.
 

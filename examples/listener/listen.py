@@ -1,12 +1,13 @@
-"""Another app that hears what happened to stock: `python examples/listener/listen.py OutOfStock Deallocated`.
+"""Another app that listens to stock: `python examples/listener/listen.py OutOfStock Deallocated`.
 
-Its queue is its own and stays while the app is down, so what was missed arrives later. An event may arrive
-twice: its `id` tells. The queue grows until the app is back, so remove one that nobody reads any more:
-`python examples/listener/listen.py --forget`.
+Its queue is its own and stays while the app is down, so what it missed arrives later. It prints each event
+once, as a line of JSON; `--newest` also drops an event that arrives after a newer one about the same product.
+The queue grows until the app is back, so remove one that nobody reads any more: `listen.py --forget`.
 """
 
 import json
 import os
+import sqlite3
 import sys
 from typing import Any
 
@@ -15,15 +16,51 @@ from kombu.mixins import ConsumerMixin
 
 BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 QUEUE = os.environ.get("QUEUE", "warehouse.stock-news")
+#: A file remembers across restarts; best is your own database, in the transaction of what an event changes.
+MEMORY = os.environ.get("MEMORY", ":memory:")
 EVENTS = Exchange("allocation.events", type="topic", durable=True)
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS heard (id TEXT PRIMARY KEY, at TEXT DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE IF NOT EXISTS newest (subject TEXT PRIMARY KEY, sequence TEXT NOT NULL);
+DELETE FROM heard WHERE at < datetime('now', '-30 days');
+"""
+
+NOTE_SEQUENCE = """
+INSERT INTO newest VALUES (:subject, :sequence) ON CONFLICT (subject)
+DO UPDATE SET sequence = excluded.sequence WHERE excluded.sequence > newest.sequence
+"""
+
+
+class Memory:
+    """Tells a repeat by the event's `id`, and what comes too late by its `subject` and `sequence`."""
+
+    def __init__(self, path: str = MEMORY) -> None:
+        """Open the file, new if need be."""
+        self.database = sqlite3.connect(path)
+        self.database.executescript(TABLES)
+
+    def is_repeat(self, event: dict[str, Any]) -> bool:
+        """Remember the event; True if it was here before."""
+        return not self.database.execute("INSERT OR IGNORE INTO heard (id) VALUES (:id)", event).rowcount
+
+    def is_overtaken(self, event: dict[str, Any]) -> bool:
+        """Remember the event's place; True if one of the same subject that happened later was here before.
+
+        Only for a listener to which the newest state is all: one that counts or adds up needs every event.
+        """
+        if "subject" not in event or "sequence" not in event:
+            return False
+        return not self.database.execute(NOTE_SEQUENCE, event).rowcount
 
 
 class Listener(ConsumerMixin):
     """Prints each event as a line of JSON; reconnects by itself."""
 
-    def __init__(self, connection: Connection, kinds: list[str]) -> None:
-        """Hear events of these kinds, of every kind if none is named."""
+    def __init__(self, connection: Connection, kinds: list[str], *, only_newest: bool = False) -> None:
+        """Listen to events of these kinds, of every kind if none is named."""
         self.connection = connection
+        self.memory, self.only_newest = Memory(), only_newest
         self._queue = Queue(QUEUE, [binding(EVENTS, routing_key=kind) for kind in kinds or ["#"]])
 
     def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:  # noqa: ARG002  kombu's signature
@@ -31,19 +68,27 @@ class Listener(ConsumerMixin):
         return [consumer([self._queue], on_message=self.hear, prefetch_count=10)]
 
     def hear(self, message: Message) -> None:
-        """Do what there is to do, and only then say that the event was heard."""
+        """Do what there is to do and remember it in one transaction, and only then acknowledge the event."""
         event = json.loads(message.body)
-        print(json.dumps(event), flush=True)
+        with self.memory.database:
+            if not self.is_dropped(event):
+                print(json.dumps(event), flush=True)
         message.ack()
+
+    def is_dropped(self, event: dict[str, Any]) -> bool:
+        """Tell whether there is nothing to do for an event."""
+        return self.memory.is_repeat(event) or (self.only_newest and self.memory.is_overtaken(event))
 
 
 def main(arguments: list[str]) -> None:
     """Listen until Ctrl-C, or forget the queue."""
+    kinds = [argument for argument in arguments if not argument.startswith("--")]
     with Connection(BROKER_URL, heartbeat=10) as connection:
-        if arguments == ["--forget"]:
+        if "--forget" in arguments:
             Queue(QUEUE)(connection).delete()
         else:
-            Listener(connection, arguments).run()  # type: ignore[no-untyped-call]  # kombu is untyped in parts
+            listener = Listener(connection, kinds, only_newest="--newest" in arguments)
+            listener.run()  # type: ignore[no-untyped-call]  # kombu is untyped in parts
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from messaging.errors import MessagingError
 from messaging.flower.base import Page
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.dead_letters import STATES, DeadLetters
-from messaging.operator.deliveries import Deliveries, DeliveryRow, Story
+from messaging.operator.deliveries import Deliveries, DeliveryRow, Story, UnknownName
 from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
 from messaging.operator.reruns import Rerun
+from messaging.texts import storable
 from messaging.worker.sender import shown_event
 
 SHOWN = 100  # rows of a page
@@ -34,11 +35,11 @@ class DeliveriesPage(Page):
         """Show the list."""
         filters, problem, rows, matching = self.filters(), "", [], {}
         try:
-            chosen = self.chosen(filters)
+            chosen = await self.chosen(filters)
             statuses = [Status(filters["status"])] if filters["status"] else list(Status)
             rows = await self.work(self.deliveries.find, chosen, statuses, SHOWN)
             matching = await self.work(self.deliveries.count_failed, chosen)
-        except ValueError as error:
+        except (ValueError, UnknownName) as error:
             problem = str(error)
         self.render(
             "deliveries.html",
@@ -53,7 +54,7 @@ class DeliveriesPage(Page):
         self.require_writable()
         filters, one = self.filters(), self.field("id")
         try:
-            chosen = _one(one) if one else self.chosen(filters)
+            chosen = _one(one) if one else await self.chosen(filters)
             self.say(await self.act(self.field("do"), chosen))
         except (ValueError, MessagingError) as error:
             self.say(str(error))
@@ -75,9 +76,14 @@ class DeliveriesPage(Page):
             filters["status"] = Status.FAILED
         return filters
 
-    def chosen(self, filters: dict[str, str]) -> DeliveryFilter:
-        """Return the filter that the fields make, or raise ValueError with how to write one."""
-        return DeliveryFilter(
+    async def chosen(self, filters: dict[str, str]) -> DeliveryFilter:
+        """Return the filter that the fields make; a blank field does not filter, as the page says.
+
+        Raises:
+            ValueError: with how to write a field.
+            UnknownName: with the names that exist.
+        """
+        chosen = DeliveryFilter(
             handler=filters["handler"] or None,
             event=filters["event"] or None,
             error=filters["error"] or None,
@@ -86,6 +92,8 @@ class DeliveriesPage(Page):
             older_than_s=parse_age(filters["older_than"]) if filters["older_than"] else None,
             correlation=filters["correlation"] or None,
         )
+        await self.work(self.deliveries.require_known, self.runtime.project.bus, chosen)
+        return chosen
 
     async def act(self, action: str, chosen: DeliveryFilter) -> str:
         """Carry an action out and return what to say about it."""
@@ -112,7 +120,7 @@ class DeliveriesPage(Page):
 
     def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
         actions = DeliveryActions(self.runtime.engine, self.actor)
-        return len(actions.discard(chosen, actions.clock(), AT_ONCE, reason))
+        return len(actions.discard(chosen, actions.clock(), AT_ONCE, storable(reason)))
 
 
 class DeliveryPage(DeliveriesPage):

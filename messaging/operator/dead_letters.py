@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import base64
+import codecs
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
 from sqlalchemy import Connection, Engine, text
 
 from messaging.errors import MessagingError
 from messaging.runtime import Runtime
+from messaging.texts import storable
 
-COLUMNS = """
-id::text, reason, task, task_id, queue, content_type, content_encoding, headers, properties, body, error,
-at, replayed_at, discarded_at, discard_reason"""
+#: Bytes of a body, and characters of the headers, that a list shows: a body may have 16 MiB.
+HEAD = 4096
+
+SUMMARY = f"""
+id::text, reason, task, task_id, queue, content_type, content_encoding, error,
+at, replayed_at, discarded_at, discard_reason,
+octet_length(body) AS body_bytes, substring(body FROM 1 FOR {HEAD}) AS body_head,
+left(headers::text, {HEAD}) AS headers_head"""
 
 #: Properties that belong to the message; the others were written by the transport that carried it.
 OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
@@ -34,8 +41,8 @@ class NotReplayable(MessagingError):
 
 
 @dataclass(frozen=True)
-class Letter:
-    """One dead letter."""
+class Summary:
+    """One dead letter without its body, as lists show it."""
 
     id: str
     reason: str
@@ -44,14 +51,14 @@ class Letter:
     queue: str | None
     content_type: str | None
     content_encoding: str | None
-    headers: dict[str, Any]
-    properties: dict[str, Any]
-    body: bytes
     error: str
     at: datetime
     replayed_at: datetime | None
     discarded_at: datetime | None
     discard_reason: str | None
+    body_bytes: int
+    body_head: bytes  # its first `HEAD` bytes
+    headers_head: str  # the first `HEAD` characters of their JSON
 
     @property
     def state(self) -> str:
@@ -59,12 +66,27 @@ class Letter:
         return "discarded" if self.discarded_at else "replayed" if self.replayed_at else "open"
 
     @property
+    def shown_head(self) -> str:
+        """Return the beginning of the body as text where it is text, else in base64."""
+        return _shown(self.body_head, is_all=self.body_bytes <= len(self.body_head))
+
+
+@dataclass(frozen=True)
+class Letter(Summary):
+    """One dead letter with all of its message."""
+
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    body: bytes
+
+    @property
     def shown_body(self) -> str:
         """Return the body as text where it is text, else in base64."""
-        try:
-            return self.body.decode()
-        except UnicodeDecodeError:
-            return f"base64:{base64.b64encode(self.body).decode()}"
+        return _shown(self.body)
+
+
+COLUMNS = {Summary: SUMMARY, Letter: f"{SUMMARY}, headers, properties, body"}
+Kind = TypeVar("Kind", Summary, Letter)
 
 
 @dataclass(frozen=True)
@@ -75,22 +97,25 @@ class DeadLetters:
 
     def find(
         self, state: str = "open", reason: str | None = None, task: str | None = None, limit: int = 50
-    ) -> list[Letter]:
+    ) -> list[Summary]:
         """Return the newest `limit` letters; `state` is one of `STATES`, `reason` and `task` are parts."""
+        parts = {name: value and storable(value) for name, value in (("reason", reason), ("task", task))}
+        # Chosen first, so that no body is opened to be sorted and thrown away.
         query = text(
-            f"SELECT {COLUMNS} FROM dead_letters WHERE {STATES[state]}"
-            " AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) in lower(reason)) > 0)"
-            " AND (CAST(:task AS text) IS NULL OR position(lower(:task) in lower(task)) > 0)"
-            " ORDER BY at DESC LIMIT :limit"
+            f"SELECT {SUMMARY} FROM dead_letters WHERE id = ANY(ARRAY("
+            f" SELECT id FROM dead_letters WHERE {STATES[state]}"
+            "  AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) in lower(reason)) > 0)"
+            "  AND (CAST(:task AS text) IS NULL OR position(lower(:task) in lower(task)) > 0)"
+            "  ORDER BY at DESC LIMIT :limit)) ORDER BY at DESC"
         )
         with self.engine.connect() as connection:
-            rows = connection.execute(query, {"reason": reason, "task": task, "limit": limit})
-            return [_letter(row) for row in rows]
+            rows = connection.execute(query, {**parts, "limit": limit})
+            return [_from_row(Summary, row) for row in rows]
 
     def get(self, letter_id: str) -> Letter | None:
         """Return one letter."""
         with self.engine.connect() as connection:
-            return _get(connection, letter_id)
+            return _get(connection, Letter, letter_id)
 
     def replay(self, app: Celery, runtime: Runtime, letter_id: str, *, anyway: bool = False) -> Letter:
         """Send a letter's message again as it came, to the queue where it came from.
@@ -99,7 +124,7 @@ class DeadLetters:
             NotReplayable: it was settled before, or this release has no such task (unless `anyway`).
         """
         with self.engine.begin() as connection:
-            letter = _lock_open(connection, letter_id)
+            letter = _lock_open(connection, Letter, letter_id)
             queue = letter.queue or runtime.project.commands_queue
             if not anyway and letter.task not in app.tasks:
                 raise NotReplayable(
@@ -112,29 +137,29 @@ class DeadLetters:
             _publish(app, letter, queue)
         return letter
 
-    def discard(self, letter_id: str, reason: str) -> Letter:
+    def discard(self, letter_id: str, reason: str) -> Summary:
         """Give a letter up for good.
 
         Raises:
             NotReplayable: it was settled before.
         """
         with self.engine.begin() as connection:
-            letter = _lock_open(connection, letter_id)
+            letter = _lock_open(connection, Summary, letter_id)
             query = text(
                 "UPDATE dead_letters SET discarded_at = now(), discard_reason = :reason WHERE id = :id"
             )
-            connection.execute(query, {"id": letter_id, "reason": reason})
+            connection.execute(query, {"id": letter_id, "reason": storable(reason)})
         return letter
 
 
-def _get(connection: Connection, letter_id: str, lock: str = "") -> Letter | None:
-    query = text(f"SELECT {COLUMNS} FROM dead_letters WHERE id = CAST(:id AS uuid) {lock}")
+def _get(connection: Connection, kind: type[Kind], letter_id: str, lock: str = "") -> Kind | None:
+    query = text(f"SELECT {COLUMNS[kind]} FROM dead_letters WHERE id = CAST(:id AS uuid) {lock}")
     row = connection.execute(query, {"id": letter_id}).one_or_none()
-    return _letter(row) if row else None
+    return _from_row(kind, row) if row else None
 
 
-def _lock_open(connection: Connection, letter_id: str) -> Letter:
-    letter = _get(connection, letter_id, "FOR UPDATE")
+def _lock_open(connection: Connection, kind: type[Kind], letter_id: str) -> Kind:
+    letter = _get(connection, kind, letter_id, "FOR UPDATE")
     if letter is None:
         raise NotReplayable(f"There is no dead letter {letter_id}")
     if letter.state != "open":
@@ -142,8 +167,18 @@ def _lock_open(connection: Connection, letter_id: str) -> Letter:
     return letter
 
 
-def _letter(row: Any) -> Letter:
-    return Letter(**{**row._mapping, "body": bytes(row.body)})
+def _from_row(kind: type[Kind], row: Any) -> Kind:
+    fields: dict[str, Any] = dict(row._mapping)
+    bodies = {name: bytes(value) for name, value in fields.items() if isinstance(value, memoryview)}
+    return kind(**{**fields, **bodies})
+
+
+def _shown(body: bytes, *, is_all: bool = True) -> str:
+    """Return a body, or its beginning, as text where it is text, else in base64."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(body, final=is_all)
+    except UnicodeDecodeError:
+        return f"base64:{base64.b64encode(body).decode()}"
 
 
 def _publish(app: Celery, letter: Letter, queue: str) -> None:

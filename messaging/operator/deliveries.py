@@ -9,8 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from messaging.bus import MessageBus
 from messaging.delivery import Status
+from messaging.errors import MessagingError
 from messaging.operator.filters import SORTED_BY, DeliveryFilter
+from messaging.texts import storable
 
 COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
@@ -86,11 +89,37 @@ class Story:
     related: list[DeliveryRow] = field(default_factory=list)  # others of the same command
 
 
+class UnknownName(MessagingError):
+    """No handler, or no event, is called that, in this release or in a stored delivery."""
+
+
 @dataclass(frozen=True)
 class Deliveries:
     """Questions about deliveries."""
 
     engine: Engine
+
+    def require_known(self, bus: MessageBus, chosen: DeliveryFilter) -> None:
+        """Refuse a filter by a misspelled name, which would seem to say that nothing has failed.
+
+        Raises:
+            UnknownName: it names those that exist.
+        """
+        handlers = {handler.__name__ for handlers in bus.events.values() for handler in handlers}
+        self._require_name("handler", "handler", chosen.handler, handlers)
+        self._require_name("event", "event_type", chosen.event, set(bus.event_types))
+
+    def _require_name(self, what: str, column: str, name: str | None, known: set[str]) -> None:
+        """Ask the table only for a name that this release does not have: it may have had it once."""
+        if name is None or name in known:
+            return
+        stored = text(f"SELECT EXISTS (SELECT FROM deliveries WHERE {column} = :name)")
+        failed = text(f"SELECT DISTINCT {column} FROM deliveries WHERE status = 'failed'")
+        with self.engine.connect() as connection:
+            if connection.execute(stored, {"name": storable(name)}).scalar_one():
+                return
+            known |= set(connection.execute(failed).scalars())
+        raise UnknownName(f"No {what} is called {name!r}; there are {', '.join(sorted(known))}")
 
     def find(
         self, chosen: DeliveryFilter, statuses: Sequence[Status] = tuple(Status), limit: int = 50

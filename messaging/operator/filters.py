@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from messaging.delivery import Status
+from messaging.texts import storable
 
 #: One condition per field of `DeliveryFilter`. When something ended is when its row last changed its state.
 CONDITIONS = {
@@ -24,7 +25,7 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class DeliveryFilter:
-    """What is None or empty does not filter."""
+    """What is None does not filter, nor do no ids; an empty text does."""
 
     handler: str | None = None
     event: str | None = None  # the event's class name
@@ -39,16 +40,17 @@ class DeliveryFilter:
     def facts(self) -> dict[str, Any]:
         """Return the values of the conditions that are set."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: list(value) if name == "ids" else value
-            for name, value in found.items()
-            if value or value == 0
-        }
+        return {name: _bound(value) for name, value in found.items() if value is not None and value != ()}
 
     @property
     def sql(self) -> str:
         """Return the conditions that are set, to stand after a WHERE of others; its values are `facts`."""
         return "".join(f" AND {CONDITIONS[name]}" for name in self.facts)
+
+
+def _bound(value: Any) -> Any:
+    """Return a condition's value as the driver takes it and as the tables hold it."""
+    return list(value) if isinstance(value, tuple) else storable(value) if isinstance(value, str) else value
 
 
 #: What the index of each state is sorted by, so that its newest rows are found without reading the others.
@@ -61,6 +63,17 @@ SORTED_BY = {
 }
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_text(text: str) -> str:
+    """Return a text that can be compared with stored ones.
+
+    Raises:
+        ValueError: it is blank.
+    """
+    if not text.strip():
+        raise ValueError("it is blank; write some text, or leave the option out")
+    return storable(text)
 
 
 def parse_age(text: str) -> float:

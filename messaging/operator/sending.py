@@ -14,6 +14,7 @@ from messaging.messages import IDEMPOTENCY_KEY, Command, Event, to_dict
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
+from messaging.unit_of_work import Raised
 from messaging.worker.housekeeping import send_known
 
 
@@ -41,7 +42,7 @@ class Sender:
         """Write a delivery for every handler of an event, send them and return them."""
         job = CommandJob(new_id(), Command(), new_id())
         with Transaction(self.runtime.engine) as transaction:
-            deliveries = self.runtime.outbox.write([event], job, transaction)
+            deliveries = self.runtime.outbox.write([Raised(event)], job, transaction)
             transaction.commit()
         send_known(self.app, self.runtime, deliveries)
         return deliveries

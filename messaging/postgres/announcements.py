@@ -10,17 +10,24 @@ from sqlalchemy import Engine, text
 
 from messaging.announcements import Announcement
 
-#: `position` is drawn while the event's aggregate is locked, so the events of one aggregate stay in order.
+#: `position` and `at` are drawn here, while the event's aggregate is locked: both rise within one aggregate.
 INSERT_ANNOUNCEMENT = """
-INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id)
-VALUES (%s, %s, %s, %s, %s)"""
+INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id, subject, at)
+VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp())"""
 
 #: Any constant will do; whoever holds it publishes, so that nobody overtakes.
 LOCK = 4_177_011
 
+#: An array makes a plan by the primary key, however many rows wait. The positions that commands have drawn
+#: and not committed yet are not among them, so a range would delete what nobody has published.
 TAKE = text("""
-SELECT position, event_id::text, event_type, payload, correlation_id, causation_id, at
-FROM announcements ORDER BY position LIMIT :limit
+WITH taken AS (
+    DELETE FROM announcements WHERE position = ANY(ARRAY(
+        SELECT position FROM announcements ORDER BY position LIMIT :limit))
+    RETURNING *
+)
+SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject
+FROM taken ORDER BY position
 """)
 
 
@@ -32,19 +39,15 @@ class AnnouncementStore:
 
     @contextmanager
     def take(self, limit: int) -> Iterator[list[Announcement]]:
-        """Give the oldest events to publish, and delete them when the block ends well.
+        """Take the oldest events to publish; they are gone when the block ends well.
 
-        Gives none while another process is at it. A failure keeps them: they are published at least once.
+        Gives none while another process is at it. A failure brings them back: they are published at least
+        once. So it is with a process that freezes: the server ends its session, and another goes on.
         """
         with self.engine.begin() as connection:
             alone = connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": LOCK})
             rows = connection.execute(TAKE, {"limit": limit}).all() if alone.scalar_one() else []
-            yield [Announcement(*row[1:]) for row in rows]
-            if rows:
-                connection.execute(
-                    text("DELETE FROM announcements WHERE position = ANY(:positions)"),
-                    {"positions": [row.position for row in rows]},
-                )
+            yield [Announcement(*row) for row in rows]
 
     def count(self) -> int:
         """Return how many events wait."""

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from messaging.dead_letters import DeadLetter
 from messaging.delivery import new_id
+from messaging.texts import storable
 
 INSERT = text("""
 INSERT INTO dead_letters
@@ -17,6 +18,21 @@ INSERT INTO dead_letters
 VALUES
     (:id, :reason, :task, :task_id, :queue,
      :content_type, :content_encoding, :headers, :properties, :body, :error)
+""")
+
+#: What one transaction of the pruning deletes at most: so many letters, or so many bytes as they are stored
+#: (and one letter more), which takes a fraction of a second.
+PRUNED_LETTERS, PRUNED_BYTES = 500, 16_777_216
+
+PRUNE = text("""
+DELETE FROM dead_letters WHERE id = ANY(ARRAY(
+    SELECT id FROM (
+        SELECT id, sum(size) OVER (ORDER BY at, id) - size AS bytes_before FROM (
+            SELECT id, at, pg_column_size(body) + pg_column_size(headers) AS size FROM dead_letters
+            WHERE at < now() - make_interval(secs => :age)
+            ORDER BY at LIMIT :limit FOR UPDATE SKIP LOCKED
+        ) old
+    ) measured WHERE bytes_before < :bytes))
 """)
 
 
@@ -32,34 +48,35 @@ class PostgresDeadLetterStore:
             connection.execute(INSERT, {"id": new_id(), **_row(letter)})
 
     def prune(self, retention_s: float, limit: int = 5000) -> int:
-        """Delete letters older than this many seconds, at most `limit`; return how many went."""
+        """Delete letters older than this many seconds, at most `limit`, a few in a transaction.
+
+        Returns how many went. One that somebody works with is left to the next run.
+        """
+        gone = 0
+        while gone < limit and (some := self._prune_some(retention_s, min(limit - gone, PRUNED_LETTERS))):
+            gone += some
+        return gone
+
+    def _prune_some(self, retention_s: float, limit: int) -> int:
+        facts = {"age": retention_s, "limit": limit, "bytes": PRUNED_BYTES}
         with self.engine.begin() as connection:
-            return connection.execute(
-                text(
-                    "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters"
-                    " WHERE at < now() - make_interval(secs => :age) LIMIT :limit)"
-                ),
-                {"age": retention_s, "limit": limit},
-            ).rowcount
+            return connection.execute(PRUNE, facts).rowcount
 
 
 def _row(letter: DeadLetter) -> dict[str, object]:
     return {
-        "reason": _storable(letter.reason),
-        "task": _storable(letter.task),
-        "task_id": _storable(letter.task_id),
-        "queue": _storable(letter.queue),
-        "content_type": _storable(letter.content_type),
-        "content_encoding": _storable(letter.content_encoding),
+        "reason": _text(letter.reason),
+        "task": _text(letter.task),
+        "task_id": _text(letter.task_id),
+        "queue": _text(letter.queue),
+        "content_type": _text(letter.content_type),
+        "content_encoding": _text(letter.content_encoding),
         "headers": json.dumps(letter.headers, default=repr),
         "properties": json.dumps(letter.properties, default=repr),
         "body": letter.body,
-        "error": _storable(letter.error),
+        "error": _text(letter.error),
     }
 
 
-def _storable(value: object) -> str | None:
-    """Return text that PostgreSQL takes: no NUL, no half of a surrogate pair."""
-    if value is None:
-        return None
-    return str(value).replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+def _text(value: object) -> str | None:
+    return None if value is None else storable(str(value))

@@ -15,7 +15,7 @@ from messaging.messages import Command, Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Transaction
-from messaging.unit_of_work import UnitOfWork
+from messaging.unit_of_work import Raised, UnitOfWork
 
 
 class Job(Protocol):
@@ -86,13 +86,13 @@ class Outbox:
     grace_s: float  # seconds
     announced: bool = False  # whether other apps are told of each event
 
-    def write(self, events: list[Event], job: Job, transaction: Transaction) -> list[Delivery]:
+    def write(self, events: list[Raised], job: Job, transaction: Transaction) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send once committed."""
         deliveries = []
-        for event in events:
+        for event, key in ((raised.event, raised.key) for raised in events):
             event_id, payload = new_id(), to_dict(event)
             if self.announced:
-                facts = (event_id, type(event).__name__, json.dumps(payload), job.correlation_id, job.id)
+                facts = (event_id, type(event).__name__, json.dumps(payload), job.correlation_id, job.id, key)
                 transaction.write(INSERT_ANNOUNCEMENT, facts)
             for handler in self.handlers_of(event):
                 delivery = Delivery(
@@ -144,7 +144,7 @@ class PostgresUnitOfWork(UnitOfWork):
         """Write state, deliveries and answer in one transaction."""
         for repository in self.repositories():
             repository.save()
-        deliveries = self._outbox.write(self.take_events(), self.job, self.transaction)
+        deliveries = self._outbox.write(self.take_raised(), self.job, self.transaction)
         self.job.finish(self.transaction, result)
         self.transaction.commit()
         self.deliveries = deliveries

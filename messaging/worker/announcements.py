@@ -6,46 +6,49 @@ import json
 import logging
 import threading
 import time
-from typing import Any
 
 from celery import Celery
+from kombu import Connection
 
 from messaging import brokers
-from messaging.announcements import CONTENT_TYPE, cloud_event
+from messaging.announcements import CONTENT_TYPE, Announcement, cloud_event
 from messaging.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-#: Batches that one run takes at most, so that it ends well before the time limit.
-MAX_BATCHES = 20
-BATCH = 500
+#: Events in one transaction. A run begins with few and takes twice as many each time, so that one that is cut
+#: short (a lost connection, a killed process, the time limit) leaves fewer for the next.
+FIRST_BATCH, BATCH = 10, 160
+
+#: Seconds after which a run leaves the rest to the next one, so that relay and re-runs have their turn.
+LONGEST_RUN_S = 5.0
 
 
 def announce(app: Celery, runtime: Runtime) -> int:
     """Publish the events that wait, oldest first; return how many."""
-    published = 0
-    for _ in range(MAX_BATCHES):
-        with runtime.announcements.take(BATCH) as announcements:
-            events = [cloud_event(runtime.project.name, announcement) for announcement in announcements]
-            kinds = [announcement.event_type for announcement in announcements]
-            _publish(app, runtime, list(zip(kinds, events, strict=True)))
-        published += len(events)
-        if len(events) < BATCH:
+    until = time.monotonic() + min(LONGEST_RUN_S, runtime.settings.task_time_limit_s / 2)
+    published, size = 0, FIRST_BATCH
+    while time.monotonic() < until:
+        with runtime.announcements.take(size) as announcements:
+            publish(app, runtime, announcements)
+        published += len(announcements)
+        if len(announcements) < size:
             break
+        size = min(2 * size, BATCH)
     return published
 
 
-def _publish(app: Celery, runtime: Runtime, events: list[tuple[str, dict[str, Any]]]) -> None:
+def publish(app: Celery, runtime: Runtime, announcements: list[Announcement]) -> None:
     """Hand events to the broker; return when it has them all, raise when it may not."""
-    if not events:
+    if not announcements:
         return
     exchange = brokers.events_exchange(runtime.project.name)
     with app.producer_or_acquire() as producer, producer.batch(BATCH):
-        for kind, event in events:
+        for announcement in announcements:
             producer.publish(
-                json.dumps(event),
+                json.dumps(cloud_event(runtime.project.name, announcement)),
                 exchange=exchange,
-                routing_key=kind,
+                routing_key=announcement.event_type,
                 declare=[exchange],
                 content_type=CONTENT_TYPE,
                 content_encoding="utf-8",
@@ -71,14 +74,33 @@ def nudge(app: Celery, runtime: Runtime) -> None:
 
 
 def _ask_to_announce(app: Celery, runtime: Runtime) -> None:
+    """Send `announce`, unless the housekeeping has messages waiting: it is away then, or busy, and beat asks.
+
+    An expiry would not bound the queue: brokers keep what has expired until a worker takes it.
+    """
     project = runtime.project
     try:
-        app.send_task(
-            f"{project.name}.announce",
-            queue=project.housekeeping_queue,
-            ignore_result=True,
-            add_to_parent=False,
-            retry=False,
-        )
+        with app.producer_or_acquire() as producer:
+            if _waiting(producer.connection, project.housekeeping_queue):
+                return
+            app.send_task(
+                f"{project.name}.announce",
+                queue=project.housekeeping_queue,
+                producer=producer,
+                ignore_result=True,
+                add_to_parent=False,
+                retry=False,
+            )
     except Exception as error:  # noqa: BLE001  whatever it is, beat asks too
         logger.warning("Events will be announced later: %s", error)
+
+
+def _waiting(connection: Connection, queue: str) -> int:
+    """Return how many messages wait in a queue; those that a worker holds do not count."""
+    # A channel of its own: RabbitMQ closes one on which it is asked for a queue that is not there.
+    with connection.channel() as channel:
+        try:
+            count: int = channel.queue_declare(queue=queue, passive=True).message_count
+        except connection.channel_errors:  # on Redis an empty queue is no queue
+            return 0
+    return count

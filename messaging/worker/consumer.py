@@ -18,6 +18,7 @@ from celery.utils.objects import Bunch
 
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
+from messaging.texts import storable
 from messaging.worker.message_checks import MAX_DEPTH, MAX_NAME, RUNS_OTHERS, Limits, check_message
 from messaging.worker.solo import SoloConsumer
 from messaging.worker.task_events import BatchingConsumer
@@ -195,12 +196,7 @@ def letter_of(message: Any, reason: str, error: str) -> DeadLetter:
 
 def _text(value: Any) -> str | None:
     """`value` as a short text, None for nothing."""
-    return None if value is None else _storable(value if isinstance(value, str) else repr(value))[:MAX_NAME]
-
-
-def _storable(text: str) -> str:
-    """`text` without what databases refuse: NUL and halves of surrogate pairs."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return None if value is None else storable(value if isinstance(value, str) else repr(value))[:MAX_NAME]
 
 
 def _plain(value: Any, room: int = MAX_DEPTH) -> Any:
@@ -208,9 +204,9 @@ def _plain(value: Any, room: int = MAX_DEPTH) -> Any:
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, str):
-        return _storable(value)
+        return storable(value)
     if room and isinstance(value, dict):
-        return {_storable(str(key)): _plain(item, room - 1) for key, item in value.items()}
+        return {storable(str(key)): _plain(item, room - 1) for key, item in value.items()}
     if room and isinstance(value, list | tuple):
         return [_plain(item, room - 1) for item in value]
-    return _storable(repr(value) if room else "… nested too deep")
+    return storable(repr(value) if room else "… nested too deep")

@@ -282,6 +282,34 @@ def test_a_filter_that_cannot_be_read_says_how_to_write_it(flower):
     assert request(f"{flower}/deliveries/{uuid4()}")[0] == 404
 
 
+def test_a_blank_field_does_not_filter_and_a_misspelled_name_is_refused(flower, fail_for):
+    delivery_id = fail_for("o1")
+
+    shown = request(f"{flower}/deliveries?status=failed&handler=&error=+")[1]
+    assert delivery_id in shown
+    assert "A blank field does not filter." in shown
+    refused = request(f"{flower}/deliveries?handler=send_out")[1]
+    assert "there are reallocate, send_out_of_stock_notification" in refused
+    assert delivery_id not in refused
+
+
+def test_a_page_of_dead_letters_has_the_beginning_of_each_body(flower, backend):
+    backend.sql(
+        "INSERT INTO dead_letters (id, reason, headers, properties, body, error)"
+        " SELECT gen_random_uuid(), 'invalid message', '{}', '{}',"
+        "        convert_to(repeat('x', 16777216), 'UTF8'), 'too large'"
+        " FROM generate_series(1, 40) RETURNING 1"
+    )
+    try:
+        status, shown = request(f"{flower}/dead-letters")
+    finally:
+        backend.sql("DELETE FROM dead_letters WHERE error = 'too large' RETURNING 1")
+
+    assert status == 200
+    assert shown.count("These are the first 4,096 of") == 40
+    assert len(shown) < 1_000_000
+
+
 def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_for):
     delivery_id, port = fail_for("o1"), free_port()
     child = programs.flower(backend.folder, {**backend.env, "FLOWER_READ_ONLY": "true"}, port)

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import redis
 from kombu import Connection, Exchange, Queue, binding
+from kombu.exceptions import BatchPublishError, OperationalError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
 from allocation.bootstrap import project
 from allocation.config import Settings
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import InvalidSku
-from local.ports import free_port
+from allocation.domain.model import Batch
+from examples.listener.listen import Memory
+from local.ports import LOOPBACK, free_port
 from local.redis import Redis
+from local.waiting import eventually
 from messaging.messages import Command
+from messaging.postgres.announcements import TAKE
 from messaging.postgres.unit_of_work import CommandJob
-from messaging.worker.announcements import announce
+from messaging.worker.announcements import announce, nudge, publish
 from messaging.worker.app import MessagingApp, make_app
 from messaging.worker.commands import execute
 
@@ -91,6 +104,8 @@ def test_an_event_is_published_as_a_cloud_event(app, listener):
         "id": event["id"],
         "source": "/allocation",
         "type": "allocation.BatchCreated",
+        "subject": "LAMP",
+        "sequence": event["sequence"],
         "time": event["time"],
         "datacontenttype": "application/json",
         "correlationid": command_id,
@@ -176,3 +191,221 @@ def test_announcing_can_be_switched_off(settings):
         handle(silent, CreateBatch("b1", "LAMP", 10))
 
         assert silent.runtime.announcements.count() == 0
+
+
+def by_subject(events: list[dict[str, Any]], attribute: str) -> dict[str, list[str]]:
+    """Return an attribute of the events of each product, as they arrived."""
+    found = defaultdict(list)
+    for event in events:
+        found[event["subject"]].append(event[attribute])
+    return found
+
+
+def test_the_sequence_rises_with_the_commits_of_one_product_while_others_are_published(app, listener):
+    """Four threads change three products, and a fifth publishes meanwhile."""
+    skus = ("LAMP", "DESK", "SOFA")
+    for sku in skus:
+        handle(app, CreateBatch(f"b-{sku}", sku, 1_000_000))
+
+    def change(thread: int) -> None:
+        for number in range(40):
+            handle(app, Allocate(f"{thread}-{number}", skus[number % 3], 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        changes = [pool.submit(change, thread) for thread in range(4)]
+        while not all(done.done() for done in changes):
+            announce(app, app.runtime)
+    assert [done.result() for done in changes] == [None] * 4
+    announce(app, app.runtime)
+
+    events = listener.heard()
+    assert len(events) == 163
+    for attribute in ("sequence", "time"):
+        for values in by_subject(events, attribute).values():
+            assert values == sorted(set(values))
+
+
+def end_sessions(app: MessagingApp) -> None:
+    """End the sessions of this database, as the server ends those of a process that is frozen."""
+    with app.runtime.engine.connect() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+
+
+@pytest.fixture
+def frozen(settings: Settings) -> Iterator[MessagingApp]:
+    """The app of a process that will be frozen, with a database session of its own."""
+    yield from started(settings)
+
+
+def test_what_a_frozen_announcer_tells_late_is_dropped_by_id_or_by_sequence(app, frozen, listener):
+    """It had published nothing when it froze, and publishes when it is let go on, after newer events."""
+    handle(app, CreateBatch("b1", "LAMP", 10))
+    handle(app, ChangeBatchQuantity("b1", 20))
+
+    def freeze_and_go_on() -> None:
+        with frozen.runtime.announcements.take(10) as old:
+            end_sessions(app)
+            handle(app, ChangeBatchQuantity("b1", 30))
+            announce(app, app.runtime)
+            publish(frozen, frozen.runtime, old)
+
+    with pytest.raises(SQLAlchemyError):
+        freeze_and_go_on()
+
+    events, by_id, newest = listener.heard(), Memory(), Memory()
+
+    assert [event["data"]["qty"] for event in events] == [10, 20, 30, 10, 20]
+    assert [event["data"]["qty"] for event in events if not by_id.is_repeat(event)] == [10, 20, 30]
+    assert [event["data"]["qty"] for event in events if not newest.is_overtaken(event)] == [10, 20, 30]
+
+
+def test_the_time_of_one_products_events_never_runs_backwards(app, listener):
+    """A transaction that began before another, and changes the product after it."""
+    task_id = str(uuid4())
+    early = app.runtime.unit_of_work(CommandJob(task_id, CreateBatch("late", "LAMP", 1), task_id))
+    with early:
+        early.transaction.read("SELECT now()")
+        handle(app, CreateBatch("b1", "LAMP", 10))
+        early.products.get_or_create("LAMP", "late").add_batch(Batch("late", "LAMP", 1))
+        early.commit()
+
+    announce(app, app.runtime)
+
+    events = listener.heard()
+    assert [event["data"]["ref"] for event in events] == ["b1", "late"]
+    assert events[0]["time"] < events[1]["time"]
+    assert events[0]["sequence"] < events[1]["sequence"]
+
+
+def test_what_an_older_release_wrote_is_told_without_a_subject(app, listener):
+    with app.runtime.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id)"
+                " VALUES (gen_random_uuid(), 'OutOfStock', '{\"sku\": \"LAMP\"}', 'c', 'c')"
+            )
+        )
+
+    announce(app, app.runtime)
+
+    [event] = listener.heard()
+    assert "subject" not in event
+    assert not Memory().is_overtaken(event)
+
+
+def wait_for_timers() -> None:
+    """Return when every nudge has been sent, or has not."""
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(30)
+
+
+@pytest.fixture(params=["redis_server", "rabbitmq_server"])
+def hasty(request: pytest.FixtureRequest, settings: Settings) -> Iterator[MessagingApp]:
+    """The app on a broker of each kind; it asks at once after each commit."""
+    url = request.getfixturevalue(request.param).url
+    yield from started(settings.model_copy(update={"broker_url": url, "announce_delay_s": 0}))
+
+
+def test_asking_for_announcements_does_not_pile_up_while_housekeeping_is_away(hasty):
+    queue = hasty.amqp.queues["allocation.housekeeping"]
+    with hasty.connection_for_write() as connection:
+        queue(connection).declare()
+        queue(connection).purge()
+
+        for _ in range(20):
+            nudge(hasty, hasty.runtime)
+            wait_for_timers()
+        # RabbitMQ counts what was published a moment later.
+        eventually(lambda: queue(connection).queue_declare(passive=True).message_count > 0, 10)
+        asked = queue(connection).purge()
+        assert 1 <= asked <= 5
+
+        nudge(hasty, hasty.runtime)
+        wait_for_timers()
+        eventually(lambda: queue(connection).purge() == 1, 10, "the next one, once that is taken")
+
+
+@contextmanager
+def front_that_cuts(url: str, after: int) -> Iterator[str]:
+    """Give another address of a Redis, where each connection is closed after so many bytes to it."""
+    target = urlsplit(url)
+    with socket.create_server((LOOPBACK, 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=pump, args=(client,), daemon=True).start()
+
+        def pump(client: socket.socket) -> None:
+            left = after
+            with client, socket.create_connection((target.hostname or "", target.port or 0)) as redis_side:
+                threading.Thread(target=copy, args=(redis_side, client), daemon=True).start()
+                while left > 0 and (data := client.recv(min(left, 4096))):
+                    redis_side.sendall(data)
+                    left -= len(data)
+                client.shutdown(socket.SHUT_RDWR)
+
+        def copy(source: socket.socket, sink: socket.socket) -> None:
+            try:
+                while data := source.recv(65_536):
+                    sink.sendall(data)
+            except OSError:
+                pass  # cut
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"redis://{LOOPBACK}:{server.getsockname()[1]}{target.path}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_publishing_500_at_once_makes_progress_even_if_it_is_cut_short_each_time(
+    app, settings, redis_server, listener
+):
+    """Each connection takes 100,000 bytes, which are some hundred events."""
+    for number in range(500):
+        handle(app, CreateBatch(f"b{number}", "LAMP", 1))
+
+    with front_that_cuts(redis_server.url, 100_000) as url:
+        for unlucky in started(settings.model_copy(update={"broker_url": url})):
+            waiting = [500]
+            while waiting[-1]:
+                with suppress(BatchPublishError, OperationalError, redis.exceptions.ConnectionError):
+                    announce(unlucky, unlucky.runtime)
+                waiting.append(app.runtime.announcements.count())
+                assert waiting[-1] < waiting[-2]
+
+    assert len(waiting) > 3
+    memory = Memory()
+    heard = [event["data"]["ref"] for event in listener.heard() if not memory.is_repeat(event)]
+    assert heard == [f"b{number}" for number in range(500)]
+
+
+def test_taking_events_costs_the_same_however_many_wait(app):
+    """By the primary key, with the table as it is before and after PostgreSQL has looked at it."""
+    fill = text(
+        "INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id)"
+        " SELECT gen_random_uuid(), 'OutOfStock', '{}', 'c', 'c' FROM generate_series(1, 100000)"
+    )
+    with app.runtime.engine.begin() as connection:
+        connection.execute(fill)
+        plans = [explain(connection)]
+        connection.execute(text("ANALYZE announcements"))
+        plans.append(explain(connection))
+
+    for plan in plans:
+        assert "Seq Scan" not in plan
+        assert 'Sort Key: "position"' not in plan.partition("InitPlan")[2]
+
+
+def explain(connection: Any) -> str:
+    """Return the plan of taking events."""
+    rows = connection.execute(text(f"EXPLAIN {TAKE.text}"), {"limit": 160})
+    return "\n".join(row[0] for row in rows)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
+from local.child import ROOT
 from messaging.dead_letters import DeadLetter
 from messaging.operator.dead_letters import DeadLetters, NotReplayable
+from messaging.texts import storable
 from messaging.worker.app import MessagingApp
-from tests.integration.outbox import app_on
+from tests.integration.outbox import app_on, ask
 
 HEADERS = {"task": "allocation.allocate", "id": "t1", "retries": 0, "own": "Ü"}
 
@@ -128,3 +136,121 @@ def test_a_body_that_is_no_text_is_shown_in_base64(app: MessagingApp, letters: D
 
     assert letter is not None
     assert letter.shown_body == "base64:/wA="
+
+
+def keep_large(app: MessagingApp, count: int, megabytes: int, age_s: float = 0) -> None:
+    """Keep letters with bodies of so many MiB, written by the server itself."""
+    query = text(
+        "INSERT INTO dead_letters (id, reason, headers, properties, body, error, at)"
+        " SELECT gen_random_uuid(), 'invalid message', '{}', '{}',"
+        "        convert_to(repeat('x', :bytes), 'UTF8'), 'body is over 1048576 bytes',"
+        "        now() - make_interval(secs => :age) FROM generate_series(1, :count)"
+    )
+    facts = {"count": count, "bytes": megabytes * 2**20, "age": age_s}
+    with app.runtime.engine.begin() as connection:
+        connection.execute(query, facts)
+
+
+@pytest.fixture
+def tool(app: MessagingApp, tmp_path: Path) -> Callable[..., tuple[str, float]]:
+    """`tool("dead-letters", "list")` returns what the operator's tool prints, and its peak memory in MiB."""
+    env = {**os.environ, "ALLOCATION_DATABASE_URL": app.runtime.settings.database_url}
+
+    def run(*arguments: str) -> tuple[str, float]:
+        command = [sys.executable, "-m", "allocation", *arguments]
+        with (tmp_path / "printed").open("w") as printed:
+            process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=printed)
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return (tmp_path / "printed").read_text(), usage.ru_maxrss / 1024
+
+    return run
+
+
+def test_listing_40_letters_of_16_mib_takes_no_more_memory_than_listing_none(app, tool):
+    usual = tool("dead-letters", "list")[1]
+    keep_large(app, 40, 16)
+
+    for arguments in ((), ("--json",)):
+        printed, peak = tool("dead-letters", "list", *arguments)
+        assert peak < usual + 20
+        assert len(printed) < 1_000_000
+
+    letters = json.loads(printed)
+    assert len(letters) == 40
+    assert letters[0]["body_bytes"] == 16 * 2**20
+    assert letters[0]["body_head"] == "x" * 4096
+
+
+def test_showing_a_letter_of_16_mib_loads_one_body(app, tool):
+    keep_large(app, 3, 16)
+    [letter_id] = [letter.id for letter in DeadLetters(app.runtime.engine).find(limit=1)]
+
+    printed, peak = tool("dead-letters", "show", letter_id)
+    assert peak < 400
+    assert "--json prints all" in printed
+    assert len(printed) < 50_000
+
+    printed, peak = tool("dead-letters", "show", letter_id, "--json")
+    assert peak < 600
+    assert json.loads(printed)["body"] == "x" * 16 * 2**20
+
+
+def test_the_beginning_of_a_body_may_end_inside_a_letter(app: MessagingApp, letters: DeadLetters):
+    keep(app, body=("x" + "Ü" * 4096).encode())
+
+    [letter] = letters.find()
+
+    assert letter.shown_head == "x" + "Ü" * 2047
+    assert letter.body_bytes == 8193
+
+
+def test_old_letters_go_however_large_they_are_a_few_in_a_transaction(app: MessagingApp):
+    """Each transaction deletes at most 16 MiB and one letter more, so it is over before anybody waits."""
+    keep_large(app, 1, 1)
+    with app.runtime.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO dead_letters (id, reason, headers, properties, body, error, at)"
+                " SELECT gen_random_uuid(), 'old', '{}', '{}', large.body, '', now() - interval '9 days'"
+                " FROM (SELECT string_agg(uuid_send(gen_random_uuid()), '') AS body"
+                "       FROM generate_series(1, 262144)) large, generate_series(1, 12)"
+            )
+        )
+    before = transactions_with_deletes(app)
+
+    assert app.runtime.dead_letters.prune(86400) == 12
+
+    assert transactions_with_deletes(app) - before >= 2
+    assert ask(app, "SELECT reason FROM dead_letters") == [("invalid message",)]
+
+
+def transactions_with_deletes(app: MessagingApp) -> int:
+    """Return the number of the next transaction: those that write have a number each."""
+    return int(ask(app, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")[0][0])
+
+
+def test_pruning_does_not_wait_for_a_letter_that_somebody_works_with(app: MessagingApp, letters: DeadLetters):
+    keep_large(app, 3, 1, age_s=9 * 86400)
+    letter_id = letters.find()[0].id
+
+    with app.runtime.engine.begin() as somebody:
+        somebody.execute(
+            text("SELECT FROM dead_letters WHERE id = CAST(:id AS uuid) FOR UPDATE"), {"id": letter_id}
+        )
+        assert app.runtime.dead_letters.prune(86400) == 2
+
+    assert app.runtime.dead_letters.prune(86400) == 1
+
+
+@pytest.mark.parametrize("wrong", ["\x00", "\ud800", "a\udcffb\x00"])
+def test_whatever_text_a_message_brings_is_stored(app: MessagingApp, letters: DeadLetters, wrong: str):
+    texts = ("reason", "error", "task", "task_id", "queue", "content_type", "content_encoding")
+    letter_id = keep(app, headers={"own": wrong}, properties={"own": wrong}, **dict.fromkeys(texts, wrong))
+
+    letters.discard(letter_id, wrong)
+
+    letter = letters.get(letter_id)
+    assert letter is not None
+    assert {getattr(letter, name) for name in texts} == {letter.discard_reason} == {storable(wrong)}

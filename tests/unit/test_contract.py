@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from datetime import UTC, datetime
@@ -97,6 +98,20 @@ def test_results_are_what_the_document_says(document):
 def test_an_announced_event_is_what_the_document_says(document):
     event_id = "01890000-0000-7000-8000-000000000000"
     told = Announcement(event_id, "OutOfStock", {"sku": "LAMP"}, "c1", "c1", datetime.now(UTC))
+    with_subject = dataclasses.replace(told, position=12, subject="LAMP")
 
     assert valid(document, "OutOfStock", cloud_event(project.name, told))
+    assert valid(document, "OutOfStock", cloud_event(project.name, with_subject))
     assert not valid(document, "Allocated", cloud_event(project.name, told))
+
+
+def test_sequences_compare_as_text_the_way_their_numbers_do():
+    told = Announcement("e1", "OutOfStock", {}, "c1", "c1", datetime.now(UTC))
+    numbers = [1, 9, 10, 99_999, 100_000, 2**31, 2**63 - 1]
+
+    sequences = [
+        cloud_event("p", dataclasses.replace(told, position=number))["sequence"] for number in numbers
+    ]
+
+    assert sequences == sorted(sequences)
+    assert {len(sequence) for sequence in sequences} == {19}

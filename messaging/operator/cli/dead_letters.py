@@ -8,10 +8,12 @@ from uuid import UUID
 import click
 
 from messaging.errors import MessagingError
-from messaging.operator.cli.options import json_option
+from messaging.operator.cli.options import TEXT, json_option
 from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
-from messaging.operator.dead_letters import STATES, DeadLetters, Letter
+from messaging.operator.dead_letters import STATES, DeadLetters, Summary
+
+SHOWN_BODY = 20_000  # characters of a body on the terminal
 
 pass_tool = click.make_pass_decorator(Tool)
 
@@ -29,11 +31,15 @@ def dead_letters() -> None:
 
 
 @dead_letters.command(
-    "list", epilog="Example:\n  {prog} dead-letters list --state all --task allocation. --json"
+    "list",
+    epilog="""Example:
+  {prog} dead-letters list --state all --task allocation. --json
+
+A list has the beginning of each body and of its headers; `show --json` has all of one letter.""",
 )
 @click.option("--state", type=click.Choice(list(STATES)), default="open", show_default=True)
-@click.option("--reason", metavar="TEXT", help="Only where the reason has this text in it.")
-@click.option("--task", metavar="TEXT", help="Only where the task's name has this text in it.")
+@click.option("--reason", type=TEXT, help="Only where the reason has this text in it.")
+@click.option("--task", type=TEXT, help="Only where the task's name has this text in it.")
 @click.option(
     "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many."
 )
@@ -44,15 +50,15 @@ def list_(tool: Tool, state: str, reason: str | None, task: str | None, limit: i
     letters = DeadLetters(tool.runtime.engine).find(state, reason, task, limit)
     if as_json:
         print_json(
-            [{**asdict(letter), "body": letter.shown_body, "state": letter.state} for letter in letters]
+            [{**asdict(letter), "body_head": letter.shown_head, "state": letter.state} for letter in letters]
         )
     elif letters:
         print_table(("id", "state", "at", "queue", "what"), map(_line, letters))
     else:
-        console().print("There is none.")
+        console().print("No dead letters match.")
 
 
-def _line(letter: Letter) -> tuple[object, ...]:
+def _line(letter: Summary) -> tuple[object, ...]:
     what = f"{letter.reason}: {letter.error}\n{letter.task or 'no task'}, id {letter.task_id}"
     return letter.id, letter.state, letter.at, letter.queue, what
 
@@ -62,19 +68,22 @@ def _line(letter: Letter) -> tuple[object, ...]:
 @json_option
 @pass_tool
 def show(tool: Tool, letter_id: UUID, as_json: bool) -> None:
-    """Show one dead letter with its headers and its body as they came."""
+    """Show one dead letter with its headers and its body as they came; of a long body the beginning."""
     letter = DeadLetters(tool.runtime.engine).get(str(letter_id))
     if letter is None:
         raise Failure(f"There is no dead letter {letter_id}")
     if as_json:
-        print_json({**asdict(letter), "body": letter.shown_body, "state": letter.state})
+        shown = {name: value for name, value in asdict(letter).items() if not name.endswith("_head")}
+        print_json({**shown, "body": letter.shown_body, "state": letter.state})
         return
-    hidden = {"headers", "properties", "body"}
+    hidden = {"headers", "headers_head", "properties", "body", "body_head"}
     print_facts([("state", letter.state), *((k, v) for k, v in asdict(letter).items() if k not in hidden)])
     print_facts((f"header {name}", repr(value)) for name, value in letter.headers.items())
     print_facts((f"property {name}", repr(value)) for name, value in letter.properties.items())
     console().print("\nbody")
-    console().print(printable(letter.shown_body), soft_wrap=True)
+    console().print(printable(letter.shown_body[:SHOWN_BODY]), soft_wrap=True)
+    if len(letter.shown_body) > SHOWN_BODY:
+        console().print(f"\nThese are the first {SHOWN_BODY:,} characters; --json prints all.")
 
 
 @dead_letters.command(epilog="Example:\n  {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000")
@@ -103,7 +112,7 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
 """
 )
 @ids_argument
-@click.option("--reason", required=True, help="Why; it is kept with the letter.")
+@click.option("--reason", required=True, type=TEXT, help="Why; it is kept with the letter.")
 @pass_tool
 def discard(tool: Tool, ids: tuple[UUID, ...], reason: str) -> None:
     """Give dead letters up for good, with a reason."""

@@ -62,7 +62,7 @@ def deliveries() -> None:
 @pass_tool
 def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, **options: Any) -> None:
     """List deliveries, the last that ended first."""
-    which = chosen(**options)
+    which = chosen(tool, **options)
     rows = Deliveries(tool.runtime.engine).find(which, _states(statuses, which), limit)
     if as_json:
         print_json([_record(tool, row) for row in rows])

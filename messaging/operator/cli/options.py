@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
+from messaging.operator.cli.tool import Tool
+from messaging.operator.deliveries import Deliveries, UnknownName
+from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment, parse_text
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,16 +28,18 @@ class Parsed(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-AGE, MOMENT = Parsed("age", parse_age), Parsed("time", parse_moment)
+AGE, MOMENT, TEXT = Parsed("age", parse_age), Parsed("time", parse_moment), Parsed("text", parse_text)
 
 FILTERS = (
-    click.option("--handler", help="Only this event handler, by its function's name."),
-    click.option("--event", help="Only events of this class."),
-    click.option("--error", metavar="TEXT", help="Only where the last error has this text in it."),
+    click.option("--handler", type=TEXT, help="Only this event handler, by its function's name."),
+    click.option("--event", type=TEXT, help="Only events of this class."),
+    click.option("--error", type=TEXT, help="Only where the last error has this text in it."),
     click.option("--since", type=MOMENT, help="Failed (done, discarded) at or after this; or an age: 2h."),
     click.option("--until", type=MOMENT, help="Failed (done, discarded) before this; or an age: 15m."),
     click.option("--older-than", "older_than_s", type=AGE, help="Raised longer ago than this: 90s, 2h, 7d."),
-    click.option("--correlation", metavar="ID", help="Only what came of the command with this task id."),
+    click.option(
+        "--correlation", type=TEXT, metavar="ID", help="Only what came of the command with this task id."
+    ),
 )
 
 
@@ -46,9 +50,14 @@ def filters(function: Function) -> Function:
     return function
 
 
-def chosen(ids: tuple[Any, ...] = (), **options: Any) -> DeliveryFilter:
-    """Return the filter that the options make."""
-    return DeliveryFilter(ids=tuple(map(str, ids)), **options)
+def chosen(tool: Tool, ids: tuple[Any, ...] = (), **options: Any) -> DeliveryFilter:
+    """Return the filter that the options make; a handler or event that nobody knows ends the command."""
+    which = DeliveryFilter(ids=tuple(map(str, ids)), **options)
+    try:
+        Deliveries(tool.runtime.engine).require_known(tool.project.bus, which)
+    except UnknownName as error:
+        raise click.UsageError(str(error)) from error
+    return which
 
 
 def must_choose(which: DeliveryFilter, everything: bool) -> None:

@@ -12,7 +12,7 @@ from messaging.delivery import Status
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.cli.deliveries import deliveries
 from messaging.operator.cli.interrupts import between_turns
-from messaging.operator.cli.options import chosen, filters, ids_argument, must_choose
+from messaging.operator.cli.options import TEXT, chosen, filters, ids_argument, must_choose
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
 from messaging.operator.deliveries import Deliveries, DeliveryRow
@@ -46,7 +46,7 @@ def rerun(
 ) -> None:
     """Run failed deliveries again, by id or by filter, those that failed first."""
     rate, wait_s = options.pop("rate"), options.pop("wait_s")
-    which = chosen(ids, **options)
+    which = chosen(tool, ids, **options)
     must_choose(which, everything)
     counts = Deliveries(tool.runtime.engine).count_failed(which)
     if dry_run:
@@ -129,7 +129,7 @@ def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
 @ids_argument
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
-@click.option("--reason", required=True, help="Why; it is kept with the delivery.")
+@click.option("--reason", required=True, type=TEXT, help="Why; it is kept with the delivery.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be discarded.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
 @pass_tool
@@ -144,7 +144,7 @@ def discard(
     **options: Any,
 ) -> None:
     """Give failed deliveries up for good, with a reason."""
-    which = chosen(ids, **options)
+    which = chosen(tool, ids, **options)
     must_choose(which, everything)
     if dry_run:
         counts = Deliveries(tool.runtime.engine).count_failed(which)
