@@ -22,18 +22,19 @@ LOCKED_SKU = "current_setting('allocation.locked_sku', true)"
 
 LOCK_PRODUCT = Statement(LOCK.format(sku="$1"), "text")
 
-# First a row that says that the product exists, then what it has for the line.
+# First a row: the product exists, and whether the line was reported short. Then what it has for the line.
 LOAD_FOR_LINE = Statement(
     f"""
 SELECT NULL AS reference, sku, NULL AS purchased_quantity, NULL::date AS eta, NULL AS allocated_quantity,
-       NULL::boolean AS holds
+       NULL::boolean AS holds,
+       EXISTS (SELECT FROM shortages WHERE orderid = $2 AND sku = $1 AND qty = $3) AS short
 FROM products WHERE sku = $1 AND $1 = {LOCKED_SKU}
 UNION ALL
-(SELECT reference, batches.sku, purchased_quantity, eta, allocated_quantity, true
+(SELECT reference, batches.sku, purchased_quantity, eta, allocated_quantity, true, NULL
  FROM allocations JOIN batches ON reference = batch_reference
  WHERE orderid = $2 AND allocations.sku = $1 AND qty = $3 AND $1 = {LOCKED_SKU})
 UNION ALL
-(SELECT reference, sku, purchased_quantity, eta, allocated_quantity, false FROM batches
+(SELECT reference, sku, purchased_quantity, eta, allocated_quantity, false, NULL FROM batches
  WHERE sku = $1 AND $1 = {LOCKED_SKU} AND open AND purchased_quantity - allocated_quantity >= $3
  ORDER BY eta NULLS FIRST, reference LIMIT 1)""",  # noqa: S608  # put together from constants
     *("text", "text", "integer"),
@@ -90,6 +91,13 @@ DELETE_LINE = Statement(
 )
 
 
+INSERT_SHORTAGE = Statement("INSERT INTO shortages VALUES ($1, $2, $3)", "text", "text", "integer")
+
+DELETE_SHORTAGE = Statement(
+    "DELETE FROM shortages WHERE orderid = $1 AND sku = $2 AND qty = $3", *("text", "text", "integer")
+)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A batch as it was read, to tell what has changed since."""
@@ -104,6 +112,7 @@ class PostgresProductRepository(PostgresRepository[Product]):
     def __init__(self, transaction: Transaction) -> None:
         super().__init__(transaction)
         self._loaded: dict[str, Loaded] = {}
+        self._short: set[OrderLine] = set()  # as they were read
 
     def get_for_line(self, line: OrderLine) -> Product | None:
         """Load the batch that holds the line, if any, and the soonest one with room for it."""
@@ -114,7 +123,8 @@ class PostgresProductRepository(PostgresRepository[Product]):
         # A batch that holds the line settles the matter; it may come a second time, as the one with room.
         holding = [_batch(row, [line]) for row in rows if row[5]]
         with_room = [_batch(row) for row in rows if row[5] is False]
-        return self.track(Product(line.sku, holding or with_room))
+        self._short = {line for row in rows if row[6]}
+        return self.track(Product(line.sku, holding or with_room, self._short))
 
     def get_or_create(self, sku: str, batchref: str) -> Product:
         """Load the batch of that reference, of whatever SKU, so that a second one can be told apart."""
@@ -135,6 +145,8 @@ class PostgresProductRepository(PostgresRepository[Product]):
         for product in self.seen:
             for batch in product.batches:
                 self._save_batch(batch, self._loaded.get(batch.reference))
+            self._write_each(INSERT_SHORTAGE, map(_key, product.short - self._short))
+            self._write_each(DELETE_SHORTAGE, map(_key, self._short - product.short))
 
     def track(self, product: Product) -> Product:
         """Note what the product's batches were like before the handler."""

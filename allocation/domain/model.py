@@ -75,9 +75,10 @@ def soonest_first(batch: Batch) -> tuple[bool, date, str]:
 class Product:
     """The aggregate: all stock of one SKU. One command changes one product."""
 
-    def __init__(self, sku: str, batches: Iterable[Batch] = ()) -> None:
+    def __init__(self, sku: str, batches: Iterable[Batch] = (), short: Iterable[OrderLine] = ()) -> None:
         self.sku = sku
         self.batches = list(batches)
+        self.short = set(short)  # lines that lost their stock and were reported
         self.events: list[Event] = []
 
     @property
@@ -105,17 +106,16 @@ class Product:
 
         A line that is allocated already stays where it is.
         """
-        for batch in self.batches:
-            if line in batch.lines:
-                return batch.reference
-        candidates = [batch for batch in self.batches if batch.can_allocate(line)]
-        if not candidates:
+        batchref = self._place(line)
+        if batchref is None:
             self.events.append(events.OutOfStock(line.sku))
-            return None
-        batch = min(candidates, key=soonest_first)
-        batch.allocate(line)
-        self.events.append(events.Allocated(line.orderid, line.sku, line.qty, batch.reference))
-        return batch.reference
+        return batchref
+
+    def reallocate(self, line: OrderLine) -> None:
+        """Allocate a line that lost its stock; report it out of stock once until it is allocated again."""
+        if self._place(line) is None and line not in self.short:
+            self.short.add(line)
+            self.events.append(events.OutOfStock(line.sku))
 
     def change_batch_quantity(self, ref: str, qty: int) -> None:
         """Correct a batch's quantity and give back the lines allocated last until the rest fits.
@@ -133,6 +133,19 @@ class Product:
         while batch.available_quantity < 0:
             line = batch.deallocate_one()
             self.events.append(events.Deallocated(line.orderid, line.sku, line.qty))
+
+    def _place(self, line: OrderLine) -> str | None:
+        for batch in self.batches:
+            if line in batch.lines:
+                return batch.reference
+        candidates = [batch for batch in self.batches if batch.can_allocate(line)]
+        if not candidates:
+            return None
+        batch = min(candidates, key=soonest_first)
+        batch.allocate(line)
+        self.short.discard(line)
+        self.events.append(events.Allocated(line.orderid, line.sku, line.qty, batch.reference))
+        return batch.reference
 
     def _find(self, ref: str) -> Batch | None:
         return next((batch for batch in self.batches if batch.reference == ref), None)

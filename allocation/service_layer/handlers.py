@@ -33,9 +33,13 @@ def change_batch_quantity(cmd: commands.ChangeBatchQuantity, uow: UnitOfWork) ->
 
 def reallocate(event: events.Deallocated, uow: UnitOfWork) -> None:
     """Allocate a line again that lost its stock."""
-    allocate(commands.Allocate(event.orderid, event.sku, event.qty), uow)
+    line = OrderLine(event.orderid, event.sku, event.qty)
+    product = uow.products.get_for_line(line)
+    if product is None:
+        raise InvalidSku(f"Invalid sku {event.sku}")
+    product.reallocate(line)
 
 
 def send_out_of_stock_notification(event: events.OutOfStock, uow: UnitOfWork) -> None:
-    """Tell the stock team that an order went away empty."""
+    """Tell the stock team about an order line that could not be allocated."""
     uow.notifications.send(f"Out of stock for {event.sku}", f"No batch has room for an order of {event.sku}.")

@@ -17,6 +17,8 @@ class ProductRepository(Repository, Protocol):
     def get_for_line(self, line: OrderLine) -> Product | None:
         """Return the line's product with the batch that holds the line, if any, and the soonest with room.
 
+        It also knows whether the line was reported short.
+
         None where no product carries the SKU.
         """
 

@@ -13,11 +13,12 @@ from allocation.bootstrap import project
 from allocation.config import Settings
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import BatchAlreadyExists, InvalidSku, UnknownBatch
-from allocation.domain.events import Allocated, Deallocated
+from allocation.domain.events import Allocated, Deallocated, OutOfStock
+from allocation.service_layer.handlers import reallocate
 from allocation.service_layer.messagebus import bus
 from messaging.delivery import new_id
 from messaging.messages import Command, Event
-from messaging.postgres.unit_of_work import CommandJob, Outbox
+from messaging.postgres.unit_of_work import CommandJob, Outbox, PostgresUnitOfWork
 from tests.fakes import FakeUnitOfWork
 
 FRIDAY, MONDAY = date(2026, 1, 2), date(2026, 1, 5)
@@ -30,6 +31,9 @@ class Warehouse(Protocol):
 
     def handle(self, command: Command) -> Any: ...
 
+    def react(self, event: Deallocated) -> None:
+        """Have the reaction to a lost line run."""
+
     def allocated(self) -> dict[str, tuple[int, int]]:
         """Return (purchased, allocated) by batch reference."""
 
@@ -41,6 +45,10 @@ class FakeWarehouse:
 
     def handle(self, command: Command) -> Any:
         return bus.handle_command(command, self.events, self.uow)
+
+    def react(self, event: Deallocated) -> None:
+        bus.run(reallocate, event, self.uow)
+        self.events += self.uow.collect_new_events()
 
     def allocated(self) -> dict[str, tuple[int, int]]:
         return {
@@ -56,12 +64,15 @@ class PostgresWarehouse:
         self.events: list[Event] = []
 
     def handle(self, command: Command) -> Any:
-        task_id = new_id()
+        return bus.handle_command(command, [], self._unit_of_work(command))
+
+    def react(self, event: Deallocated) -> None:
+        bus.run(reallocate, event, self._unit_of_work(Command()))
+
+    def _unit_of_work(self, command: Command) -> PostgresUnitOfWork:
+        job = CommandJob(new_id(), command, new_id())
         outbox = Outbox(self._note, grace_s=60)
-        uow = project.unit_of_work(
-            Settings(_env_file=None), self.engine, CommandJob(task_id, command, task_id), outbox
-        )
-        return bus.handle_command(command, [], uow)
+        return project.unit_of_work(Settings(_env_file=None), self.engine, job, outbox)
 
     def allocated(self) -> dict[str, tuple[int, int]]:
         with self.engine.begin() as connection:
@@ -187,6 +198,34 @@ def test_a_line_given_back_can_be_allocated_again_and_is_then_the_last_one(stock
 
     assert stocked.handle(Allocate("o2", "LAMP", 10)) == "friday"
     assert stocked.allocated()["shelf"] == (10, 10)
+
+
+def test_a_line_that_lost_its_stock_twice_is_reported_out_of_stock_once(warehouse: Warehouse):
+    """Its batch shrank, grew and shrank again, and its order was repeated in between."""
+    warehouse.handle(CreateBatch("b1", "LAMP", 10))
+    for qty in (0, 10, 0):
+        warehouse.handle(Allocate("o1", "LAMP", 10))
+        warehouse.handle(ChangeBatchQuantity("b1", qty))
+    lost = [event for event in warehouse.events if isinstance(event, Deallocated)]
+    warehouse.events.clear()
+
+    for event in lost:
+        warehouse.react(event)
+
+    assert len(lost) == 2
+    assert warehouse.events == [OutOfStock("LAMP")]
+
+
+def test_a_line_that_was_reported_and_found_stock_again_is_reported_again(warehouse: Warehouse):
+    warehouse.handle(CreateBatch("b1", "LAMP", 10))
+    warehouse.handle(Allocate("o1", "LAMP", 10))
+    for _ in range(2):
+        warehouse.handle(ChangeBatchQuantity("b1", 0))
+        warehouse.react(Deallocated("o1", "LAMP", 10))
+        warehouse.handle(ChangeBatchQuantity("b1", 10))
+        assert warehouse.handle(Allocate("o1", "LAMP", 10)) == "b1"
+
+    assert warehouse.events.count(OutOfStock("LAMP")) == 2
 
 
 def test_a_batch_can_shrink_to_nothing_and_grow_again(stocked):
