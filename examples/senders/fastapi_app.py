@@ -32,7 +32,7 @@ class Order(BaseModel):
 
 @app.post("/orders")
 def order(line: Order) -> dict[str, Any]:
-    """Allocate a line. The id is made of the order, so that a customer who clicks twice orders once."""
+    """Allocate a line. The key is made of the order, so that a customer who clicks twice orders once."""
     try:
         batchref = client.allocate(**line.model_dump(), key=f"checkout-{line.orderid}-{line.sku}-{line.qty}")
     except (AllocationError, InvalidMessage) as refusal:

@@ -16,7 +16,7 @@ from typing import Any
 from celery import Celery, Task
 
 from messaging.dead_letters import DeadLetter
-from messaging.delivery import Delivery
+from messaging.delivery import Delivery, new_id
 from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed, describe
 from messaging.messages import IDEMPOTENCY_KEY, Command, to_dict
 from messaging.postgres.inbox import Answer
@@ -170,7 +170,8 @@ def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answe
 
 def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    headers = {"lang": "py", "task": received.task, "id": job.id, "root_id": job.correlation_id}
+    # This message is answered for good; a replay is a new one, whose effect still happens once.
+    headers = {"lang": "py", "task": received.task, "id": new_id(), "root_id": job.correlation_id}
     return DeadLetter(
         reason="killed its worker",
         task=received.task,

@@ -214,7 +214,14 @@ def test_a_command_that_keeps_killing_its_workers_is_parked_for_every_copy(app: 
     assert isinstance(tell(ORDER, again(killer)).error, WorkerCrashed)
     assert isinstance(tell(ORDER, killer).error, WorkerCrashed)
     assert allocated(app) == []
-    assert ask(app, "SELECT reason, task_id FROM dead_letters") == [("killed its worker", killer.task_id)]
+    [(reason, task_id, headers)] = ask(app, "SELECT reason, task_id, headers FROM dead_letters")
+    assert (reason, task_id, headers["idempotency_key"]) == (
+        "killed its worker",
+        killer.task_id,
+        killer.task_id,
+    )
+    replayed = message(headers["idempotency_key"], task_id=headers["id"])
+    assert tell(ORDER, replayed) == Answer("b1")
 
 
 def test_the_text_of_a_database_error_is_not_told(app: MessagingApp, tell):
