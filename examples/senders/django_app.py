@@ -32,7 +32,13 @@ celery = Celery(
 def orders(request: HttpRequest) -> JsonResponse:
     """Enqueue a line and say by which id its answer is found."""
     line = json.loads(request.body)
-    sent = celery.send_task("allocation.allocate", kwargs=line, queue="allocation.commands", declare=())
+    sent = celery.send_task(
+        "allocation.allocate",
+        kwargs=line,
+        queue="allocation.commands",
+        headers={"idempotency_key": "checkout-{orderid}-{sku}-{qty}".format(**line)},
+        declare=(),
+    )
     return JsonResponse({"id": sent.id}, status=202)
 
 

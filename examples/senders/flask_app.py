@@ -22,8 +22,8 @@ def order() -> tuple[dict[str, Any], int]:
     """Allocate a line. The key is made of the order, so that a customer who clicks twice orders once."""
     line = request.get_json()
     try:
-        order_id = f"checkout-{line['orderid']}-{line['sku']}-{line['qty']}"
-        batchref = client.allocate(line["orderid"], line["sku"], line["qty"], key=order_id)
+        key = f"checkout-{line['orderid']}-{line['sku']}-{line['qty']}"
+        batchref = client.allocate(line["orderid"], line["sku"], line["qty"], key=key)
     except (AllocationError, InvalidMessage) as refusal:
         return {"detail": str(refusal)}, 409
     except (NotAnswered, Unavailable) as error:

@@ -12,9 +12,12 @@ from kombu import Connection
 BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 
 
-def send(task: str, fields: dict[str, Any], task_id: str | None = None) -> str:
-    """Put a command on the queue and return its id; the answer is `celery-task-meta-<id>` in the results."""
-    task_id = task_id or str(uuid4())
+def send(task: str, fields: dict[str, Any], key: str | None = None) -> str:
+    """Put a command on the queue and return its id; the answer is `celery-task-meta-<id>` in the results.
+
+    `key` is the idempotency key: the command is carried out once for each.
+    """
+    task_id = str(uuid4())
     body: tuple[Any, ...] = ([], fields, {})  # positional arguments, fields, nothing embedded
     with Connection(BROKER_URL) as connection:
         connection.Producer().publish(
@@ -22,7 +25,7 @@ def send(task: str, fields: dict[str, Any], task_id: str | None = None) -> str:
             exchange="",
             routing_key="allocation.commands",
             serializer="json",
-            headers={"task": task, "id": task_id},
+            headers={"task": task, "id": task_id, "idempotency_key": key or task_id},
             retry=True,
             delivery_mode="persistent",
         )
