@@ -248,6 +248,15 @@ SELECT id::text, event_type, payload, handler, correlation_id, causation_id, att
 
 ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
 
+#: What the schedule may put back. It holds for a row as it was when it was looked for, and again for the
+#: row as it is once it is locked: an operator may have re-run it meanwhile, and it may have failed again.
+HAS_COOLED = """
+status = 'failed' AND auto_reruns < :rerun_max
+AND crashes = 0  -- what kills its workers waits for an operator
+AND finished_at < now() - make_interval(secs =>
+    least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
+"""
+
 RERUN_COOLED = text(f"""
 WITH under_way AS (
     SELECT handler, count(*) AS count FROM deliveries
@@ -255,14 +264,10 @@ WITH under_way AS (
 ), cooled AS (
     SELECT id, coalesce(under_way.count, 0)
                + row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
-    FROM deliveries LEFT JOIN under_way USING (handler)
-    WHERE status = 'failed' AND auto_reruns < :rerun_max
-      AND crashes = 0  -- what kills its workers waits for an operator
-      AND finished_at < now() - make_interval(secs =>
-          least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
+    FROM deliveries LEFT JOIN under_way USING (handler) WHERE {HAS_COOLED}
 ), chosen AS (
     SELECT deliveries.id FROM deliveries JOIN cooled USING (id)
-    WHERE status = 'failed' AND turn <= :limit ORDER BY turn LIMIT :limit
+    WHERE {HAS_COOLED} AND turn <= :limit ORDER BY turn LIMIT :limit
     FOR UPDATE OF deliveries SKIP LOCKED
 ), {PUT_BACK}""")  # noqa: S608  # put together from constants
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import text
 
+from local.waiting import eventually
+from messaging.operator.actions import DeliveryActions
+from messaging.operator.filters import DeliveryFilter
 from messaging.worker.app import MessagingApp
 from messaging.worker.housekeeping import prune, relay, rerun
 from tests.integration.outbox import app_on, ask, put, sent, state
@@ -41,6 +45,71 @@ def test_the_cooldown_grows_with_each_rerun(app: MessagingApp, reruns: int, cool
     rerun(app, app.runtime)
 
     assert (state(app, hot), state(app, cooled)) == ("failed", "pending")
+
+
+#: While the advisory lock is held elsewhere, the
+#: schedule's statement waits where it works out who has cooled down: after its snapshot, before its locks.
+PAUSE = """
+CREATE FUNCTION public.power(integer, integer) RETURNS double precision LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_advisory_xact_lock_shared(42); RETURN power($1::double precision, $2::double precision);
+END $$; SELECT 1"""
+
+
+@pytest.fixture
+def slow_schedule(app: MessagingApp) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that does something in the middle of a scheduled re-run."""
+    ask(app, PAUSE)
+
+    def in_the_middle(meanwhile: Callable[[], None]) -> None:
+        with app.runtime.engine.begin() as holder, ThreadPoolExecutor(1) as pool:
+            holder.execute(text("SELECT pg_advisory_xact_lock(42)"))
+            running = pool.submit(rerun, app, app.runtime)
+            waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted"
+            eventually(lambda: ask(app, waiting), 30, "the schedule to wait")
+            meanwhile()
+            holder.rollback()
+            running.result(60)
+
+    yield in_the_middle
+    ask(app, "DROP FUNCTION public.power(integer, integer); SELECT 1")
+
+
+def fail_again(app: MessagingApp, delivery_id: str) -> None:
+    """Have an operator re-run a delivery, which fails again."""
+    actions = DeliveryActions(app.runtime.engine, "ann@desk")
+    actions.put_back(DeliveryFilter(ids=(delivery_id,)), actions.clock(), 1, 1)
+    ask(app, "UPDATE deliveries SET status = 'failed', finished_at = clock_timestamp() RETURNING 1")
+
+
+def test_a_delivery_that_failed_again_meanwhile_cools_down_before_it_is_put_back(
+    app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
+):
+    delivery_id = put(app, age_s=1000)
+
+    slow_schedule(lambda: fail_again(app, delivery_id))
+
+    assert state(app, delivery_id) == "failed"
+
+
+def test_a_delivery_that_killed_its_workers_meanwhile_waits_for_an_operator(
+    app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
+):
+    delivery_id = put(app, age_s=1000)
+    crash = "UPDATE deliveries SET crashes = 3 RETURNING 1"
+
+    slow_schedule(lambda: ask(app, crash) and None)
+
+    assert state(app, delivery_id) == "failed"
+
+
+def test_a_delivery_that_the_schedule_may_still_take_is_put_back(
+    app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
+):
+    delivery_id = put(app, age_s=1000)
+
+    slow_schedule(lambda: None)
+
+    assert state(app, delivery_id) == "pending"
 
 
 def test_the_schedule_gives_up_after_its_cap(app: MessagingApp):
