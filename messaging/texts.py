@@ -18,7 +18,10 @@ def storable(text: str) -> str:
 
 
 def cut(text: str, length: int = SHOWN) -> str:
-    """Return at most `length` characters of a text; where something is left out, it says so."""
+    """Return at most `length` characters of a text; where something is left out, it says so.
+
+    Whatever is sent only to be shown goes through here: a header that is too long makes a dead letter.
+    """
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
@@ -42,11 +45,3 @@ def trace(error: BaseException) -> str:
     except BaseException as unshown:  # noqa: BLE001  what is shown of an error may raise anything
         text = f"The traceback cannot be shown: {class_name(unshown)}"
     return cut_middle(storable(text), MAX_TRACE)
-
-
-def shown(value: object) -> str:
-    """Return a value's repr as it is shown: cut, and never an error."""
-    try:
-        return storable(cut(repr(value)))
-    except Exception as error:  # noqa: BLE001  a repr may raise anything
-        return f"<{class_name(value)} that cannot be shown: {class_name(error)}>"

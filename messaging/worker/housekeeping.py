@@ -10,6 +10,7 @@ from celery import Celery, Task
 
 from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
+from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.runtime import Runtime
 from messaging.worker.announcements import announce
 from messaging.worker.rabbitmq import collect_dead_letters
@@ -59,7 +60,11 @@ def _is_known(app: Celery, runtime: Runtime, delivery: Delivery) -> bool:
         problem = f"handler {delivery.handler}"
     else:
         return True
-    runtime.deliveries.give_up(delivery.id, "relay", UnknownMessage(f"This release has no {problem}"))
+    try:
+        error = UnknownMessage(f"This release has no {problem}")
+        runtime.deliveries.give_up(delivery.id, "relay", error, as_read=delivery)
+    except DATABASE_ERRORS:
+        logger.exception("Delivery %s could not be failed: this release has no %s", delivery.id, problem)
     return False
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 from sqlalchemy import text
 
 from local.waiting import eventually
+from messaging.messages import Event, Text
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.filters import DeliveryFilter
 from messaging.worker.app import MessagingApp
-from messaging.worker.housekeeping import prune, relay, rerun
+from messaging.worker.housekeeping import prune, relay, rerun, send_known
+from messaging.worker.message_checks import Limits, check_message
 from tests.integration.outbox import app_on, ask, put, sent, state
 
 DAY = 86400.0
@@ -176,6 +180,92 @@ def test_a_delivery_whose_handler_nobody_knows_becomes_failed_and_says_so(app: M
         app, "SELECT status, last_error FROM deliveries WHERE id = CAST(:id AS uuid)", id=unknown
     )
     assert (status, error) == ("failed", "UnknownMessage: This release has no handler forgotten")
+
+
+@dataclass(frozen=True)
+class Unshowable(Event):
+    """An event without a text."""
+
+    sku: str
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@dataclass(frozen=True)
+class Unbuildable(Event):
+    """An event that today's code refuses to build from what is stored."""
+
+    sku: str
+
+    def __post_init__(self) -> None:
+        raise TypeError("not like this")
+
+
+@dataclass(frozen=True)
+class Lengthy(Event):
+    """An event with more text than a header may have."""
+
+    sku: Annotated[str, Text(max_length=1_000_000)]
+
+
+def ignore(_event: Event, _uow: object) -> None:
+    """Do nothing."""
+
+
+@pytest.fixture
+def odd_app(clean_database: str) -> Iterator[MessagingApp]:
+    """The app with odd events beside the usual ones."""
+    yield from app_on(clean_database, {kind: [ignore] for kind in (Unshowable, Unbuildable, Lengthy)})
+
+
+@pytest.mark.parametrize("odd", ["Unshowable", "Unbuildable"])
+def test_a_delivery_that_cannot_be_shown_holds_up_no_other(odd_app: MessagingApp, odd: str):
+    ids = [
+        put(odd_app, status="pending", age_s=60),
+        put(odd_app, event_type=odd, handler="ignore", status="pending", age_s=50),
+        put(odd_app, status="pending", age_s=40),
+    ]
+
+    assert relay(odd_app, odd_app.runtime) == 3
+
+    assert sorted(sent(odd_app)) == ids
+
+
+def test_a_delivery_that_another_copy_has_taken_meanwhile_holds_up_no_other(app: MessagingApp):
+    unknown = put(app, handler="forgotten", status="pending")
+    known = put(app, status="pending")
+    due = app.runtime.deliveries.take_due(10, 60)
+
+    with app.runtime.engine.begin() as other:
+        other.execute(text("SELECT FROM deliveries WHERE handler = 'forgotten' FOR UPDATE"))
+        assert send_known(app, app.runtime, due) == 1
+
+    assert sent(app) == [known]
+    assert state(app, unknown) == "pending"
+
+
+def test_a_delivery_that_was_rerun_meanwhile_is_not_given_up_by_the_relay(app: MessagingApp):
+    delivery_id = put(app, handler="forgotten", status="pending")
+    due = app.runtime.deliveries.take_due(10, 60)
+    ask(app, "UPDATE deliveries SET reruns = reruns + 1, attempts = 0 RETURNING 1")
+
+    send_known(app, app.runtime, due)
+
+    assert state(app, delivery_id) == "pending"
+
+
+def test_an_event_with_a_long_text_is_delivered(odd_app: MessagingApp):
+    put(odd_app, event_type="Lengthy", handler="ignore", sku="x" * 100_000, status="pending")
+
+    relay(odd_app, odd_app.runtime)
+
+    with odd_app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
+        message = queue.get(timeout=10)
+        message.ack()
+    assert check_message(message, Limits()) == "allocation.ignore"
+    assert message.headers["argsrepr"].startswith("Lengthy(sku='xxx")
+    assert len(message.headers["argsrepr"]) <= 1_000
 
 
 def test_a_renamed_handler_gets_what_was_owed_to_its_old_name(app: MessagingApp):
