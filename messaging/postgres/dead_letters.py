@@ -31,13 +31,14 @@ class PostgresDeadLetterStore:
         with self.engine.begin() as connection:
             connection.execute(INSERT, {"id": new_id(), **_row(letter)})
 
-    def prune(self, retention_s: float, limit: int = 5000) -> int:
+    def prune(self, retention_s: float, limit: int = 100) -> int:
         """Delete letters older than this many seconds, at most `limit`; return how many went."""
         with self.engine.begin() as connection:
             return connection.execute(
                 text(
-                    "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters"
-                    " WHERE at < now() - make_interval(secs => :age) LIMIT :limit)"
+                    "DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(SELECT ctid FROM dead_letters"
+                    " WHERE at < now() - make_interval(secs => :age)"
+                    " ORDER BY at LIMIT :limit FOR UPDATE SKIP LOCKED))"
                 ),
                 {"age": retention_s, "limit": limit},
             ).rowcount

@@ -12,9 +12,11 @@ import pytest
 from sqlalchemy import text
 
 from local.waiting import eventually
+from messaging.delivery import new_id
 from messaging.messages import Event, Text
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.filters import DeliveryFilter
+from messaging.postgres.open_attempts import AttemptKey
 from messaging.worker.app import MessagingApp
 from messaging.worker.housekeeping import prune, relay, rerun, send_known
 from messaging.worker.message_checks import Limits, check_message
@@ -304,6 +306,80 @@ def test_what_ended_long_ago_is_pruned_and_what_failed_is_kept(app: MessagingApp
     left = {row[0] for row in ask(app, "SELECT id::text FROM deliveries")}
     assert left == set(kept)
     assert not left & {old_done, old_discarded}
+
+
+MANY_DONE = """
+WITH done AS (
+    INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s,
+                            correlation_id, causation_id, finished_at)
+    SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{}', 'h', 'done', now(), 1, 'c', 'c',
+           now() - interval '8 days' FROM generate_series(1, :count) RETURNING id
+), tried AS (
+    INSERT INTO attempts (delivery_id, run, number, worker, error, traceback)
+    SELECT id, 0, 1, 'w', 'e', 't' FROM done LIMIT 1000
+), acted AS (
+    INSERT INTO actions (delivery_id, action, actor) SELECT id, 'rerun', 'ann@desk' FROM done LIMIT 1000
+)
+SELECT count(*) FROM done"""
+
+LEFT = """
+SELECT (SELECT count(*) FROM deliveries), (SELECT count(*) FROM attempts), (SELECT count(*) FROM actions)"""
+
+
+@pytest.fixture
+def hurried_app(clean_database: str) -> Iterator[MessagingApp]:
+    """The app with a time limit that leaves pruning a quarter of a second."""
+    yield from app_on(clean_database, task_time_limit_s=1)
+
+
+@pytest.mark.slow
+def test_pruning_goes_on_until_nothing_old_is_left_and_gives_others_their_turn(hurried_app: MessagingApp):
+    """A run that is not done in time asks for another one."""
+    app = hurried_app
+    ask(app, MANY_DONE, count=105_000)
+
+    gone = [prune(app, app.runtime)]
+    while sent(app, "allocation.housekeeping"):
+        gone.append(prune(app, app.runtime))
+
+    assert len(gone) > 1
+    assert sum(gone) == 105_000
+    assert ask(app, LEFT) == [(0, 0, 0)]
+
+
+def test_pruning_waits_for_no_other(app: MessagingApp):
+    held = put(app, status="done", age_s=8 * DAY)
+    free = put(app, status="done", age_s=8 * DAY)
+
+    with app.runtime.engine.begin() as other:
+        other.execute(text("SELECT FROM deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE"), {"id": held})
+        assert prune(app, app.runtime) == 1
+
+    assert ask(app, "SELECT id::text FROM deliveries") == [(held,)]
+    assert free != held
+
+
+def test_two_that_prune_at_once_share_the_work(app: MessagingApp):
+    ask(app, MANY_DONE, count=10_000)
+
+    with ThreadPoolExecutor(2) as pool:
+        gone = [run.result(60) for run in [pool.submit(prune, app, app.runtime) for _ in "12"]]
+
+    assert sum(gone) == 10_000
+    assert ask(app, LEFT) == [(0, 0, 0)]
+
+
+def test_notes_of_attempts_go_with_their_run(app: MessagingApp):
+    pending = put(app, status="pending")
+    over = [put(app, status="pending"), put(app, status="done")]
+    notes = app.runtime.deliveries.open_attempts
+    for delivery_id in (pending, *over):
+        notes.begin(AttemptKey(new_id(), delivery_id, 0), "worker")
+    ask(app, "UPDATE deliveries SET reruns = 1 WHERE id = CAST(:id AS uuid) RETURNING 1", id=over[0])
+
+    assert prune(app, app.runtime) == 2
+
+    assert ask(app, "SELECT delivery_id::text FROM open_attempts") == [(pending,)]
 
 
 def test_every_job_leaves_its_heartbeat(app: MessagingApp):
