@@ -7,7 +7,10 @@ import time
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
+
+from messaging.errors import describe
+from messaging.texts import trace
 
 
 class Status(StrEnum):
@@ -29,7 +32,22 @@ class Delivery:
     handler: str
     correlation_id: str  # the command that began it all
     causation_id: str  # the command or delivery that raised the event
-    attempts: int = 0
+    attempts: int = 0  # of this run
+    run: int = 0  # how often it was re-run
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is kept of an attempt that failed."""
+
+    worker: str
+    error: str
+    traceback: str
+
+    @classmethod
+    def of(cls, worker: str, error: BaseException) -> Self:
+        """Describe an error, whatever it is."""
+        return cls(worker, describe(error), trace(error))
 
 
 def new_id() -> str:

@@ -6,6 +6,8 @@ A sender without this package sees the class name and `args`, and one that has i
 
 from __future__ import annotations
 
+from messaging.texts import MAX_ERROR, class_name, storable
+
 
 class MessagingError(Exception):
     """Something went wrong with a message."""
@@ -41,6 +43,10 @@ class AttemptsUsedUp(MessagingError):
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line: class and text, fit for a log and for a text column."""
-    text = " ".join(str(error).replace("\x00", "\\x00").split())
-    return f"{type(error).__name__}: {text}"[:2000]
+    """Return an error as one line: class and text, fit for a log and for a text column, whatever it holds."""
+    name = class_name(error)
+    try:
+        line = " ".join(str(error)[:MAX_ERROR].split())
+    except BaseException as unshown:  # noqa: BLE001  an error's text may raise anything
+        line = f"its text cannot be shown: {class_name(unshown)}"
+    return storable(f"{name}: {line}")[:MAX_ERROR]

@@ -2,15 +2,98 @@
 
 from __future__ import annotations
 
+import io
+import math
 import smtplib
+import socket
 import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from messaging.settings import MessagingSettings
+
+#: Seconds for a good-bye: the mail is taken by then.
+GOODBYE_S = 1.0
+
+#: Bytes that are sent in one step; the time that is left is looked at before each.
+STEP = 65_536
+
+#: What of a job's time limit its mails may take together; the rest is for noting how it went.
+SHARE = 0.8
+
+
+class Conversation(smtplib.SMTP):
+    """Talks to a mail server until a deadline, however slowly it answers: smtplib bounds single steps only.
+
+    Raises:
+        TimeoutError, smtplib.SMTPServerDisconnected: it took too long.
+    """
+
+    def __init__(self, host: str, port: int, timeout_s: float, **options: Any) -> None:
+        self._timeout_s, self.ends_at = timeout_s, time.monotonic() + timeout_s
+        super().__init__(host, port, timeout=timeout_s, **options)
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        left = self.ends_at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"The mail server took longer than {self._timeout_s:.3g} s")
+        return left
+
+    def send(self, s: Any) -> None:
+        """Send what smtplib has to say."""
+        data = s.encode(self.command_encoding) if isinstance(s, str) else bytes(s)
+        for start in range(0, len(data), STEP):
+            if self.sock:
+                self.sock.settimeout(self.left())
+            super().send(data[start : start + STEP])
+
+    def getreply(self) -> tuple[int, bytes]:
+        """Read an answer."""
+        if self.file is None and self.sock:
+            self.file = io.BufferedReader(_Answers(self.sock, self.left))
+        return super().getreply()
+
+    def leave(self) -> None:
+        """Say good-bye and close the connection; nothing depends on it any more."""
+        self.ends_at = min(self.ends_at, time.monotonic() + GOODBYE_S)
+        with suppress(OSError, smtplib.SMTPException):
+            self.quit()
+        self.close()
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        """Connect; a name's addresses are tried one after the other and share the time."""
+        tries = len(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        connected: socket.socket = super()._get_socket(host, port, timeout / tries)  # type: ignore[misc]
+        return connected
+
+
+class TlsConversation(Conversation, smtplib.SMTP_SSL):
+    """The same over TLS from the start."""
+
+
+class _Answers(io.RawIOBase):
+    """What a socket receives until there is no time left."""
+
+    def __init__(self, connected: socket.socket, left: Callable[[], float]) -> None:
+        self._socket, self._left = connected, left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._socket.settimeout(self._left())
+        try:
+            return self._socket.recv_into(buffer)
+        except TimeoutError:
+            self._left()  # says what took too long
+            raise
 
 
 @dataclass(frozen=True)
@@ -18,39 +101,49 @@ class SmtpServer:
     """`smtp://[user:password@]host:port`, `smtps://` for TLS from the start, `?starttls` to switch to it."""
 
     url: str
-    timeout_s: float
+    timeout_s: float  # for one mail, from the connection on
 
-    def send(self, mail: EmailMessage) -> None:
-        """Hand a mail over.
+    def send(self, mail: EmailMessage, within_s: float = math.inf) -> None:
+        """Hand a mail over, in no more than `within_s` seconds if that is less than `timeout_s`.
 
         Raises:
-            OSError, smtplib.SMTPException: the server is away or refuses.
+            OSError, smtplib.SMTPException: the server is away, refuses or takes too long.
         """
-        with self._connect() as server:
+        with self._talk(min(within_s, self.timeout_s)) as server:
             server.send_message(mail)
 
     def greet(self) -> None:
         """Connect and log in, to see whether a mail could be handed over.
 
         Raises:
-            OSError, smtplib.SMTPException: the server is away or refuses.
+            OSError, smtplib.SMTPException: the server is away, refuses or takes too long.
         """
-        with self._connect() as server:
+        with self._talk(self.timeout_s) as server:
             server.noop()
 
-    def _connect(self) -> smtplib.SMTP:
+    @contextmanager
+    def _talk(self, timeout_s: float) -> Iterator[Conversation]:
+        server = self._connect(timeout_s)
+        try:
+            self._log_in(server)
+            yield server
+        finally:
+            server.leave()
+
+    def _connect(self, timeout_s: float) -> Conversation:
         parts = urlsplit(self.url)
         if parts.scheme == "smtps":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(
-                parts.hostname or "", parts.port or 465, timeout=self.timeout_s
-            )
-        else:
-            server = smtplib.SMTP(parts.hostname or "", parts.port or 25, timeout=self.timeout_s)
+            # smtplib's own context would trust any server.
+            trust = ssl.create_default_context()
+            return TlsConversation(parts.hostname or "", parts.port or 465, timeout_s, context=trust)
+        return Conversation(parts.hostname or "", parts.port or 25, timeout_s)
+
+    def _log_in(self, server: Conversation) -> None:
+        parts = urlsplit(self.url)
         if parts.query == "starttls":
             server.starttls(context=ssl.create_default_context())
         if parts.username:
             server.login(unquote(parts.username), unquote(parts.password or ""))
-        return server
 
 
 def compose(message_id: str, sender: str, recipient: str, subject: str, text: str) -> EmailMessage:
@@ -78,6 +171,7 @@ class JobMails:
     server: SmtpServer
     sender: str
     job_id: str
+    ends_at: float = math.inf  # monotonic seconds; no mail takes longer
 
     def __post_init__(self) -> None:
         """Number the mails from 1."""
@@ -86,9 +180,15 @@ class JobMails:
     def send(self, recipient: str, subject: str, text: str) -> None:
         """Send one mail; raises what `SmtpServer.send` raises."""
         message_id = f"{self.job_id}.{next(self._numbers)}"
-        self.server.send(compose(message_id, self.sender, recipient, subject, text))
+        mail = compose(message_id, self.sender, recipient, subject, text)
+        self.server.send(mail, self.ends_at - time.monotonic())
 
 
 def mails_of(settings: MessagingSettings, job_id: str) -> JobMails:
-    """Return the mails of a job, over the server that the settings name."""
-    return JobMails(SmtpServer(settings.smtp_url, settings.smtp_timeout_s), settings.mail_from, job_id)
+    """Return the mails of a job that begins now, over the server that the settings name.
+
+    All of them end before the job's time limit, which would take the worker for dead.
+    """
+    server = SmtpServer(settings.smtp_url, settings.smtp_timeout_s)
+    ends_at = time.monotonic() + settings.task_time_limit_s * SHARE
+    return JobMails(server, settings.mail_from, job_id, ends_at)

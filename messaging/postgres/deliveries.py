@@ -1,22 +1,21 @@
-"""The outbox as a table: claim a delivery, finish it, note its failures, send what is due again."""
+"""The outbox as a table: claim a delivery, count how its attempts end, send what is due again."""
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Engine, text
 
-from messaging.delivery import Delivery, Status
-from messaging.errors import describe
+from messaging.delivery import Delivery, Failure, Status, new_id
+from messaging.postgres.open_attempts import COUNT, FORGET, AttemptKey, OpenAttempts
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Transaction
 from messaging.retry import RetryPolicy
 
 CLAIM = Statement(
     """
-SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts
+SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+       EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns)
 FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED""",
     "uuid",
 )
@@ -28,6 +27,9 @@ WHERE id = $2""",
     *("text", "uuid"),
 )
 
+#: The policy of an attempt that no other may follow.
+NO_MORE = RetryPolicy(max_retries=-1)
+
 #: Who re-runs by the clock, as `actions.actor` names it.
 SCHEDULE = "schedule"
 
@@ -37,23 +39,88 @@ SCHEDULER_LOCK = 4_177_012
 
 @dataclass
 class DeliveryJob:
-    """A delivery to make. The row's lock keeps copies of its message out while the handler runs."""
+    """A delivery to make: one attempt. The row's lock keeps copies of its message out until it is counted.
+
+    A worker that dies leaves no trace in the row. Where there may have been one (the broker has brought the
+    message before, or an attempt is open), the attempt leaves a mark before it begins (docs/adr/061).
+    """
 
     id: str
     worker: str
+    redelivered: bool = False
     correlation_id: str = ""
     delivery: Delivery | None = field(default=None, init=False)
+    token: str = field(default_factory=new_id, init=False)
+    open_attempts: bool = field(default=False, init=False)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Tell whether an earlier attempt may have ended without being counted."""
+        return self.redelivered or self.open_attempts
 
     def begin(self, transaction: Transaction) -> None:
         """Lock the row; `delivery` stays None when it is done, or being done by another copy."""
         rows = transaction.read(CLAIM, (self.id,))
         if rows:
-            self.delivery = Delivery(*rows[0])
+            *facts, self.open_attempts = rows[0]
+            self.delivery = Delivery(*facts)
             self.correlation_id = self.delivery.correlation_id
+
+    def count_open_attempts(self, transaction: Transaction, attempts_allowed: int) -> tuple[Status, int]:
+        """Count what earlier attempts of this run left open; return the state, and how many workers died."""
+        [(status, deaths)] = transaction.read(COUNT, {**vars(self.key), "attempts_allowed": attempts_allowed})
+        return Status(status), deaths
 
     def finish(self, transaction: Transaction, _result: object) -> None:
         """Write `done` beside the handler's own effects."""
+        transaction.release()
         transaction.write(DONE, (self.worker, self.id))
+        if self.is_doubtful:
+            transaction.write(FORGET, vars(self.key))
+
+    def fail(
+        self, transaction: Transaction, failure: Failure, policy: RetryPolicy, grace_s: float
+    ) -> Status | None:
+        """Undo the handler's effects and count the attempt, while the row is still locked.
+
+        The next attempt is due after the back-off; the relay sends it when its message is lost.
+        """
+        transaction.undo()
+        status = _fail(transaction, self.key, failure, policy, grace_s)
+        transaction.commit()
+        return status
+
+    def park(self, transaction: Transaction, failure: Failure, deaths: int) -> None:
+        """Fail the delivery for good, since workers died of it."""
+        _fail(transaction, self.key, failure, NO_MORE, 0.0, deaths)
+        transaction.commit()
+
+    @property
+    def key(self) -> AttemptKey:
+        """Return which attempt this is."""
+        return AttemptKey(self.token, self.id, self.delivery.run if self.delivery else None)
+
+
+def _fail(
+    transaction: Transaction,
+    key: AttemptKey,
+    failure: Failure,
+    policy: RetryPolicy,
+    grace_s: float,
+    crashes: int = 0,
+    attempts: int | None = None,
+) -> Status | None:
+    """Count a failed attempt and return what the delivery is then; None where it is another by now."""
+    facts = {
+        "attempts": attempts,
+        "attempts_allowed": policy.max_retries + 1,
+        "backoff_s": float(policy.backoff_s),
+        "backoff_max_s": float(policy.backoff_max_s),
+        "grace_s": grace_s,
+        "crashes": crashes,
+    }
+    rows = transaction.read(FAIL, {**vars(key), **vars(failure), **facts})
+    return Status(rows[0][0]) if rows else None
 
 
 @dataclass(frozen=True)
@@ -62,53 +129,29 @@ class DeliveryStore:
 
     engine: Engine
 
-    def record_failure(
-        self, delivery_id: str, worker: str, error: BaseException, policy: RetryPolicy, grace_s: float
+    @property
+    def open_attempts(self) -> OpenAttempts:
+        """Return the attempts whose end the rows do not know."""
+        return OpenAttempts(self.engine)
+
+    def give_up(
+        self, delivery_id: str, worker: str, error: BaseException, as_read: Delivery | None = None
     ) -> Status | None:
-        """Count a failed attempt; the row says when they are used up. None if it was no longer pending.
+        """Fail a pending delivery for good that nobody handles; None where it is none.
 
-        The next attempt is due after the back-off; the relay sends it when its message is lost.
+        `as_read` restricts that to the run and the attempt that the caller has read.
         """
-        return self._fail(
-            delivery_id,
-            worker=worker,
-            error=describe(error),
-            trace="".join(traceback.format_exception(error)).replace("\x00", "\\x00"),
-            attempts_allowed=policy.max_retries + 1,
-            backoff_s=float(policy.backoff_s),
-            backoff_max_s=float(policy.backoff_max_s),
-            grace_s=grace_s,
-        )
-
-    def give_up(self, delivery_id: str, worker: str, error: BaseException) -> Status | None:
-        """Count a failed attempt that no other may follow."""
-        return self._fail(
-            delivery_id,
-            worker=worker,
-            error=describe(error),
-            trace="",
-            attempts_allowed=0,
-            backoff_s=0.0,
-            backoff_max_s=0.0,
-            grace_s=0.0,
-        )
-
-    def _fail(self, delivery_id: str, **facts: Any) -> Status | None:
-        with self.engine.begin() as connection:
-            status = connection.execute(FAIL, {"id": delivery_id, **facts}).scalar_one_or_none()
-        return Status(status) if status else None
-
-    def count_crash(self, delivery_id: str) -> int:
-        """Note that a redelivered message is begun once more; return how often that was, 0 if not pending."""
-        with self.engine.begin() as connection:
-            crashes = connection.execute(
-                text(
-                    "UPDATE deliveries SET crashes = crashes + 1 WHERE id IN (SELECT id FROM deliveries"
-                    " WHERE id = :id AND status = 'pending' FOR UPDATE SKIP LOCKED) RETURNING crashes"
-                ),
-                {"id": delivery_id},
-            ).scalar_one_or_none()
-        return crashes or 0
+        key = AttemptKey(new_id(), delivery_id, as_read.run if as_read else None)
+        attempts = as_read.attempts if as_read else None
+        transaction = Transaction(self.engine)
+        transaction.open()
+        try:
+            failure = Failure.of(worker, error)
+            status = _fail(transaction, key, failure, NO_MORE, 0.0, attempts=attempts)
+            transaction.commit()
+        finally:
+            transaction.close()
+        return status
 
     def take_due(self, limit: int, grace_max_s: float) -> list[Delivery]:
         """Take pending deliveries whose message is overdue, and put their next turn off by twice the grace.
@@ -142,32 +185,39 @@ class DeliveryStore:
                 return []
             return [Delivery(*row) for row in connection.execute(RERUN_COOLED, facts)]
 
-    def prune(self, retention_s: float, limit: int = 5000) -> int:
+    def prune(self, retention_s: float, limit: int = 1000) -> int:
         """Delete deliveries that ended this many seconds ago, at most `limit`; return how many went."""
         with self.engine.begin() as connection:
             return connection.execute(PRUNE, {"age": retention_s, "limit": limit}).rowcount
 
 
-FAIL = text("""
-WITH failed AS (
+#: `run` and `attempts` are those that the caller knows; NULL fits any.
+FAIL = """
+WITH held AS (
+    SELECT id FROM deliveries
+    WHERE id = %(id)s AND status = 'pending' AND reruns = coalesce(%(run)s, reruns)
+      AND attempts = coalesce(%(attempts)s, attempts)
+    FOR UPDATE SKIP LOCKED
+), failed AS (
     UPDATE deliveries SET
         attempts = attempts + 1,
-        status = CASE WHEN attempts + 1 >= :attempts_allowed THEN 'failed' ELSE 'pending' END,
-        finished_at = CASE WHEN attempts + 1 >= :attempts_allowed THEN clock_timestamp() END,
-        due_at = now() + make_interval(secs =>
-            least(:backoff_max_s, :backoff_s * power(2, least(attempts, 30))) + :grace_s),
-        grace_s = :grace_s,
-        -- What ends with an error has not killed its worker; what is given up keeps the count.
-        crashes = CASE WHEN :attempts_allowed = 0 THEN crashes ELSE 0 END,
-        last_error = :error, last_traceback = :trace, worker = :worker
-    WHERE id = :id AND status = 'pending'
-    RETURNING id, status, attempts, reruns
-), attempt AS (
-    INSERT INTO attempts (delivery_id, run, number, worker, error, traceback)
-    SELECT id, reruns, attempts, :worker, :error, :trace FROM failed
+        status = CASE WHEN attempts + 1 >= %(attempts_allowed)s THEN 'failed' ELSE 'pending' END,
+        finished_at = CASE WHEN attempts + 1 >= %(attempts_allowed)s THEN clock_timestamp() END,
+        due_at = clock_timestamp() + make_interval(secs =>
+            least(%(backoff_max_s)s, %(backoff_s)s * power(2, least(attempts, 30))) + %(grace_s)s),
+        grace_s = %(grace_s)s,
+        crashes = %(crashes)s,
+        last_error = %(error)s, last_traceback = %(traceback)s, worker = %(worker)s
+    FROM held WHERE deliveries.id = held.id
+    RETURNING deliveries.id, status, attempts, reruns
+), listed AS (
+    INSERT INTO attempts (delivery_id, run, number, worker, error, traceback, token)
+    SELECT id, reruns, attempts, %(worker)s, %(error)s, %(traceback)s, %(token)s FROM failed
+), closed AS (
+    DELETE FROM open_attempts WHERE token = %(token)s
 )
 SELECT status FROM failed
-""")
+"""
 
 TAKE_DUE = text("""
 WITH due AS (
@@ -178,7 +228,7 @@ UPDATE deliveries SET
     grace_s = least(grace_s * 2, :grace_max_s),
     due_at = now() + make_interval(secs => least(grace_s * 2, :grace_max_s))
 FROM due WHERE deliveries.id = due.id
-RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts
+RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns
 """)
 
 #: Puts the rows of `chosen` back to pending and returns them as `Delivery` has its fields.
@@ -193,10 +243,19 @@ back AS (
 ), noted AS (
     INSERT INTO actions (delivery_id, action, actor) SELECT id, 'rerun', :actor FROM back
 )
-SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts FROM back
+SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns FROM back
 """
 
 ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
+
+#: What the schedule may put back. It holds for a row as it was when it was looked for, and again for the
+#: row as it is once it is locked: an operator may have re-run it meanwhile, and it may have failed again.
+HAS_COOLED = """
+status = 'failed' AND auto_reruns < :rerun_max
+AND crashes = 0  -- what kills its workers waits for an operator
+AND finished_at < now() - make_interval(secs =>
+    least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
+"""
 
 RERUN_COOLED = text(f"""
 WITH under_way AS (
@@ -205,20 +264,17 @@ WITH under_way AS (
 ), cooled AS (
     SELECT id, coalesce(under_way.count, 0)
                + row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
-    FROM deliveries LEFT JOIN under_way USING (handler)
-    WHERE status = 'failed' AND auto_reruns < :rerun_max
-      AND crashes = 0  -- what kills its workers waits for an operator
-      AND finished_at < now() - make_interval(secs =>
-          least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
+    FROM deliveries LEFT JOIN under_way USING (handler) WHERE {HAS_COOLED}
 ), chosen AS (
     SELECT deliveries.id FROM deliveries JOIN cooled USING (id)
-    WHERE status = 'failed' AND turn <= :limit ORDER BY turn LIMIT :limit
+    WHERE {HAS_COOLED} AND turn <= :limit ORDER BY turn LIMIT :limit
     FOR UPDATE OF deliveries SKIP LOCKED
 ), {PUT_BACK}""")  # noqa: S608  # put together from constants
 
+#: By `ctid`, since the rows are locked; two that prune at once take different ones.
 PRUNE = text("""
-DELETE FROM deliveries WHERE id = ANY(ARRAY(
-    SELECT id FROM deliveries
+DELETE FROM deliveries WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM deliveries
     WHERE status IN ('done', 'discarded') AND finished_at < now() - make_interval(secs => :age)
-    LIMIT :limit))
+    ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED))
 """)

@@ -41,6 +41,11 @@ TRANSIENT_ERRORS = (
 )
 
 
+SAVEPOINT = b"SAVEPOINT undo"
+UNDO = b"ROLLBACK TO SAVEPOINT undo"
+RELEASE = b"RELEASE SAVEPOINT undo"
+
+
 class CommitInDoubt(psycopg2.OperationalError):
     """The server committed, but said something about it: a standby may not have it yet."""
 
@@ -61,6 +66,7 @@ class Transaction:
         self._cursor: Any = None
         self._prepared: set[str] = set()
         self._begun = False
+        self._can_undo = False
         self._pending: list[bytes] = []
 
     def __enter__(self) -> Self:
@@ -81,7 +87,7 @@ class Transaction:
         self._cursor = self._connection.cursor()
         # The pool forgets `info` together with the connection that it tells of.
         self._prepared = self._connection.info.setdefault("prepared", set())
-        self._begun, self._pending = False, []
+        self._begun, self._can_undo, self._pending = False, False, []
 
     def read(self, sql: str | Statement, params: Params = ()) -> list[Row]:
         """Run one statement or several and return the rows of the last; earlier `write`s run before it."""
@@ -91,6 +97,25 @@ class Transaction:
     def write(self, sql: str | Statement, params: Params = ()) -> None:
         """Have a statement run at the next `read` or at the commit."""
         self._pending.append(self._bound(sql, params))
+
+    def savepoint(self) -> None:
+        """Mark where `undo` goes back to."""
+        self._pending.append(SAVEPOINT)
+        self._can_undo = True
+
+    def undo(self) -> None:
+        """Undo what was run or written since `savepoint`; locks that were taken before it stay."""
+        self._pending = [] if SAVEPOINT in self._pending else [UNDO]
+
+    def release(self) -> None:
+        """Give up the savepoint, if there is one.
+
+        What is written next to a row that was locked before the savepoint then needs no list of lockers
+        (a multixact), which PostgreSQL keeps on disk.
+        """
+        if self._can_undo:
+            self._pending.append(RELEASE)
+        self._can_undo = False
 
     def commit(self) -> None:
         """Run what was written and make all of it permanent.

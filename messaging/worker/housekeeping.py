@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery, Task
 
 from messaging.delivery import Delivery
-from messaging.errors import UnknownMessage
+from messaging.errors import UnknownMessage, describe
+from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.runtime import Runtime
 from messaging.worker.announcements import announce
 from messaging.worker.rabbitmq import collect_dead_letters
@@ -17,8 +21,12 @@ from messaging.worker.sender import send
 
 logger = logging.getLogger(__name__)
 
-#: Batches that one run of a task takes at most, so that it ends well before the time limit.
+#: Batches that one run of the relay takes at most, so that it ends well before the time limit.
 MAX_BATCHES = 20
+
+#: Seconds that one run of `prune` takes, and rows that one of its transactions deletes.
+PRUNE_FOR_S = 5.0
+PRUNE_BATCH = 1000
 
 
 def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
@@ -59,7 +67,11 @@ def _is_known(app: Celery, runtime: Runtime, delivery: Delivery) -> bool:
         problem = f"handler {delivery.handler}"
     else:
         return True
-    runtime.deliveries.give_up(delivery.id, "relay", UnknownMessage(f"This release has no {problem}"))
+    try:
+        error = UnknownMessage(f"This release has no {problem}")
+        runtime.deliveries.give_up(delivery.id, "relay", error, as_read=delivery)
+    except DATABASE_ERRORS:
+        logger.exception("Delivery %s could not be failed: this release has no %s", delivery.id, problem)
     return False
 
 
@@ -77,24 +89,54 @@ def rerun(app: Celery, runtime: Runtime) -> int:
     return len(deliveries)
 
 
-def prune(_app: Celery, runtime: Runtime) -> int:
-    """Delete what ended long ago, in batches; return how many rows went."""
-    settings = runtime.settings
-    return sum(
-        _in_batches(store.prune, age)
-        for store, age in (
-            (runtime.deliveries, settings.done_retention_s),
-            (runtime.inbox, settings.inbox_retention_s),
-            (runtime.dead_letters, settings.dead_letter_retention_s),
+def prune(app: Celery, runtime: Runtime) -> int:
+    """Delete what ended long ago, in small batches; return how many rows went.
+
+    After some seconds it asks for another run, so that the relay has its turn in between.
+    """
+    until = time.monotonic() + min(PRUNE_FOR_S, runtime.settings.task_time_limit_s / 4)
+    gone, unfinished = 0, _prunings(runtime)
+    while unfinished and time.monotonic() < until:
+        pruning = unfinished.pop(0)
+        deleted = pruning.delete(pruning.batch)
+        gone += deleted
+        if deleted >= pruning.batch:
+            unfinished.append(pruning)
+    if unfinished:
+        _ask_to_prune(app, runtime)
+    return gone
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What deletes old rows of a table, at most so many at once, and returns how many."""
+
+    delete: Callable[[int], int]
+    batch: int
+
+
+def _prunings(runtime: Runtime) -> list[Pruning]:
+    settings, deliveries = runtime.settings, runtime.deliveries
+    return [
+        Pruning(partial(deliveries.prune, settings.done_retention_s), PRUNE_BATCH),
+        Pruning(deliveries.open_attempts.prune, PRUNE_BATCH),
+        Pruning(partial(runtime.inbox.prune, settings.inbox_retention_s), PRUNE_BATCH),
+        # Each may have megabytes.
+        Pruning(partial(runtime.dead_letters.prune, settings.dead_letter_retention_s), PRUNE_BATCH // 10),
+    ]
+
+
+def _ask_to_prune(app: Celery, runtime: Runtime) -> None:
+    """Have `prune` run again soon; where the housekeeping has no time for it, beat's next run goes on."""
+    project = runtime.project
+    try:
+        app.send_task(
+            f"{project.name}.prune",
+            queue=project.housekeeping_queue,
+            expires=2 * PRUNE_FOR_S,
+            ignore_result=True,
+            add_to_parent=False,
+            retry=False,
         )
-    )
-
-
-def _in_batches(prune_some: Any, age: float, limit: int = 5000) -> int:
-    total = 0
-    for _ in range(MAX_BATCHES):
-        gone = prune_some(age, limit)
-        total += gone
-        if gone < limit:
-            break
-    return total
+    except Exception as error:  # noqa: BLE001  whatever it is, beat asks too
+        logger.warning("Pruning goes on later: %s", describe(error))

@@ -9,9 +9,10 @@ from typing import Any
 from celery import Celery
 
 from messaging.delivery import Delivery
-from messaging.errors import InvalidMessage
+from messaging.errors import InvalidMessage, describe
 from messaging.project import Project
 from messaging.runtime import Runtime
+from messaging.texts import cut
 from messaging.validation import from_dict
 from messaging.worker.announcements import nudge
 
@@ -31,7 +32,10 @@ def after_commit(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) 
 
 
 def send(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> int:
-    """Send a message per delivery and return how many went out; what did not, the relay will send."""
+    """Send a message per delivery and return how many went out; what did not, the relay will send.
+
+    Stops where the broker is lost. Any other error is one delivery's own, and the next ones go on.
+    """
     sent = 0
     deliveries = list(deliveries)
     if not deliveries:
@@ -39,13 +43,30 @@ def send(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> int:
     try:
         with app.producer_or_acquire() as producer:
             for delivery in deliveries:
-                _send_one(app, runtime, delivery, producer)
-                sent += 1
-    except app.producer_pool.connections.connection.recoverable_connection_errors as error:
-        logger.warning(
-            "Sent %d of %d deliveries, the relay will send the rest: %s", sent, len(deliveries), error
-        )
+                sent += _sent(app, runtime, delivery, producer)
+    except _broker_is_lost(app) as error:
+        logger.warning("The broker is lost: %s", error)
+    if sent < len(deliveries):
+        logger.warning("Sent %d of %d deliveries, the relay will send the rest", sent, len(deliveries))
     return sent
+
+
+def _broker_is_lost(app: Celery) -> tuple[type[Exception], ...]:
+    errors: tuple[type[Exception], ...] = (
+        app.producer_pool.connections.connection.recoverable_connection_errors
+    )
+    return errors
+
+
+def _sent(app: Celery, runtime: Runtime, delivery: Delivery, producer: Any) -> bool:
+    try:
+        _send_one(app, runtime, delivery, producer)
+    except _broker_is_lost(app):
+        raise
+    except Exception:
+        logger.exception("Delivery %s could not be sent", delivery.id)
+        return False
+    return True
 
 
 def _send_one(app: Celery, runtime: Runtime, delivery: Delivery, producer: Any) -> None:
@@ -58,7 +79,7 @@ def _send_one(app: Celery, runtime: Runtime, delivery: Delivery, producer: Any) 
         retries=delivery.attempts,
         root_id=delivery.correlation_id,
         parent_id=delivery.causation_id,
-        argsrepr=shown_event(runtime.project, delivery.event_type, delivery.payload),
+        argsrepr=cut(shown_event(runtime.project, delivery.event_type, delivery.payload)),
         kwargsrepr="{}",
         ignore_result=True,
         add_to_parent=False,
@@ -67,9 +88,11 @@ def _send_one(app: Celery, runtime: Runtime, delivery: Delivery, producer: Any) 
 
 
 def shown_event(project: Project, event_type: str, payload: Mapping[str, Any]) -> str:
-    """Return a stored event as it is shown: its repr, or its name and why it cannot be built."""
+    """Return a stored event as it is shown: its repr, or its name and why it cannot be built or shown."""
     kind = project.bus.event_types.get(event_type)
     try:
         return repr(from_dict(kind, payload, ignore_unknown=True)) if kind else f"{event_type}(**{payload!r})"
     except InvalidMessage as error:
         return f"{event_type}: {error}"
+    except Exception as error:  # noqa: BLE001  an event's own code may raise anything
+        return f"{event_type}: {describe(error)}"

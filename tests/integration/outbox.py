@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sqlalchemy import text
@@ -11,7 +11,9 @@ from sqlalchemy import text
 import celeryconfig
 from allocation.bootstrap import project
 from allocation.config import Settings
+from messaging.bus import MessageBus
 from messaging.delivery import new_id
+from messaging.messages import Event
 from messaging.worker.app import MessagingApp, make_app
 
 INSERT = text("""
@@ -34,13 +36,21 @@ USUAL = {
 }
 
 
-def app_on(database_url: str, **options: Any) -> Iterator[MessagingApp]:
-    """Give the backend's app over a database, with settings of the test's own and a broker in its memory."""
+def app_on(
+    database_url: str, events: dict[type[Event], list[Callable[..., None]]] | None = None, **options: Any
+) -> Iterator[MessagingApp]:
+    """Give the backend's app over a database, with settings of the test's own and a broker in its memory.
+
+    `events` adds handlers, or replaces those of an event.
+    """
     settings = Settings(_env_file=None, database_url=database_url, **options)
-    renamed = {"announce_to_the_team": "send_out_of_stock_notification"}
-    app = make_app(
-        dataclasses.replace(project, settings=lambda: settings, renamed_handlers=renamed), celeryconfig
+    changed = dataclasses.replace(
+        project,
+        bus=MessageBus(project.bus.commands, {**project.bus.events, **(events or {})}),
+        settings=lambda: settings,
+        renamed_handlers={"announce_to_the_team": "send_out_of_stock_notification"},
     )
+    app = make_app(changed, celeryconfig)
     app.conf.update(broker_url="memory://localhost", broker_transport=None, broker_transport_options={})
     sent(app)  # that memory is the process's, so what an earlier test left is thrown away
     yield app
@@ -76,3 +86,18 @@ def sent(app: MessagingApp, queue: str = "allocation.events") -> list[str]:
             ids.append(message.headers["id"])
             message.ack()
     return ids
+
+
+def receive(
+    app: MessagingApp, delivery_id: str, handler: str, *, redelivered: bool = False
+) -> BaseException | None:
+    """Have a handler's task take a delivery's message as a worker does; return what it raised."""
+    task = app.tasks[f"allocation.{handler}"]
+    task.push_request(id=delivery_id, hostname="worker", delivery_info={"redelivered": redelivered})
+    try:
+        task.run()
+    except BaseException as error:  # noqa: BLE001  what was raised is what is asked
+        return error
+    finally:
+        task.pop_request()
+    return None

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
+from sqlalchemy import text
 
+from local.waiting import eventually
+from messaging.delivery import new_id
+from messaging.messages import Event, Text
+from messaging.operator.actions import DeliveryActions
+from messaging.operator.filters import DeliveryFilter
+from messaging.postgres.open_attempts import AttemptKey
 from messaging.worker.app import MessagingApp
-from messaging.worker.housekeeping import prune, relay, rerun
+from messaging.worker.housekeeping import prune, relay, rerun, send_known
+from messaging.worker.message_checks import Limits, check_message
 from tests.integration.outbox import app_on, ask, put, sent, state
 
 DAY = 86400.0
@@ -41,6 +51,71 @@ def test_the_cooldown_grows_with_each_rerun(app: MessagingApp, reruns: int, cool
     rerun(app, app.runtime)
 
     assert (state(app, hot), state(app, cooled)) == ("failed", "pending")
+
+
+#: While the advisory lock is held elsewhere, the
+#: schedule's statement waits where it works out who has cooled down: after its snapshot, before its locks.
+PAUSE = """
+CREATE FUNCTION public.power(integer, integer) RETURNS double precision LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_advisory_xact_lock_shared(42); RETURN power($1::double precision, $2::double precision);
+END $$; SELECT 1"""
+
+
+@pytest.fixture
+def slow_schedule(app: MessagingApp) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that does something in the middle of a scheduled re-run."""
+    ask(app, PAUSE)
+
+    def in_the_middle(meanwhile: Callable[[], None]) -> None:
+        with app.runtime.engine.begin() as holder, ThreadPoolExecutor(1) as pool:
+            holder.execute(text("SELECT pg_advisory_xact_lock(42)"))
+            running = pool.submit(rerun, app, app.runtime)
+            waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted"
+            eventually(lambda: ask(app, waiting), 30, "the schedule to wait")
+            meanwhile()
+            holder.rollback()
+            running.result(60)
+
+    yield in_the_middle
+    ask(app, "DROP FUNCTION public.power(integer, integer); SELECT 1")
+
+
+def fail_again(app: MessagingApp, delivery_id: str) -> None:
+    """Have an operator re-run a delivery, which fails again."""
+    actions = DeliveryActions(app.runtime.engine, "ann@desk")
+    actions.put_back(DeliveryFilter(ids=(delivery_id,)), actions.clock(), 1, 1)
+    ask(app, "UPDATE deliveries SET status = 'failed', finished_at = clock_timestamp() RETURNING 1")
+
+
+def test_a_delivery_that_failed_again_meanwhile_cools_down_before_it_is_put_back(
+    app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
+):
+    delivery_id = put(app, age_s=1000)
+
+    slow_schedule(lambda: fail_again(app, delivery_id))
+
+    assert state(app, delivery_id) == "failed"
+
+
+def test_a_delivery_that_killed_its_workers_meanwhile_waits_for_an_operator(
+    app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
+):
+    delivery_id = put(app, age_s=1000)
+    crash = "UPDATE deliveries SET crashes = 3 RETURNING 1"
+
+    slow_schedule(lambda: ask(app, crash) and None)
+
+    assert state(app, delivery_id) == "failed"
+
+
+def test_a_delivery_that_the_schedule_may_still_take_is_put_back(
+    app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
+):
+    delivery_id = put(app, age_s=1000)
+
+    slow_schedule(lambda: None)
+
+    assert state(app, delivery_id) == "pending"
 
 
 def test_the_schedule_gives_up_after_its_cap(app: MessagingApp):
@@ -109,6 +184,92 @@ def test_a_delivery_whose_handler_nobody_knows_becomes_failed_and_says_so(app: M
     assert (status, error) == ("failed", "UnknownMessage: This release has no handler forgotten")
 
 
+@dataclass(frozen=True)
+class Unshowable(Event):
+    """An event without a text."""
+
+    sku: str
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@dataclass(frozen=True)
+class Unbuildable(Event):
+    """An event that today's code refuses to build from what is stored."""
+
+    sku: str
+
+    def __post_init__(self) -> None:
+        raise TypeError("not like this")
+
+
+@dataclass(frozen=True)
+class Lengthy(Event):
+    """An event with more text than a header may have."""
+
+    sku: Annotated[str, Text(max_length=1_000_000)]
+
+
+def ignore(_event: Event, _uow: object) -> None:
+    """Do nothing."""
+
+
+@pytest.fixture
+def odd_app(clean_database: str) -> Iterator[MessagingApp]:
+    """The app with odd events beside the usual ones."""
+    yield from app_on(clean_database, {kind: [ignore] for kind in (Unshowable, Unbuildable, Lengthy)})
+
+
+@pytest.mark.parametrize("odd", ["Unshowable", "Unbuildable"])
+def test_a_delivery_that_cannot_be_shown_holds_up_no_other(odd_app: MessagingApp, odd: str):
+    ids = [
+        put(odd_app, status="pending", age_s=60),
+        put(odd_app, event_type=odd, handler="ignore", status="pending", age_s=50),
+        put(odd_app, status="pending", age_s=40),
+    ]
+
+    assert relay(odd_app, odd_app.runtime) == 3
+
+    assert sorted(sent(odd_app)) == ids
+
+
+def test_a_delivery_that_another_copy_has_taken_meanwhile_holds_up_no_other(app: MessagingApp):
+    unknown = put(app, handler="forgotten", status="pending")
+    known = put(app, status="pending")
+    due = app.runtime.deliveries.take_due(10, 60)
+
+    with app.runtime.engine.begin() as other:
+        other.execute(text("SELECT FROM deliveries WHERE handler = 'forgotten' FOR UPDATE"))
+        assert send_known(app, app.runtime, due) == 1
+
+    assert sent(app) == [known]
+    assert state(app, unknown) == "pending"
+
+
+def test_a_delivery_that_was_rerun_meanwhile_is_not_given_up_by_the_relay(app: MessagingApp):
+    delivery_id = put(app, handler="forgotten", status="pending")
+    due = app.runtime.deliveries.take_due(10, 60)
+    ask(app, "UPDATE deliveries SET reruns = reruns + 1, attempts = 0 RETURNING 1")
+
+    send_known(app, app.runtime, due)
+
+    assert state(app, delivery_id) == "pending"
+
+
+def test_an_event_with_a_long_text_is_delivered(odd_app: MessagingApp):
+    put(odd_app, event_type="Lengthy", handler="ignore", sku="x" * 100_000, status="pending")
+
+    relay(odd_app, odd_app.runtime)
+
+    with odd_app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
+        message = queue.get(timeout=10)
+        message.ack()
+    assert check_message(message, Limits()) == "allocation.ignore"
+    assert message.headers["argsrepr"].startswith("Lengthy(sku='xxx")
+    assert len(message.headers["argsrepr"]) <= 1_000
+
+
 def test_a_renamed_handler_gets_what_was_owed_to_its_old_name(app: MessagingApp):
     delivery_id = put(app, handler="announce_to_the_team", status="pending")
 
@@ -145,6 +306,80 @@ def test_what_ended_long_ago_is_pruned_and_what_failed_is_kept(app: MessagingApp
     left = {row[0] for row in ask(app, "SELECT id::text FROM deliveries")}
     assert left == set(kept)
     assert not left & {old_done, old_discarded}
+
+
+MANY_DONE = """
+WITH done AS (
+    INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s,
+                            correlation_id, causation_id, finished_at)
+    SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{}', 'h', 'done', now(), 1, 'c', 'c',
+           now() - interval '8 days' FROM generate_series(1, :count) RETURNING id
+), tried AS (
+    INSERT INTO attempts (delivery_id, run, number, worker, error, traceback)
+    SELECT id, 0, 1, 'w', 'e', 't' FROM done LIMIT 1000
+), acted AS (
+    INSERT INTO actions (delivery_id, action, actor) SELECT id, 'rerun', 'ann@desk' FROM done LIMIT 1000
+)
+SELECT count(*) FROM done"""
+
+LEFT = """
+SELECT (SELECT count(*) FROM deliveries), (SELECT count(*) FROM attempts), (SELECT count(*) FROM actions)"""
+
+
+@pytest.fixture
+def hurried_app(clean_database: str) -> Iterator[MessagingApp]:
+    """The app with a time limit that leaves pruning a quarter of a second."""
+    yield from app_on(clean_database, task_time_limit_s=1)
+
+
+@pytest.mark.slow
+def test_pruning_goes_on_until_nothing_old_is_left_and_gives_others_their_turn(hurried_app: MessagingApp):
+    """A run that is not done in time asks for another one."""
+    app = hurried_app
+    ask(app, MANY_DONE, count=105_000)
+
+    gone = [prune(app, app.runtime)]
+    while sent(app, "allocation.housekeeping"):
+        gone.append(prune(app, app.runtime))
+
+    assert len(gone) > 1
+    assert sum(gone) == 105_000
+    assert ask(app, LEFT) == [(0, 0, 0)]
+
+
+def test_pruning_waits_for_no_other(app: MessagingApp):
+    held = put(app, status="done", age_s=8 * DAY)
+    free = put(app, status="done", age_s=8 * DAY)
+
+    with app.runtime.engine.begin() as other:
+        other.execute(text("SELECT FROM deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE"), {"id": held})
+        assert prune(app, app.runtime) == 1
+
+    assert ask(app, "SELECT id::text FROM deliveries") == [(held,)]
+    assert free != held
+
+
+def test_two_that_prune_at_once_share_the_work(app: MessagingApp):
+    ask(app, MANY_DONE, count=10_000)
+
+    with ThreadPoolExecutor(2) as pool:
+        gone = [run.result(60) for run in [pool.submit(prune, app, app.runtime) for _ in "12"]]
+
+    assert sum(gone) == 10_000
+    assert ask(app, LEFT) == [(0, 0, 0)]
+
+
+def test_notes_of_attempts_go_with_their_run(app: MessagingApp):
+    pending = put(app, status="pending")
+    over = [put(app, status="pending"), put(app, status="done")]
+    notes = app.runtime.deliveries.open_attempts
+    for delivery_id in (pending, *over):
+        notes.begin(AttemptKey(new_id(), delivery_id, 0), "worker")
+    ask(app, "UPDATE deliveries SET reruns = 1 WHERE id = CAST(:id AS uuid) RETURNING 1", id=over[0])
+
+    assert prune(app, app.runtime) == 2
+
+    assert ask(app, "SELECT delivery_id::text FROM open_attempts") == [(pending,)]
 
 
 def test_every_job_leaves_its_heartbeat(app: MessagingApp):

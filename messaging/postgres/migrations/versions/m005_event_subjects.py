@@ -8,7 +8,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "m005"
-down_revision = "m003"
+down_revision = "m004"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,40 @@
+"""What Celery is told of an event handler's task: little of its message counts, and little of it is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from messaging.texts import cut
+from messaging.worker.request import Request, Task
+
+
+class DeliveryRequest(Request):
+    """A delivery's message: how long the handler may take, and until when, is not the sender's to say.
+
+    Else a short time limit would make a handler kill its worker, and a past expiry keep a worker from it.
+    """
+
+    @property
+    def time_limits(self) -> tuple[None, None]:
+        """Return none of the message's own, so that the task's are used."""
+        return None, None
+
+    @time_limits.setter
+    def time_limits(self, _limits: object) -> None: ...
+
+    def maybe_expire(self) -> bool:
+        """Return False: the row knows whether the delivery is still owed."""
+        return False
+
+
+class HandlerTask(Task):
+    """A task whose retries keep showing the event in Flower."""
+
+    abstract = True
+    Request: Any = DeliveryRequest
+
+    def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Copy the shown arguments, which Celery drops when it sends a retry."""
+        shown = request or self.request
+        signature = super().signature_from_request(request, *args, **kwargs)
+        return signature.set(argsrepr=cut(shown.argsrepr or ""), kwargsrepr=cut(shown.kwargsrepr or ""))

@@ -1,0 +1,419 @@
+"""Every attempt is counted, once, and against the run that it belongs to; so is every worker that died."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+import pytest
+from celery.exceptions import Ignore, Reject, Retry
+
+from allocation.domain.events import OutOfStock
+from local.waiting import eventually
+from messaging.delivery import Failure
+from messaging.operator.actions import DeliveryActions
+from messaging.operator.filters import DeliveryFilter
+from messaging.postgres.open_attempts import AttemptKey
+from messaging.postgres.transaction import Transaction
+from messaging.worker.app import MessagingApp
+from tests.integration.outbox import app_on, ask, put, receive, state
+
+Behaviour = Callable[..., None]  # (event, unit of work)
+
+#: What the handler under test does; each test says.
+behaviour: list[Behaviour] = []
+
+
+def handle_oddly(event: OutOfStock, uow: Any) -> None:
+    """Do what the test says."""
+    behaviour[-1](event, uow)
+
+
+@pytest.fixture
+def app(clean_database: str) -> Iterator[MessagingApp]:
+    """An app with a handler that does what the test says; three attempts, two crashes."""
+    behaviour.clear()
+    yield from app_on(
+        clean_database,
+        events={OutOfStock: [handle_oddly]},
+        event_max_retries=2,
+        max_crashes=2,
+        task_time_limit_s=10,
+        relay_grace_s=1,
+    )
+
+
+def owed(app: MessagingApp, handler: str = "handle_oddly") -> str:
+    """Put one pending delivery that was never tried; return its id."""
+    delivery_id = put(app, handler=handler, status="pending")
+    ask(app, "UPDATE deliveries SET attempts = 0 RETURNING 1")
+    return delivery_id
+
+
+def standing(app: MessagingApp) -> tuple[Any, ...]:
+    """Return state, run and attempts of the one delivery."""
+    [row] = ask(app, "SELECT status, reruns, attempts FROM deliveries")
+    return row
+
+
+def attempts(app: MessagingApp) -> list[tuple[Any, ...]]:
+    """Return run and number of the attempts that failed."""
+    return ask(app, "SELECT run, number FROM attempts ORDER BY 1, 2")
+
+
+def fail_with(text: str) -> None:
+    """Raise an error, where only an expression may stand."""
+    raise ValueError(text)
+
+
+class NoText(Exception):
+    """An error that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise ValueError("there is no text")
+
+    __repr__ = __str__
+
+
+class TextExits(Exception):
+    """An error whose text ends the process."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class NamelessType(type):
+    """A class that does not tell its name."""
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class Nameless(Exception, metaclass=NamelessType):
+    """An error of a class that does not tell its name."""
+
+
+def recurse(depth: int = 0) -> None:
+    """Call itself for ever."""
+    recurse(depth + 1)
+
+
+def raise_recursion() -> BaseException:
+    """Return what recursion without an end raises."""
+    try:
+        recurse()
+    except RecursionError as error:
+        return error
+    raise AssertionError("unreachable")
+
+
+def chained(length: int) -> BaseException:
+    """Return an error with a long chain of causes."""
+    error: BaseException = ValueError("the first")
+    for number in range(length):
+        later = ValueError(f"cause {number}")
+        later.__cause__ = error
+        error = later
+    return error
+
+
+ODD_ERRORS: dict[str, Callable[[], BaseException]] = {
+    "half of a surrogate pair": lambda: ValueError("\ud800"),
+    "a NUL": lambda: ValueError("a\x00b"),
+    "100 MB": lambda: ValueError("x" * 100_000_000),
+    "no text": NoText,
+    "a text that exits": TextExits,
+    "a class without a name": Nameless,
+    "bytes": lambda: ValueError(b"\xff\xfe"),
+    "recursion": raise_recursion,
+    "ten thousand causes": lambda: chained(10_000),
+    "a group": lambda: ExceptionGroup("\ud800", [ValueError("\udfff"), NoText()]),
+    "sys.exit": lambda: SystemExit("bye"),
+    "Ctrl-C": KeyboardInterrupt,
+    "the end of a generator": GeneratorExit,
+    "cancelled": asyncio.CancelledError,
+    "no memory": MemoryError,
+    "Celery's retry": lambda: Retry("later"),
+    "Celery's ignore": Ignore,
+    "Celery's reject": lambda: Reject("no", requeue=True),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ERRORS)
+def test_whatever_a_handler_raises_counts_as_an_attempt(app: MessagingApp, name: str):
+    runs = []
+
+    def fail(_event: OutOfStock, _uow: object) -> None:
+        runs.append(1)
+        raise ODD_ERRORS[name]()
+
+    behaviour.append(fail)
+    delivery_id = owed(app)
+
+    for _ in range(5):
+        receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("failed", 0, 3)
+    assert attempts(app) == [(0, 1), (0, 2), (0, 3)]
+    assert len(runs) == 3
+    [(error_size, trace_size)] = ask(app, "SELECT length(last_error), length(last_traceback) FROM deliveries")
+    assert 0 < error_size <= 2_000
+    assert 0 < trace_size <= 20_000
+
+
+def test_what_a_handler_raises_is_sent_on_in_bounded_size(app: MessagingApp):
+    behaviour.append(lambda _event, _uow: fail_with("x" * 1_000_000))
+
+    error = receive(app, owed(app), "handle_oddly")
+
+    assert len(repr(error)) < 3_000
+    assert error is not None
+    assert error.__cause__ is None
+
+
+def fail_for_good_elsewhere(app: MessagingApp, delivery_id: str) -> None:
+    """Let another copy fail for good, and an operator re-run the delivery."""
+    app.runtime.deliveries.give_up(delivery_id, "another", ValueError("for good"))
+    actions = DeliveryActions(app.runtime.engine, "ann@desk")
+    actions.put_back(DeliveryFilter(ids=(delivery_id,)), actions.clock(), 1, 1)
+
+
+def test_nothing_gets_between_a_failure_and_its_count(app: MessagingApp):
+    """The error's text is asked for when the attempt is over and not yet counted."""
+    delivery_id = owed(app)
+
+    class Slow(Exception):
+        def __str__(self) -> str:
+            fail_for_good_elsewhere(app, delivery_id)
+            return "slow"
+
+    def fail(_event: OutOfStock, _uow: object) -> None:
+        raise Slow
+
+    behaviour.append(fail)
+
+    receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("pending", 0, 1)
+    assert attempts(app) == [(0, 1)]
+
+
+def lose_session(uow: Any) -> None:
+    """End the handler's own session, as a restart of the server does."""
+    with suppress(psycopg2.Error):
+        uow.transaction.read("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_failure_that_is_told_late_counts_against_its_own_run(app: MessagingApp):
+    delivery_id = owed(app)
+
+    def fail(_event: OutOfStock, uow: Any) -> None:
+        lose_session(uow)
+        fail_for_good_elsewhere(app, delivery_id)
+        raise ValueError("late")
+
+    behaviour.append(fail)
+    receive(app, delivery_id, "handle_oddly")
+    behaviour.append(lambda _event, _uow: None)
+    receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("done", 1, 1)
+    assert (1, 1) not in attempts(app)
+
+
+def test_a_failure_is_counted_although_another_copy_holds_the_row(app: MessagingApp):
+    delivery_id = owed(app)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_event: OutOfStock, _uow: object) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        raise ValueError("the other copy")
+
+    other = threading.Thread(target=receive, args=(app, delivery_id, "handle_oddly"))
+
+    def fail(_event: OutOfStock, uow: Any) -> None:
+        lose_session(uow)
+        behaviour.append(hold)
+        other.start()
+        assert begun.wait(60)
+        raise ValueError("this copy")
+
+    behaviour.append(fail)
+    receive(app, delivery_id, "handle_oddly")
+    go_on.set()
+    other.join(60)
+    runs = []
+    behaviour.append(lambda _event, _uow: runs.append(1) or fail_with("again"))
+    for _ in range(3):
+        receive(app, delivery_id, "handle_oddly")
+
+    assert len(runs) == 1  # the third attempt
+    assert standing(app) == ("failed", 0, 3)
+    assert attempts(app) == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_a_failure_that_is_noted_twice_is_counted_once(app: MessagingApp):
+    """A session that is cut off at its commit cannot know whether that was done, so it notes it again."""
+    behaviour.append(lambda _event, _uow: fail_with("once"))
+    delivery_id = owed(app)
+    receive(app, delivery_id, "handle_oddly")
+    [(token, run)] = ask(app, "SELECT token::text, run FROM attempts")
+    failure = Failure.of("worker", ValueError("once"))
+    app.runtime.deliveries.open_attempts.fail(AttemptKey(token, delivery_id, run), failure)
+
+    receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("pending", 0, 2)
+    assert attempts(app) == [(0, 1), (0, 2)]
+
+
+def die_slowly(_event: OutOfStock, uow: Any) -> None:
+    """Kill this process in the middle of a statement, whose session outlives it by a second."""
+    threading.Thread(target=uow.transaction.read, args=("SELECT pg_sleep(1)",), daemon=True).start()
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_on(app: MessagingApp, delivery_id: str, *, redelivered: bool) -> bool:
+    """Take the message in a process of its own; tell whether that was killed."""
+
+    def take() -> None:
+        receive(app, delivery_id, "handle_oddly", redelivered=redelivered)
+        os._exit(0)
+
+    child = multiprocessing.get_context("fork").Process(target=take)
+    child.start()
+    child.join(60)
+    return child.exitcode == -signal.SIGKILL
+
+
+def test_a_handler_that_kills_its_worker_is_parked_although_the_dying_session_holds_the_row(
+    app: MessagingApp,
+):
+    """The broker brings the message at once; what finds the row locked is gone, and the relay sends anew."""
+    behaviour.append(die_slowly)
+    delivery_id, kills, redelivered = owed(app), 0, False
+    row_is_free = "SELECT 1 FROM deliveries FOR UPDATE SKIP LOCKED"
+
+    for _ in range(20):
+        redelivered = dies_on(app, delivery_id, redelivered=redelivered)
+        kills += redelivered
+        if not redelivered:  # the relay's turn, long after
+            eventually(lambda: ask(app, row_is_free), 30, "the end of the session")
+        if state(app, delivery_id) == "failed":
+            break
+
+    assert kills <= 4  # of the first two runs nobody can tell that they began
+    [(status, error)] = ask(app, "SELECT status, last_error FROM deliveries")
+    assert status == "failed"
+    assert error == "WorkerCrashed: Parked: 2 workers died while they handled this event"
+
+
+def test_a_worker_killed_again_and_again_is_counted_from_its_second_run(app: MessagingApp):
+    behaviour.append(lambda _event, _uow: os.kill(os.getpid(), signal.SIGKILL))
+    delivery_id = owed(app)
+
+    assert dies_on(app, delivery_id, redelivered=False)
+    assert dies_on(app, delivery_id, redelivered=True)
+    assert dies_on(app, delivery_id, redelivered=True)
+    assert not dies_on(app, delivery_id, redelivered=True)
+
+    assert state(app, delivery_id) == "failed"
+    assert ask(app, "SELECT crashes FROM deliveries") == [(2,)]
+
+
+def test_a_forged_redelivery_to_another_handlers_task_parks_nothing(app: MessagingApp):
+    behaviour.append(lambda _event, _uow: None)
+    delivery_id = owed(app)
+
+    for _ in range(6):
+        receive(app, delivery_id, "reallocate", redelivered=True)
+
+    assert standing(app) == ("pending", 0, 0)
+    receive(app, delivery_id, "handle_oddly")
+    assert standing(app) == ("done", 0, 1)
+
+
+def test_forged_redeliveries_count_no_worker_that_lives(app: MessagingApp):
+    """They come while the handler runs, and they may run it: what ends is counted as that, not as a death."""
+    delivery_id = owed(app)
+
+    def fail(_event: OutOfStock, _uow: object) -> None:
+        for _ in range(6):
+            receive(app, delivery_id, "handle_oddly", redelivered=True)
+        raise ValueError("an honest failure")
+
+    behaviour.append(fail)
+    for _ in range(3):
+        receive(app, delivery_id, "handle_oddly", redelivered=True)
+
+    assert standing(app) == ("failed", 0, 3)
+    assert ask(app, "SELECT last_error, crashes FROM deliveries") == [("ValueError: an honest failure", 0)]
+
+
+def test_what_a_failed_attempt_wrote_is_undone(app: MessagingApp):
+    def fail(_event: OutOfStock, uow: Any) -> None:
+        uow.transaction.read("INSERT INTO products VALUES ('read') RETURNING 1")
+        uow.transaction.write("INSERT INTO products VALUES ('written')")
+        raise ValueError("after both")
+
+    behaviour.append(fail)
+
+    receive(app, owed(app), "handle_oddly")
+
+    assert ask(app, "SELECT sku FROM products") == []
+    assert standing(app) == ("pending", 0, 1)
+
+
+@pytest.mark.parametrize(
+    "statement", ["SELECT 1/0", "SELECT no_such_function()", "INSERT INTO products VALUES (NULL)"]
+)
+def test_an_error_of_the_database_counts_as_an_attempt(app: MessagingApp, statement: str):
+    behaviour.append(lambda _event, uow: uow.transaction.write(statement))
+
+    receive(app, owed(app), "handle_oddly")
+
+    assert standing(app) == ("pending", 0, 1)
+
+
+def test_a_handler_that_ends_its_own_transaction_is_counted_too(app: MessagingApp):
+    def fail(_event: OutOfStock, uow: Any) -> None:
+        uow.rollback()
+        raise ValueError("out of turn")
+
+    behaviour.append(fail)
+    delivery_id = owed(app)
+    for _ in range(4):
+        receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("failed", 0, 3)
+
+
+def test_a_successful_delivery_takes_two_round_trips(app: MessagingApp):
+    """Each is one message with several statements; what is seen here is every message to the server."""
+    behaviour.append(lambda _event, uow: uow.transaction.write("INSERT INTO products VALUES ('a')"))
+    delivery_ids = [owed(app), owed(app)]
+    for_real, messages = Transaction._send, []
+    receive(app, delivery_ids[0], "handle_oddly")  # has the statements planned
+    ask(app, "DELETE FROM products RETURNING 1")
+
+    def send(transaction: Transaction, statement: bytes) -> None:
+        messages.append(statement)
+        for_real(transaction, statement)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transaction, "_send", send)
+        receive(app, delivery_ids[1], "handle_oddly")
+
+    assert len(messages) == 2
+    assert state(app, delivery_ids[1]) == "done"
