@@ -129,7 +129,8 @@ class Inbox:
             gone = connection.execute(
                 text(
                     "DELETE FROM inbox WHERE ctid = ANY(ARRAY("
-                    " SELECT ctid FROM inbox WHERE at < now() - make_interval(secs => :age) LIMIT :limit))"
+                    " SELECT ctid FROM inbox WHERE at < now() - make_interval(secs => :age)"
+                    " ORDER BY at LIMIT :limit FOR UPDATE SKIP LOCKED))"
                 ),
                 {"age": retention_s, "limit": limit},
             )
