@@ -1,7 +1,7 @@
 """Programs that some tests drive and a machine may lack.
 
-Their tests are skipped, and the end of the run has one line for each such program. In CI (`CI=true`) nothing may
-be missing: the run fails, with the same lines.
+Their tests are skipped, and the end of the run has one line for each such program. In CI (`CI=true`) nothing
+may be missing: the run fails.
 """
 
 from __future__ import annotations
