@@ -84,8 +84,8 @@ $(VENV): $(RUN)
 $(RUN): requirements.txt $(if $(shell $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && echo starts),,rebuild)
 	@test -n '$(PYTHON)' || { echo "This needs Python 3.11 or newer, and none was found on the PATH." \
 		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@'$(PYTHON)' -c '$(IS_SUPPORTED)' || { echo "This needs Python 3.11 or newer, and $(PYTHON) is" \
-		"$$('$(PYTHON)' --version 2>&1). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -c '$(IS_SUPPORTED)' 2>/dev/null || { echo "This needs Python 3.11 or newer, and $(PYTHON) is" \
+		"$$('$(PYTHON)' --version 2>/dev/null || echo 'no program that starts'). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks its venv module." \
 		"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
