@@ -42,7 +42,7 @@ and all other settings; a file .env is read as well. NO_COLOR turns colours off.
         no_args_is_help=True,
     )
     said = f"{project.name} {version}" if version else f"{project.name}, on allocation {__version__}"
-    click.version_option(message=said)(tool)
+    click.version_option(version or __version__, message=said)(tool)
     for command in (migrate, check, deliveries, dead_letters, replay, load, *commands_of(project)):
         tool.add_command(command)
     return tool
