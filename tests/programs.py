@@ -31,7 +31,7 @@ class MissingPrograms:
         """Have pytest count these skips by program, not by test: it groups them by place and reason."""
         report = yield
         if isinstance(report.longrepr, tuple) and report.longrepr[2].startswith(_WITHOUT):
-            report.longrepr = ("tests/programs.py", 0, report.longrepr[2])
+            report.longrepr = ("tests/programs.py", 1, report.longrepr[2])
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
