@@ -5,10 +5,10 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# A candidate counts only if it starts and is 3.11 or 3.12: a pyenv shim may stand on the PATH and fail.
-IS_SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+# The newest one that starts: a pyenv shim may stand on the PATH and fail.
+IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 ifeq ($(origin PYTHON), undefined)
-PYTHON := $(shell for p in python3.12 python3.11 python3 python; do \
+PYTHON := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	"$$p" -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 endif
 
@@ -74,14 +74,18 @@ chaos: $(DEV)
 demo-vip: $(RUN)
 	$(PY) -m examples.vip_customers.demo --purchases '$(PURCHASES)'
 
+.PHONY: rebuild
+rebuild:
+
 $(VENV): $(RUN)
 
-# A virtual environment that was copied or half made does not start: it is made again from nothing.
-$(RUN): requirements.txt
-	@test -n '$(PYTHON)' || { echo "This needs Python 3.11 or 3.12, and none was found on the PATH." \
-		"Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@'$(PYTHON)' -c '$(IS_SUPPORTED)' || { echo "This needs Python 3.11 or 3.12, and $(PYTHON) is" \
-		"$$('$(PYTHON)' --version 2>&1). Name another: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+# A virtual environment does not start when it was copied or half made, or when its Python is gone after an
+# upgrade of the system: it is made again from nothing.
+$(RUN): requirements.txt $(if $(shell $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && echo starts),,rebuild)
+	@test -n '$(PYTHON)' || { echo "This needs Python 3.11 or newer, and none was found on the PATH." \
+		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -c '$(IS_SUPPORTED)' 2>/dev/null || { echo "This needs Python 3.11 or newer, and $(PYTHON) is" \
+		"$$('$(PYTHON)' --version 2>/dev/null || echo 'no program that starts'). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks its venv module." \
 		"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)

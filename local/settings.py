@@ -20,6 +20,8 @@ class LocalSettings(BaseSettings):
     result_backend_url: str | None = Field(None, repr=False)
     smtp_url: str | None = Field(None, repr=False)
 
+    #: The program to serve Redis with instead of the bundled Valkey.
+    redis_server: Path | None = None
     redis_port: int = Field(6390, ge=1, le=65535)
     postgres_port: int = Field(5490, ge=1, le=65535)
     flower_port: int = Field(5555, ge=1, le=65535)

@@ -1,11 +1,12 @@
 """A whole running backend on one machine: what `make up`, the demo and the end-to-end tests share."""
 
 from collections.abc import Callable, Collection
+from smtplib import SMTPException
 from types import TracebackType
 from typing import IO, Self
 
 from local import programs, readiness
-from local.addresses import Addresses
+from local.addresses import Addresses, masked
 from local.child import Child
 from local.databases import migrate
 from local.folder import hold
@@ -50,6 +51,7 @@ class Stack:
         """Plan the stack; nothing starts yet. `without` names parts that stay down until `resume`."""
         self.service = service
         self.settings = settings or LocalSettings()
+        self._report = report
         self.supervisor = Supervisor(report)
         self.addresses = addresses_of(self.settings)
         self.without = frozenset(without)
@@ -146,8 +148,20 @@ class Stack:
             self._wait_for("beat", lambda: "beat: Starting" in self.beat.log_text())
         if "flower" in names:
             self._wait_for("Flower", lambda: readiness.flower_answers(self.settings.flower_port))
-        if "mail" not in self.without:
+        if self.mail is None:
+            self._look_for_mail_server()
+        elif "mail" not in self.without:
             self._wait_for("the mail server", lambda: readiness.mail_answers(self.addresses.smtp_url))
+
+    def _look_for_mail_server(self) -> None:
+        """Report when somebody else's mail server does not answer; the backend works without it."""
+        try:
+            readiness.mail_answers(self.addresses.smtp_url)
+        except (OSError, SMTPException) as error:
+            where = masked(self.addresses.smtp_url)
+            self._report(
+                f"the mail server {where} does not answer ({error}): starting without it, mails are retried"
+            )
 
     def _wait_for(self, what: str, answers: Callable[[], bool]) -> None:
         """Wait for one part; a program that ends meanwhile is an error at once, with its log's tail."""

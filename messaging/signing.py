@@ -8,6 +8,8 @@ from typing import Any
 
 from celery import Celery
 
+from messaging.extras import needs
+
 
 @dataclass(frozen=True)
 class Signing:
@@ -24,7 +26,8 @@ class Signing:
         Results stay plain JSON: they are read by senders in other languages too.
         """
         # Here, not above: it needs the package cryptography, which a sender that does not sign need not have.
-        from celery.security.serialization import register_auth
+        with needs("signing"):
+            from celery.security.serialization import register_auth
 
         register_auth(
             self.key.read_text(),

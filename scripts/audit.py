@@ -1,6 +1,6 @@
-"""`make check`: what is installed is what is pinned, and no tracked file holds a secret.
+"""`make check`: what is installed is pinned, the package allows what is pinned, no file holds a secret.
 
-Both work without a network. Known holes in dependencies need one: `pip-audit -r requirements.txt`.
+This works without a network. Known holes in dependencies need one: `pip-audit -r requirements.txt`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distributions
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from messaging import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What a virtual environment brings itself.
@@ -23,7 +28,13 @@ KNOWN_PASSWORDS = r"^(guest|password|SECRET|hush.*|s3cr.*|secret.*|not-.*|exampl
 
 def main() -> int:
     """Print what is wrong; 0 when nothing is."""
-    findings = [*unpinned(), *mismatched(), *_output("pip check", sys.executable, "-m", "pip", "check")]
+    findings = [
+        *unpinned(),
+        *mismatched(),
+        *not_allowed(),
+        *other_versions(),
+        *_output("pip check", sys.executable, "-m", "pip", "check"),
+    ]
     findings += secrets()
     for finding in findings:
         print(finding, file=sys.stderr)
@@ -65,6 +76,36 @@ def mismatched() -> list[str]:
         }
         problems += [f"{file}: {one.name} needs {name}, which is not pinned" for name in needs - pinned]
     return problems
+
+
+def package() -> dict[str, Any]:
+    """Return what pyproject.toml says of the package."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def not_allowed() -> list[str]:
+    """Return the ranges of the package that no pin of requirements.txt meets: they are not tested."""
+    pins = {
+        canonicalize_name(one.name): one.specifier
+        for one in (Requirement(text) for file, text in requirements() if file == "requirements.txt")
+    }
+    ranges = [*package()["dependencies"], *chain(*package()["optional-dependencies"].values())]
+    found = []
+    for one in map(Requirement, ranges):
+        pin = next(iter(pins.get(canonicalize_name(one.name), ())), None)
+        if one.name != package()["name"] and (pin is None or not one.specifier.contains(pin.version)):
+            found.append(f"pyproject.toml says {one}, pinned is {pin or 'nothing'}")
+    return found
+
+
+def other_versions() -> list[str]:
+    """Return where the version of the package is said otherwise."""
+    said = package()["version"]
+    found = [] if said == __version__ else [f"pyproject.toml is {said}, messaging/__init__.py {__version__}"]
+    if f"## [{said}]" not in (ROOT / "CHANGELOG.md").read_text():
+        found.append(f"CHANGELOG.md has no section {said}")
+    return found
 
 
 def _applies(one: Requirement) -> bool:

@@ -6,8 +6,11 @@ a task per event handler, and the housekeeping.
 
 from __future__ import annotations
 
-import celeryconfig
-from allocation.bootstrap import project
-from messaging.worker.app import make_app
+from messaging.extras import program
+
+with program("worker"):
+    import celeryconfig
+    from allocation.bootstrap import project
+    from messaging.worker.app import make_app
 
 app = make_app(project, celeryconfig)

@@ -1,6 +1,5 @@
 """Servers for every test: the suite brings its own, on free ports, and takes them down at the end."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,12 @@ from local.mail import MailSink
 from local.postgres import DATABASE, FAST, Postgres
 from local.rabbitmq import RabbitMQ, find_binary
 from local.redis import Redis
+from tests.programs import MissingPrograms, missing
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have what was not run for want of a program stand in one line."""
+    config.pluginmanager.register(MissingPrograms())
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +43,15 @@ def redis_server(server_folder: Path) -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server(server_folder: Path) -> Iterator[RabbitMQ]:
-    """A RabbitMQ for the whole run; without the program its tests are skipped, in CI they fail."""
+def rabbitmq_installed() -> None:
+    """Skip the test where no RabbitMQ can be started."""
     if find_binary() is None:
-        missing = "NOT RUN ON RABBITMQ: there is no rabbitmq-server (Debian's package of that name)"
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+        missing("rabbitmq-server", "Debian's package of that name")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(rabbitmq_installed: None, server_folder: Path) -> Iterator[RabbitMQ]:
+    """A RabbitMQ for the whole run."""
     with RabbitMQ(server_folder / "rabbitmq") as server:
         yield server
 

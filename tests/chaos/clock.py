@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,8 @@ SOURCE = Path(__file__).with_name("clock.c")
 
 
 def can_be_built() -> bool:
-    """Tell whether this machine has a C compiler."""
-    return shutil.which("cc") is not None
+    """Tell whether this machine has a C compiler, and preloads libraries as Linux does."""
+    return sys.platform == "linux" and shutil.which("cc") is not None
 
 
 @dataclass(frozen=True)

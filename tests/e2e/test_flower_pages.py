@@ -22,6 +22,7 @@ from local.ports import LOOPBACK, free_port
 from local.redis import Redis
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker, Shop
+from tests.programs import missing
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -68,13 +69,10 @@ def wait_for_flower(child: Child, port: int) -> str:
 
 @pytest.fixture(scope="module")
 def browser():
-    """Return a headless Chromium; where there is none, the test is skipped, but not in CI."""
+    """Return a headless Chromium."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
-        reason = "no Chromium on the PATH (Debian and Ubuntu: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("chromium", "Debian's package of that name")
     from playwright.sync_api import sync_playwright  # only where a browser is
 
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:

@@ -81,6 +81,20 @@ def test_nothing_outlives_a_killed_supervisor(environment: dict[str, str]):
     eventually(lambda: not [each for each in family if _lives(each)], 60, "the end of every child")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_it_starts_while_the_mail_server_is_down_and_says_so(environment: dict[str, str]):
+    """The backend lives with that; nothing of ours listens in its place."""
+    port = free_port()
+    environment["ALLOCATION_SMTP_URL"] = f"smtp://me:s3cr3t@{LOOPBACK}:{port}"
+    with _up(environment) as up:
+        said = _read_until_ready(up)
+
+        assert f"the mail server smtp://me:***@{LOOPBACK}:{port} does not answer" in said
+        up.terminate()
+        assert up.wait(60) == 0
+
+
 @pytest.mark.parametrize("name", PORTS)
 def test_a_taken_port_is_one_line_that_names_its_variable(environment: dict[str, str], name: str):
     """Nothing is started, and the status is 1."""

@@ -90,7 +90,7 @@ def test_a_message_that_the_broker_has_delayed_is_due(worker, broker, shop):
 
 
 @pytest.fixture(scope="module")
-def tls_server(server_folder: Path) -> Iterator[tuple[RabbitMQ, str, Path]]:
+def tls_server(rabbitmq_installed: None, server_folder: Path) -> Iterator[tuple[RabbitMQ, str, Path]]:
     """A RabbitMQ that speaks TLS, its address, and the authority that signed its certificate."""
     pair, port = make_pair(server_folder / "tls", "rabbitmq"), free_port()
     config = f"""

@@ -1,6 +1,8 @@
 """docs/your-own-project.md, followed to the letter in an empty folder; only its addresses are the test's."""
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +38,9 @@ BLOCKS = [Block(*found) for found in BLOCK.findall(PAGE)]
 
 @pytest.fixture
 def addresses(postgres: Postgres, redis_server: Redis, mail_sink: MailSink) -> dict[str, str]:
-    """What stands in the page, and what it is here."""
+    """What stands in the page, and what is used here."""
     return {
-        '"$HOME/allocation"': f"'{ROOT}'",
+        '"$HOME/allocation[': f'"{ROOT}[',
         "127.0.0.1:5490": f"127.0.0.1:{postgres.port}",
         "127.0.0.1:6390": f"127.0.0.1:{redis_server.port}",
         "127.0.0.1:1025": f"127.0.0.1:{mail_sink.port}",
@@ -58,7 +60,10 @@ def reader(tmp_path: Path, addresses: dict[str, str], mail_sink: MailSink) -> It
     asking = next(number for number, text in enumerate(typed) if "deliveries list" in text)
     script = tmp_path / "typed.sh"
     script.write_text("\n".join(["set -eum", *typed[:asking], look, *typed[asking:]]))
-    child = Child("reader", ["bash", str(script)], log=tmp_path / "reader.log", cwd=folder)
+    # Its python3 is the one that runs the tests, and nothing of this checkout is on its path.
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    child = Child("reader", ["bash", str(script)], log=tmp_path / "reader.log", cwd=folder, env=env)
     child.start()
     yield child
     child.stop()

@@ -1,5 +1,6 @@
 """The servers of one machine: real programs that stop, die and come back over their data."""
 
+import os
 import smtplib
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from local.child import ChildFailedError
 from local.mail import MailSink
 from local.ports import LOOPBACK, PortInUseError, free_port, is_free
 from local.postgres import FAST, Postgres
-from local.redis import Redis
+from local.redis import NoRedisError, Redis, find_binary
 from local.server import Server
 
 
@@ -185,3 +186,36 @@ def _query(server: Postgres, statement: str) -> list[tuple[object, ...]]:
             return run.fetchall() if run.description else []
     finally:
         connection.close()
+
+
+def test_the_bundled_redis_runs_whatever_else_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every machine runs the same server."""
+    _program(tmp_path / "redis-server")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("ALLOCATION_REDIS_SERVER", raising=False)
+
+    assert find_binary().parent.parent.name == "_binaries"
+
+
+def test_the_setting_names_another_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A name on the PATH, or a path."""
+    program = _program(tmp_path / "my-redis")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    for name in ("my-redis", str(program)):
+        monkeypatch.setenv("ALLOCATION_REDIS_SERVER", name)
+        assert find_binary() == program
+
+
+def test_a_redis_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
+    """No other one is run in its place."""
+    monkeypatch.setenv("ALLOCATION_REDIS_SERVER", "/nowhere/redis-server")
+
+    with pytest.raises(NoRedisError, match="ALLOCATION_REDIS_SERVER=/nowhere/redis-server: no such program"):
+        find_binary()
+
+
+def _program(path: Path) -> Path:
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path.resolve()

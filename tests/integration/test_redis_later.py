@@ -19,9 +19,17 @@ from tests.integration.celery_fixtures.processes import (
     sender,
     unfinished,
 )
+from tests.programs import missing
 
 VISIBILITY_TIMEOUT_S = 2
 MANY = 60  # more than three times what a worker may hold of what is due at once
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skip the test where no clock of its own can be built."""
+    if not can_be_built():
+        missing("cc", "a C compiler on Linux, such as Debian's package build-essential")
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
@@ -62,9 +70,8 @@ def test_what_waits_longer_than_the_visibility_timeout_is_not_given_to_another(
     assert marks(redis_server) == {1: 1}
 
 
-@pytest.mark.skipif(not can_be_built(), reason="NOT RUN: there is no C compiler (cc) for a clock of its own")
 def test_a_worker_whose_clock_is_ahead_takes_nothing_from_the_others(
-    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+    compiler: None, redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
     """What is overdue is decided by Redis' clock, not by a worker's."""
     app = sender(redis_server)

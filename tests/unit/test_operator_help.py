@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from allocation.bootstrap import project
 from allocation.cli import tool
 from local.child import ROOT
+from messaging import __version__
+from messaging.operator.cli import operator_tool
 
 PROG = "python -m allocation"
 
@@ -68,3 +72,13 @@ def test_exit_statuses_are_documented():
 
     for status in ("0 ", "1 ", "2 ", "3 ", "130"):
         assert f"\n  {status}" in text
+
+
+def test_the_tool_says_its_version():
+    assert CliRunner().invoke(tool, ["--version"]).output == f"allocation {__version__}\n"
+
+
+def test_the_tool_of_another_project_says_on_which_version_it_stands():
+    other = operator_tool(replace(project, name="cinema"), app="cinema.tasks:app")
+
+    assert CliRunner().invoke(other, ["--version"]).output == f"cinema, on allocation {__version__}\n"

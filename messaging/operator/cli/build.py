@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from messaging import __version__
 from messaging.operator.cli import reruns  # noqa: F401  # adds to `deliveries`
 from messaging.operator.cli.dead_letters import dead_letters
 from messaging.operator.cli.deliveries import deliveries
@@ -12,12 +13,13 @@ from messaging.operator.cli.tool import EXIT_STATUSES, Tool, ToolGroup
 from messaging.project import Project
 
 
-def operator_tool(project: Project, app: str) -> click.Group:
+def operator_tool(project: Project, app: str, version: str | None = None) -> click.Group:
     """Return the command line of a project; add commands of its own with `add_command`.
 
     Args:
         project: whose messages, settings and tables it works with.
         app: where the Celery app is, as "module:name"; imported when a command first needs it.
+        version: what `--version` prints, else the version of the bus.
     """
     tool = ToolGroup(
         project.name,
@@ -39,6 +41,8 @@ and all other settings; a file .env is read as well. NO_COLOR turns colours off.
 {EXIT_STATUSES}""",
         no_args_is_help=True,
     )
+    said = f"{project.name} {version}" if version else f"{project.name}, on allocation {__version__}"
+    click.version_option(version or __version__, message=said)(tool)
     for command in (migrate, check, deliveries, dead_letters, replay, load, *commands_of(project)):
         tool.add_command(command)
     return tool
