@@ -22,13 +22,15 @@ PACKAGES := $(wildcard messaging allocation tasks local celeryconfig.py flowerco
 BATCHES ?= data/batches.csv
 ORDERS ?= data/orders.csv
 PURCHASES ?= data/purchases.csv
+# Of the random tests; `make test SEED=…` repeats a run's.
+SEED := $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
 
 .PHONY: help demo up test check format clean docs bench bench-full chaos demo-vip
 
 help: ## list these commands
 	@echo "make demo [BATCHES=FILE ORDERS=FILE]   play the real orders through real servers, and stop them"
 	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
-	@echo "make test     the whole test suite, on servers of its own"
+	@echo "make test [SEED=N]                     the whole test suite, on servers of its own; N repeats the random tests of a run"
 	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes docs/"
 	@echo "make chaos    kill workers and servers under load, and see that nothing is lost or doubled"
 	@echo "make demo-vip [PURCHASES=FILE]         play real purchases through the example project"
@@ -43,7 +45,7 @@ up: $(RUN)
 	@$(PY) -m local
 
 test: $(DEV)
-	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(PY) -m ruff check .

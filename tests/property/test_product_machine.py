@@ -178,6 +178,7 @@ def test_products_in_postgres_behave_as_the_model_does(engine: Engine) -> None:
                 max_examples=25,
                 stateful_step_count=15,
                 deadline=None,
+                print_blob=True,  # the story that failed, as a line that replays it
                 suppress_health_check=[HealthCheck.too_slow],
             ),
         )
