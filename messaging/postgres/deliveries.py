@@ -42,7 +42,7 @@ class DeliveryJob:
     """A delivery to make: one attempt. The row's lock keeps copies of its message out until it is counted.
 
     A worker that dies leaves no trace in the row. Where there may have been one (the broker has brought the
-    message before, or an attempt is open), the attempt leaves a mark before it begins (docs/adr/061).
+    message before, or an attempt is open), the attempt leaves a mark before it begins (docs/adr/022).
     """
 
     id: str

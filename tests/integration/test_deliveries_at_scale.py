@@ -121,3 +121,15 @@ def test_each_question_takes_the_same_time_as_with_none_done(table: Table, name:
 
     # A scan of the million takes 100 ms and more; the noise of a busy machine takes a few.
     assert median(times) < 3 * MEDIANS.get((name, 0), median(times)) + 0.025
+
+
+def test_pruning_keeps_up_with_ten_times_the_rate_at_which_deliveries_come(table: Table):
+    """The benchmark makes 400 a second. The last batch takes no longer than the first."""
+    store, times = DeliveryStore(table.engine), []
+    for _ in range(60):
+        began = time.perf_counter()
+        assert store.prune(0.0) == min(table.done, 1000)
+        times.append(time.perf_counter() - began)
+
+    assert 1000 / median(times) > 4000
+    assert median(times[-20:]) < 3 * median(times[:20]) + 0.025
