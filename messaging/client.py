@@ -22,6 +22,7 @@ from messaging import brokers, errors, tls
 from messaging.errors import MessagingError, Unavailable
 from messaging.messages import IDEMPOTENCY_KEY, Command, task_name, to_dict
 from messaging.signing import Signing
+from messaging.texts import cut
 
 #: Publishing gives up after some seconds: a caller prefers a clear error to a hang.
 PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
@@ -122,7 +123,8 @@ class Client:
         Raises:
             Unavailable: the broker or the result backend stayed away for some seconds.
         """
-        return self._send(task_name(self.project, type(command)), key, repr(command), kwargs=to_dict(command))
+        shown = cut(repr(command))
+        return self._send(task_name(self.project, type(command)), key, shown, kwargs=to_dict(command))
 
     def answer(self, result: Answer | str, timeout_s: float | None = None) -> Any:
         """Wait for the answer to a command that was sent, given what `delay` returned or the id of that.
@@ -213,7 +215,7 @@ class Client:
             lines = [
                 [task_name(self.project, type(command)), to_dict(command), key] for key, command in keyed
             ]
-            shown = f"([{keyed[0][1]!r}, …{len(keyed)} commands],)"
+            shown = f"([{cut(repr(keyed[0][1]))}, …{len(keyed)} commands],)"
             yield Batch(keyed, self._send(f"{self.project}.many", name, shown, args=(lines,)))
 
     def _outcomes(self, batch: Batch, timeout_s: float) -> list[Outcome]:

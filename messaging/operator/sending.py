@@ -14,6 +14,7 @@ from messaging.messages import IDEMPOTENCY_KEY, Command, Event, to_dict
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
+from messaging.texts import cut
 from messaging.unit_of_work import Raised
 from messaging.worker.housekeeping import send_known
 
@@ -34,7 +35,7 @@ class Sender:
             task_id=task_id,
             headers={IDEMPOTENCY_KEY: key or task_id},
             queue=project.commands_queue,
-            argsrepr=repr(command),
+            argsrepr=cut(repr(command)),
             kwargsrepr="{}",
         )
 

@@ -15,6 +15,7 @@ from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Row, Transaction
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.replay import same_message
+from messaging.texts import cut
 
 MAX_STORED_TEXT = 10_000  # characters of each argument of an error
 
@@ -149,14 +150,14 @@ def _stored(job: CommandJob, error: Exception) -> dict[str, Any]:
         "type": kind.__name__,
         "module": kind.__module__,
         "args": args,
-        "command": repr(job.command)[:MAX_STORED_TEXT],
+        "command": cut(repr(job.command), MAX_STORED_TEXT),
     }
 
 
 def _storable(argument: object) -> object:
     if argument is None or isinstance(argument, bool | int):
         return argument
-    return (argument if isinstance(argument, str) else repr(argument))[:MAX_STORED_TEXT]
+    return cut(argument if isinstance(argument, str) else repr(argument), MAX_STORED_TEXT)
 
 
 def known_errors(kinds: Iterable[type[Exception]]) -> dict[str, type[Exception]]:
