@@ -2,7 +2,8 @@
 
 Its queue is its own and stays while the app is down, so what was missed arrives later. An event may arrive
 twice: its `id` tells. The queue grows until the app is back, so remove one that nobody reads any more:
-`python examples/listener/listen.py --forget`.
+`python examples/listener/listen.py --forget`. `--bind KINDS` binds the queue and ends, which an operator does
+for a listener without the right to (docs/security.md).
 """
 
 import json
@@ -15,7 +16,15 @@ from kombu.mixins import ConsumerMixin
 
 BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 QUEUE = os.environ.get("QUEUE", "warehouse.stock-news")
-EVENTS = Exchange("allocation.events", type="topic", durable=True)
+# The backend declares it on RabbitMQ; a listener has no right to. On Redis a declaration is local.
+EVENTS = Exchange(
+    "allocation.events", type="topic", durable=True, no_declare=BROKER_URL.startswith(("amqp", "pyamqp"))
+)
+
+
+def bound_queue(kinds: list[str]) -> Queue:
+    """Return our queue, bound to events of these kinds, of every kind if none is named."""
+    return Queue(QUEUE, [binding(EVENTS, routing_key=kind) for kind in kinds or ["#"]])
 
 
 class Listener(ConsumerMixin):
@@ -24,7 +33,7 @@ class Listener(ConsumerMixin):
     def __init__(self, connection: Connection, kinds: list[str]) -> None:
         """Hear events of these kinds, of every kind if none is named."""
         self.connection = connection
-        self._queue = Queue(QUEUE, [binding(EVENTS, routing_key=kind) for kind in kinds or ["#"]])
+        self._queue = bound_queue(kinds)
 
     def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:  # noqa: ARG002  kombu's signature
         """Bind the queue and read it."""
@@ -38,10 +47,12 @@ class Listener(ConsumerMixin):
 
 
 def main(arguments: list[str]) -> None:
-    """Listen until Ctrl-C, or forget the queue."""
+    """Listen until Ctrl-C, bind the queue, or forget it."""
     with Connection(BROKER_URL, heartbeat=10) as connection:
         if arguments == ["--forget"]:
             Queue(QUEUE)(connection).delete()
+        elif arguments[:1] == ["--bind"]:
+            bound_queue(arguments[1:])(connection).declare()
         else:
             Listener(connection, arguments).run()  # type: ignore[no-untyped-call]  # kombu is untyped in parts
 
