@@ -5,7 +5,10 @@ Each line of rights is read from that page and carried out as it stands.
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -21,6 +24,7 @@ import pytest
 import redis
 from amqp.exceptions import AccessRefused
 from celery import Celery
+from celery.exceptions import SecurityError
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from redis.exceptions import NoPermissionError
@@ -30,6 +34,7 @@ from allocation.domain.errors import InvalidSku
 from local.child import ROOT, Child
 from local.rabbitmq import RabbitMQ
 from local.waiting import eventually
+from messaging.client import CommandFailed
 from messaging.errors import Unavailable
 from tests.e2e.conftest import Broker
 
@@ -380,3 +385,106 @@ def test_a_client_whose_backend_was_never_started_is_told_so(broker, redis_serve
     addresses = broker.broker_url, broker.result_backend_url
     with AllocationClient(*addresses) as client, pytest.raises(Unavailable, match="NotFound"):
         client.delay(Allocate("o1", "LAMP", 1))
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """A file that exists once something was run that should not be."""
+    return tmp_path / "canary"
+
+
+class Trap:
+    """Unpickled by somebody careless, it makes a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.canary}'",)
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_a_control_command_that_is_not_json_is_not_loaded(worker, broker, shop, canary):
+    with redis.Redis.from_url(broker.broker_url) as owner:
+        envelope = {
+            "body": base64.b64encode(pickle.dumps(Trap(canary))).decode(),
+            "content-type": "application/x-python-serialize",
+            "content-encoding": "binary",
+            "headers": {},
+            "properties": {
+                "delivery_tag": "t", "body_encoding": "base64",
+                "delivery_info": {"exchange": "celery.pidbox", "routing_key": ""},
+            },
+        }  # fmt: skip
+        assert owner.publish("/0.celery.pidbox", json.dumps(envelope)) > 0
+
+    eventually(
+        lambda: "python-serialize" in worker.log_text() or "pickle" in worker.log_text(), what="a refusal"
+    )
+    shop.ask("create_batch", ref=str(uuid4()), sku="ALIVE", qty=1)
+    assert worker.running
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+@pytest.mark.parametrize(
+    ("module", "kind", "argument"),
+    [("builtins", "SystemExit", "1"), ("os", "system", "touch {}"), ("builtins", "exec", "open('{}', 'w')")],
+)
+def test_the_typed_client_makes_only_errors_that_it_declares_of_a_forged_result(
+    broker, canary, module, kind, argument
+):
+    forged = {"exc_module": module, "exc_type": kind, "exc_message": [argument.format(canary)]}
+    answer = {"status": "FAILURE", "result": forged, "traceback": None, "children": [], "task_id": "forged"}
+    with redis.Redis.from_url(broker.result_backend_url) as owner:
+        owner.set("celery-task-meta-forged", json.dumps(answer))
+
+    with (
+        AllocationClient(broker.broker_url, broker.result_backend_url) as client,
+        pytest.raises((CommandFailed, SecurityError)),
+    ):
+        client.answer("forged")
+
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_a_list_of_too_many_commands_is_refused_as_a_whole(worker, broker, shop, backend):
+    sku = f"LAMP-{uuid4()}"
+    lines = [["allocation.create_batch", {"ref": f"{sku}-{n}", "sku": sku, "qty": 1}] for n in range(1001)]
+
+    with pytest.raises(Exception, match="1000"):
+        shop.ask("many", lines)
+
+    assert backend.sql("SELECT count(*) FROM batches WHERE sku = :sku", sku=sku) == [(0,)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_a_sender_that_names_other_tasks_changes_nothing(worker, broker, sender, shop, backend, module_mail):
+    """A handler's task goes by the row of its delivery; housekeeping takes nothing from the message."""
+    sku = f"LAMP-{uuid4()}"
+    shop.ask("create_batch", ref=f"b-{sku}", sku=sku, qty=1)
+    order = shop.send("allocate", "o1", sku, 2)
+    done = "SELECT id::text FROM deliveries WHERE correlation_id = :id AND status = 'done'"
+    [[delivery]] = eventually(lambda: backend.sql(done, id=order.id), 60, "the delivery")
+    mails, rows = (
+        len(module_mail.mails),
+        backend.sql("SELECT id, status, attempts FROM deliveries ORDER BY id"),
+    )
+
+    with Celery(broker=sender.broker_url, set_as_current=False) as app:
+        for name in ("send_out_of_stock_notification", "reallocate"):
+            for task_id in (delivery, str(uuid4()), "no id"):
+                forged = {"sku": "FORGED", "event": {"sku": "FORGED"}}
+                app.send_task(
+                    f"allocation.{name}", [forged], forged, task_id=task_id, queue=QUEUE, declare=()
+                )
+        for name in ("relay", "announce", "rerun", "prune"):
+            app.send_task(f"allocation.{name}", [0], {"older_than": 0}, queue=QUEUE, declare=())
+
+    with redis.Redis.from_url(broker.broker_url) as owner:
+        eventually(lambda: not owner.llen(QUEUE) and not owner.hlen("unacked"), 60, "the end of the attack")
+    assert backend.sql(query) == rows
+    assert len(module_mail.mails) == mails
+    assert worker.running
