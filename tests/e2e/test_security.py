@@ -468,10 +468,8 @@ def test_a_sender_that_names_other_tasks_changes_nothing(worker, broker, sender,
     order = shop.send("allocate", "o1", sku, 2)
     done = "SELECT id::text FROM deliveries WHERE correlation_id = :id AND status = 'done'"
     [[delivery]] = eventually(lambda: backend.sql(done, id=order.id), 60, "the delivery")
-    mails, rows = (
-        len(module_mail.mails),
-        backend.sql("SELECT id, status, attempts FROM deliveries ORDER BY id"),
-    )
+    query = "SELECT id, status, attempts FROM deliveries ORDER BY id"
+    mails, rows = len(module_mail.mails), backend.sql(query)
 
     with Celery(broker=sender.broker_url, set_as_current=False) as app:
         for name in ("send_out_of_stock_notification", "reallocate"):
