@@ -45,6 +45,7 @@ def main() -> int:
     try:
         _show(stack)
         stack.start()
+        _show_login(stack)
         _say("ready")
         while True:
             signal.pause()
@@ -86,6 +87,12 @@ def _show(stack: Stack) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     sys.stdout.flush()
+
+
+def _show_login(stack: Stack) -> None:
+    """Print Flower's address as it can be pasted."""
+    if stack.flower_login is not None:
+        _say(f"Flower: {stack.flower_login.address(stack.addresses.flower_url)}")
 
 
 def _say(line: str) -> None:

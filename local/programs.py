@@ -63,7 +63,6 @@ def beat(folder: Path, env: Mapping[str, str], service: Service = ALLOCATION) ->
 
 
 def flower(folder: Path, env: Mapping[str, str], port: int, service: Service = ALLOCATION) -> Child:
-    """Return the operators' view, on loopback only, so its API may answer without a login."""
-    with_api = {**env, "FLOWER_UNAUTHENTICATED_API": "true"}
+    """Return the operators' view, on loopback only; its login is `FLOWER_BASIC_AUTH` in its environment."""
     arguments = (f"--port={port}", f"--address={LOOPBACK}")
-    return celery("flower", folder, with_api, "flower", *arguments, service=service)
+    return celery("flower", folder, env, "flower", *arguments, service=service)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from local.child import ROOT
@@ -27,8 +27,19 @@ class LocalSettings(BaseSettings):
     flower_port: int = Field(5555, ge=1, le=65535)
     smtp_port: int = Field(1025, ge=1, le=65535)
 
+    flower_user: str = Field("operator", min_length=1)
+    flower_password: SecretStr | None = None
+
     data_dir: Path = Path(".data")
     worker_concurrency: int = Field(2, ge=1)
+
+    @field_validator("flower_user", "flower_password")
+    @classmethod
+    def _fits_into_a_login(cls, value: str | SecretStr | None) -> str | SecretStr | None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
+        if "," in text or (isinstance(value, str) and ":" in text):
+            raise ValueError("Flower's logins hold no comma, and their users no colon")
+        return value
 
     @property
     def folder(self) -> Path:

@@ -9,6 +9,7 @@ from local import programs, readiness
 from local.addresses import Addresses, masked
 from local.child import Child
 from local.databases import migrate
+from local.flower_login import FlowerLogin, login_of
 from local.folder import hold
 from local.mail import MailSink
 from local.ports import LOOPBACK, is_free
@@ -55,6 +56,8 @@ class Stack:
         self.supervisor = Supervisor(report)
         self.addresses = addresses_of(self.settings)
         self.without = frozenset(without)
+        #: Known once started: a generated password is in the data folder, which has to be ours first.
+        self.flower_login: FlowerLogin | None = None
         self._held: IO[str] | None = None
         self._plan_servers()
         self._plan_children()
@@ -66,6 +69,7 @@ class Stack:
         """
         try:
             self._held = hold(self.settings.folder)
+            self._set_login()
             self._check_ports()
             self._start_servers()
             migrate(self.addresses.database_url, self.service)
@@ -110,6 +114,10 @@ class Stack:
         self.housekeeping = programs.housekeeping_worker(logs, env, service)
         self.beat = programs.beat(logs, env, service)
         self.flower = programs.flower(logs, env, self.settings.flower_port, service)
+
+    def _set_login(self) -> None:
+        self.flower_login = login_of(self.settings)
+        self.flower.env = {**(self.flower.env or {}), **self.flower_login.environment}
 
     @property
     def children(self) -> list[Child]:

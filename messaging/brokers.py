@@ -42,6 +42,22 @@ def task_queue(project: str, name: str, broker_url: str) -> Queue:
     )
 
 
+def commands_exchange(project: str) -> Exchange:
+    """Return RabbitMQ's exchange for senders, which leads to the queue of commands alone.
+
+    Whoever may write to it can reach no other queue, neither by a routing key nor by the headers CC and BCC.
+    """
+    return Exchange(f"{project}.commands", type="direct", durable=True)
+
+
+def route_of_commands(project: str, broker_url: str) -> dict[str, Any]:
+    """Return how Celery's `send_task` reaches the queue of commands with the rights of a sender."""
+    name = f"{project}.commands"
+    if is_rabbitmq(broker_url):
+        return {"exchange": name, "routing_key": name, "declare": ()}
+    return {"queue": name, "declare": ()}
+
+
 def dead_letter_queue(project: str) -> Queue:
     """Return where RabbitMQ puts what no worker could settle; the routing key is the queue it came from."""
     return Queue(

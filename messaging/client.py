@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+from amqp.exceptions import NotFound
 from celery import Celery
 from celery.exceptions import TimeoutError as NoResultInTime
 from celery.result import AsyncResult
@@ -28,8 +29,8 @@ from messaging.texts import cut
 PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
 #: Waits on a connection, so that a caller's time is bounded although Celery itself would wait for longer.
 CONNECT_TIMEOUT_S = 4
-#: What kombu raises when the broker is away or does not confirm.
-CONNECTION_ERRORS = (KombuError, OSError)
+#: What kombu raises when the broker is away, does not confirm, or was never set up by a worker.
+CONNECTION_ERRORS = (KombuError, OSError, NotFound)
 
 
 class NotAnswered(MessagingError):
@@ -100,7 +101,7 @@ class Client:
         self.app.conf.update(_settings(broker_url) | tls.settings(broker_url, backend_url, ca_file))
         if signing is not None:
             signing.switch_on(self.app)
-        self._queue = brokers.task_queue(project, f"{project}.commands", broker_url)
+        self._route = brokers.route_of_commands(project, broker_url)
         self._errors = {kind.__name__: kind for kind in (*_messaging_errors(), *refusals)}
 
     def call(self, command: Command, *, key: str | None = None, timeout_s: float | None = None) -> Any:
@@ -195,7 +196,7 @@ class Client:
                 task,
                 task_id=task_id,
                 result_cls=partial(Answer, app=self.app),
-                queue=self._queue,
+                **self._route,
                 argsrepr=shown,
                 kwargsrepr="{}",
                 confirm_timeout=brokers.CONFIRM_TIMEOUT_S,

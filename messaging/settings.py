@@ -122,6 +122,9 @@ class MessagingSettings(BaseSettings):
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is ended")
     result_expires_s: int = Field(86400, ge=1, description="how long a result waits for its sender")
     worker_concurrency: int = Field(2, ge=1, description="processes of the worker that `make up` starts")
+    flower_hosts: str | None = Field(
+        None, description="host names of Flower besides `localhost`, separated by commas; others are refused"
+    )
     message_max_bytes: int = Field(1_048_576, ge=1, description="a larger message is a dead letter")
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 Its queue is its own and stays while the app is down, so what it missed arrives later. It prints each event
 once, as a line of JSON; `--newest` also drops an event that arrives after a newer one about the same product.
 The queue grows until the app is back, so remove one that nobody reads any more: `listen.py --forget`.
+`--bind KINDS` binds the queue and ends, which an operator does for a listener without the right to
+(docs/security.md).
 """
 
 import json
@@ -18,7 +20,16 @@ BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 QUEUE = os.environ.get("QUEUE", "warehouse.stock-news")
 #: A file remembers across restarts; best is your own database, in the transaction of what an event changes.
 MEMORY = os.environ.get("MEMORY", ":memory:")
-EVENTS = Exchange("allocation.events", type="topic", durable=True)
+# The backend declares it on RabbitMQ; a listener has no right to. On Redis a declaration is local.
+EVENTS = Exchange(
+    "allocation.events", type="topic", durable=True, no_declare=BROKER_URL.startswith(("amqp", "pyamqp"))
+)
+
+
+def bound_queue(kinds: list[str]) -> Queue:
+    """Return our queue, bound to events of these kinds, of every kind if none is named."""
+    return Queue(QUEUE, [binding(EVENTS, routing_key=kind) for kind in kinds or ["#"]])
+
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS heard (id TEXT PRIMARY KEY, at TEXT DEFAULT CURRENT_TIMESTAMP);
@@ -61,7 +72,7 @@ class Listener(ConsumerMixin):
         """Listen to events of these kinds, of every kind if none is named."""
         self.connection = connection
         self.memory, self.only_newest = Memory(), only_newest
-        self._queue = Queue(QUEUE, [binding(EVENTS, routing_key=kind) for kind in kinds or ["#"]])
+        self._queue = bound_queue(kinds)
 
     def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:  # noqa: ARG002  kombu's signature
         """Bind the queue and read it."""
@@ -81,11 +92,13 @@ class Listener(ConsumerMixin):
 
 
 def main(arguments: list[str]) -> None:
-    """Listen until Ctrl-C, or forget the queue."""
+    """Listen until Ctrl-C, bind the queue, or forget it."""
     kinds = [argument for argument in arguments if not argument.startswith("--")]
     with Connection(BROKER_URL, heartbeat=10) as connection:
         if "--forget" in arguments:
             Queue(QUEUE)(connection).delete()
+        elif "--bind" in arguments:
+            bound_queue(kinds)(connection).declare()
         else:
             listener = Listener(connection, kinds, only_newest="--newest" in arguments)
             listener.run()  # type: ignore[no-untyped-call]  # kombu is untyped in parts

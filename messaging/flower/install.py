@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flower import command
 from flower.urls import handlers, settings
 from prometheus_client import REGISTRY
 
+from messaging.flower.guard import GuardedFlower
 from messaging.flower.loader import PageLoader
 from messaging.flower.metrics import DeliveryCollector
 from messaging.flower.pages import PAGES
@@ -16,7 +18,8 @@ from messaging.worker.app import MessagingApp
 
 
 def install(app: MessagingApp) -> Callable[[Any], Any]:
-    """Add metrics and pages to the Flower of this process; return what Flower's `format_task` is to be."""
+    """Guard the Flower of this process, add metrics and pages; return its option `format_task`."""
+    command.Flower = GuardedFlower  # what `celery flower` makes once the configuration is read
     REGISTRY.register(DeliveryCollector(app.runtime).start())
     handlers[-1:-1] = PAGES  # the last one is Flower's "not found", which matches everything
     settings["template_loader"] = PageLoader(settings["template_path"])

@@ -13,7 +13,7 @@ from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
-from messaging.worker.rabbitmq import DeclareDeadLetterQueue
+from messaging.worker.rabbitmq import DeclareForOthers
 from messaging.worker.shared_memory import keep_shared
 
 
@@ -43,7 +43,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     if signing := project.settings().signing:
         signing.switch_on(app)
     keep_shared()
-    app.steps["consumer"].add(DeclareDeadLetterQueue)
+    app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
     add_command_tasks(app, app.runtime)
     add_bulk_task(app, app.runtime)

@@ -18,8 +18,11 @@ from messaging.worker.consumer import letter_of
 BATCH = 500
 
 
-class DeclareDeadLetterQueue(bootsteps.StartStopStep):
-    """Declares the queue before a worker takes its first message: RabbitMQ drops what it cannot set aside."""
+class DeclareForOthers(bootsteps.StartStopStep):
+    """Declares, before a worker takes its first message, what senders, listeners and RabbitMQ itself rely on.
+
+    Senders and listeners have no right to declare it. RabbitMQ drops what it cannot set aside or route.
+    """
 
     requires = (Connection,)
 
@@ -28,9 +31,15 @@ class DeclareDeadLetterQueue(bootsteps.StartStopStep):
         return brokers.is_rabbitmq(consumer.app.conf.broker_url)
 
     def start(self, consumer: Any) -> None:
-        """Declare it."""
+        """Declare the dead-letter queue, the exchange of events, and that of commands with its queue."""
+        project = consumer.app.runtime.project
         with consumer.connection.channel() as channel:
-            brokers.dead_letter_queue(consumer.app.runtime.project.name)(channel).declare()
+            brokers.dead_letter_queue(project.name)(channel).declare()
+            brokers.events_exchange(project.name)(channel).declare()
+            brokers.commands_exchange(project.name)(channel).declare()
+            queue = brokers.task_queue(project.name, project.commands_queue, consumer.app.conf.broker_url)
+            queue(channel).declare()
+            queue(channel).bind_to(brokers.commands_exchange(project.name), project.commands_queue)
 
 
 def collect_dead_letters(app: Celery, runtime: Runtime) -> int:

@@ -21,8 +21,8 @@ class Pair:
     certificate: Path
 
 
-def make_pair(folder: Path, name: str) -> Pair:
-    """Make a key for `name`, valid for 127.0.0.1 and an hour."""
+def make_pair(folder: Path, name: str, valid: timedelta = timedelta(hours=1)) -> Pair:
+    """Make a key for `name`, valid for 127.0.0.1 and so long; it began to be five minutes ago."""
     folder.mkdir(parents=True, exist_ok=True)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -34,7 +34,7 @@ def make_pair(folder: Path, name: str) -> Pair:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_after(now + valid)
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

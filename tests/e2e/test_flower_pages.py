@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
-import shutil
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -21,20 +16,16 @@ from local.child import ROOT, Child
 from local.ports import LOOPBACK, free_port
 from local.redis import Redis
 from local.waiting import eventually
+from tests.e2e.browser import chromium
 from tests.e2e.conftest import Backend, Broker, Shop
-from tests.programs import missing
+from tests.e2e.web import request
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-#: A container's root has no sandbox and no screen, and a test asks nobody for updates.
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 #: Where the screenshots of the documentation go, when they are to be taken anew.
 SCREENSHOTS = os.environ.get("ALLOCATION_SCREENSHOTS")
 LOGIN = "operator:secret"
+WITH_LOGIN = {"FLOWER_BASIC_AUTH": LOGIN}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +40,7 @@ def broker(redis_server: Redis) -> Broker:
 def flower(backend: Backend) -> Iterator[str]:
     """Return the address of a Flower behind a login."""
     port = free_port()
-    env = {**backend.env, "FLOWER_BASIC_AUTH": LOGIN}
+    env = {**backend.env, **WITH_LOGIN}
     child = programs.flower(backend.folder, env, port)
     child.start()
     yield wait_for_flower(child, port)
@@ -69,21 +60,9 @@ def wait_for_flower(child: Child, port: int) -> str:
 
 @pytest.fixture(scope="module")
 def browser():
-    """Return a headless Chromium."""
-    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if program is None:
-        missing("chromium", "Debian's package of that name")
-    from playwright.sync_api import sync_playwright  # only where a browser is
-
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
-        context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=program, headless=True, args=ARGUMENTS,
-            viewport={"width": 1280, "height": 760},
-            http_credentials=dict(zip(("username", "password"), LOGIN.split(":"), strict=True)),
-        )  # fmt: skip
-        context.set_default_timeout(30_000)  # milliseconds
-        yield context
-        context.close()
+    """Return a browser that knows the login."""
+    with chromium(LOGIN) as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -126,20 +105,6 @@ def fail_for(shop, backend, sku, module_mail) -> Iterator[Callable[[str], str]]:
     backend.sql(
         "UPDATE deliveries SET status = 'discarded', finished_at = now() WHERE status = 'failed' RETURNING 1"
     )
-
-
-def request(
-    url: str, login: str | None = LOGIN, data: bytes | None = None, **headers: str
-) -> tuple[int, str]:
-    """Return the status and the text of an answer."""
-    if login:
-        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
-    wanted = urllib.request.Request(url, data, headers)  # noqa: S310  # http, on loopback
-    try:
-        with urllib.request.urlopen(wanted, timeout=20) as answer:  # noqa: S310  # as above
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def status_of(backend: Backend, delivery_id: str) -> str:
@@ -245,7 +210,7 @@ def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
     fail_for("o1")
 
     def seen() -> str | None:
-        text = request(f"{flower}/metrics", login=None)[1]
+        text = request(f"{flower}/metrics").text
         failed = r'allocation_deliveries\{handler="send_out_of_stock_notification",state="failed"\} [1-9]'
         return text if re.search(failed, text) else None
 
@@ -259,8 +224,8 @@ def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
 
 @pytest.mark.parametrize("path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}"])
 def test_the_pages_are_behind_the_login(flower, path):
-    assert request(f"{flower}{path}", login=None)[0] == 401
-    assert request(f"{flower}{path}", login="operator:wrong")[0] == 401
+    assert request(f"{flower}{path}").status == 401
+    assert request(f"{flower}{path}", "operator:wrong").status == 401
 
 
 @pytest.mark.parametrize("path", ["/deliveries", "/dead-letters"])
@@ -268,25 +233,26 @@ def test_no_other_site_can_press_a_button(flower, path, fail_for, backend):
     delivery_id = fail_for("o1")
     data = f"do=rerun&id={delivery_id}".encode()
 
-    assert request(f"{flower}{path}", data=data)[0] == 403
-    assert request(f"{flower}{path}", data=data, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert request(f"{flower}{path}", LOGIN, data).status == 403
+    token = {"Cookie": "_xsrf=same", "X-XSRFToken": "same"}
+    assert request(f"{flower}{path}", LOGIN, data, {"Sec-Fetch-Site": "cross-site", **token}).status == 403
     forged = {"Cookie": "_xsrf=guessed", "X-XSRFToken": "other"}
-    assert request(f"{flower}{path}", data=data, **forged)[0] == 403
+    assert request(f"{flower}{path}", LOGIN, data, forged).status == 403
     assert status_of(backend, delivery_id) == "failed"
 
 
 def test_a_filter_that_cannot_be_read_says_how_to_write_it(flower):
-    assert "write 90s, 15m, 2h or 7d" in request(f"{flower}/deliveries?older_than=soon")[1]
-    assert request(f"{flower}/deliveries/{uuid4()}")[0] == 404
+    assert "write 90s, 15m, 2h or 7d" in request(f"{flower}/deliveries?older_than=soon", LOGIN).text
+    assert request(f"{flower}/deliveries/{uuid4()}", LOGIN).status == 404
 
 
 def test_a_blank_field_does_not_filter_and_a_misspelled_name_is_refused(flower, fail_for):
     delivery_id = fail_for("o1")
 
-    shown = request(f"{flower}/deliveries?status=failed&handler=&error=+")[1]
+    shown = request(f"{flower}/deliveries?status=failed&handler=&error=+", LOGIN).text
     assert delivery_id in shown
     assert "A blank field does not filter." in shown
-    refused = request(f"{flower}/deliveries?handler=send_out")[1]
+    refused = request(f"{flower}/deliveries?handler=send_out", LOGIN).text
     assert "there are reallocate, send_out_of_stock_notification" in refused
     assert delivery_id not in refused
 
@@ -299,7 +265,7 @@ def test_a_page_of_dead_letters_has_the_beginning_of_each_body(flower, backend):
         " FROM generate_series(1, 40) RETURNING 1"
     )
     try:
-        status, shown = request(f"{flower}/dead-letters")
+        status, shown, _ = request(f"{flower}/dead-letters", LOGIN)
     finally:
         backend.sql("DELETE FROM dead_letters WHERE error = 'too large' RETURNING 1")
 
@@ -310,14 +276,14 @@ def test_a_page_of_dead_letters_has_the_beginning_of_each_body(flower, backend):
 
 def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_for):
     delivery_id, port = fail_for("o1"), free_port()
-    child = programs.flower(backend.folder, {**backend.env, "FLOWER_READ_ONLY": "true"}, port)
+    child = programs.flower(backend.folder, {**backend.env, **WITH_LOGIN, "FLOWER_READ_ONLY": "true"}, port)
     child.start()
     try:
         address = wait_for_flower(child, port)
-        assert "<button" not in request(f"{address}/deliveries", None)[1].partition('id="deliveries"')[2]
+        assert "<button" not in request(f"{address}/deliveries", LOGIN).text.partition('id="deliveries"')[2]
         token = {"Cookie": "_xsrf=same", "X-XSRFToken": "same"}
         data = f"do=rerun&id={delivery_id}".encode()
-        assert request(f"{address}/deliveries", None, data, **token)[0] == 403
+        assert request(f"{address}/deliveries", LOGIN, data, token).status == 403
         assert status_of(backend, delivery_id) == "failed"
     finally:
         child.stop()
@@ -325,12 +291,14 @@ def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_
 
 def test_a_database_that_is_away_is_said_by_page_and_metrics(backend, tmp_path: Path):
     port = free_port()
-    env = {**backend.env, "ALLOCATION_DATABASE_URL": "postgresql+psycopg2://u@127.0.0.1:1/x"}
+    env = {
+        **backend.env, **WITH_LOGIN, "ALLOCATION_DATABASE_URL": "postgresql+psycopg2://u@127.0.0.1:1/x"
+    }  # fmt: skip
     child = programs.flower(tmp_path, env, port)
     child.start()
     try:
         address = wait_for_flower(child, port)
-        assert request(f"{address}/deliveries", None)[0] == 503
-        assert "allocation_database_up 0.0" in request(f"{address}/metrics", None)[1]
+        assert request(f"{address}/deliveries", LOGIN).status == 503
+        assert "allocation_database_up 0.0" in request(f"{address}/metrics").text
     finally:
         child.stop()

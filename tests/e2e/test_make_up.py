@@ -1,15 +1,11 @@
 """`make up`, as a user runs it: everything answers, and nothing stays behind."""
 
-import os
 import re
 import signal
 import socket
+import stat
 import subprocess
-import sys
-import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,27 +14,22 @@ import pytest
 from local.child import ROOT
 from local.ports import LOOPBACK, free_port
 from local.waiting import eventually
-
-PORTS = ("REDIS", "POSTGRES", "FLOWER", "SMTP")
+from tests.e2e.make_up import COMMAND, PORTS, new_environment, printed_login, read_until_ready, run
+from tests.e2e.web import request
 
 
 @pytest.fixture
 def environment(server_folder: Path) -> dict[str, str]:
     """Free ports and a data folder of the test's own; no address is given."""
-    plain = {
-        name: value for name, value in os.environ.items() if not name.startswith(("ALLOCATION_", "MAKE"))
-    }
-    folder = tempfile.mkdtemp(prefix="make up ", dir=server_folder)
-    ports = {f"ALLOCATION_{name}_PORT": str(free_port()) for name in PORTS}
-    return {**plain, **ports, "ALLOCATION_DATA_DIR": folder, "ALLOCATION_WORKER_CONCURRENCY": "1"}
+    return new_environment(server_folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[str, str]):
     """It says `ready` when all of it is, and ends with status 0."""
-    with _up(environment) as up:
-        said = _read_until_ready(up)
+    with run(environment) as up:
+        said = read_until_ready(up)
         family = psutil.Process(up.pid).children(recursive=True)
 
         assert _names(family) >= {"worker", "beat", "flower", "postgres", "redis", "mail_sink"}
@@ -56,8 +47,8 @@ def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[
 @pytest.mark.timeout(300)
 def test_a_killed_worker_comes_back_and_ctrl_c_ends_it_all(environment: dict[str, str]):
     """What dies is restarted; what was started again is stopped as well."""
-    with _up(environment) as up:
-        _read_until_ready(up)
+    with run(environment) as up:
+        read_until_ready(up)
         worker = _worker(up)
         worker.kill()
 
@@ -72,8 +63,8 @@ def test_a_killed_worker_comes_back_and_ctrl_c_ends_it_all(environment: dict[str
 @pytest.mark.timeout(300)
 def test_nothing_outlives_a_killed_supervisor(environment: dict[str, str]):
     """Even SIGKILL leaves no server and no worker behind."""
-    with _up(environment) as up:
-        _read_until_ready(up)
+    with run(environment) as up:
+        read_until_ready(up)
         family = psutil.Process(up.pid).children(recursive=True)
 
         up.kill()
@@ -87,12 +78,51 @@ def test_it_starts_while_the_mail_server_is_down_and_says_so(environment: dict[s
     """The backend lives with that; nothing of ours listens in its place."""
     port = free_port()
     environment["ALLOCATION_SMTP_URL"] = f"smtp://me:s3cr3t@{LOOPBACK}:{port}"
-    with _up(environment) as up:
-        said = _read_until_ready(up)
+    with run(environment) as up:
+        said = read_until_ready(up)
 
         assert f"the mail server smtp://me:***@{LOOPBACK}:{port} does not answer" in said
         up.terminate()
         assert up.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_login_of_flower_is_printed_kept_for_the_next_start_and_readable_by_its_owner_alone(environment):
+    """What is printed can be pasted; what the environment sets wins, and is not printed."""
+    with run(environment) as up:
+        first = printed_login(read_until_ready(up))
+        assert _flower_pages(environment, first) == 200
+        up.terminate()
+        assert up.wait(60) == 0
+    kept = Path(environment["ALLOCATION_DATA_DIR"]) / "flower-password"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    kept.chmod(0o644)
+
+    with run(environment) as up:
+        assert printed_login(read_until_ready(up)) == first
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+        up.terminate()
+        assert up.wait(60) == 0
+
+    chosen = {"ALLOCATION_FLOWER_USER": "ada", "ALLOCATION_FLOWER_PASSWORD": "s3cr3t"}
+    with run({**environment, **chosen}) as up:
+        said = read_until_ready(up)
+        assert _flower_pages(environment, "ada:s3cr3t") == 200
+        assert _flower_pages(environment, first) == 401
+    assert printed_login(said) == "ada:***"
+    assert "s3cr3t" not in said
+
+
+def test_a_login_that_flower_could_not_read_is_refused_in_one_line(environment: dict[str, str]):
+    """A comma would make two logins of it; the password is not shown."""
+    environment["ALLOCATION_FLOWER_PASSWORD"] = "s3cr3t,x"
+
+    result = subprocess.run(COMMAND, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+
+    assert result.returncode == 1
+    assert "ALLOCATION_FLOWER_PASSWORD" in result.stderr
+    assert "s3cr3t" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("name", PORTS)
@@ -103,7 +133,7 @@ def test_a_taken_port_is_one_line_that_names_its_variable(environment: dict[str,
         other.listen()
         environment[f"ALLOCATION_{name}_PORT"] = str(other.getsockname()[1])
 
-        result = subprocess.run(_command(), env=environment, cwd=ROOT, check=False, **_CAPTURED)
+        result = subprocess.run(COMMAND, env=environment, cwd=ROOT, check=False, **_CAPTURED)
 
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
@@ -120,7 +150,7 @@ def test_given_addresses_are_shown_without_their_passwords(environment: dict[str
         environment["ALLOCATION_BROKER_URL"] = f"redis://:{secret}@redis.example.com/0"
         environment["ALLOCATION_DATABASE_URL"] = f"postgresql+psycopg2://me:{secret}@db.example.com/x"
 
-        result = subprocess.run(_command(), env=environment, cwd=ROOT, check=False, **_CAPTURED)
+        result = subprocess.run(COMMAND, env=environment, cwd=ROOT, check=False, **_CAPTURED)
 
     assert "redis://:***@redis.example.com/0" in result.stdout
     assert "me:***@db.example.com" in result.stdout
@@ -128,34 +158,6 @@ def test_given_addresses_are_shown_without_their_passwords(environment: dict[str
 
 
 _CAPTURED = {"capture_output": True, "text": True, "timeout": 60}
-
-
-def _command() -> list[str]:
-    return [sys.executable, "-m", "local"]
-
-
-@contextmanager
-def _up(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`python -m local`, killed with all that it started if the test leaves it running."""
-    process = subprocess.Popen(
-        _command(), env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()  # its children die with it
-
-
-def _read_until_ready(up: subprocess.Popen[str]) -> str:
-    """Return what it said up to the line `ready`."""
-    said = ""
-    assert up.stdout is not None
-    for line in up.stdout:
-        said += line
-        if line == "ready\n":
-            return said
-    raise AssertionError(f"it ended before it was ready:\n{said}")
 
 
 def _names(family: list[psutil.Process]) -> set[str]:
@@ -177,6 +179,12 @@ def _flower_health(environment: dict[str, str]) -> str:
     port = environment["ALLOCATION_FLOWER_PORT"]
     with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/healthcheck", timeout=10) as response:
         return str(response.read().decode())
+
+
+def _flower_pages(environment: dict[str, str], login: str) -> int:
+    """Return the status of Flower's first page."""
+    port = environment["ALLOCATION_FLOWER_PORT"]
+    return request(f"http://{LOOPBACK}:{port}/", login).status
 
 
 def _lives(process: psutil.Process | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -45,14 +46,19 @@ def shop_key(ours: Pair) -> Pair:
     return make_pair(ours.key.parent, "shop")
 
 
-@pytest.fixture(scope="module")
-def signing_worker(backend, ours: Pair, shop_key: Pair) -> Iterator[Child]:
-    """A worker that accepts signed messages alone; nothing unsigned can ask it whether it is there."""
-    backend.env |= {
+def settings(ours: Pair) -> dict[str, str]:
+    """Return the settings with which a backend signs, and trusts what is in its own folder."""
+    return {
         "ALLOCATION_SIGNING_KEY": str(ours.key),
         "ALLOCATION_SIGNING_CERTIFICATE": str(ours.certificate),
         "ALLOCATION_SIGNING_STORE": str(ours.key.parent / "*.pem"),
     }
+
+
+@pytest.fixture(scope="module")
+def signing_worker(backend, ours: Pair, shop_key: Pair) -> Iterator[Child]:
+    """A worker that accepts signed messages alone; nothing unsigned can ask it whether it is there."""
+    backend.env |= settings(ours)
     child = programs.commands_worker(backend.folder, backend.env, 2)
     child.start()
     eventually(lambda: " ready." in child.log_text(), 60, "the worker's start")
@@ -120,3 +126,17 @@ def test_an_event_reaches_its_handler_by_a_signed_message(
 
     statuses = "SELECT status FROM deliveries WHERE payload->>'sku' = :sku"
     eventually(lambda: backend.sql(statuses, sku=sku) == [("done",)], what="the out-of-stock mail")
+
+
+def test_a_worker_does_not_start_with_an_expired_certificate_in_its_store(backend, server_folder):
+    folder = server_folder / "expired"
+    ours = make_pair(folder, "backend")
+    make_pair(folder, "shop", valid=-timedelta(minutes=1))
+    child = programs.commands_worker(backend.folder, backend.env | settings(ours), 1)
+    child.start()
+    try:
+        eventually(lambda: not child.running, 60, "the end of the worker")
+    finally:
+        child.stop()
+
+    assert "Expired certificate" in child.log_text()

@@ -1,0 +1,115 @@
+"""What every request to Flower has to pass before a page sees it: a known host name, and no other web site.
+
+A login alone is not enough: a browser sends it along with requests that other sites make, and a site whose
+name is made to point here (DNS rebinding) counts as Flower's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+import tornado.web
+from flower.app import Flower
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+#: What `Sec-Fetch-Site` says of requests that no other site made.
+OWN = frozenset({"same-origin", "none"})
+
+
+class GuardedFlower(Flower):
+    """Flower behind a login, for requests by its own names and from its own pages."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take Flower's options; without a login this ends the program."""
+        super().__init__(**options)
+        require_login(self.options.basic_auth, self.options.auth)
+        project = self.capp.runtime.project
+        self._variable = f"{project.name}_FLOWER_HOSTS".upper()
+        self._hosts = LOOPBACK | host_names(self.capp.runtime.settings.flower_hosts)
+        self.transforms.append(SafeHeaders)
+
+    def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
+        """Return the page that a request asks for, or the one that refuses it."""
+        reason = self._refusal(request)
+        if reason is None:
+            return super().find_handler(request, **options)
+        return self.get_handler_delegate(request, Refused, {"reason": reason})
+
+    def _refusal(self, request: HTTPServerRequest) -> str | None:
+        host = request.host_name.strip("[]")
+        if host not in self._hosts and host != own_address(request):
+            return f"{host} is not a name of this Flower: add it to {self._variable}"
+        return "Refused: another web site made this request" if is_cross_site(request) else None
+
+
+class Refused(tornado.web.RequestHandler):
+    """The answer to a request that may not reach any page."""
+
+    def initialize(self, reason: str) -> None:
+        """Take the reason to show."""
+        self._text = reason
+
+    def check_xsrf_cookie(self) -> None:
+        """Check nothing: the request is refused in any case."""
+
+    def prepare(self) -> None:
+        """Answer with the reason, as text."""
+        self.set_status(HTTPStatus.FORBIDDEN)
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(self._text)
+
+
+class SafeHeaders(tornado.web.OutputTransform):
+    """Adds what every answer needs, whoever made it."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        """Forbid frames around the buttons; ask browsers for the login, which Flower's API does not do."""
+        headers["X-Frame-Options"] = "DENY"
+        if status_code == HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = 'Basic realm="flower"'
+        return super().transform_first_chunk(status_code, headers, chunk, finishing)
+
+
+def require_login(basic_auth: Iterable[str] | None, oauth: str | None) -> None:
+    """End the program unless Flower asks for a login, and each one has a user and a password."""
+    logins = [login.partition(":") for login in basic_auth or ()]
+    if not (logins or oauth) or not all(user and password for user, _, password in logins):
+        raise SystemExit(
+            "Flower needs a login: set FLOWER_BASIC_AUTH=user:password (without commas), or --auth for OAuth"
+        )
+
+
+def host_names(names: str | None) -> frozenset[str]:
+    """Return the names in a setting that separates them by commas."""
+    return frozenset(name.strip().lower() for name in (names or "").split(",")) - {""}
+
+
+def own_address(request: HTTPServerRequest) -> str | None:
+    """Return the IP address at which a request arrived: probes and scrapers use it instead of a name.
+
+    It is no way in for other sites: what is asked for by address is Flower itself, whatever DNS says.
+    """
+    stream = getattr(request.connection, "stream", None)
+    address = stream.socket.getsockname() if stream is not None and stream.socket is not None else None
+    return str(address[0]) if isinstance(address, tuple) else None
+
+
+def is_cross_site(request: HTTPServerRequest) -> bool:
+    """Tell whether a browser says that another site made the request; following a link to a page is fine."""
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        return True
+    return request.headers.get("Sec-Fetch-Site", "none") not in OWN and not is_link(request)
+
+
+def is_link(request: HTTPServerRequest) -> bool:
+    """Tell whether a request opens a page in a tab of its own."""
+    mode, what = request.headers.get("Sec-Fetch-Mode"), request.headers.get("Sec-Fetch-Dest")
+    return request.method == "GET" and mode == "navigate" and what == "document"
