@@ -50,7 +50,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("given", "named"), REFUSED, ids=[", ".join(row[0]) for row in REFUSED])
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], named: list[str]):
-    with pytest.raises(ValueError, match="settings|must|less|bytes|Input") as refusal:
+    with pytest.raises(ValueError, match=r"settings|must|greater") as refusal:
         Settings(_env_file=None, **given)
 
     assert [part for part in named if part not in str(refusal.value)] == []
@@ -73,7 +73,7 @@ def test_rabbitmq_has_no_visibility_timeout_that_could_be_too_short():
 
 
 def test_every_refusal_is_told_at_once():
-    with pytest.raises(ValueError, match="worker_lease_s.*relay_grace_s"):
+    with pytest.raises(ValueError, match=r"worker_lease_s.*relay_grace_s"):
         Settings(_env_file=None, worker_lease_s=50, relay_grace_s=601)
 
 
