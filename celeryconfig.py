@@ -46,7 +46,6 @@ task_publish_retry_policy = {"max_retries": 2, "interval_start": 0, "interval_st
 result_backend_transport_options = {"retry_policy": {"timeout": 5.0}}
 redis_socket_timeout = 10
 redis_socket_connect_timeout = 5
-redis_socket_keepalive = True
 
 # Flower lives on events.
 worker_send_task_events = True
@@ -79,6 +78,8 @@ def of_project(project: Project) -> dict[str, Any]:
         "broker_url": brokers.address(settings.broker_url),
         # A success is written without reading first what was there: one round trip instead of two.
         "result_backend": result_backend.address(settings.result_backend_url),
+        # A half-open connection is noticed; a Unix socket has none.
+        "redis_socket_keepalive": not brokers.is_redis_socket(settings.result_backend_url),
         # Pops and registers a message in one step, so that a killed worker loses none.
         "broker_transport": brokers.transport(settings.broker_url),
         # TLS where an address asks for it, with the server's certificate checked.

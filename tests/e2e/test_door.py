@@ -59,7 +59,7 @@ def test_a_sender_with_the_documented_rights_on_redis_sends_and_hears(worker, br
         ("LRANGE", "allocation.commands", "0", "-1"),
         ("LPUSH", "allocation.events", "{}"),
         ("LPUSH", "allocation.housekeeping", "{}"),
-        ("HGETALL", "unacked"),
+        ("HGETALL", "allocation.unacked"),
         ("PUBLISH", "/0.celery.pidbox", "{}"),
         ("SET", "celery-task-meta-1", "{}"),
         ("KEYS", "*"),
