@@ -17,7 +17,12 @@ from messaging.signing import Signing
 class MessagingSettings(BaseSettings):
     """Addresses, and the times and counts of deliveries. Durations are seconds."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # addresses hold passwords
+    )
 
     database_url: str = Field(repr=False, description="PostgreSQL; each project has a database of its own")
     broker_url: str = Field(

@@ -329,18 +329,18 @@ class Channel(LaterChannel, LeasingChannel, AdoptingChannel, FrugalChannel):
 
     def _set_aside(self, queue: str, tag: str, item: bytes, payload: dict[str, Any] | None) -> None:
         """Give `item` to the transport's hook; when that fails, leave it for the visibility timeout."""
-        if payload is None:
-            self.hide_unreadable(tag)
         try:
             raw = item if payload is None else bytes.fromhex(payload["body"])
             self.connection.on_unreadable(queue, raw)
         except Exception:
             logger.exception("Kept unacknowledged, from queue %s: %r", queue, item[:1024])
+            if payload is None:
+                self._try(lambda: self.hide_unreadable(tag))
         else:
             self.qos.ack(tag)
 
     def hide_unreadable(self, tag: str | bytes) -> None:
-        """Replace what is registered under `tag` by an envelope around it."""
+        """Replace what is registered under `tag` by an envelope around it, which stock sweeps can carry."""
         with self.conn_or_acquire() as client:
             value = client.hget(self.unacked_key, tag)
             if value is None:
@@ -418,7 +418,8 @@ class Channel(LaterChannel, LeasingChannel, AdoptingChannel, FrugalChannel):
             action()
         except (*self.connection_errors, self.ResponseError):
             logger.warning(
-                "Redis is away: what is unacknowledged comes back after the visibility timeout", exc_info=True
+                "Redis is away or refuses: what is unacknowledged comes back after the visibility timeout",
+                exc_info=True,
             )
 
     def close(self) -> None:

@@ -144,3 +144,11 @@ def test_an_app_that_cannot_sign_is_not_made(make: Callable[[Path], Signing], wh
 
     with pytest.raises(ValueError, match=why):
         make(tmp_path).switch_on(Celery(set_as_current=False))
+
+
+def test_a_refusal_shows_no_address():
+    """Addresses hold passwords, and the refusal ends in logs."""
+    with pytest.raises(ValueError, match="worker_lease_s") as refusal:
+        Settings(_env_file=None, worker_lease_s=50, broker_url="redis://:secret@127.0.0.1/0")
+
+    assert "secret" not in str(refusal.value)
