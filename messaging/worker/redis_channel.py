@@ -334,10 +334,14 @@ class Channel(LaterChannel, LeasingChannel, AdoptingChannel, FrugalChannel):
             self.connection.on_unreadable(queue, raw)
         except Exception:
             logger.exception("Kept unacknowledged, from queue %s: %r", queue, item[:1024])
-            if payload is None:
-                self._try(lambda: self.hide_unreadable(tag))
+            self._try(lambda: self._keep_aside(tag, payload is None))
         else:
             self.qos.ack(tag)
+
+    def _keep_aside(self, tag: str, unreadable: bool) -> None:
+        if unreadable:
+            self.hide_unreadable(tag)
+        self.disown(tag)
 
     def hide_unreadable(self, tag: str | bytes) -> None:
         """Replace what is registered under `tag` by an envelope around it, which stock sweeps can carry."""
@@ -396,6 +400,11 @@ class Channel(LaterChannel, LeasingChannel, AdoptingChannel, FrugalChannel):
         return (found[0][1].decode(), found[0][2]) if found else None
 
     # Letting go
+
+    def forget(self, delivery_tag: str) -> None:
+        """Leave a message to the visibility timeout, and have its place in the prefetch for another."""
+        self._try(lambda: self.disown(delivery_tag))
+        virtual.QoS.ack(self.qos, delivery_tag)
 
     def flush_acks(self) -> None:
         """Send the acknowledgements that wait for a trip."""

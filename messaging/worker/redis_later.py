@@ -76,13 +76,9 @@ class LaterChannel(stock.Channel):
             )
         if not wait:
             return False
-        self.forget(message.delivery_tag)
+        virtual.QoS.ack(self.qos, message.delivery_tag)  # its place in the prefetch is for another
         self._look_for_due_in(float(wait))
         return True
-
-    def forget(self, delivery_tag: str) -> None:
-        """Have the place of a message in the prefetch for another; it stays registered."""
-        virtual.QoS.ack(self.qos, delivery_tag)
 
     def give_back_due(self) -> None:
         """Put what is due on its list, and come again when the next is."""

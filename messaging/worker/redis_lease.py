@@ -59,6 +59,17 @@ end
 return overdue
 """
 
+#: Registers a message anew, as nobody's. KEYS: unacked, its index. ARGV: its tag.
+DISOWN = """
+redis.call('ZREM', KEYS[2], ARGV[1])
+local value = redis.call('HGET', KEYS[1], ARGV[1])
+if value then
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    redis.call('HSET', KEYS[1], 'nobody.' .. ARGV[1], value)
+    redis.call('ZADD', KEYS[2], redis.call('TIME')[1], 'nobody.' .. ARGV[1])
+end
+"""
+
 
 class LeasingChannel(stock.Channel):
     """A channel whose event loop gives signs of life, and gives back what others held who give none."""
@@ -118,6 +129,11 @@ class LeasingChannel(stock.Channel):
     def held_tags(self) -> list[str]:
         """Return the tags of all messages here that are not settled."""
         return [tag for tag in list(self.qos._delivered) if tag not in self.qos._dirty]
+
+    def disown(self, tag: str) -> None:
+        """Have a message come back after the visibility timeout, whatever our lease says."""
+        with self.conn_or_acquire() as client:
+            client.eval(DISOWN, 2, self.unacked_key, self.unacked_index_key, tag)
 
     def overdue(self, client: Any, limit: int | None) -> list[bytes]:
         """Return the tags of messages that nobody has acknowledged within the visibility timeout."""
