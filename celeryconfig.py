@@ -46,7 +46,6 @@ task_publish_retry_policy = {"max_retries": 2, "interval_start": 0, "interval_st
 result_backend_transport_options = {"retry_policy": {"timeout": 5.0}}
 redis_socket_timeout = 10
 redis_socket_connect_timeout = 5
-redis_socket_keepalive = True
 
 # Flower lives on events.
 worker_send_task_events = True
@@ -74,24 +73,30 @@ worker_task_log_format = "%(asctime)s %(levelname)s %(processName)s %(task_name)
 def of_project(project: Project) -> dict[str, Any]:
     """Return the settings that follow from a project's name and its own settings."""
     settings = project.settings()
-    on_redis = settings.broker_url.startswith("redis")
     return {
         # Where messages and results are.
-        "broker_url": settings.broker_url,
+        "broker_url": brokers.address(settings.broker_url),
         # A success is written without reading first what was there: one round trip instead of two.
         "result_backend": result_backend.address(settings.result_backend_url),
+        # A half-open connection is noticed; a Unix socket has none.
+        "redis_socket_keepalive": not brokers.is_redis_socket(settings.result_backend_url),
         # Pops and registers a message in one step, so that a killed worker loses none.
-        "broker_transport": "messaging.worker.redis_transport:Transport" if on_redis else None,
+        "broker_transport": brokers.transport(settings.broker_url),
         # TLS where an address asks for it, with the server's certificate checked.
         **tls.settings(settings.broker_url, settings.result_backend_url, settings.tls_ca_file),
-        # Bounded waits, messages of dead workers back in time; confirmed publishing on RabbitMQ.
+        # Bounded waits, messages of dead workers back in time, and apart from those of other Celery apps on
+        # this Redis; confirmed publishing on RabbitMQ.
         "broker_transport_options": brokers.transport_options(
-            settings.broker_url, settings.visibility_timeout_s, settings.worker_lease_s
+            settings.broker_url, settings.visibility_timeout_s, settings.worker_lease_s, project.name
         ),
+        # Processes of a worker; `--concurrency` on its command line wins.
+        "worker_concurrency": settings.worker_concurrency,
         # A hung handler is ended; the inbox and the delivery row make its second run harmless.
         "task_time_limit": settings.task_time_limit_s,
         # A larger message is a dead letter before anybody reads it.
         "message_max_bytes": settings.message_max_bytes,
+        # One that is to wait longer as well.
+        "message_max_eta_s": settings.message_max_eta_s,
         # A sender may ask for its result for so long.
         "result_expires": settings.result_expires_s,
         # Commands, deliveries, and housekeeping apart so that a backlog cannot starve it.

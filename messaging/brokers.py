@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from kombu.entity import Exchange, Queue
 
@@ -20,6 +21,35 @@ CONFIRM_TIMEOUT_S = 10.0
 def is_rabbitmq(broker_url: str) -> bool:
     """Tell whether the URL is RabbitMQ's: `amqp://`, `amqps://` or `pyamqp://`."""
     return broker_url.startswith(("amqp", "pyamqp"))
+
+
+def is_redis_socket(broker_url: str) -> bool:
+    """Tell whether the URL is that of a Redis on this machine: `redis+socket:///path`."""
+    return broker_url.startswith("redis+socket:")
+
+
+def address(broker_url: str) -> str:
+    """Return the broker's URL as Celery is to have it.
+
+    What stands before a `+` names kombu's own transport, whatever `broker_transport` says.
+    """
+    return broker_url.removeprefix("redis+") if is_redis_socket(broker_url) else broker_url
+
+
+def transport(broker_url: str) -> str | None:
+    """Return the transport to use; None: kombu's own, which RabbitMQ needs."""
+    if is_rabbitmq(broker_url):
+        return None
+    name = "SocketTransport" if is_redis_socket(broker_url) else "Transport"
+    return f"messaging.worker.redis_transport:{name}"
+
+
+def same_server(url: str, other_url: str) -> bool:
+    """Tell whether two Redis addresses lead to one server, whatever their databases."""
+    parts, others = urlsplit(url), urlsplit(other_url)
+    if parts.scheme.endswith("socket") and others.scheme.endswith("socket"):
+        return parts.path == others.path
+    return bool(parts.hostname) and (parts.hostname, parts.port) == (others.hostname, others.port)
 
 
 def task_queue(project: str, name: str, broker_url: str) -> Queue:
@@ -74,9 +104,15 @@ def events_exchange(project: str) -> Exchange:
 
 
 def transport_options(
-    broker_url: str, visibility_timeout_s: int | None = None, lease_s: float | None = None
+    broker_url: str,
+    visibility_timeout_s: int | None = None,
+    lease_s: float | None = None,
+    project: str | None = None,
 ) -> dict[str, Any]:
-    """Return kombu's options: bounded waits everywhere, confirmed publishing on RabbitMQ."""
+    """Return kombu's options: bounded waits everywhere, confirmed publishing on RabbitMQ.
+
+    Senders need no more than the address; the others are what a worker goes by.
+    """
     if is_rabbitmq(broker_url):
         # A publisher hears from the broker that each message is safe.
         return {"confirm_publish": True, "connect_timeout": 5}
@@ -91,9 +127,12 @@ def transport_options(
         "unacked_restore_throttle": 1,
     }
     if visibility_timeout_s is not None:
-        # Redis gives messages of a dead worker back after this; longer than the longest back-off and run.
+        # Messages of a dead worker without a lease go back after this; longer than any task runs.
         options["visibility_timeout"] = visibility_timeout_s
     if lease_s is not None:
         # Those of a worker that is silent for so long go back sooner.
         options["lease_s"] = lease_s
+    if project is not None:
+        # By kombu's own names every Celery app on that database gives back everybody's messages.
+        options |= {f"unacked{part}_key": f"{project}.unacked{part}" for part in ("", "_index", "_mutex")}
     return options

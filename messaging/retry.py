@@ -15,7 +15,7 @@ class RetryPolicy:
 
     max_retries: int = 5
     backoff_s: int = 1  # seconds
-    backoff_max_s: int = 60  # seconds
+    backoff_max_s: int = 30  # seconds
     jitter: bool = True
 
     def next_delay_s(self, retries: int) -> int:

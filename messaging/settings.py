@@ -10,13 +10,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messaging.brokers import is_rabbitmq
 from messaging.retry import RetryPolicy
+from messaging.settings_rules import broken_rules
 from messaging.signing import Signing
 
 
 class MessagingSettings(BaseSettings):
     """Addresses, and the times and counts of deliveries. Durations are seconds."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # addresses hold passwords
+    )
 
     database_url: str = Field(repr=False, description="PostgreSQL; each project has a database of its own")
     broker_url: str = Field(
@@ -55,7 +61,7 @@ class MessagingSettings(BaseSettings):
         1, ge=1, description="the longest wait before the first of them; it doubles each time"
     )
     event_backoff_max_s: int = Field(
-        30, ge=1, description="the longest wait of all; must stay below the visibility timeout"
+        30, ge=1, description="the longest wait of all; on Redis less than the visibility timeout"
     )
     event_jitter: bool = Field(True, description="draw each wait from 0 to that, so that failures spread")
 
@@ -75,7 +81,7 @@ class MessagingSettings(BaseSettings):
         gt=0,
         description="how long a message may take before the relay sends another; it doubles each time",
     )
-    relay_grace_max_s: float = Field(600, gt=0, description="up to this")
+    relay_grace_max_s: float = Field(600, gt=0, description="the longest grace")
     relay_batch: int = Field(500, ge=1, description="deliveries that the relay takes at once")
 
     announce: bool = Field(True, description="tell other apps of each event, on the exchange of events")
@@ -94,7 +100,7 @@ class MessagingSettings(BaseSettings):
         gt=0,
         description="rest of a failed delivery before its first scheduled re-run; it doubles each time",
     )
-    rerun_cooldown_max_s: float = Field(6 * 3600, gt=0, description="up to this")
+    rerun_cooldown_max_s: float = Field(6 * 3600, gt=0, description="the longest rest")
     rerun_max: int = Field(
         5, ge=0, description="scheduled re-runs of a delivery; then only an operator runs it again"
     )
@@ -117,33 +123,39 @@ class MessagingSettings(BaseSettings):
         description="after so long without a sign of life Redis gives a worker's messages to another",
     )
     visibility_timeout_s: int = Field(
-        40, ge=1, description="after this also those of a worker that gives no signs of life (solo pool)"
+        40,
+        ge=1,
+        description="after this also those of a worker that gives no signs of life (solo pool); longer than"
+        " any task",
     )
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is ended")
     result_expires_s: int = Field(86400, ge=1, description="how long a result waits for its sender")
-    worker_concurrency: int = Field(2, ge=1, description="processes of the worker that `make up` starts")
+    worker_concurrency: int = Field(
+        2, ge=1, description="processes of a worker whose command line names no number"
+    )
     flower_hosts: str | None = Field(
         None, description="host names of Flower besides `localhost`, separated by commas; others are refused"
     )
-    message_max_bytes: int = Field(1_048_576, ge=1, description="a larger message is a dead letter")
+    message_max_bytes: int = Field(
+        1_048_576,
+        ge=16_384,  # any single command of the contract fits, its texts escaped as JSON may escape them
+        description="a larger message is a dead letter",
+    )
+    message_max_eta_s: int = Field(
+        86_400, ge=1, description="a message that is to wait longer is a dead letter"
+    )
 
     @model_validator(mode="after")
-    def _answers_outlive_messages(self) -> Self:
-        longest = self.dead_letter_retention_s + self.visibility_timeout_s
-        if self.inbox_retention_s <= longest:
-            raise ValueError(
-                f"inbox_retention_s must be more than {longest:g}, which is dead_letter_retention_s and"
-                " visibility_timeout_s: the answer to a command must outlive every copy of its message"
-            )
+    def _settings_agree(self) -> Self:
+        if broken := list(broken_rules(self)):
+            raise ValueError("; ".join(broken))
         return self
 
     @property
     def signing(self) -> Signing | None:
         """Return how messages are signed; None where they are not."""
-        if self.signing_key is None:
-            return None
-        if self.signing_certificate is None or self.signing_store is None:
-            raise ValueError("signing_key needs signing_certificate and signing_store beside it")
+        if self.signing_key is None or self.signing_certificate is None or self.signing_store is None:
+            return None  # none of the three is set, as `_settings_agree` has seen to
         password = self.signing_key_password
         return Signing(
             self.signing_key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Signing:
 
         Results stay plain JSON: they are read by senders in other languages too.
         """
+        self._check_files()
         # Here, not above: it needs the package cryptography, which a sender that does not sign need not have.
         with needs("signing"):
             from celery.security.serialization import register_auth
@@ -37,6 +39,28 @@ class Signing:
             serializer="json",
         )
         app.conf.update(SETTINGS)
+
+    def _check_files(self) -> None:
+        """Refuse what would sign nothing or believe nobody.
+
+        Raises:
+            ValueError: a file cannot be read, or no certificate matches `store`.
+        """
+        for what, path in ("key", self.key), ("certificate", self.certificate):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"The signing {what} cannot be read: {error}") from None
+        if not certificates(self.store):
+            raise ValueError(
+                f"No file matches the signing store {self.store!r}: every message would be refused, ours too"
+            )
+
+
+def certificates(store: str) -> list[str]:
+    """Return the files of a store, as Celery finds them: a pattern, or a folder for all that is in it."""
+    pattern = f"{store}/*" if Path(store).is_dir() else store
+    return glob(pattern) if store else []  # noqa: PTH207  as Celery does, also for absolute patterns
 
 
 SETTINGS: dict[str, Any] = {

@@ -7,8 +7,12 @@ from typing import Any, Protocol
 
 from celery import Celery
 
+from messaging.bus import MessageBus
 from messaging.project import Project
+from messaging.retry import policy_of
 from messaging.runtime import Runtime
+from messaging.settings import MessagingSettings
+from messaging.settings_rules import backoff_too_long
 from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
 from messaging.worker.events import add_handler_tasks
@@ -35,13 +39,27 @@ class CeleryConfig(Protocol):
         """Return the settings that differ between projects: addresses, queues, schedule."""
 
 
+def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
+    """Refuse a handler's own policy that does not agree with the settings.
+
+    Raises:
+        ValueError: it waits too long between two tries.
+    """
+    for handler in {handler for handlers in bus.events.values() for handler in handlers}:
+        policy = policy_of(handler, settings.retry_policy)
+        if problem := backoff_too_long(settings, handler.__name__, policy):
+            raise ValueError(problem)
+
+
 def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     """Return the Celery app of a project."""
     app = MessagingApp(project.name)
     app.config_from_object(config)
     app.conf.update(config.of_project(project))
-    if signing := project.settings().signing:
-        signing.switch_on(app)
+    settings = project.settings()
+    check_retry_policies(project.bus, settings)
+    if settings.signing:
+        settings.signing.switch_on(app)
     keep_shared()
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)

@@ -19,7 +19,14 @@ from celery.utils.objects import Bunch
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
 from messaging.texts import storable
-from messaging.worker.message_checks import MAX_DEPTH, MAX_NAME, RUNS_OTHERS, Limits, check_message
+from messaging.worker.message_checks import (
+    MAX_DEPTH,
+    MAX_NAME,
+    RUNS_OTHERS,
+    Limits,
+    check_message,
+    timestamp,
+)
 from messaging.worker.solo import SoloConsumer
 from messaging.worker.task_events import BatchingConsumer
 
@@ -52,18 +59,14 @@ class Consumer(BatchingConsumer, SoloConsumer):
             except Exception as exc:  # noqa: BLE001  decoding raises what the body's author likes
                 self.refuse(message, exc)
                 return
-            if name in self.strategies and (limits.message_allow_callbacks or name not in RUNS_OTHERS):
-                self._handle(handle, message)
-            else:
+            if name not in self.strategies or (name in RUNS_OTHERS and not limits.message_allow_callbacks):
                 self.on_unknown_task(None, message, KeyError(name))
+            elif not put_off(message):
+                self._handle(handle, message)
 
         return on_task_received
 
     def _handle(self, handle: Callable[[Any], None], message: Any) -> None:
-        if was_delayed_by_broker(message):
-            # It has waited. An ETA that says otherwise comes of a clock that is ahead of ours, and would hold
-            # one of the few places that a quorum queue gives until then.
-            message.headers["eta"] = None
         try:
             handle(message)
         except KeyError as exc:
@@ -153,6 +156,23 @@ class Consumer(BatchingConsumer, SoloConsumer):
                 self.event_dispatcher.send("task-failed", uuid=task_id, exception=repr(error))
         except Exception:
             logger.exception("The sender of %r could not be told that its message was refused", task_id)
+
+
+def put_off(message: Any) -> bool:
+    """Leave a message for later to the broker; False when it is due.
+
+    What is due has no ETA any more: a worker whose clock is behind would hold it in one of its few places.
+    """
+    fields = message.headers if "task" in message.headers else message.payload
+    eta = fields.get("eta")
+    if eta is None:
+        return False
+    put_off_on_broker = getattr(message.channel, "put_off", None)
+    if put_off_on_broker is not None and put_off_on_broker(message, timestamp("eta", eta)):
+        return True
+    if put_off_on_broker is not None or was_delayed_by_broker(message):
+        fields["eta"] = None
+    return False
 
 
 def was_delayed_by_broker(message: Any) -> bool:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.app.task import Context
-from celery.utils.time import maybe_iso8601
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from messaging.errors import InvalidMessage
 
@@ -120,7 +120,7 @@ def _check_times(fields: Mapping[str, Any], limits: Limits) -> None:
     latest = datetime.now(UTC) + timedelta(seconds=limits.message_max_eta_s)
     for name in "eta", "expires":
         if fields.get(name) is not None:
-            at = _timestamp(name, fields[name])
+            at = timestamp(name, fields[name])
             _require(
                 name == "expires" or at <= latest.timestamp(),
                 name,
@@ -134,9 +134,13 @@ def _check_times(fields: Mapping[str, Any], limits: Limits) -> None:
         _require(seconds is None or (_is_number(seconds) and 0 <= seconds <= limit), "timelimit", rule)
 
 
-def _timestamp(name: str, value: Any) -> float:
+def timestamp(name: str, value: Any) -> float:
+    """Return a field's time as Unix time; one without a zone is in UTC, as for Celery.
+
+    Raises InvalidMessage.
+    """
     try:
-        return float(maybe_iso8601(value).timestamp())
+        return float(maybe_make_aware(maybe_iso8601(value), UTC).timestamp())
     except (AttributeError, OverflowError, TypeError, ValueError):
         raise InvalidMessage(name, "must be a time in ISO 8601") from None
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Self
 
 from celery import Task
-from celery.utils.time import maybe_iso8601
 
 from messaging.errors import InvalidMessage
 from messaging.messages import IDEMPOTENCY_KEY, Command
 from messaging.postgres.unit_of_work import CommandJob
+from messaging.worker.message_checks import timestamp
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Received:
             None if key is None else checked_name(IDEMPOTENCY_KEY, key),
             request.root_id or request.id,
             bool(delivery.get("redelivered")),
-            _is_over(request.expires),
+            bool(request.expires) and time.time() > timestamp("expires", request.expires),
             delivery.get("routing_key"),
         )
 
@@ -69,11 +69,3 @@ def checked_name(field: str, value: Any) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= 255 or not value.isprintable():
         raise InvalidMessage(field, "must be a text of 1 to 255 printable characters")
     return value
-
-
-def _is_over(expires: Any) -> bool:
-    """Tell whether a time, as Celery's header has it, has passed."""
-    if not expires:
-        return False
-    at = maybe_iso8601(expires)
-    return bool(datetime.now(UTC) > (at if at.tzinfo else at.replace(tzinfo=UTC)))

@@ -14,12 +14,16 @@ from typing import Any
 
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 from redis import exceptions
 
 from messaging.worker.envelope import UNREADABLE, Message, hide, is_envelope, read_envelope
+from messaging.worker.redis_adoption import AdoptingChannel
 from messaging.worker.redis_fetch import FETCH, FETCH_SHA, Trip
+from messaging.worker.redis_full import FrugalChannel
+from messaging.worker.redis_later import LaterChannel
 from messaging.worker.redis_lease import LeasingChannel
+from messaging.worker.redis_restore import Pushes, hidden, read_entry
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +32,6 @@ MAX_ACKS = 1000  # acknowledgements a trip; Lua can unpack some 8,000 values
 REPLY_GRACE = 1.0  # seconds a closing channel waits for a reply that is on its way
 ACK_DELAY = 0.1  # seconds an acknowledgement waits for company, while there is enough to do
 SLICE = 0.05  # seconds the event loop is kept with deliveries; the solo pool runs its tasks inside them
-
-
-#: KEYS: the index of `unacked`. ARGV: the visibility timeout (s), how many tags (-1: all).
-OVERDUE = """
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', redis.call('TIME')[1] - ARGV[1], 'LIMIT', 0, ARGV[2])
-"""
 
 
 class QoS(stock.QoS):
@@ -63,8 +61,10 @@ class QoS(stock.QoS):
         self._vrestore_count += 1
         if (self._vrestore_count - 1) % (interval or 1):
             return
+        self.channel.adopt(self.channel.acknowledged_queues)
+        self.channel.give_back_due()
         with self.channel.conn_or_acquire() as client:
-            for tag in client.eval(OVERDUE, 1, self.unacked_index_key, self.visibility_timeout, num or -1):
+            for tag in self.channel.overdue(client, num):
                 self.restore_by_tag(tag, client)
 
     def restore_unacked(self, client: Any = None) -> None:
@@ -73,14 +73,16 @@ class QoS(stock.QoS):
 
     def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:
         """Put one message back; what is no kombu message is hidden in one first."""
-        try:
-            super().restore_by_tag(tag, client, leftmost)
-        except (ValueError, RecursionError):
-            self.channel.hide_unreadable(tag)
-            super().restore_by_tag(tag, client, leftmost)
+        pushes = Pushes()
+        with self.channel.conn_or_acquire(client) as client:
+            value = client.hget(self.unacked_key, tag)
+            if value is not None:
+                self.channel._do_restore_message(*read_entry(value), pushes, leftmost)
+            if value is None or pushes.keys:
+                pushes.move(client, self.unacked_key, self.unacked_index_key, tag)
 
 
-class Channel(LeasingChannel):
+class Channel(LaterChannel, LeasingChannel, AdoptingChannel, FrugalChannel):
     """A channel that pops and registers in one step, and waits without popping.
 
     It waits by client-side caching: EXISTS on a tracking connection makes Redis tell when a list changes.
@@ -90,7 +92,7 @@ class Channel(LeasingChannel):
     Message = Message
     _sync_client: Any = None
     _trip: Trip | None = None  # sent and not yet answered
-    _prefetch_at_once = 0  # the prefetch without what waits for its time
+    _prefetch_at_once = 0  # the prefetch without what a stock consumer holds for later
     _ack_until = 0.0  # monotonic seconds; an acknowledgement waits no longer for company
     _pause_until = 0.0  # monotonic seconds; Redis refused a trip
     _look_again_at = 0.0  # monotonic seconds; from then on look without having been told
@@ -144,9 +146,18 @@ class Channel(LeasingChannel):
         return result
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
-        """Celery raises the prefetch by one for each message that waits here for its time."""
+        """Celery's own consumer raises the prefetch by one for each message that it holds for later."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         self._prefetch_at_once = min(self._prefetch_at_once or prefetch_count, prefetch_count)
+
+    @property
+    def acknowledged_queues(self) -> list[str]:
+        """The queues read here whose messages stay registered until they are acknowledged."""
+        return [queue for queue in self.active_queues if queue not in self._no_ack_queues]
+
+    def held_tags(self) -> list[str]:
+        """Return the tags of all messages here that are not settled."""
+        return [*super().held_tags(), *(tag for _, tag, _ in self._arrived)]
 
     @property
     def acks_can_wait(self) -> bool:
@@ -168,10 +179,7 @@ class Channel(LeasingChannel):
         return self._room() >= self._worthwhile() or (bool(self.acks) and now >= self._ack_until)
 
     def _worthwhile(self) -> int:
-        """How many free places are worth a trip; while fewer are free, there is enough to do.
-
-        What waits for its time is nothing to do: it has places of its own.
-        """
+        """How many free places are worth a trip; while fewer are free, there is enough to do."""
         return min(max(1, self._prefetch_at_once // 4), MAX_BATCH)
 
     def _room(self) -> int:
@@ -187,7 +195,8 @@ class Channel(LeasingChannel):
         lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
         acks = [self.acks.popleft() for _ in range(min(len(self.acks), MAX_ACKS))]
         self._trips += 1
-        return Trip(lists, room, acks, frozenset(no_ack), f"{self.tag_prefix}{self._trips}.")
+        prefix = f"{self.tag_prefix}{self._trips}."
+        return Trip(lists, room, acks, frozenset(no_ack), prefix, self.own_lease, self.lease_s)
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  kombu calls it
         if self._trip is not None:
@@ -197,8 +206,11 @@ class Channel(LeasingChannel):
         self._trip = trip = self._new_trip(queues, room, self._no_ack_queues)
         self._send(
             self._read_batch,
-            ["EVALSHA", FETCH_SHA, *trip.arguments(self.unacked_key, self.unacked_index_key)],
+            ["EVALSHA", FETCH_SHA, *self._arguments(trip)],
         )
+
+    def _arguments(self, trip: Trip) -> list[str | int | float]:
+        return trip.arguments(self.unacked_key, self.unacked_index_key, self.leases_key)
 
     def _send(self, read_reply: Callable[[Any], None], *commands: list[Any]) -> None:
         connection = self.client.connection
@@ -230,9 +242,7 @@ class Channel(LeasingChannel):
         try:
             found = connection.read_response()
         except exceptions.NoScriptError:
-            self._send(
-                self._read_batch, ["EVAL", FETCH, *trip.arguments(self.unacked_key, self.unacked_index_key)]
-            )
+            self._send(self._read_batch, ["EVAL", FETCH, *self._arguments(trip)])
             return
         except exceptions.ReadOnlyError as exc:
             raise exceptions.ConnectionError("Redis became a replica") from exc
@@ -319,31 +329,35 @@ class Channel(LeasingChannel):
 
     def _set_aside(self, queue: str, tag: str, item: bytes, payload: dict[str, Any] | None) -> None:
         """Give `item` to the transport's hook; when that fails, leave it for the visibility timeout."""
-        if payload is None:
-            self.hide_unreadable(tag)
         try:
             raw = item if payload is None else bytes.fromhex(payload["body"])
             self.connection.on_unreadable(queue, raw)
         except Exception:
             logger.exception("Kept unacknowledged, from queue %s: %r", queue, item[:1024])
+            self._try(lambda: self._keep_aside(tag, payload is None))
         else:
             self.qos.ack(tag)
 
+    def _keep_aside(self, tag: str, unreadable: bool) -> None:
+        if unreadable:
+            self.hide_unreadable(tag)
+        self.disown(tag)
+
     def hide_unreadable(self, tag: str | bytes) -> None:
-        """Replace what is registered under `tag` by an envelope around it."""
+        """Replace what is registered under `tag` by an envelope around it, which stock sweeps can carry."""
         with self.conn_or_acquire() as client:
             value = client.hget(self.unacked_key, tag)
             if value is None:
                 return
-            raw, _, queue = value[1:-1].rpartition(b',"",')
-            name = loads(queue)
-            client.hset(self.unacked_key, tag, dumps([hide(raw, name), "", name]))
+            client.hset(self.unacked_key, tag, dumps(hidden(value)))
 
     def _do_restore_message(
         self, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
     ) -> None:
         if not is_envelope(payload):
             payload = hide(dumps(payload).encode(), routing_key)
+        for table, name in (payload, "headers"), (payload["properties"], "delivery_info"):
+            table[name] = table.get(name) or {}  # kombu marks both as redelivered
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool | None:
@@ -380,15 +394,16 @@ class Channel(LeasingChannel):
         with self.conn_or_acquire() as client:
             self._maybe_update_queues_expire(client, queue)
             try:
-                found = client.evalsha(FETCH_SHA, *trip.arguments(self.unacked_key, self.unacked_index_key))
+                found = client.evalsha(FETCH_SHA, *self._arguments(trip))
             except exceptions.NoScriptError:
-                found = client.eval(FETCH, *trip.arguments(self.unacked_key, self.unacked_index_key))
+                found = client.eval(FETCH, *self._arguments(trip))
         return (found[0][1].decode(), found[0][2]) if found else None
 
     # Letting go
 
     def forget(self, delivery_tag: str) -> None:
         """Leave a message to the visibility timeout, and have its place in the prefetch for another."""
+        self._try(lambda: self.disown(delivery_tag))
         virtual.QoS.ack(self.qos, delivery_tag)
 
     def flush_acks(self) -> None:
@@ -412,7 +427,8 @@ class Channel(LeasingChannel):
             action()
         except (*self.connection_errors, self.ResponseError):
             logger.warning(
-                "Redis is away: what is unacknowledged comes back after the visibility timeout", exc_info=True
+                "Redis is away or refuses: what is unacknowledged comes back after the visibility timeout",
+                exc_info=True,
             )
 
     def close(self) -> None:

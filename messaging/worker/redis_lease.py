@@ -23,8 +23,10 @@ MAX_ORPHANS = 50  # messages given back in one go; a worker's own messages wait 
 #: Prolongs a lease, registers tags anew, and names messages whose consumer's lease has run out; of a consumer
 #: that holds nothing any more the lease goes.
 #: KEYS: the leases, the index of `unacked`. ARGV: own prefix (empty: no lease), its life (s), how many
-#: messages to name, the tags. The clock is Redis' own, so that those of the workers do not matter.
+#: messages to name, the tags. The clock is Redis' own, so that those of the workers do not matter. The first
+#: command frees memory: a full Redis refuses every script that begins by using some.
 TEND = """
+redis.call('ZREM', KEYS[1], '')
 local now = tonumber(redis.call('TIME')[1])
 for i = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i]) end
 if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1]) end
@@ -43,6 +45,29 @@ for prefix, holds in pairs(held) do
     if not holds then redis.call('ZREM', KEYS[1], prefix) end
 end
 return orphans
+"""
+
+#: Names messages that nobody has acknowledged in time, without those of a consumer whose lease is good.
+#: KEYS: the leases, the index of `unacked`. ARGV: the visibility timeout (s), how many (-1: all).
+OVERDUE = """
+local now, overdue = tonumber(redis.call('TIME')[1]), {}
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])) do
+    if #overdue == tonumber(ARGV[2]) then break end
+    local lease = redis.call('ZSCORE', KEYS[1], string.match(tag, '^[^.]*[.]') or '')
+    if not lease or tonumber(lease) <= now then overdue[#overdue + 1] = tag end
+end
+return overdue
+"""
+
+#: Registers a message anew, as nobody's. KEYS: unacked, its index. ARGV: its tag.
+DISOWN = """
+redis.call('ZREM', KEYS[2], ARGV[1])
+local value = redis.call('HGET', KEYS[1], ARGV[1])
+if value then
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    redis.call('HSET', KEYS[1], 'nobody.' .. ARGV[1], value)
+    redis.call('ZADD', KEYS[2], redis.call('TIME')[1], 'nobody.' .. ARGV[1])
+end
 """
 
 
@@ -64,8 +89,13 @@ class LeasingChannel(stock.Channel):
         """Return the name of the sorted set of all leases."""
         return f"{self.unacked_key}_leases"
 
+    @property
+    def own_lease(self) -> str:
+        """Return the member of that set that stands for this consumer; empty when it holds no lease."""
+        return self.tag_prefix if self.connection.holds_leases else ""
+
     def tend_leases(self) -> None:
-        """Prolong our lease and the stay of what waits here for its time; give back what killed workers held.
+        """Prolong our lease, or what we hold without one; give back what killed workers held.
 
         Does nothing most of the time.
         """
@@ -83,23 +113,37 @@ class LeasingChannel(stock.Channel):
             self._tend_leases_at = 0.0
 
     def _give_back_orphans(self) -> int:
-        own = self.tag_prefix if self.connection.holds_leases else ""
+        held = [] if self.own_lease else self.held_tags()
         with self.conn_or_acquire() as client:
-            orphans = client.eval(
-                TEND,
-                2,
-                *(self.leases_key, self.unacked_index_key),
-                *(own, self.lease_s, MAX_ORPHANS, *self._tags_for_later()),
-            )
+            orphans = self._tend(client, self.own_lease, MAX_ORPHANS, held)
             for tag in orphans:
                 self.qos.restore_by_tag(tag, client)
         return len(orphans)
 
-    def _tags_for_later(self) -> list[str]:
-        """Return the tags of messages that wait here for their time, which may take any length."""
-        return [tag for tag, message in self.qos._delivered.items() if message.headers.get("eta")]
+    def _tend(self, client: Any, lease: str, limit: int, tags: list[str]) -> list[bytes]:
+        orphans: list[bytes] = client.eval(
+            TEND, 2, self.leases_key, self.unacked_index_key, lease, self.lease_s, limit, *tags
+        )
+        return orphans
+
+    def held_tags(self) -> list[str]:
+        """Return the tags of all messages here that are not settled."""
+        return [tag for tag in list(self.qos._delivered) if tag not in self.qos._dirty]
+
+    def disown(self, tag: str) -> None:
+        """Have a message come back after the visibility timeout, whatever our lease says."""
+        with self.conn_or_acquire() as client:
+            client.eval(DISOWN, 2, self.unacked_key, self.unacked_index_key, tag)
+
+    def overdue(self, client: Any, limit: int | None) -> list[bytes]:
+        """Return the tags of messages that nobody has acknowledged within the visibility timeout."""
+        keys = self.leases_key, self.unacked_index_key
+        tags: list[bytes] = client.eval(OVERDUE, 2, *keys, self.visibility_timeout, limit or -1)
+        return tags
 
     def give_up_lease(self) -> None:
-        """Leave what is still running to the visibility timeout, which is longer than any task."""
+        """Leave what is still running to the visibility timeout, from now on: it is longer than any task."""
+        self._tend_leases_at = 0.0
         with self.conn_or_acquire() as client:
+            self._tend(client, "", 0, self.held_tags())
             client.zrem(self.leases_key, self.tag_prefix)

@@ -1,7 +1,8 @@
 """kombu's Redis transport without its hole and with fewer round trips (docs/adr/030).
 
-Setting: `broker_transport = "messaging.worker.redis_transport:Transport"` with a `redis://`, `rediss://` or `redis+socket://`
-URL. Keys and values stay kombu's, so stock senders and stock workers share a broker with this one.
+Setting: `broker_transport = "messaging.worker.redis_transport:Transport"` with a `redis://` or `rediss://`
+URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL (`messaging.brokers` chooses). What stands
+on the queues stays kombu's, so stock senders share a broker with this one.
 """
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
@@ -86,3 +87,9 @@ class Transport(stock.Transport):
         poller: Any = self.cycle
         poller.loop = loop
         super().register_with_event_loop(connection, loop)
+
+
+class SocketTransport(Transport):
+    """The same over a Unix socket: its address is read by the channel, which knows what a path is."""
+
+    can_parse_url = True

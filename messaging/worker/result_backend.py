@@ -15,7 +15,17 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendError, BackendStoreError
 from kombu.utils.encoding import bytes_to_str
 from redis import Connection
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from messaging import brokers
+
+#: Stores and announces a result also on a Redis that is full: it lets a script through that begins by freeing
+#: memory. KEYS: the result's key. ARGV: the result, the options of SET.
+SET_THOUGH_FULL = """
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], unpack(ARGV))
+redis.call('PUBLISH', KEYS[1], ARGV[1])
+"""
 
 
 @dataclass
@@ -24,6 +34,8 @@ class Unconfirmed:
 
     task_id: str
     connection: Connection
+    key: str | bytes
+    value: str | bytes
     stored: Callable[[], object] = lambda: None
     lost: Callable[[Exception], object] = lambda _error: None
 
@@ -62,8 +74,7 @@ class ResultBackend(RedisBackend):
         if waiting is None:
             return
         try:
-            for _ in ("SET", "PUBLISH"):
-                waiting.connection.read_response()
+            self._read_replies(waiting)
         except (RedisError, OSError) as error:
             # The other reply may be on its way.
             waiting.connection.disconnect()  # type: ignore[no-untyped-call]
@@ -72,6 +83,25 @@ class ResultBackend(RedisBackend):
             waiting.stored()
         finally:
             self.client.connection_pool.release(waiting.connection)
+
+    def _read_replies(self, waiting: Unconfirmed) -> None:
+        try:
+            waiting.connection.read_response()  # to SET
+        except OutOfMemoryError as error:
+            self._set_though_full(waiting.key, waiting.value, self.expires, error)
+        waiting.connection.read_response()  # to PUBLISH
+
+    def _set_though_full(
+        self, key: str | bytes, value: str | bytes, life: int | None, error: OutOfMemoryError
+    ) -> None:
+        """Store a result on the broker's Redis although it is full: the result's message leaves it then.
+
+        Without that nothing could drain a Redis that is full of commands. Results that are elsewhere are not
+        made room for by a message that is done.
+        """
+        if not brokers.same_server(str(self.app.conf.broker_url), str(self.url)):
+            raise error
+        self.client.eval(SET_THOUGH_FULL, 1, key, value, *_life_options(life))
 
     def _store_result(
         self,
@@ -118,7 +148,7 @@ class ResultBackend(RedisBackend):
         except (RedisError, OSError):
             pool.release(connection)
             return False
-        self._unconfirmed = Unconfirmed(task_id, connection)
+        self._unconfirmed = Unconfirmed(task_id, connection, key, value)
         call_soon(self.confirm)
         return True
 
@@ -126,14 +156,20 @@ class ResultBackend(RedisBackend):
         with self.client.pipeline(transaction=False) as pipe:
             for command in self._commands(key, value, expires):
                 pipe.execute_command(*command)
-            pipe.execute()
+            try:
+                pipe.execute()
+            except OutOfMemoryError as error:
+                self._set_though_full(key, value, expires or self.expires, error)
 
     def _commands(
         self, key: str | bytes, value: str | bytes, expires: int | None = None
     ) -> list[tuple[Any, ...]]:
         """Keep and announce a result; MULTI around the two would double the replies to read."""
-        life = expires or self.expires
-        return [("SET", key, value, *(("EX", life) if life else ())), ("PUBLISH", key, value)]
+        return [("SET", key, value, *_life_options(expires or self.expires)), ("PUBLISH", key, value)]
+
+
+def _life_options(life: int | None) -> tuple[str | int, ...]:
+    return ("EX", life) if life else ()
 
 
 def address(url: str) -> str:

@@ -36,7 +36,9 @@ def queue(broker: Broker) -> Iterator[redis.Redis]:
 
 def is_empty(queue: redis.Redis) -> bool:
     """Tell whether nothing waits and nothing is unacknowledged."""
-    return not queue.llen(QUEUE) and not queue.llen("allocation.events") and not queue.hlen("unacked")
+    return (
+        not queue.llen(QUEUE) and not queue.llen("allocation.events") and not queue.hlen("allocation.unacked")
+    )
 
 
 def accounted(backend: Backend, broker: Broker, worker: Child) -> set[bytes]:

@@ -124,7 +124,7 @@ REDIS_SENDER = [
     "LPUSH allocation.housekeeping {}",
     "LPUSH warehouse.stock-news {}",
     "LPUSH celery-task-meta-1 {}",
-    "LPUSH unacked {}",
+    "LPUSH allocation.unacked {}",
     "RPUSH allocation.commands {}",
     "RPOP allocation.commands",
     "LRANGE allocation.commands 0 -1",
@@ -132,9 +132,9 @@ REDIS_SENDER = [
     "LTRIM allocation.commands 1 0",
     "DEL allocation.commands",
     "EXPIRE allocation.commands 1",
-    "HGETALL unacked",
-    "HDEL unacked x",
-    "ZRANGE unacked_index 0 -1",
+    "HGETALL allocation.unacked",
+    "HDEL allocation.unacked x",
+    "ZRANGE allocation.unacked_index 0 -1",
     "PUBLISH /0.celery.pidbox {}",
     "PUBLISH /0.celeryev/worker.heartbeat {}",
     "SUBSCRIBE celery-task-meta-1",
@@ -164,7 +164,7 @@ REDIS_RESULTS = [
     "PSUBSCRIBE *",
     "LPUSH allocation.commands {}",
     "GET allocation.commands",
-    "GET unacked",
+    "GET allocation.unacked",
     "KEYS *",
     "SCAN 0",
     "MONITOR",
@@ -181,7 +181,7 @@ REDIS_LISTENER = [
     "LINDEX allocation.commands 0",
     "LPUSH allocation.commands {}",
     "LPUSH warehouse.stock-news {}",
-    "HGETALL unacked",
+    "HGETALL allocation.unacked",
     "GET celery-task-meta-1",
     "PUBLISH /0.celery.pidbox {}",
     "SUBSCRIBE /0.celery.pidbox",
@@ -482,7 +482,11 @@ def test_a_sender_that_names_other_tasks_changes_nothing(worker, broker, sender,
             app.send_task(f"allocation.{name}", [0], {"older_than": 0}, queue=QUEUE, declare=())
 
     with redis.Redis.from_url(broker.broker_url) as owner:
-        eventually(lambda: not owner.llen(QUEUE) and not owner.hlen("unacked"), 60, "the end of the attack")
+        eventually(
+            lambda: not owner.llen(QUEUE) and not owner.hlen("allocation.unacked"),
+            60,
+            "the end of the attack",
+        )
     assert backend.sql(query) == rows
     assert len(module_mail.mails) == mails
     assert worker.running

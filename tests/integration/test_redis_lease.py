@@ -27,9 +27,11 @@ LEASES, INDEX = "unacked_leases", "unacked_index"
 LEASE_S = 3
 
 
-def leasing_worker(server: Redis, folder: Path, name: str, pool: str = "prefork") -> Child:
+def leasing_worker(
+    server: Redis, folder: Path, name: str, pool: str = "prefork", lease_s: float = LEASE_S
+) -> Child:
     """Return a worker with a short lease, whose visibility timeout no test waits for."""
-    options = CONFIG["broker_transport_options"] | {"visibility_timeout": 600, "lease_s": LEASE_S}
+    options = CONFIG["broker_transport_options"] | {"visibility_timeout": 600, "lease_s": lease_s}
     return make_worker(
         server, folder, name, pool, worker_consumer=OUR_CONSUMER, broker_transport_options=options
     )
@@ -138,3 +140,80 @@ def test_a_solo_worker_holds_no_lease(redis_server: Redis, broker: redis.Redis, 
         eventually(lambda: marks(redis_server) == {1: 1}, 30)
 
         assert broker.zcard(LEASES) == 0
+
+
+def ordinary(worker: Child) -> Child:
+    """Have a worker greet the others at its start, as workers do unless told not to."""
+    alone = {"--without-gossip", "--without-mingle"}
+    worker.command = [part for part in worker.command if part not in alone]
+    return worker
+
+
+def test_a_worker_killed_with_its_first_messages_held_a_lease(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """The step that takes the messages takes it."""
+    app = sender(redis_server, task_ignore_result=True)
+    for number in (1, 2):
+        app.send_task("fixture.mark", (number, 1.0))
+    first, second = (
+        ordinary(leasing_worker(redis_server, tmp_path, name, lease_s=10)) for name in ("first", "second")
+    )
+    try:
+        first.start()
+        eventually(lambda: broker.hlen("unacked"), 60, "the first messages", every=0.001)
+        held = broker.zcard(LEASES)
+        first.kill()
+        with running(second):
+            eventually(lambda: {1, 2} <= marks(redis_server).keys(), 40, "the messages of the killed worker")
+    finally:
+        first.kill()
+
+    assert held == 1
+
+
+def test_a_task_longer_than_the_visibility_timeout_is_not_given_to_another(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """Nor is what waits behind it: their worker is alive and says so."""
+    app = sender(redis_server, task_ignore_result=True)
+    options = CONFIG["broker_transport_options"] | {"visibility_timeout": 1, "lease_s": LEASE_S}
+    workers = [
+        make_worker(
+            redis_server,
+            tmp_path,
+            name,
+            "prefork",
+            worker_consumer=OUR_CONSUMER,
+            broker_transport_options=options,
+        )
+        for name in ("first", "second")
+    ]
+    with running(*workers):
+        for number in range(8):
+            app.send_task("fixture.mark", (number, 3.0))
+        eventually(lambda: unfinished(redis_server) == 0, 60)
+        received = sum(worker.log_text().count("] received") for worker in workers)
+
+    assert marks(redis_server) == dict.fromkeys(range(8), 1)
+    assert received == 8
+
+
+def test_what_waits_in_a_solo_worker_behind_others_is_not_given_to_another(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """It says between two tasks what it holds; the visibility timeout need only be longer than one task."""
+    app = sender(redis_server, task_ignore_result=True)
+    options = CONFIG["broker_transport_options"] | {"visibility_timeout": 4, "lease_s": LEASE_S}
+    workers = [
+        make_worker(
+            redis_server, tmp_path, name, worker_consumer=OUR_CONSUMER, broker_transport_options=options
+        )
+        for name in ("first", "second")
+    ]
+    with running(*workers):
+        for number in range(10):
+            app.send_task("fixture.mark", (number, 1.5))
+        eventually(lambda: unfinished(redis_server) == 0, 60)
+
+    assert marks(redis_server) == dict.fromkeys(range(10), 1)

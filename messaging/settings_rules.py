@@ -1,0 +1,131 @@
+"""Settings that depend on each other: each rule is a sentence that says which, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from messaging.brokers import is_rabbitmq
+
+if TYPE_CHECKING:
+    from messaging.retry import RetryPolicy
+    from messaging.settings import MessagingSettings
+
+#: Why a back-off is bounded on Redis.
+WAITS_IN_THE_DATABASE = (
+    "a retry waits in Redis, which may forget it; longer waits belong to the scheduled re-runs, which wait in"
+    " the database"
+)
+SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp")
+
+
+def broken_rules(settings: MessagingSettings) -> Iterator[str]:
+    """Yield a sentence for each rule that the settings break."""
+    yield from _addresses(settings)
+    yield from _times_of_a_task(settings)
+    yield from _waits(settings)
+    yield from _retentions(settings)
+    yield from _signing(settings)
+
+
+def _addresses(settings: MessagingSettings) -> Iterator[str]:
+    scheme = settings.broker_url.partition("://")[0]
+    if scheme not in SCHEMES:
+        yield (
+            f"broker_url must begin with one of {', '.join(SCHEMES)}, not {scheme!r}: with any other broker a"
+            " killed worker loses messages"
+        )
+
+
+def _times_of_a_task(settings: MessagingSettings) -> Iterator[str]:
+    yield from _less(
+        settings, "smtp_timeout_s", "task_time_limit_s",
+        "a mail server that hangs would end the task that sends",
+    )  # fmt: skip
+    if is_rabbitmq(settings.broker_url):
+        return
+    yield from _less(
+        settings, "task_time_limit_s", "visibility_timeout_s",
+        "the message of a task that still runs would be given to another worker and count as a crash",
+    )  # fmt: skip
+    yield from _less(
+        settings, "worker_lease_s", "visibility_timeout_s",
+        "the lease is there to give back a killed worker's messages sooner than that",
+    )  # fmt: skip
+    yield from _less(settings, "event_backoff_max_s", "visibility_timeout_s", WAITS_IN_THE_DATABASE)
+
+
+def _waits(settings: MessagingSettings) -> Iterator[str]:
+    yield from _at_most(
+        settings, "event_backoff_max_s", "message_max_eta_s", "our own retries would be refused"
+    )
+    for first, longest in (
+        ("event_backoff_s", "event_backoff_max_s"),
+        ("relay_grace_s", "relay_grace_max_s"),
+        ("rerun_cooldown_s", "rerun_cooldown_max_s"),
+    ):
+        yield from _at_most(settings, first, longest, "the first wait cannot be longer than the longest")
+    for interval, longest in (
+        ("relay_interval_s", "relay_grace_max_s"),
+        ("rerun_interval_s", "rerun_cooldown_max_s"),
+    ):
+        yield from _at_most(settings, interval, longest, "what is due would wait for the next look instead")
+
+
+def _retentions(settings: MessagingSettings) -> Iterator[str]:
+    longest = settings.dead_letter_retention_s + settings.message_max_eta_s + settings.visibility_timeout_s
+    if settings.inbox_retention_s <= longest:
+        yield (
+            f"inbox_retention_s must be more than {longest:g}, which is dead_letter_retention_s,"
+            " message_max_eta_s and visibility_timeout_s: the answer to a command must outlive every copy of"
+            " its message"
+        )
+    yield from _less(
+        settings, "result_expires_s", "inbox_retention_s",
+        "a sender whose result is gone is answered from the inbox",
+    )  # fmt: skip
+    yield from _less(
+        settings, "relay_grace_max_s", "done_retention_s",
+        "a late copy of an event's message must find the delivery that says it is done",
+    )  # fmt: skip
+    for retention in "done_retention_s", "inbox_retention_s", "dead_letter_retention_s":
+        yield from _at_most(
+            settings, "prune_interval_s", retention, "rows would be kept for longer than that"
+        )
+
+
+def _signing(settings: MessagingSettings) -> Iterator[str]:
+    parts = ("signing_key", "signing_certificate", "signing_store")
+    given = [name for name in (*parts, "signing_key_password") if getattr(settings, name) is not None]
+    missing = [name for name in parts if getattr(settings, name) is None]
+    if given and missing:
+        yield (
+            f"set {' and '.join(missing)} too, or take out {' and '.join(given)}: with a part of the settings"
+            " for signing, unsigned messages would be accepted"
+        )
+
+
+def backoff_too_long(settings: MessagingSettings, handler: str, policy: RetryPolicy) -> str | None:
+    """Return a sentence when a handler with a policy of its own waits too long between its tries."""
+    limits = {"message_max_eta_s": settings.message_max_eta_s}
+    if not is_rabbitmq(settings.broker_url):
+        limits["visibility_timeout_s"] = settings.visibility_timeout_s
+    name = min(limits, key=limits.__getitem__)
+    if policy.backoff_max_s < limits[name]:
+        return None
+    return (
+        f"backoff_max_s of the handler {handler} ({policy.backoff_max_s:g}) must be less than {name}"
+        f" ({limits[name]:g}): {WAITS_IN_THE_DATABASE}"
+    )
+
+
+def _less(settings: MessagingSettings, name: str, limit: str, why: str) -> Iterator[str]:
+    value, most = getattr(settings, name), getattr(settings, limit)
+    if value >= most:
+        yield f"{name} ({value:g}) must be less than {limit} ({most:g}): {why}"
+
+
+def _at_most(settings: MessagingSettings, name: str, limit: str, why: str) -> Iterator[str]:
+    value, most = getattr(settings, name), getattr(settings, limit)
+    if value > most:
+        yield f"{name} ({value:g}) must not be more than {limit} ({most:g}): {why}"

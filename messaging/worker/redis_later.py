@@ -1,0 +1,106 @@
+"""Messages for later wait in Redis, where they are registered already; no worker holds them meanwhile.
+
+They cost a worker neither memory nor a place in its prefetch, whatever their number, size and time; they
+outlive it; and Redis' clock alone decides when they are due. (docs/adr/030)
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+# kombu is untyped in parts.
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Any
+
+from kombu.transport import redis as stock
+from kombu.transport import virtual
+
+logger = logging.getLogger(__name__)
+
+MAX_DUE = 50  # messages given back in one step; each is copied inside Redis
+LOOK_AHEAD_S = 1.0  # seconds; the sweep looks as often, and only what is due sooner gets a timer
+SHORTEST_LOOK_S = 0.02  # seconds between two looks at what is due
+
+#: Has a message wait. KEYS: unacked's index, what waits. ARGV: its tag, its list, when it is due (Unix time).
+#: Returns the seconds until then as text, empty when it is due. What is not registered any more was given to
+#: another consumer, and is that one's to put off.
+PUT_OFF = """
+local time = redis.call('TIME')
+local wait = ARGV[3] - (time[1] + time[2] / 1000000)
+if wait <= 0 then return '' end
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
+    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1] .. ' ' .. ARGV[2])
+end
+return tostring(wait)
+"""
+
+#: Puts messages that are due on their lists again, as they were. KEYS: unacked, what waits. ARGV: how many.
+#: Returns the seconds until the next is due as text, empty when none waits. Its first command frees memory,
+#: so that a full Redis lets it through.
+GIVE_BACK_DUE = """
+redis.call('ZREM', KEYS[2], '')
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])) do
+    local tag, list = string.match(entry, '^(%S+) (.*)$')
+    local value = redis.call('HGET', KEYS[1], tag)
+    if value then
+        redis.call('RPUSH', list, string.match(value, '^%[(.*),"",".-"%]$'))
+        redis.call('HDEL', KEYS[1], tag)
+    end
+    redis.call('ZREM', KEYS[2], entry)
+end
+local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+return first[2] and tostring(first[2] - now) or ''
+"""
+
+
+class LaterChannel(stock.Channel):
+    """A channel that leaves messages for later to Redis, and gives back what is due."""
+
+    _look_for_due_at = 0.0  # monotonic seconds; when the timer goes off that was set last
+
+    @property
+    def later_key(self) -> str:
+        """Return the name of the sorted set of what waits; a member is a tag and the list to go back to."""
+        return f"{self.unacked_key}_later"
+
+    def put_off(self, message: Any, due: float) -> bool:
+        """Let a message wait until `due`, a Unix time; False when that is over by Redis' clock."""
+        priority = self._get_message_priority({"properties": message.properties}, reverse=False)
+        list_key = self._q_for_pri(message.delivery_info["queue"], priority)
+        with self.conn_or_acquire() as client:
+            wait = client.eval(
+                PUT_OFF, 2, self.unacked_index_key, self.later_key, message.delivery_tag, list_key, due
+            )
+        if not wait:
+            return False
+        virtual.QoS.ack(self.qos, message.delivery_tag)  # its place in the prefetch is for another
+        self._look_for_due_in(float(wait))
+        return True
+
+    def give_back_due(self) -> None:
+        """Put what is due on its list, and come again when the next is."""
+        with self.conn_or_acquire() as client:
+            wait = client.eval(GIVE_BACK_DUE, 2, self.unacked_key, self.later_key, MAX_DUE)
+        if wait:
+            self._look_for_due_in(float(wait))
+
+    def _look_for_due_in(self, seconds: float) -> None:
+        """Set a timer for what is due before the next sweep, unless one goes off before that."""
+        loop, now = self.connection.cycle.loop, monotonic()
+        at = now + max(seconds, SHORTEST_LOOK_S)
+        if loop is None or seconds >= LOOK_AHEAD_S or now < self._look_for_due_at <= at:
+            return
+        self._look_for_due_at = at
+        loop.call_later(at - now, self._timer_went_off)
+
+    def _timer_went_off(self) -> None:
+        self._look_for_due_at = 0.0
+        if self.closed or self.connection is None:
+            return
+        try:
+            self.give_back_due()
+        except (*self.connection_errors, self.ResponseError):
+            logger.warning("Could not look for messages that are due; the next sweep will", exc_info=True)

@@ -1,0 +1,154 @@
+"""Settings that contradict each other are refused when a program starts, with a sentence that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from allocation.config import Settings
+from messaging.bus import MessageBus
+from messaging.messages import Event
+from messaging.retry import retrying
+from messaging.signing import Signing
+from messaging.worker.app import check_retry_policies
+
+RABBITMQ = "amqp://127.0.0.1//"
+HALF = "unsigned messages would be accepted"
+
+#: What is set, and what the refusal names.
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"worker_lease_s": 41}, ["worker_lease_s (41)", "visibility_timeout_s (40)"]),
+    ({"task_time_limit_s": 40}, ["task_time_limit_s (40)", "visibility_timeout_s (40)", "count as a crash"]),
+    ({"event_backoff_max_s": 60}, ["event_backoff_max_s (60)", "visibility_timeout_s (40)"]),
+    ({"event_backoff_s": 31}, ["event_backoff_s (31)", "event_backoff_max_s (30)"]),
+    ({"smtp_timeout_s": 30}, ["smtp_timeout_s (30)", "task_time_limit_s (30)"]),
+    ({"message_max_bytes": 1000}, ["message_max_bytes", "16384"]),
+    ({"message_max_eta_s": 20}, ["event_backoff_max_s (30)", "message_max_eta_s (20)"]),
+    ({"relay_grace_max_s": 14}, ["relay_grace_s (15)", "relay_grace_max_s (14)"]),
+    ({"relay_interval_s": 601}, ["relay_interval_s (601)", "relay_grace_max_s (600)"]),
+    ({"rerun_cooldown_max_s": 299}, ["rerun_cooldown_s (300)", "rerun_cooldown_max_s (299)"]),
+    ({"rerun_interval_s": 30_000}, ["rerun_interval_s (30000)", "rerun_cooldown_max_s (21600)"]),
+    ({"inbox_retention_s": 30 * 86400}, ["inbox_retention_s must be more than", "outlive"]),
+    ({"result_expires_s": 46 * 86400}, ["result_expires_s", "inbox_retention_s"]),
+    (
+        {"done_retention_s": 600, "prune_interval_s": 60},
+        ["relay_grace_max_s (600)", "done_retention_s (600)"],
+    ),
+    ({"prune_interval_s": 8 * 86400}, ["prune_interval_s", "done_retention_s"]),
+    ({"broker_url": "memory://"}, ["broker_url", "'memory'"]),
+    ({"signing_certificate": "c.pem", "signing_store": "*.pem"}, ["signing_key", HALF]),
+    ({"signing_key": "k.pem"}, ["signing_certificate and signing_store", HALF]),
+    ({"signing_key": "k.pem", "signing_certificate": "c.pem"}, ["signing_store", HALF]),
+    ({"signing_store": "*.pem"}, ["signing_key and signing_certificate", HALF]),
+    ({"signing_key_password": "secret"}, ["signing_key", HALF]),
+]
+
+
+@pytest.mark.parametrize(("given", "named"), REFUSED, ids=[", ".join(row[0]) for row in REFUSED])
+def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], named: list[str]):
+    with pytest.raises(ValueError, match=r"settings|must|greater") as refusal:
+        Settings(_env_file=None, **given)
+
+    assert [part for part in named if part not in str(refusal.value)] == []
+
+
+def test_the_defaults_agree():
+    assert Settings(_env_file=None).signing is None
+
+
+def test_rabbitmq_has_no_visibility_timeout_that_could_be_too_short():
+    settings = Settings(
+        _env_file=None,
+        broker_url=RABBITMQ,
+        task_time_limit_s=300,
+        worker_lease_s=60,
+        event_backoff_max_s=3600,
+    )
+
+    assert settings.task_time_limit_s == 300
+
+
+def test_every_refusal_is_told_at_once():
+    with pytest.raises(ValueError, match=r"worker_lease_s.*relay_grace_s"):
+        Settings(_env_file=None, worker_lease_s=50, relay_grace_s=601)
+
+
+class Told(Event):
+    """A fact."""
+
+
+def bus_with(backoff_max_s: int) -> MessageBus:
+    @retrying(backoff_max_s=backoff_max_s)
+    def tell(_event: Told, _uow: object) -> None:
+        """Do nothing."""
+
+    return MessageBus({}, {Told: [tell]})
+
+
+def test_a_handler_s_own_policy_must_agree_with_the_settings_too():
+    settings = Settings(_env_file=None)
+
+    with pytest.raises(
+        ValueError, match=r"handler tell \(40\) must be less than visibility_timeout_s \(40\)"
+    ):
+        check_retry_policies(bus_with(40), settings)
+
+    check_retry_policies(bus_with(39), settings)
+    check_retry_policies(bus_with(3600), Settings(_env_file=None, broker_url=RABBITMQ))
+
+
+def test_a_handler_with_a_policy_of_its_own_may_leave_out_the_longest_wait():
+    """As the README has it: `@retrying(max_retries=8)`."""
+    handler = retrying(max_retries=8)(lambda: None)
+
+    check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
+
+
+def no_key(folder: Path) -> Signing:
+    return Signing(folder / "none.pem", folder / "a.pem", str(folder / "*.pem"))
+
+
+def folder_as_key(folder: Path) -> Signing:
+    return Signing(folder, folder / "a.pem", str(folder / "*.pem"))
+
+
+def no_certificate(folder: Path) -> Signing:
+    return Signing(folder / "a.pem", folder / "none.pem", str(folder / "*.pem"))
+
+
+def empty_pattern(folder: Path) -> Signing:
+    return Signing(folder / "a.pem", folder / "a.pem", "")
+
+
+def pattern_without_files(folder: Path) -> Signing:
+    return Signing(folder / "a.pem", folder / "a.pem", str(folder / "*.crt"))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (no_key, "signing key cannot be read"),
+        (folder_as_key, "signing key cannot be read"),
+        (no_certificate, "signing certificate cannot be read"),
+        (empty_pattern, "No file matches the signing store ''"),
+        (pattern_without_files, "No file matches the signing store"),
+    ],
+)
+def test_an_app_that_cannot_sign_is_not_made(make: Callable[[Path], Signing], why: str, tmp_path: Path):
+    """Rather than one that accepts what is not signed, or refuses everything."""
+    (tmp_path / "a.pem").write_text("not read that far")
+
+    with pytest.raises(ValueError, match=why):
+        make(tmp_path).switch_on(Celery(set_as_current=False))
+
+
+def test_a_refusal_shows_no_address():
+    """Addresses hold passwords, and the refusal ends in logs."""
+    with pytest.raises(ValueError, match="worker_lease_s") as refusal:
+        Settings(_env_file=None, worker_lease_s=50, broker_url="redis://:secret@127.0.0.1/0")
+
+    assert "secret" not in str(refusal.value)
