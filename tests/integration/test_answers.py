@@ -33,7 +33,7 @@ from messaging.worker.received import Received
 from tests.integration.outbox import app_on, ask
 
 #: How long a wait for a lock lasts here: the time limit by the attempts and one.
-SHORT_WAITS = {"task_time_limit_s": 3, "command_attempts": 2}
+SHORT_WAITS = {"task_time_limit_s": 3, "command_attempts": 2, "smtp_timeout_s": 1}
 
 
 @pytest.fixture
