@@ -38,7 +38,7 @@ class Orders:
                 yield "allocate", self._lines[-1]
 
     def rush(self) -> list[Order]:
-        """Return a new product's batch of 5 that becomes 6, and two lines that do not both fit, in any order."""
+        """Return a new product's batch of 5 that becomes 6, and two lines that do not both fit, shuffled."""
         self._rushes += 1
         sku = f"{self.prefix}-new{self._rushes}"
         commands: list[Order] = [

@@ -209,4 +209,6 @@ def effects_twice(books: Books) -> Iterator[str]:
 def shown(one: Sent) -> str:
     """Return a command as the inbox has it."""
     kind = KINDS.get(one.task)
-    return repr(from_dict(kind, one.fields)) if kind and one.fields.get("qty", 1) != 0 else ""
+    if kind is None or (kind is Allocate and one.fields["qty"] == 0):  # no command at all
+        return ""
+    return repr(from_dict(kind, one.fields))
