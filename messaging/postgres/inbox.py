@@ -27,11 +27,14 @@ WHERE task_id = ANY(%(ids)s) OR (coalesce(idempotency_key, task_id) = ANY(%(keys
 # that writes waits for all that was written before it, so nothing is told that a failover could take back.
 WAIT_FOR_STANDBY = "SELECT pg_logical_emit_message(true, 'inbox', '')"
 
-# Waits for a copy of the message that is about to commit, whose answer then stands.
+# Waits for a copy of the message that is about to commit, whose answer then stands. So does the result under
+# its key: a repeat may be refused where the first message was carried out.
 REFUSE = Statement(
     """
 INSERT INTO inbox (task_id, idempotency_key, command, error)
-VALUES ($1, $2, '', $3) ON CONFLICT (task_id) DO NOTHING RETURNING true""",
+SELECT $1, $2, '', $3 WHERE NOT EXISTS (
+    SELECT FROM inbox WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)
+ON CONFLICT (task_id) DO NOTHING RETURNING true""",
     *("text", "text", "json"),
 )
 
@@ -72,7 +75,7 @@ class Inbox:
         return {job.id: self._answer(job, row) for job, row in rows if row is not None}
 
     def refuse(self, job: CommandJob, error: Exception) -> Answer:
-        """Make an error the answer to a message, unless it has one; return the answer that stands."""
+        """Make an error the answer to a message, unless it or its key has one; return what stands."""
         with Transaction(self.engine) as transaction:
             rows = transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error))))
             transaction.commit()

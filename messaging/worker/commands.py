@@ -108,11 +108,6 @@ def _earlier_answer(runtime: Runtime, job: CommandJob) -> Answer | None:
 
 def _refuse(runtime: Runtime, job: CommandJob, error: Exception) -> Answer:
     """Make an error the answer; where the message or its key has one, that stands."""
-    if job.key != job.id:
-        # A repeat may be refused where the first was carried out.
-        earlier = _earlier_answer(runtime, job)
-        if earlier is not None:
-            return earlier
     refusal = _without_database_text(error)
     answer = _recorded(runtime, job, refusal)
     if answer.error is refusal:

@@ -19,7 +19,7 @@ from tests.chaos.world import World
 
 
 def main() -> int:
-    """Play the rounds; 0 when nothing was lost, doubled or broken."""
+    """Play the rounds; 0 when nothing was lost, doubled, told wrongly or broken."""
     options = _options()
     # A stop asked for is an orderly one: everything that was started ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

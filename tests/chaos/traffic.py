@@ -1,4 +1,8 @@
-"""Another app that sends orders all the time, remembers each, and sends again what it has no answer to."""
+"""Another app that sends orders all the time, remembers each, and sends again what it has no answer to.
+
+Every message has a fresh task id. Most commands have an idempotency key; some senders are plain and give
+none, so their task id is the key. After any answer the key may come again, with the same command or another.
+"""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu and Celery are untyped in parts.
@@ -9,9 +13,8 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -19,63 +22,63 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from local.addresses import Addresses
+from tests.chaos.orders import Orders, another
+from tests.chaos.sent import Message, Sent
 
 QUEUE = "allocation.commands"
 RESULT_KEY = "celery-task-meta-"
-SKUS = 6  # few, so that orders meet at the same product
-#: Errors that ask the sender to send the same command again.
+FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+
+#: Errors that ask the sender to send the same command again, and how long it waits before it does.
 TRY_AGAIN = frozenset({"Unavailable"})
+BACK_OFF_S = 0.2
+INSTANT_S = 0.15  # what an impatient sender waits
+
+#: How often what happens, as shares of the commands.
+PLAIN, TWICE, IMPATIENT, OTHER_AT_ONCE, EXPIRES, MANY, RUSH = 0.2, 0.05, 0.05, 0.02, 0.08, 0.05, 0.05
+#: How often a key comes again after an answer; another command comes under it a third as often.
+REPEATED = {"": 0.08, "Expired": 0.6, "InvalidSku": 0.4, "UnknownBatch": 0.4, "InvalidMessage": 0.2}
+EXPIRES_S = (-5.0, 0.2, 5.0)
 
 
-@dataclass
-class Sent:
-    """One command and what became of it."""
-
-    id: str
-    task: str
-    fields: dict[str, Any]
-    first_sent_at: float  # monotonic seconds
-    sent_at: float = 0.0  # of the last sending
-    answered_at: float | None = None
-    times: int = 0
-    timed_out: int = 0  # times sent again for want of an answer
-    status: str = ""
-    result: Any = None
-    on_broker: bool = False
-
-    @property
-    def error(self) -> str:
-        """Return the error's class name, empty where there was none."""
-        return "" if self.status == "SUCCESS" else str(self.result["exc_type"])
-
-
-@dataclass
 class Traffic:
     """Sends `rate` commands a second; after `patience_s` without an answer it sends again."""
 
-    addresses: Addresses
-    rng: random.Random
-    prefix: str
-    rate: float = 25.0
-    patience_s: float = 60.0
-    sent: dict[str, Sent] = field(default_factory=dict)
-    refused_by_broker: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        addresses: Addresses,
+        rng: random.Random,
+        prefix: str,
+        patience_s: float,
+        may_expire: bool = True,
+    ) -> None:
         """Connect lazily; nothing is sent yet."""
-        self.app = Celery("shop", broker=self.addresses.broker_url, set_as_current=False)
+        self.prefix, self.patience_s, self.may_expire = prefix, patience_s, may_expire
+        self.rate = 25.0
+        self.messages: list[Message] = []
+        self._rng, self._dice = rng, random.Random(rng.random())
+        self._orders = Orders(rng, prefix)
+        self._stop = threading.Event()
+        self._closed, self._burst = False, 0
+        self._lock = threading.RLock()
+        self._later: list[tuple[float, Message]] = []  # due to be sent
+        self._connect(addresses)
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send_all, self._collect)]
+
+    def _connect(self, addresses: Addresses) -> None:
+        self.app = Celery("shop", broker=addresses.broker_url, set_as_current=False)
         self.app.conf.task_publish_retry = False
-        on_redis = self.addresses.broker_url.startswith("redis")
+        on_redis = addresses.broker_url.startswith("redis")
         self.app.conf.broker_transport_options = (
             {"socket_timeout": 5, "socket_connect_timeout": 2} if on_redis else {"confirm_publish": True}
         )
-        self.results = redis.Redis.from_url(self.addresses.result_backend_url, socket_timeout=5)
+        self.results = redis.Redis.from_url(addresses.result_backend_url, socket_timeout=5)
         with self.app.connection_for_write() as connection:
-            self._away = connection.recoverable_connection_errors
-        self._commands = self._make_commands()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send_all, self._collect)]
+            self._away = (
+                OperationalError,
+                redis.exceptions.OutOfMemoryError,
+                *connection.recoverable_connection_errors,
+            )
 
     def start(self) -> None:
         """Begin to send."""
@@ -96,110 +99,179 @@ class Traffic:
         self.app.close()
         self.results.close()
 
-    _closed = False
-    _burst = 0
+    @property
+    def sent(self) -> list[Sent]:
+        """Return every command of every message."""
+        with self._lock:
+            return [one for message in self.messages for one in message.commands]
 
     @property
-    def open(self) -> list[Sent]:
-        """Return the commands without an answer."""
+    def open(self) -> list[Message]:
+        """Return the messages that a sender waits for."""
+        return [one for one in self._unanswered() if not one.replaced]
+
+    @property
+    def on_broker(self) -> list[Message]:
+        """Return the messages that the broker has confirmed and nobody has answered."""
+        return [one for one in self.open if one.on_broker]
+
+    def _unanswered(self) -> list[Message]:
         with self._lock:
-            return [one for one in self.sent.values() if one.answered_at is None]
+            return [one for one in self.messages if one.answered_at is None]
+
+    def answered_since(self, moment: float) -> int:
+        """Return how many messages sent after this moment have been answered."""
+        with self._lock:
+            return sum(one.first_sent_at >= moment and one.answered_at is not None for one in self.messages)
+
+    def changed_answers(self) -> list[tuple[Sent, Any]]:
+        """Return what Redis says by now where that is not what the sender was told first."""
+        with self._lock:
+            told = [message for message in self.messages if message.answered_at is not None]
+        stored = self._stored(told)
+        answered = [message for message in told if message.id in stored]
+        return [change for message in answered for change in message.changes(*stored[message.id])]
 
     def order(self, task: str, **fields: Any) -> Sent:
         """Send one command now, as part of the traffic."""
-        with self._lock:
-            one = Sent(f"{self.prefix}-{len(self.sent)}", task, fields, time.monotonic())
-            self.sent[one.id] = one
-        self._send(one)
+        one = Sent(task, fields, self._new_key())
+        self._send(self._message([one]))
         return one
-
-    def _make_commands(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield what a shop orders: mostly lines, some stock, some corrections, some nonsense."""
-        batches: list[str] = []
-        orders: list[dict[str, Any]] = []
-        number = 0
-        while True:
-            number += 1
-            sku = f"{self.prefix}-sku{min(self.rng.randrange(SKUS), self.rng.randrange(SKUS))}"
-            roll = self.rng.random()
-            if roll < 0.12 or number <= SKUS:
-                sku = f"{self.prefix}-sku{number - 1}" if number <= SKUS else sku
-                batches.append(f"{self.prefix}-b{number}")
-                eta = self.rng.choice([None, "2026-01-31", "2026-02-28"])
-                fields = {"ref": batches[-1], "sku": sku, "qty": self.rng.randint(5, 40), "eta": eta}
-                yield "create_batch", fields
-            elif roll < 0.20:
-                yield (
-                    "change_batch_quantity",
-                    {"ref": self.rng.choice(batches), "qty": self.rng.randint(0, 40)},
-                )
-            elif roll < 0.23:
-                yield "allocate", {"orderid": f"{self.prefix}-o{number}", "sku": sku, "qty": 0}
-            elif roll < 0.26 and orders:
-                yield "allocate", self.rng.choice(orders)
-            else:
-                line = {"orderid": f"{self.prefix}-o{number}", "sku": sku, "qty": self.rng.randint(1, 6)}
-                orders.append(line)
-                yield "allocate", line
 
     def burst(self, count: int) -> None:
         """Have this many commands sent as fast as can be, beside the steady ones."""
         self._burst = count
 
-    def _send_all(self) -> None:
-        while not self._stop.wait(0 if self._burst > 0 else self.rng.expovariate(self.rate)):
-            self._burst -= 1
-            task, fields = next(self._commands)
-            self.order(task, **fields)
+    # Sending
 
-    def _send(self, one: Sent) -> None:
-        one.sent_at = time.monotonic()
-        one.times += 1
+    def _send_all(self) -> None:
+        stream = iter(self._orders)
+        while not self._stop.wait(0 if self._burst > 0 else self._rng.expovariate(self.rate)):
+            self._burst -= 1
+            many = self._rng.random() < MANY
+            self._send_new([next(stream) for _ in range(self._rng.randint(2, 6) if many else 1)], many)
+            if self._rng.random() < RUSH:
+                for order in self._orders.rush():
+                    self._send_new([order], many=False)
+
+    def _send_new(self, orders: list[tuple[str, dict[str, Any]]], many: bool) -> None:
+        commands = [Sent(*order, self._new_key()) for order in orders]
+        for one in commands:
+            one.impatient = self._rng.random() < IMPATIENT
+        header = self._new_key() if many else None
+        expires_s = self._rng.choice(EXPIRES_S) if self._rng.random() < EXPIRES and self.may_expire else None
+        self._send(self._message(commands, many=many, given_key=header, expires_s=expires_s))
+        if self._rng.random() < TWICE:
+            self._send(self._message([self._repeat(commands[0])]))
+        if self._rng.random() < OTHER_AT_ONCE:
+            self._send(self._message([self._repeat(commands[-1], other=True)]))
+
+    def _new_key(self) -> str | None:
+        return None if self._rng.random() < PLAIN else f"key-{self._rng.getrandbits(64):x}"
+
+    def _message(self, commands: list[Sent], **options: Any) -> Message:
+        if not options.get("many"):
+            options["given_key"] = commands[0].given_key
+        with self._lock:
+            self.messages.append(Message(f"{self.prefix}-{len(self.messages)}", commands, **options))
+            return self.messages[-1]
+
+    def _repeat(self, one: Sent, other: bool = False, after: Sent | None = None) -> Sent:
+        task, fields = another(one.task, one.fields) if other else (one.task, one.fields)
+        return Sent(task, fields, one.key, after, other or one.other)
+
+    def _send(self, message: Message) -> None:
+        message.sent_at = time.monotonic()
+        message.times += 1
+        first = message.commands[0]
+        listed = [
+            [f"allocation.{one.task}", one.fields, *([one.given_key] if one.given_key else [])]
+            for one in message.commands
+        ]
         try:
             self.app.send_task(
-                f"allocation.{one.task}",
-                kwargs=one.fields,
-                task_id=one.id,
+                "allocation.many" if message.many else f"allocation.{first.task}",
+                (listed,) if message.many else (),
+                {} if message.many else first.fields,
+                task_id=message.id,
+                headers={"idempotency_key": message.given_key} if message.given_key else {},
+                expires=message.expires_s,
                 queue=QUEUE,
                 declare=(),
                 retry=False,
                 confirm_timeout=5.0,
             )
-            one.on_broker = True
-        except (OperationalError, *self._away):
-            self.refused_by_broker += 1
-            one.on_broker = False
+            message.on_broker = True
+        except self._away:
+            message.on_broker = False
+
+    # Answers
 
     def _collect(self) -> None:
         while not self._closed:
             with suppress(redis.RedisError):
                 self._look()
+            self._send_what_is_due()
             time.sleep(0.02)  # between two looks at everything that is open
 
+    def _stored(self, messages: Iterable[Message]) -> dict[str, tuple[str, Any]]:
+        """Return status and result of those that are answered."""
+        ids = [one.id for one in messages]
+        raw = self.results.mget([RESULT_KEY + name for name in ids]) if ids else []
+        metas = {name: json.loads(answer) for name, answer in zip(ids, raw, strict=True) if answer}
+        return {
+            name: (meta["status"], meta["result"]) for name, meta in metas.items() if meta["status"] in FINAL
+        }
+
     def _look(self) -> None:
-        waiting = self.open
-        if not waiting:
+        waiting = self._unanswered()
+        stored = self._stored(waiting)
+        for message in waiting:
+            if message.id in stored:
+                message.take(*stored[message.id])
+                self._go_on_from(message)
+            elif message.times and not message.replaced:
+                self._perhaps_again(message)
+
+    def _go_on_from(self, message: Message) -> None:
+        """Try again what could not be done, and sometimes what was."""
+        for one in message.commands:
+            if one.error in TRY_AGAIN:
+                self._send_later(self._repeat(one), BACK_OFF_S)
+            elif not self._stop.is_set() and one.task != "kill_worker":
+                share = REPEATED.get(one.error, 0)
+                if self._dice.random() < share:
+                    self._send_later(self._repeat(one, after=one))
+                if self._dice.random() < share / 3:
+                    self._send_later(self._repeat(one, other=True, after=one))
+
+    def _send_later(self, one: Sent, delay_s: float = 0.0) -> None:
+        self._later.append((time.monotonic() + delay_s, self._message([one])))
+
+    def _send_what_is_due(self) -> None:
+        now = time.monotonic()
+        due = [message for at, message in self._later if at <= now]
+        self._later = [(at, message) for at, message in self._later if at > now]
+        for message in due:
+            self._send(message)
+
+    def _perhaps_again(self, message: Message) -> None:
+        waited = time.monotonic() - message.sent_at
+        impatient = message.commands[0].impatient and not self._stop.is_set()
+        if not message.on_broker and waited > 0.5:
+            self._again(message)
+        elif message.on_broker and waited > self.patience_s:
+            message.timed_out += 1
+            self._again(message)
+        elif impatient and waited > INSTANT_S:
+            message.commands[0].impatient = False
+            self._send(self._message([self._repeat(message.commands[0])]))
+
+    def _again(self, message: Message) -> None:
+        """Send the same commands in a new message; a plain sender has only the id to name them by."""
+        if any(one.key == one.id for one in message.commands):
+            self._send(message)
             return
-        answers = self.results.mget([RESULT_KEY + one.id for one in waiting])
-        for one, answer in zip(waiting, answers, strict=True):
-            meta = json.loads(answer) if answer else {}
-            if meta.get("status") in {"SUCCESS", "FAILURE", "REVOKED"}:
-                self._take(one, meta)
-            else:
-                self._perhaps_again(one)
-
-    def _take(self, one: Sent, meta: dict[str, Any]) -> None:
-        one.status, one.result = meta["status"], meta["result"]
-        if one.error in TRY_AGAIN:
-            self.results.delete(RESULT_KEY + one.id)
-            self._send(one)
-        else:
-            one.answered_at = time.monotonic()
-
-    def _perhaps_again(self, one: Sent) -> None:
-        waited = time.monotonic() - one.sent_at
-        if not one.on_broker and waited > 0.5:
-            self._send(one)
-        elif one.on_broker and waited > self.patience_s:
-            one.timed_out += 1
-            self._send(one)
+        message.replaced = True
+        commands = [Sent(one.task, one.fields, one.given_key, other=one.other) for one in message.commands]
+        self._send(self._message(commands, many=message.many, given_key=message.given_key))

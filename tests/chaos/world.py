@@ -27,6 +27,7 @@ from local.redis import Redis
 from local.server import Server
 from local.waiting import eventually
 from tests.chaos import clock
+from tests.chaos.neighbour import Neighbour
 
 #: Short times, so that a round takes seconds; what they govern scales with them (docs/reliability.md).
 SETTINGS = {
@@ -68,6 +69,7 @@ class World:
                 "max_connections": str(MAX_CONNECTIONS),
                 "deadlock_timeout": "200ms",
                 "max_wal_size": "64MB",
+                "track_commit_timestamp": "on",  # the checks want the order of commits
             },
         )
         self.redis = Redis(folder / "redis")
@@ -79,6 +81,8 @@ class World:
         self.supervisor = Supervisor(lambda _line: None)
         self.children: dict[str, Child] = {}
         self._groups: set[int] = set()
+        wait_s = float(SETTINGS["ALLOCATION_VISIBILITY_TIMEOUT_S"]) + 1
+        self.neighbour = Neighbour(broker_url, folder, wait_s) if broker == "redis" else None
 
     def __enter__(self) -> Self:
         """Start everything and return when the workers answer."""
@@ -91,6 +95,8 @@ class World:
                 self.add(self.worker(name))
             self.add(self.ours(programs.housekeeping_worker(self.folder, self.env)))
             self.add(self.ours(programs.beat(self.folder, self.env)))
+            if self.neighbour is not None:
+                self.add(self.neighbour.worker)
             self.supervisor.watch()
             self.wait_for_workers(*WORKERS, "housekeeping")
         except BaseException:
@@ -108,6 +114,8 @@ class World:
         """End every process, also those that a killed worker left behind."""
         self.supervisor.stop_together(list(self.children))
         self.supervisor.stop()
+        if self.neighbour is not None:
+            self.neighbour.close()
         for group in self._groups:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
@@ -171,6 +179,17 @@ class World:
         eventually(
             lambda: readiness.workers_answer(self.addresses.broker_url, *names), 90, f"an answer of {names}"
         )
+
+    def wait_until_ready(self, *names: str) -> None:
+        """Return when these workers say that they take messages, without a round trip over the broker."""
+        for name in names:
+            eventually(lambda name=name: " ready." in self.children[name].log_text(), 90, f"{name} ready")  # type: ignore[misc]
+
+    def start_again(self, *names: str) -> None:
+        """Start what was killed, without the supervisor's back-off."""
+        for name in names:
+            eventually(lambda name=name: not self.children[name].running, 30, f"the end of {name}")  # type: ignore[misc]
+            self.supervisor.resume(name)
 
     @contextmanager
     def sql(self) -> Iterator[cursor]:

@@ -88,6 +88,15 @@ def test_a_key_of_another_command_never_gets_the_result_of_the_first(app: Messag
     assert allocated(app) == [("o1", 3)]
 
 
+def test_a_plain_message_is_not_refused_when_a_repeat_under_its_id_was_carried_out(app: MessagingApp, tell):
+    """The id of a message is its key where it has no other, and error texts say to repeat it by that."""
+    plain = message()
+    tell(STOCK, message(plain.task_id))
+    tell(ChangeBatchQuantity("b1", 4), message())  # a fresh run would be refused: the batch differs
+
+    assert tell(STOCK, plain) == Answer(None)
+
+
 def test_a_repeat_after_a_refusal_is_carried_out_once_the_stock_is_there(app: MessagingApp, tell):
     assert isinstance(tell(ORDER, message("order-1")).error, InvalidSku)
     tell(STOCK, message())
