@@ -39,7 +39,8 @@ def add_bulk_task(app: Celery, runtime: Runtime) -> None:
     )
     def bulk_task(task: Task, *args: Any, **kwargs: Any) -> list[Outcome]:
         """Handle a list of commands, each in a transaction of its own."""
-        outcomes, deliveries = handle_many(runtime, Received.of(task), _commands(runtime, args, kwargs))
+        message = Received.of(task.name, task.request)
+        outcomes, deliveries = handle_many(runtime, message, _commands(runtime, args, kwargs))
         # Once for all: should this worker die before, the relay sends them.
         after_commit(app, runtime, deliveries)
         return outcomes

@@ -55,7 +55,9 @@ def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> Non
         __doc__=kind.__doc__,
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
-        answer, deliveries = handle(runtime, Received.of(task), lambda: parse(kind, args, kwargs))
+        answer, deliveries = handle(
+            runtime, Received.of(task.name, task.request), lambda: parse(kind, args, kwargs)
+        )
         after_commit(app, runtime, deliveries)
         return answer.given()
 

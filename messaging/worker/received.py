@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from celery import Task
+from celery.app.task import Context
 
 from messaging.errors import InvalidMessage
 from messaging.messages import IDEMPOTENCY_KEY, Command
@@ -27,17 +27,17 @@ class Received:
     queue: str | None
 
     @classmethod
-    def of(cls, task: Task) -> Self:
-        """Read the request of a running task.
+    def of(cls, task: str, request: Context) -> Self:
+        """Read the request of a task.
 
         Raises:
             InvalidMessage: its id or its key cannot be one.
         """
-        request, delivery = task.request, task.request.delivery_info or {}
+        delivery = request.delivery_info or {}
         key = request.get(IDEMPOTENCY_KEY)
         return cls(
             checked_name("id", request.id),
-            task.name,
+            task,
             None if key is None else checked_name(IDEMPOTENCY_KEY, key),
             request.root_id or request.id,
             bool(delivery.get("redelivered")),

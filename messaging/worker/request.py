@@ -7,12 +7,15 @@ from typing import Any
 
 import celery
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import BackendError
+from celery.exceptions import BackendError, TaskRevokedError
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from messaging.messages import Command
+from messaging.postgres.inbox import Answer
+from messaging.worker.received import Received
 from messaging.worker.result_backend import ResultBackend
 
 logger = logging.getLogger(__name__)
@@ -78,6 +81,34 @@ class CommandRequest(Request):
     def maybe_expire(self) -> bool:
         """Tell Celery never to revoke a command because of its age."""
         return False
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Make the revocation the answer before its sender is told, unless the message has another one.
+
+        The process that was terminated may have committed all the same.
+        """
+        try:
+            job = Received.of(self.name, self._context).job(Command())
+            answer = self.task.app.runtime.inbox.refuse(job, TaskRevokedError(reason))
+        except Exception as error:  # noqa: BLE001  what cannot be recorded is not told
+            self._already_revoked = True
+            task_ready(self)
+            self._give_back(error)
+            return
+        if isinstance(answer.error, TaskRevokedError):
+            super()._announce_revoked(reason, terminated, signum, expired)
+            return
+        self._already_revoked = True
+        task_ready(self)
+        self._tell(answer)
+        self.acknowledge()
+
+    def _tell(self, answer: Answer) -> None:
+        backend = self.task.backend
+        if answer.error is None:
+            backend.mark_as_done(self.id, answer.result, request=self._context)
+        else:
+            backend.mark_as_failure(self.id, answer.error, request=self._context)
 
 
 class Task(celery.Task):

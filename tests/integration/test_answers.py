@@ -132,6 +132,21 @@ def test_an_unreadable_command_stays_refused_when_it_is_redelivered_to_another_r
     assert ask(app, "SELECT FROM batches") == []
 
 
+def test_a_command_that_was_carried_out_has_its_result_also_from_a_release_that_cannot_read_it(
+    app: MessagingApp, tell
+):
+    def unreadable() -> Command:
+        raise InvalidMessage("qty", "must be at least 5")
+
+    tell(STOCK, message())
+    first = message()
+    tell(ORDER, first)
+
+    answer, _ = handle(app.runtime, replace(first, redelivered=True), unreadable)
+
+    assert answer == Answer("b1")
+
+
 def test_an_unexpected_error_is_told_to_a_copy_as_well(app: MessagingApp, tell):
     def broken(_command: Command, _uow: Any) -> None:
         raise KeyError("\ud800", object())
