@@ -49,6 +49,13 @@ class Consumer(BatchingConsumer, SoloConsumer):
             connection.transport.holds_leases = not self.is_solo
         return connection
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Let the lease of a lost connection run out: what runs is cancelled, and may go back by then."""
+        transport = self.connection and self.connection.transport
+        if hasattr(transport, "holds_leases"):
+            transport.holds_leases = False
+        super().on_connection_error_after_connected(exc)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*args, **kwargs)
         limits = Limits.of(self.app.conf)

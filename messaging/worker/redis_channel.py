@@ -142,7 +142,8 @@ class Channel(LaterChannel, LeasingChannel, AdoptingChannel, FrugalChannel):
         if not self.active_queues:
             # From here on no trip takes the acknowledgements along, and nobody gives signs of life.
             self._try(self.flush_acks)
-            self._try(self.give_up_lease)
+            if self.own_lease:
+                self._try(self.give_up_lease)
         return result
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:

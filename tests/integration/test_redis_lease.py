@@ -217,3 +217,19 @@ def test_what_waits_in_a_solo_worker_behind_others_is_not_given_to_another(
         eventually(lambda: unfinished(redis_server) == 0, 60)
 
     assert marks(redis_server) == dict.fromkeys(range(10), 1)
+
+
+def test_what_ran_when_redis_was_killed_comes_back_after_the_lease(server_folder: Path, tmp_path: Path):
+    """A worker that could not give it back leaves its old lease to run out, and nothing to the timeout."""
+    with Redis(server_folder / tmp_path.name) as own, redis.Redis.from_url(own.url) as client:
+        client.config_set("appendfsync", "always")
+        app = sender(own, task_ignore_result=True)
+        with running(leasing_worker(own, tmp_path, "only")):
+            for number in range(4):
+                app.send_task("fixture.mark", (number, 3.0))
+            eventually(lambda: client.hlen("unacked") == 4, 30, "the worker's grip on all")
+            own.kill()
+            own.start()
+
+            eventually(lambda: marks(own).keys() == {0, 1, 2, 3}, 60, "all four marks")
+            eventually(lambda: unfinished(own) == 0, 30)
