@@ -98,7 +98,9 @@ class Client:
         self.project = project
         self.timeout_s = timeout_s
         self.app = Celery(f"{project}.client", broker=broker_url, backend=backend_url, set_as_current=False)
-        self.app.conf.update(_settings(broker_url) | tls.settings(broker_url, backend_url, ca_file))
+        self.app.conf.update(
+            _settings(broker_url, backend_url) | tls.settings(broker_url, backend_url, ca_file)
+        )
         if signing is not None:
             signing.switch_on(self.app)
         self._route = brokers.route_of_commands(project, broker_url)
@@ -274,7 +276,7 @@ def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
     yield from waiting
 
 
-def _settings(broker_url: str) -> dict[str, Any]:
+def _settings(broker_url: str, backend_url: str) -> dict[str, Any]:
     return {
         # JSON only: nothing that comes back is ever loaded as code.
         "task_serializer": "json",
@@ -286,7 +288,7 @@ def _settings(broker_url: str) -> dict[str, Any]:
         "task_publish_retry_policy": PUBLISH_RETRY,
         "redis_socket_connect_timeout": CONNECT_TIMEOUT_S,
         "redis_socket_timeout": 10,
-        "redis_socket_keepalive": True,
+        "redis_socket_keepalive": not brokers.is_redis_socket(backend_url),
         "result_backend_transport_options": {"retry_policy": {"timeout": 3.0}},
     }
 

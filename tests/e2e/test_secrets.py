@@ -50,8 +50,7 @@ def secretive(backend: Backend) -> Backend:
         smtp_url=backend.addresses.smtp_url,
         flower_url="",
     )
-    key = {"ALLOCATION_SIGNING_KEY_PASSWORD": SECRET}
-    return Backend(addresses, {**backend.env, **addresses.environment(), **key}, backend.folder)
+    return Backend(addresses, {**backend.env, **addresses.environment()}, backend.folder)
 
 
 @pytest.mark.timeout(240)
@@ -101,6 +100,9 @@ def test_settings_hide_passwords_in_their_repr():
         "broker_url": f"redis://:{SECRET}@h/0",
         "result_backend_url": f"redis://:{SECRET}@h/1",
         "smtp_url": f"smtp://u:{SECRET}@h",
+        "signing_key": "key.pem",
+        "signing_certificate": "certificate.pem",
+        "signing_store": "*.pem",
         "signing_key_password": SECRET,
     }
 

@@ -36,7 +36,6 @@ from messaging.postgres.announcements import TAKE
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.worker.announcements import announce, nudge, publish
 from messaging.worker.app import MessagingApp, make_app
-from messaging.worker.commands import execute
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def started(settings: Settings) -> Iterator[MessagingApp]:
 def handle(app: MessagingApp, command: Command) -> str:
     """Handle a command as its task would; return its id."""
     task_id = str(uuid4())
-    execute(app.runtime, CommandJob(task_id, command, task_id))
+    app.runtime.project.bus.handle(command, app.runtime.unit_of_work(CommandJob(task_id, command, task_id)))
     return task_id
 
 

@@ -47,6 +47,7 @@ def app(clean_database: str) -> Iterator[MessagingApp]:
         event_max_retries=2,
         max_crashes=2,
         task_time_limit_s=10,
+        smtp_timeout_s=5,
         relay_grace_s=1,
     )
 
