@@ -100,7 +100,7 @@ def test_one_client_serves_many_threads(client, sku):
 def test_many_yields_each_outcome_in_order(client, sku):
     orders = [Allocate("o1", sku, 4), Allocate("o2", "NONE", 1), ("mine", Allocate("o3", sku, 7))]
 
-    first, second, third = client.many(orders, size=2)
+    first, second, third = client.many(orders, size=2, in_flight=1)
 
     assert (first.result, first.error, first.command) == (f"b-{sku}", None, orders[0])
     assert isinstance(second.error, InvalidSku)
