@@ -82,7 +82,7 @@ def check(world: World, traffic: Traffic, *, forgets: bool) -> Verdict:
 
 def _check_answers(world: World, traffic: Traffic, verdict: Verdict, forgets: bool) -> None:
     """Every command has an answer, and each answer is what the database says."""
-    books, sent = Books.of(world), traffic.sent
+    books, sent = Books.of(world, traffic.prefix), traffic.sent
     verdict.lost += [f"no answer to {one.commands[0]}" for one in traffic.open]
     if not forgets:
         late = [one for one in traffic.messages if one.timed_out]

@@ -76,13 +76,18 @@ class Neighbour:
         """Return the tasks that should have run by now and have not."""
         now, runs = time.monotonic(), self._runs()
         late = [name for name, due in self._sent.items() if now > due + LATE_S and not runs[name]]
-        return [f"a neighbour's task {self._sent.pop(name) and name} did not run" for name in late]
+        return [f"a neighbour's task {self._told(name)} did not run" for name in late]
 
     def doubled(self) -> list[str]:
-        """Return the tasks that were delivered or run more than once; each is told once."""
+        """Return the tasks that ran more than once."""
         runs = self._runs()
         more = [name for name in self._sent if runs[name] > 1]
-        return [f"a neighbour's task ran {runs[name]} times" for name in more if self._sent.pop(name)]
+        return [f"a neighbour's task {self._told(name)} ran {runs[name]} times" for name in more]
+
+    def _told(self, name: str) -> str:
+        """Return a task's name, and expect nothing more of it: each is reported once."""
+        del self._sent[name]
+        return name
 
     def close(self) -> None:
         """Give up the sender's connections."""

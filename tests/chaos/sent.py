@@ -15,7 +15,6 @@ class Sent:
     fields: dict[str, Any]
     given_key: str | None = None  # None: a plain sender
     after: Sent | None = None  # the answered command that this one repeats
-    other: bool = False  # another command under a key that is in use
     impatient: bool = False  # its sender waits for an instant and sends again
     id: str = ""
     key: str = ""  # what its effect happens once for
@@ -42,6 +41,11 @@ class Sent:
     def answered(self) -> bool:
         """Tell whether its sender was told anything."""
         return bool(self.status)
+
+    @property
+    def repeats(self) -> bool:
+        """Tell whether it says the same as the one that it came after."""
+        return self.after is not None and (self.task, self.fields) == (self.after.task, self.after.fields)
 
     def __str__(self) -> str:
         """Return what identifies it in a report."""

@@ -30,6 +30,15 @@ INBOX = """
 SELECT task_id, coalesce(idempotency_key, task_id), command, result, error->>'type', error IS NOT NULL
 FROM inbox ORDER BY pg_xact_commit_timestamp(xmin)"""
 
+LINES = "SELECT orderid, sku, qty FROM allocations WHERE starts_with(sku, %s)"
+BATCHES = "SELECT reference, sku, purchased_quantity FROM batches WHERE starts_with(sku, %s)"
+GIVEN_BACK = """
+SELECT payload->>'orderid', payload->>'sku', (payload->>'qty')::int FROM deliveries
+WHERE event_type = 'Deallocated'"""
+
+# A replay of a parked command is a new message, so its letter may have an id of its own.
+PARKED = "SELECT headers->>'root_id' FROM dead_letters"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -55,19 +64,18 @@ class Books:
     parked: set[str]  # ids of the messages in dead letters
 
     @classmethod
-    def of(cls, world: World) -> Books:
-        """Read them."""
-        gone = "SELECT payload->>'orderid', payload->>'sku', (payload->>'qty')::int FROM deliveries"
+    def of(cls, world: World, prefix: str) -> Books:
+        """Read what is of one round: a message of an earlier one may still have come again."""
+        own = f"{prefix}-"
+        rows = [Row(*row) for row in world.ask(INBOX)]
+        batches = world.ask(BATCHES, own)
         return cls(
-            rows=[Row(*row) for row in world.ask(INBOX)],
-            lines=set(world.ask("SELECT orderid, sku, qty FROM allocations")),
-            given_back=set(world.ask(f"{gone} WHERE event_type = 'Deallocated'")),
-            batches={
-                ref: (sku, qty)
-                for ref, sku, qty in world.ask("SELECT reference, sku, purchased_quantity FROM batches")
-            },
+            rows=[row for row in rows if row.task_id.startswith(own)],
+            lines=set(world.ask(LINES, own)),
+            given_back=set(world.ask(GIVEN_BACK)),
+            batches={reference: (sku, qty) for reference, sku, qty in batches},
             causes={cause for (cause,) in world.ask("SELECT causation_id FROM deliveries")},
-            parked={name for (name,) in world.ask("SELECT task_id FROM dead_letters")},
+            parked={name for (name,) in world.ask(PARKED)},
         )
 
     @cached_property
@@ -97,7 +105,7 @@ def _wrong_success(one: Sent, books: Books) -> Iterator[str]:
     effect = books.effects.get(one.key)
     if effect is None:
         yield "not done"
-    elif effect.command != shown(one):
+    elif one.task in KINDS and effect.command != shown(one):
         yield f"but what was done is {effect.command}"
     elif effect.result != one.result:
         yield f"but the result is {effect.result!r}"
@@ -105,12 +113,14 @@ def _wrong_success(one: Sent, books: Books) -> Iterator[str]:
         yield "without an effect"
     elif effect.task_id == one.id and one.message.expires_s is not None and one.message.expires_s < 0:
         yield "although it had expired when it was sent"
-    if one.after is not None and one.after.status == "SUCCESS" and one.other:
+    if one.after is not None and one.after.status == "SUCCESS" and not one.repeats:
         yield "although its key was used for another command"
 
 
 def _has_effect(one: Sent, books: Books) -> bool:
     fields = one.fields
+    if one.task not in KINDS:
+        return True
     if one.task == "allocate":
         line = fields["orderid"], fields["sku"], fields["qty"]
         return one.result is None or line in books.lines or line in books.given_back
@@ -127,7 +137,7 @@ def _wrong_error(one: Sent, books: Books, known: dict[str, float]) -> Iterator[s
         yield f"but {row.error} is recorded"
     if one.error in TRY_AGAIN:
         return
-    if one.after is not None and one.after.status == "SUCCESS" and not one.other:
+    if one.after is not None and one.after.status == "SUCCESS" and one.repeats:
         yield f"although it repeats what was told {one.after.result!r}"
     if not _may_be_told(one, books, effect, known):
         yield "for no reason"

@@ -178,7 +178,7 @@ class Traffic:
 
     def _repeat(self, one: Sent, other: bool = False, after: Sent | None = None) -> Sent:
         task, fields = another(one.task, one.fields) if other else (one.task, one.fields)
-        return Sent(task, fields, one.key, after, other or one.other)
+        return Sent(task, fields, one.key, after)
 
     def _send(self, message: Message) -> None:
         message.sent_at = time.monotonic()
@@ -273,5 +273,5 @@ class Traffic:
             self._send(message)
             return
         message.replaced = True
-        commands = [Sent(one.task, one.fields, one.given_key, other=one.other) for one in message.commands]
+        commands = [Sent(one.task, one.fields, one.given_key) for one in message.commands]
         self._send(self._message(commands, many=message.many, given_key=message.given_key))

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg2
+import redis
 from psycopg2.extensions import cursor
 
 from local import programs, readiness
@@ -45,6 +46,8 @@ SETTINGS = {
     "ALLOCATION_RERUN_MAX": "1000",
     "ALLOCATION_SMTP_TIMEOUT_S": "1",
 }
+#: Where messages are that a worker holds: kombu's own key, and the one of a project that names its own.
+UNACKED = ("unacked", "allocation.unacked")
 WORKERS = ("worker1", "worker2")
 CONCURRENCY = 2
 MAX_CONNECTIONS = 40
@@ -207,6 +210,14 @@ class World:
         with self.sql() as run:
             run.execute(query, values or None)
             return run.fetchall() if run.description else []
+
+    def holds_messages_of(self, prefix: str) -> bool:
+        """Tell whether Redis may deliver a message of a round once more."""
+        if "redis" not in self.has:
+            return False
+        with redis.Redis.from_url(self.addresses.broker_url) as broker:
+            held = [value for key in UNACKED for value in broker.hvals(key)]
+        return any(f'"{prefix}-'.encode() in value for value in held)
 
     def restart_mail(self, *faults: str) -> None:
         """Start the mail server again, with other switches."""

@@ -121,3 +121,15 @@ def test_tls_checks_the_servers_certificate(tls_server, server_folder):
     assert connect(url, authority)
     with pytest.raises(ssl.SSLCertVerificationError):
         connect(url, stranger.certificate)
+
+
+@pytest.mark.xfail(strict=True, reason="RabbitMQ sets it aside, and nobody answers its sender")
+def test_a_sender_is_told_that_its_command_expired_in_the_queue(worker, housekeeping, broker, shop):
+    """Celery passes `expires` on to RabbitMQ, which then drops the message before a worker sees it."""
+    options = {"queue": "allocation.commands", "declare": (), "expires": 0.1}
+    worker.stop()
+    sent = shop.app.send_task("allocation.allocate", ("o1", "LAMP", 1), **options)
+    eventually(lambda: broker.waiting("allocation.commands") == 0, what="its expiry")
+    worker.start()
+
+    assert type(sent.get(timeout=20, propagate=False)).__name__ == "Expired"
