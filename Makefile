@@ -32,7 +32,7 @@ help: ## list these commands
 	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
 	@echo "make test [SEED=N]                     the whole test suite, on servers of its own; N repeats the random tests of a run"
 	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes docs/"
-	@echo "make chaos    kill workers and servers under load, and see that nothing is lost or doubled"
+	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
 	@echo "make demo-vip [PURCHASES=FILE]         play real purchases through the example project"
 	@echo "make check    lint, format, types, layer contracts, pinned versions, no secrets"
 	@echo "make format   put the code into the house format"

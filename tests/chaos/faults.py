@@ -56,9 +56,9 @@ def kill_at_refusals(world: World, traffic: Traffic, rng: random.Random) -> None
         doomed = rng.choice([WORKERS, WORKERS[:1], WORKERS[1:]])
         world.wait_until_ready(*doomed)
         sku = f"{traffic.prefix}-late{turn}"
-        for number in range(25):
-            traffic.order("allocate", orderid=f"{sku}-o{number}", sku=sku, qty=1)
-        last(rng.uniform(0, 0.1))
+        orders = [traffic.order("allocate", orderid=f"{sku}-o{n}", sku=sku, qty=1) for n in range(25)]
+        eventually(lambda orders=orders: any(one.answered for one in orders), 60, "a refusal")  # type: ignore[misc]
+        last(rng.uniform(0, 0.05))  # acknowledgements wait for company
         world.kill(*doomed)
         traffic.order("create_batch", ref=f"b-{sku}", sku=sku, qty=20, eta=None)
         world.start_again(*doomed)
