@@ -83,7 +83,7 @@ $(VENV): $(RUN)
 
 # A virtual environment does not start when it was copied or half made, or when its Python is gone after an
 # upgrade of the system: it is made again from nothing.
-$(RUN): requirements.txt $(if $(shell $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && echo starts),,rebuild)
+$(RUN): requirements.txt requirements-server.txt $(if $(shell $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && echo starts),,rebuild)
 	@test -n '$(PYTHON)' || { echo "This needs Python 3.11 or newer, and none was found on the PATH." \
 		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c '$(IS_SUPPORTED)' 2>/dev/null || { echo "This needs Python 3.11 or newer, and $(PYTHON) is" \
