@@ -185,7 +185,7 @@ def test_every_service_that_stays_has_a_health_check(name: str):
 
 @pytest.mark.parametrize("name", ["worker", "housekeeping", "beat", "flower"])
 def test_what_uses_the_database_waits_for_the_migration_and_stops_before_the_servers(name: str):
-    """The schema is there before the first message is read, and the servers until the last one is answered."""
+    """The schema is there before the first message is read, the servers until the last is answered."""
     conditions = {on: what["condition"] for on, what in SERVICES[name]["depends_on"].items()}
 
     assert conditions == {
