@@ -1,5 +1,6 @@
 # One image for every role: migration, workers, beat, Flower and the mail catcher differ in their command only.
-FROM python:3.12-slim
+ARG PYTHON_VERSION=3.12
+FROM python:${PYTHON_VERSION}-slim
 
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -9,19 +10,21 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 WORKDIR /app
 
 # Requirements first: a change of the code does not install them again.
-COPY requirements.txt .
-RUN pip install -r requirements.txt
+COPY requirements-server.txt .
+RUN pip install -r requirements-server.txt
 
 COPY messaging messaging
 COPY allocation allocation
 COPY tasks tasks
 COPY local local
-COPY celeryconfig.py flowerconfig.p[y] ./
+COPY celeryconfig.py flowerconfig.py ./
 
-# The code stays root's: what runs may write to its data folder and nowhere else.
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin app \
+# The code stays root's, readable whatever the umask of the checkout was: what runs may write to its data folder
+# and nowhere else. No VOLUME: each container would leave an anonymous one behind.
+RUN chmod -R a+rX /app \
+    && python -m compileall -q /app \
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin app \
     && mkdir /data && chown app /data
 USER app
-VOLUME /data
 
 CMD ["celery", "-A", "tasks", "worker", "--loglevel=INFO"]

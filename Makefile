@@ -25,12 +25,13 @@ PURCHASES ?= data/purchases.csv
 # Of the random tests; `make test SEED=…` repeats a run's.
 SEED := $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: help demo up test check format clean docs bench bench-full chaos demo-vip
+.PHONY: help demo up test test-containers check format clean docs bench bench-full chaos demo-vip
 
 help: ## list these commands
 	@echo "make demo [BATCHES=FILE ORDERS=FILE]   play the real orders through real servers, and stop them"
 	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
 	@echo "make test [SEED=N]                     the whole test suite, on servers of its own; N repeats the random tests of a run"
+	@echo "make test-containers [WRITE_DOCS=1]    docs/on-a-server.md on the Docker of this machine; 1 writes its figures there"
 	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes docs/"
 	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
 	@echo "make demo-vip [PURCHASES=FILE]         play real purchases through the example project"
@@ -46,6 +47,9 @@ up: $(RUN)
 
 test: $(DEV)
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+
+test-containers: $(DEV)
+	$(PY) -m pytest tests/containers $(if $(WRITE_DOCS),--write-docs) $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(PY) -m ruff check .
@@ -83,7 +87,7 @@ $(VENV): $(RUN)
 
 # A virtual environment does not start when it was copied or half made, or when its Python is gone after an
 # upgrade of the system: it is made again from nothing.
-$(RUN): requirements.txt $(if $(shell $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && echo starts),,rebuild)
+$(RUN): requirements.txt requirements-server.txt $(if $(shell $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && echo starts),,rebuild)
 	@test -n '$(PYTHON)' || { echo "This needs Python 3.11 or newer, and none was found on the PATH." \
 		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c '$(IS_SUPPORTED)' 2>/dev/null || { echo "This needs Python 3.11 or newer, and $(PYTHON) is" \

@@ -20,6 +20,8 @@ from packaging.utils import canonicalize_name
 from messaging import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What runs: the package has to allow it.
+RUNS = {"requirements.txt", "requirements-server.txt"}
 #: What a virtual environment brings itself.
 OF_THE_ENVIRONMENT = {"pip", "setuptools", "wheel"}
 #: Passwords that are no secrets: RabbitMQ's own for loopback, and what tests and examples make up.
@@ -85,10 +87,10 @@ def package() -> dict[str, Any]:
 
 
 def not_allowed() -> list[str]:
-    """Return the ranges of the package that no pin of requirements.txt meets: they are not tested."""
+    """Return the ranges of the package that no pin of what runs meets: they are not tested."""
     pins = {
         canonicalize_name(one.name): one.specifier
-        for one in (Requirement(text) for file, text in requirements() if file == "requirements.txt")
+        for one in (Requirement(text) for file, text in requirements() if file in RUNS)
     }
     ranges = [*package()["dependencies"], *chain(*package()["optional-dependencies"].values())]
     found = []

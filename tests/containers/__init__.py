@@ -1,0 +1,1 @@
+"""The containers, really run: `make test-containers`."""

@@ -1,0 +1,50 @@
+"""Runs when it is asked for by name (`make test-containers`), never as a part of the whole suite."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.containers.docker import compose_command
+from tests.containers.figures import Figures
+from tests.containers.server import Server
+from tests.programs import missing
+
+FIGURES = pytest.StashKey[Figures]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Have the measured figures written where readers find them."""
+    parser.addoption("--write-docs", action="store_true", help="write the figures into docs/on-a-server.md")
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Leave this folder alone unless it was named: it builds an image, and takes minutes."""
+    return None if any("containers" in argument for argument in config.args) else True
+
+
+@pytest.fixture(scope="session")
+def figures(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterator[Figures]:
+    """What was measured; printed at the end, and written where that was asked for and all of it passed."""
+    figures = Figures()
+    yield figures
+    pytestconfig.stash[FIGURES] = figures
+    if pytestconfig.getoption("write_docs") and not request.session.testsfailed:
+        figures.write()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was measured."""
+    if FIGURES in config.stash:
+        terminalreporter.section("figures")
+        terminalreporter.write_line(config.stash[FIGURES].table())
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that was set up as the page says."""
+    compose = compose_command()
+    if compose is None:
+        missing("Docker", "a daemon that answers, with Compose 2 or docker-compose")
+    with Server(tmp_path_factory.mktemp("server"), compose) as server:
+        server.start()
+        yield server
