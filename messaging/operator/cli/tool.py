@@ -124,7 +124,9 @@ class ToolGroup(Group):
         except MessagingError as error:
             raise Failure(str(error)) from error
         except DATABASE_ERRORS as error:
-            raise NoAnswer(f"The database does not do it: {_first_line(error)}") from error
+            raise NoAnswer(
+                f"The database does not answer, or rejected the request: {_first_line(error)}"
+            ) from error
         except (OperationalError, BackendError, ConnectionError) as error:
             raise NoAnswer(f"The broker or the result backend is away: {describe(error)}") from error
         except KeyboardInterrupt:
