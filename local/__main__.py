@@ -12,6 +12,7 @@ from rich.table import Table
 
 from local.child import ChildFailedError, die_with_parent
 from local.folder import FolderInUseError, NotOurFolderError
+from local.hints import elsewhere, next_steps, server_of
 from local.postgres import NoPostgresError
 from local.redis import NoRedisError
 from local.settings import LocalSettings
@@ -47,6 +48,7 @@ def main() -> int:
         stack.start()
         _show_login(stack)
         _say("ready")
+        _say(f"\n{next_steps(settings)}")
         while True:
             signal.pause()
     except StoppedBySignal:
@@ -79,14 +81,14 @@ def _ignore_signals() -> None:
 
 def _show(stack: Stack) -> None:
     """Print where everything is, without secrets."""
-    table = Table("what", "address", title="allocation backend", title_justify="left")
+    table = Table("what", "address", "served by", title="allocation backend", title_justify="left")
     for name, address in stack.addresses.shown().items():
-        table.add_row(name, address)
-    table.add_row("data and logs", str(stack.settings.folder))
+        table.add_row(name, address, server_of(name, stack.settings))
+    table.add_row("data and logs", str(stack.settings.folder), "")
     # A pipe has no width: what is in a file should not be cut to 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    sys.stdout.flush()
+    _say(elsewhere(stack.settings))
 
 
 def _show_login(stack: Stack) -> None:

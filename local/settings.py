@@ -47,6 +47,21 @@ class LocalSettings(BaseSettings):
         return (ROOT / self.data_dir.expanduser()).resolve()
 
     @property
+    def given(self) -> dict[str, str]:
+        """Return what is served elsewhere, by what it is, and the variable that says so."""
+        urls = {
+            "broker": "broker_url",
+            "results": "result_backend_url",
+            "database": "database_url",
+            "mail": "smtp_url",
+        }
+        return {
+            what: f"ALLOCATION_{name.upper()}"
+            for what, name in urls.items()
+            if getattr(self, name) is not None
+        }
+
+    @property
     def needs_redis(self) -> bool:
         """Tell whether the broker or the results, or both, are ours to serve."""
         return self.broker_url is None or self.result_backend_url is None

@@ -257,9 +257,16 @@ class Client:
             if not isinstance(cause, away):
                 raise
             raise Unavailable(
-                f"The broker or the result backend is away ({type(cause).__name__});"
+                f"The {_server(error)} is away ({type(cause).__name__});"
                 f" send it again with the idempotency key {key!r}"
             ) from None
+
+
+def _server(error: Exception) -> str:
+    """Return which server does not answer, where the error tells."""
+    if isinstance(error, (KombuError, NotFound)):
+        return "broker"
+    return "result backend" if isinstance(error, RuntimeError) else "broker or the result backend"
 
 
 def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ class MessagingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env",
+        env_ignore_empty=True,  # a line of .env that was not filled in
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,  # addresses hold passwords

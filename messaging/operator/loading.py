@@ -11,11 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from celery.exceptions import TimeoutError as NoAnswerInTime
-from celery.result import AsyncResult
-
 from messaging.bus import MessageBus
-from messaging.errors import InvalidMessage, describe
+from messaging.client import Answer, NotAnswered
+from messaging.errors import InvalidMessage, Unavailable, describe
 from messaging.messages import Command
 from messaging.operator.sending import Sender
 from messaging.validation import from_dict, model
@@ -89,9 +87,10 @@ class Load:
         """Yield each line once it has its answer.
 
         Raises:
-            celery.exceptions.TimeoutError: no answer came in time; what was sent stays in its queue.
+            NotAnswered: no answer came in time; what was sent stays in its queue.
+            Unavailable: the broker, the result backend or the database is away.
         """
-        waiting: deque[tuple[Line, AsyncResult[Any]]] = deque()
+        waiting: deque[tuple[Line, Answer]] = deque()
         for line in lines:
             if line.command is None:
                 yield line
@@ -102,10 +101,10 @@ class Load:
         while waiting:
             yield self._collect(*waiting.popleft())
 
-    def _collect(self, line: Line, result: AsyncResult[Any]) -> Line:
+    def _collect(self, line: Line, sent: Answer) -> Line:
         try:
-            return _with(line, result.get(timeout=self.timeout_s), None)
-        except NoAnswerInTime:
+            return _with(line, self.sender.answer(sent, self.timeout_s), None)
+        except (NotAnswered, Unavailable):
             raise
         except Exception as error:  # noqa: BLE001  # a refusal, of whatever class the worker says
             return _with(line, None, describe(error))

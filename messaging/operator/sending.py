@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from celery import Celery
-from celery.result import AsyncResult
 
+from messaging.client import Answer, Client
 from messaging.delivery import Delivery, new_id
-from messaging.messages import IDEMPOTENCY_KEY, Command, Event, to_dict
+from messaging.messages import Command, Event
+from messaging.postgres.inbox import known_errors
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
-from messaging.texts import cut
 from messaging.unit_of_work import Raised
 from messaging.worker.housekeeping import send_known
 
@@ -26,18 +26,30 @@ class Sender:
     app: Celery
     runtime: Runtime
 
-    def send(self, command: Command, key: str | None = None) -> AsyncResult[Any]:
-        """Enqueue a command; its answer is the result's `get`. Its effect happens once for each key."""
-        project, task_id = self.runtime.project, str(uuid.uuid4())
-        return self.app.send_task(
-            project.command_task(type(command)),
-            kwargs=to_dict(command),
-            task_id=task_id,
-            headers={IDEMPOTENCY_KEY: key or task_id},
-            queue=project.commands_queue,
-            argsrepr=cut(repr(command)),
-            kwargsrepr="{}",
+    @cached_property
+    def client(self) -> Client:
+        """Return the typed client of the project, as other apps have it."""
+        project, settings = self.runtime.project, self.runtime.settings
+        return Client(
+            project.name,
+            settings.broker_url,
+            settings.result_backend_url,
+            refusals=known_errors(project.refusals).values(),
+            signing=settings.signing,
+            ca_file=settings.tls_ca_file,
         )
+
+    def send(self, command: Command, key: str | None = None) -> Answer:
+        """Enqueue a command. Its effect happens once for each key.
+
+        Raises:
+            Unavailable: the broker or the result backend is away.
+        """
+        return self.client.delay(command, key=key)
+
+    def answer(self, sent: Answer, timeout_s: float) -> Any:
+        """Wait for the answer to a command; raises as `Client.answer`."""
+        return self.client.answer(sent, timeout_s)
 
     def raise_event(self, event: Event) -> list[Delivery]:
         """Write a delivery for every handler of an event, send them and return them."""

@@ -1,5 +1,7 @@
 """`make up`, as a user runs it: everything answers, and nothing stays behind."""
 
+import itertools
+import os
 import re
 import signal
 import socket
@@ -36,6 +38,10 @@ def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[
         assert _flower_health(environment) == "OK"
         for name in PORTS:
             assert environment[f"ALLOCATION_{name}_PORT"] in said
+
+        pasted = _paste(_read_next_steps(up))
+        assert "PostgreSQL" in pasted
+        assert "'batch-1'" in pasted
 
         up.terminate()
         assert up.wait(60) == 0
@@ -157,7 +163,43 @@ def test_given_addresses_are_shown_without_their_passwords(environment: dict[str
     assert secret not in result.stdout + result.stderr
 
 
+def test_a_server_that_is_set_is_shown_as_not_started_here(environment: dict[str, str], free_port: int):
+    """All four are set, so nothing but our programs would be started; the database is away."""
+    for name, scheme in ADDRESSES.items():
+        environment[f"ALLOCATION_{name}"] = f"{scheme}://{LOOPBACK}:{free_port}/0"
+
+    result = subprocess.run(COMMAND, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+
+    assert result.returncode == 1
+    assert "Not started here, because an address is set: broker, results, database, mail." in result.stdout
+    assert result.stdout.count("elsewhere, by ALLOCATION_") == 4
+    assert "The database does not answer" in result.stderr
+
+
+ADDRESSES = {
+    "BROKER_URL": "redis",
+    "RESULT_BACKEND_URL": "redis",
+    "DATABASE_URL": "postgresql+psycopg2",
+    "SMTP_URL": "smtp",
+}
 _CAPTURED = {"capture_output": True, "text": True, "timeout": 60}
+
+
+def _read_next_steps(up: subprocess.Popen[str]) -> list[str]:
+    """Return the lines that it offers for another terminal after `ready`."""
+    assert up.stdout is not None
+    lines = list(itertools.takewhile(lambda line: "after a change" not in line, up.stdout))
+    return [line.strip() for line in lines if line.startswith("  ")]
+
+
+def _paste(lines: list[str]) -> str:
+    """Run the lines in a shell that knows nothing of the settings here, and return what they print."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        ["sh", "-ec", "\n".join(lines)], env=environment, check=False, **_CAPTURED | {"timeout": 120}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(done.stdout)
 
 
 def _names(family: list[psutil.Process]) -> set[str]:

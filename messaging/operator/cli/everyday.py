@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from celery.exceptions import TimeoutError as NoAnswerInTime
 
-from messaging.errors import describe
+from messaging.client import CommandFailed, NotAnswered
+from messaging.errors import Unavailable, describe
 from messaging.messages import Command, Event
 from messaging.operator.check import Checkup, Finding
 from messaging.operator.cli.options import json_option, timeout_option
@@ -101,20 +101,22 @@ def execute(
     tool: Tool, command: Command, timeout_s: float, key: str | None = None, as_json: bool = False
 ) -> None:
     """Send a command, wait for its answer and print it."""
-    result = tool.sender.send(command, key)
+    sent = tool.sender.send(command, key)
     try:
-        answer = result.get(timeout=timeout_s)
-    except NoAnswerInTime:
+        answer = tool.sender.answer(sent, timeout_s)
+    except NotAnswered:
         raise NoAnswer(
-            f"No answer in {timeout_s:g} s. The command is in its queue under the id {result.id}, and is"
+            f"No answer in {timeout_s:g} s. The command is in its queue under the id {sent.id}, and is"
             " carried out when a worker runs."
         ) from None
+    except Unavailable:
+        raise
+    except CommandFailed as error:
+        raise Failure(str(error)) from error
     except Exception as error:
-        if type(error).__module__.startswith(("kombu", "redis", "celery.exceptions")):
-            raise
         raise Failure(describe(error)) from error
     if as_json:
-        print_json({"task_id": result.id, "command": repr(command), "result": answer})
+        print_json({"task_id": sent.id, "command": repr(command), "result": answer})
     else:
         console().print(f"{command!r}: {answer!r}", soft_wrap=True)
 
@@ -196,8 +198,10 @@ def load(tool: Tool, file: Path, refused: Path | None, timeout_s: float) -> None
         _send_all(tool, lines, settled, timeout_s)
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted: {_so_far(settled, lines)}") from None
-    except NoAnswerInTime:
+    except NotAnswered:
         raise NoAnswer(f"No answer in {timeout_s:g} s: {_so_far(settled, lines)}") from None
+    except Unavailable as error:
+        raise NoAnswer(f"{error}: {_so_far(settled, lines)}") from None
     _report(kind, settled, refused)
 
 

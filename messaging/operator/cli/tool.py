@@ -13,7 +13,7 @@ from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 
-from messaging.errors import InvalidMessage, MessagingError, describe
+from messaging.errors import InvalidMessage, MessagingError, Unavailable, describe
 from messaging.operator.actions import here
 from messaging.operator.check import settings_problem
 from messaging.operator.sending import Sender
@@ -73,7 +73,7 @@ class Tool:
         app: Celery = symbol_by_name(self.app_path)
         return app
 
-    @property
+    @cached_property
     def sender(self) -> Sender:
         """Return what sends commands as another app does."""
         return Sender(self.app, self.runtime)
@@ -119,10 +119,14 @@ class ToolGroup(Group):
             raise Failure(f"Settings: {settings_problem(ctx.obj.project, error)}") from error
         except InvalidMessage as error:
             raise Failure(f"InvalidMessage: {error}") from error
+        except Unavailable as error:
+            raise NoAnswer(f"{error}. `{ctx.info_name} check` says what is wrong") from error
         except MessagingError as error:
             raise Failure(str(error)) from error
         except DATABASE_ERRORS as error:
-            raise NoAnswer(f"The database does not do it: {_first_line(error)}") from error
+            raise NoAnswer(
+                f"The database does not answer, or rejected the request: {_first_line(error)}"
+            ) from error
         except (OperationalError, BackendError, ConnectionError) as error:
             raise NoAnswer(f"The broker or the result backend is away: {describe(error)}") from error
         except KeyboardInterrupt:

@@ -1,0 +1,63 @@
+"""What `make up` says besides the addresses: who serves what, and lines to paste into another terminal."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from local.child import ROOT
+from local.settings import LocalSettings
+
+#: The variables that the operator's tool goes by, with the addresses that they move.
+PORTS = ("redis_port", "postgres_port", "smtp_port")
+
+
+def server_of(what: str, settings: LocalSettings) -> str:
+    """Return who serves one of the addresses."""
+    return f"elsewhere, by {settings.given[what]}" if what in settings.given else "make up"
+
+
+def elsewhere(settings: LocalSettings) -> str:
+    """Return a line on what is not served here; empty if everything is."""
+    if not settings.given:
+        return ""
+    return (
+        f"Not started here, because an address is set: {', '.join(settings.given)}."
+        " To have one of them served here on another port, set its port instead of its address."
+    )
+
+
+def next_steps(settings: LocalSettings, environment: Mapping[str, str] = os.environ) -> str:
+    """Return lines for another terminal: the settings that only this one has, and what to try."""
+    tool = f"{shlex.quote(_python())} -m allocation"
+    lines = [
+        f"cd {shlex.quote(str(ROOT))}",
+        *_exports(settings, environment),
+        f"{tool} check                            # is everything there?",
+        f"{tool} create-batch batch-1 LAMP 100",
+        f"{tool} allocate order-1 LAMP 3          # batch-1",
+        f"{tool} stock LAMP",
+        f"{tool} deliveries list                  # what failed",
+    ]
+    return "Try in another terminal:\n\n" + "".join(f"  {line}\n" for line in lines) + _RESTART
+
+
+_RESTART = "\nWorkers run the code that they started with: after a change, Ctrl-C and `make up` again."
+
+
+def _exports(settings: LocalSettings, environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is set in this terminal alone; a file .env is read by the tool as well."""
+    for name in PORTS:
+        variable = f"ALLOCATION_{name.upper()}"
+        if environment.get(variable):
+            yield f"export {variable}={getattr(settings, name)}"
+    for variable in settings.given.values():
+        if environment.get(variable):
+            yield f"# export {variable}=…, as in this one"
+
+
+def _python() -> str:
+    """Return the Python that runs here, short where it is the project's own."""
+    python = Path(sys.executable)
+    return str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else str(python)

@@ -1,0 +1,56 @@
+"""One set of variables, or one `.env`, serves the servers of one machine and the tools alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from allocation.config import Settings
+from local.settings import LocalSettings
+from local.stack import addresses_of
+
+DOTENV = """
+ALLOCATION_REDIS_PORT=8390
+ALLOCATION_POSTGRES_PORT=8490
+ALLOCATION_SMTP_PORT=8025
+ALLOCATION_RESULT_BACKEND_URL=
+"""
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """Return the addresses by their variables."""
+    names = ("broker_url", "database_url", "result_backend_url", "smtp_url")
+    return {f"ALLOCATION_{name.upper()}": getattr(settings, name) for name in names}
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set on this machine does not count."""
+    for name in ("BROKER_URL", "DATABASE_URL", "RESULT_BACKEND_URL", "SMTP_URL"):
+        monkeypatch.delenv(f"ALLOCATION_{name}", raising=False)
+
+
+def test_one_dotenv_file_with_ports_serves_the_servers_and_the_tools(tmp_path: Path):
+    file = tmp_path / ".env"
+    file.write_text(DOTENV)
+
+    tools, servers = Settings(_env_file=file), LocalSettings(_env_file=file)
+
+    assert shown(tools) == addresses_of(servers).environment()
+    assert tools.broker_url == "redis://127.0.0.1:8390/0"
+    assert tools.database_url == "postgresql+psycopg2://allocation@127.0.0.1:8490/allocation"
+
+
+def test_without_a_port_both_have_the_same_defaults():
+    assert shown(Settings(_env_file=None)) == addresses_of(LocalSettings(_env_file=None)).environment()
+
+
+def test_an_address_that_is_set_stays_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ALLOCATION_REDIS_PORT", "8390")
+    monkeypatch.setenv("ALLOCATION_BROKER_URL", "amqp://rabbitmq.example.com//")
+
+    settings = Settings(_env_file=None)
+
+    assert settings.broker_url == "amqp://rabbitmq.example.com//"
+    assert settings.result_backend_url == "redis://127.0.0.1:8390/1"
