@@ -163,7 +163,10 @@ class PostgresProductRepository(PostgresRepository[Product]):
         else:
             self.transaction.write(UPDATE_BATCH, (*now.quantities, *loaded.quantities, batch.reference))
         before = loaded.lines if loaded else ()
-        self._write_each(DELETE_LINE, ((*_key(line),) for line in before if line not in now.lines))
+        lost = [_key(line) for line in before if line not in now.lines]
+        self._write_each(DELETE_LINE, lost)
+        # One that was there all the same would keep its line from being reported.
+        self._write_each(DELETE_SHORTAGE, lost)
         self._write_each(
             INSERT_LINE, ((*_key(line), batch.reference) for line in now.lines if line not in before)
         )

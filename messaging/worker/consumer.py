@@ -18,6 +18,9 @@ from celery.utils.objects import Bunch
 
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
+from messaging.messages import Command
+from messaging.postgres.inbox import Answer
+from messaging.postgres.unit_of_work import CommandJob
 from messaging.texts import storable
 from messaging.worker.message_checks import (
     MAX_DEPTH,
@@ -27,6 +30,7 @@ from messaging.worker.message_checks import (
     check_message,
     timestamp,
 )
+from messaging.worker.request import tell
 from messaging.worker.solo import SoloConsumer
 from messaging.worker.task_events import BatchingConsumer
 
@@ -156,13 +160,20 @@ class Consumer(BatchingConsumer, SoloConsumer):
             return
         asked = {name: _text(message.properties.get(name)) for name in ("reply_to", "correlation_id")}
         nothing = dict.fromkeys(("root_id", "group", "chord", "chain", "errbacks"))
-        request = Bunch(name=_text(fields.get("task")), **asked, **nothing)
+        request = Bunch(name=_text(fields.get("task")), ignore_result=False, **asked, **nothing)
         try:
-            self.app.backend.mark_as_failure(task_id, error, request=request)
+            tell(self.app.backend, task_id, self._outcome(message, task_id, error), request)
             if self.event_dispatcher:
                 self.event_dispatcher.send("task-failed", uuid=task_id, exception=repr(error))
         except Exception:
             logger.exception("The sender of %r could not be told that its message was refused", task_id)
+
+    def _outcome(self, message: Any, task_id: str, error: Exception) -> Answer:
+        """Return what a message that comes again was answered before: another release may have read it."""
+        inbox = getattr(self.app.runtime, "inbox", None)
+        if inbox is None or not (message.delivery_info or {}).get("redelivered"):
+            return Answer(error=error)
+        return inbox.answer(CommandJob(task_id, Command(), task_id)) or Answer(error=error)
 
 
 def put_off(message: Any) -> bool:

@@ -149,7 +149,9 @@ def _check_table(name: str, table: Any) -> None:
     _require(isinstance(table, dict), name, "must be a table")
     _require(_is_flat(table), name, f"are nested more than {MAX_DEPTH} deep")
     size = sum(
-        len(key) + len(value if isinstance(value, str) else repr(value)) for key, value in table.items()
+        len(key) + len(value if isinstance(value, str) else repr(value))
+        for key, value in table.items()
+        if key != "redelivered"  # the broker adds it to what it has taken before
     )
     _require(size <= MAX_HEADERS, name, f"are over {MAX_HEADERS} characters")
 

@@ -49,11 +49,13 @@ class Received:
         """Return the command at a position: its id and its default key follow from the message's.
 
         Raises:
-            InvalidMessage: the key cannot be one.
+            InvalidMessage: its id or its key cannot be one.
         """
-        own = f"{self.key}.{position}" if self.key else None
-        key = own if key is None else checked_name(IDEMPOTENCY_KEY, key)
-        return replace(self, task_id=f"{self.task_id}.{position}", task=task, key=key)
+        task_id = checked_name("id", f"{self.task_id}.{position}")
+        if key is None and self.key:
+            key = f"{self.key}.{position}"
+        key = None if key is None else checked_name(IDEMPOTENCY_KEY, key)
+        return replace(self, task_id=task_id, task=task, key=key)
 
     def job(self, command: Command) -> CommandJob:
         """Return the job of carrying the command out."""

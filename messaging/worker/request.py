@@ -78,6 +78,20 @@ class Request(CeleryRequest):
 class CommandRequest(Request):
     """Leaves expiry to the task, which knows whether the command was carried out before."""
 
+    _hard_limit: float | None = None
+
+    @property
+    def time_limits(self) -> tuple[float | None, None]:
+        """Return the message's hard limit alone.
+
+        A soft one is an exception at any moment, also after the commit, and would be told as the outcome.
+        """
+        return self._hard_limit, None
+
+    @time_limits.setter
+    def time_limits(self, limits: tuple[float | None, float | None]) -> None:
+        self._hard_limit = limits[0]
+
     def maybe_expire(self) -> bool:
         """Tell Celery never to revoke a command because of its age."""
         return False
@@ -100,15 +114,16 @@ class CommandRequest(Request):
             return
         self._already_revoked = True
         task_ready(self)
-        self._tell(answer)
+        tell(self.task.backend, self.id, answer, self._context)
         self.acknowledge()
 
-    def _tell(self, answer: Answer) -> None:
-        backend = self.task.backend
-        if answer.error is None:
-            backend.mark_as_done(self.id, answer.result, request=self._context)
-        else:
-            backend.mark_as_failure(self.id, answer.error, request=self._context)
+
+def tell(backend: Any, task_id: str, answer: Answer, request: Any) -> None:
+    """Store an answer as the result of a message."""
+    if answer.error is None:
+        backend.mark_as_done(task_id, answer.result, request=request)
+    else:
+        backend.mark_as_failure(task_id, answer.error, request=request)
 
 
 class Task(celery.Task):

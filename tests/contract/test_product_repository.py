@@ -228,6 +228,23 @@ def test_a_line_that_was_reported_and_found_stock_again_is_reported_again(wareho
     assert warehouse.events.count(OutOfStock("LAMP")) == 2
 
 
+def test_a_line_that_loses_its_stock_is_reported_although_an_older_release_left_its_shortage(
+    clean_database: str,
+):
+    """That release allocates a line without a look at the table of shortages."""
+    warehouse = PostgresWarehouse(clean_database)
+    warehouse.handle(CreateBatch("b1", "LAMP", 10))
+    warehouse.handle(Allocate("o1", "LAMP", 10))
+    with warehouse.engine.begin() as connection:
+        connection.execute(text("INSERT INTO shortages VALUES ('o1', 'LAMP', 10)"))
+
+    warehouse.handle(ChangeBatchQuantity("b1", 0))
+    warehouse.react(Deallocated("o1", "LAMP", 10))
+
+    assert warehouse.events.count(OutOfStock("LAMP")) == 1
+    warehouse.engine.dispose()
+
+
 def test_a_batch_can_shrink_to_nothing_and_grow_again(stocked):
     stocked.handle(Allocate("o1", "LAMP", 10))
     stocked.handle(ChangeBatchQuantity("shelf", 0))

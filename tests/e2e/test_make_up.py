@@ -196,10 +196,10 @@ def _paste(lines: list[str]) -> str:
     """Run the lines in a shell that knows nothing of the settings here, and return what they print."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
-        ["sh", "-ec", "\n".join(lines)],
+        ["/bin/sh", "-ec", "\n".join(lines)],
         env=environment,
         check=False,
-        **_CAPTURED | {"timeout": 120},  # noqa: S607
+        **_CAPTURED | {"timeout": 120},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return str(done.stdout)

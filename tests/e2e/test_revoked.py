@@ -1,15 +1,18 @@
-"""An operator terminates a command that runs: what its sender is told is what happened."""
+"""Ended from outside, refused when it comes again: what the sender of a command is told is what happened."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from celery.exceptions import TaskRevokedError
+import redis
+from celery import exceptions
 from sqlalchemy import create_engine, text
 
 from local.waiting import eventually
+from tests.e2e.hostile_messages import good
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -59,7 +62,7 @@ def test_a_command_that_was_terminated_before_it_committed_is_told_revoked_and_h
         sent = shop.send("allocate", "o1", sku, 1)
         eventually(lambda: waiting(backend, "BEGIN"), what="the command at the lock")
         shop.app.control.revoke(sent.id, terminate=True, signal="SIGKILL")
-        with pytest.raises(TaskRevokedError):
+        with pytest.raises(exceptions.TaskRevokedError):
             sent.get(timeout=30)
 
     assert shop.ask("allocate", "o2", sku, 1) == f"batch-{sku}"
@@ -67,3 +70,55 @@ def test_a_command_that_was_terminated_before_it_committed_is_told_revoked_and_h
     assert backend.sql("SELECT error->>'type' FROM inbox WHERE task_id = :id", id=sent.id) == [
         ("TaskRevokedError",)
     ]
+
+
+def test_a_soft_time_limit_of_a_sender_is_not_told_as_the_outcome(shop, sku, backend):
+    """It would be raised at any moment, also after the commit."""
+    with locked(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku):
+        sent = shop.app.send_task(
+            "allocation.allocate",
+            ("o1", sku, 1),
+            queue="allocation.commands",
+            soft_time_limit=0.2,
+            declare=(),
+        )
+        eventually(lambda: waiting(backend, "BEGIN"), what="the command at the lock")
+        with pytest.raises(exceptions.TimeoutError):
+            sent.get(timeout=0.6)
+
+    assert sent.get(timeout=30) == f"batch-{sku}"
+
+
+def test_a_delivery_that_was_revoked_is_still_made(shop, sku, backend, mail_is_down):
+    """Its messages all have its id; an operator gives it up by discarding it."""
+    shop.ask("allocate", "o1", sku, 99)
+    failed = "SELECT id::text FROM deliveries WHERE status = 'failed' AND payload->>'sku' = :sku"
+    [(delivery,)] = eventually(lambda: backend.sql(failed, sku=sku), what="the failed delivery")
+    shop.app.control.revoke(delivery, reply=True)
+    mail_is_down.start()
+
+    backend.sql(
+        "UPDATE deliveries SET status = 'pending', finished_at = NULL, attempts = 0, reruns = 1"
+        " WHERE id = CAST(:id AS uuid) RETURNING 1",
+        id=delivery,
+    )
+    shop.app.send_task(
+        "allocation.send_out_of_stock_notification", task_id=delivery, queue="allocation.events", declare=()
+    )
+
+    done = "SELECT 1 FROM deliveries WHERE status = 'done' AND payload->>'sku' = :sku"
+    eventually(lambda: backend.sql(done, sku=sku), what="the mail")
+
+
+def test_a_copy_that_this_release_cannot_read_is_answered_as_the_first_was(shop, sku, backend, broker):
+    """Its headers grew on the way back, or the release before allowed more."""
+    first = shop.send("allocate", "o1", sku, 1)
+    assert first.get(timeout=30) == f"batch-{sku}"
+    shop.app.AsyncResult(first.id).forget()
+    copy = good("allocation.allocate", {"orderid": "o1", "sku": sku, "qty": 1}, first.id)
+    copy["body"] = "not the base64 of anything that a task could read"
+    copy["properties"]["delivery_info"]["redelivered"] = True
+    with redis.Redis.from_url(broker.broker_url) as client:
+        client.lpush("allocation.commands", json.dumps(copy))
+
+    eventually(lambda: shop.app.AsyncResult(first.id).state == "SUCCESS", what="the answer to the copy")

@@ -261,6 +261,17 @@ def test_the_text_of_a_database_error_is_not_told(app: MessagingApp, tell):
     assert "allocations" not in str(answer.error)
 
 
+def test_a_command_of_many_whose_own_id_would_be_too_long_is_refused(app: MessagingApp):
+    """Its id is the cause of its events, and no message may carry a longer one."""
+    order = ["allocation.allocate", {"orderid": "o1", "sku": "NONE", "qty": 1}]
+
+    outcomes, _ = handle_many(app.runtime, message(task_id="x" * 254), [order])
+    keyed, _ = handle_many(app.runtime, message(key="k" * 254), [order])
+
+    assert outcomes[0]["error"]["message"] == "id must be a text of 1 to 255 printable characters"
+    assert keyed[0]["error"]["message"] == "idempotency_key must be a text of 1 to 255 printable characters"
+
+
 def test_many_commands_that_are_cut_off_again_and_again_come_to_their_end(app: MessagingApp):
     """Each run is cut off after two refusals; one that was told once costs no further attempt."""
     commands = [["allocation.allocate", {"orderid": f"o{n}", "sku": "NONE", "qty": 1}] for n in range(6)]
