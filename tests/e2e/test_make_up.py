@@ -196,7 +196,7 @@ def _paste(lines: list[str]) -> str:
     """Run the lines in a shell that knows nothing of the settings here, and return what they print."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
-        ["sh", "-ec", "\n".join(lines)], env=environment, check=False, **_CAPTURED | {"timeout": 120}
+        ["/bin/sh", "-ec", "\n".join(lines)], env=environment, check=False, **_CAPTURED | {"timeout": 120}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return str(done.stdout)
