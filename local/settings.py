@@ -55,11 +55,8 @@ class LocalSettings(BaseSettings):
             "database": "database_url",
             "mail": "smtp_url",
         }
-        return {
-            what: f"ALLOCATION_{name.upper()}"
-            for what, name in urls.items()
-            if getattr(self, name) is not None
-        }
+        set_ones = {what: name for what, name in urls.items() if getattr(self, name) is not None}
+        return {what: f"ALLOCATION_{name.upper()}" for what, name in set_ones.items()}
 
     @property
     def needs_redis(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,9 @@ class Message:
 @dataclass(frozen=True)
 class Command(Message):
     """An order to one recipient, named in the imperative; it raises to its sender."""
+
+    #: What the result None says, for people; senders and scripts get the None.
+    none_means: ClassVar[str] = "done"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from messaging.messages import Command, Name, Whole
 
@@ -22,6 +22,8 @@ class CreateBatch(Command):
 @dataclass(frozen=True)
 class Allocate(Command):
     """Reserve stock for an order line; the result is the batch reference, None when out of stock."""
+
+    none_means: ClassVar[str] = "out of stock"
 
     orderid: Name
     sku: Name

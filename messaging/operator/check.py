@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,8 +13,12 @@ import pydantic
 from celery import Celery
 from sqlalchemy import text
 
+from messaging.brokers import is_rabbitmq
+from messaging.delivery import Status
 from messaging.errors import describe
 from messaging.mail import SmtpServer
+from messaging.operator import queues
+from messaging.operator.stats import Overview, Statistics
 from messaging.postgres.heartbeats import Heartbeat
 from messaging.postgres.migrate import missing
 from messaging.project import Project
@@ -27,7 +32,18 @@ CLOCK_S = 5.0
 MISSED_BEATS = 4
 
 
+#: Where a check fails to be made, what it needs is what to look at.
+NEEDS = {"queues": "broker", "clocks": "database", "deliveries": "database", "dead letters": "database"}
+
 DATABASE_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())::float")
+
+
+class Notice(Exception):
+    """What an operator should look at although everything is there, and how."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what, self.remedy = what, remedy
 
 
 class Problem(Exception):
@@ -40,12 +56,17 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer of one check."""
+    """The answer of one check; one that is ok and has a remedy is work for an operator."""
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
+
+    @property
+    def state(self) -> str:
+        """Return `ok`, `look` or `wrong`."""
+        return ("look" if self.remedy else "ok") if self.ok else "wrong"
 
 
 @dataclass(frozen=True)
@@ -66,8 +87,11 @@ class Checkup:
             "results": self.results,
             "mail": self.mail,
             "workers": self.workers,
+            "queues": self.queues,
             "beat": self.beat,
             "clocks": self.clocks,
+            "deliveries": self.deliveries,
+            "dead letters": self.dead_letters,
         }
         for name, check in checks.items():
             finding = self._finding(name, check)
@@ -78,10 +102,12 @@ class Checkup:
     def _finding(self, name: str, check: Callable[[], str]) -> Finding:
         try:
             return Finding(name, True, check())
+        except Notice as notice:
+            return Finding(name, True, notice.what, notice.remedy)
         except Problem as problem:
             return Finding(name, False, problem.what, problem.remedy)
         except Exception as error:  # noqa: BLE001  # whatever a broken server makes a driver raise
-            return Finding(name, False, describe(error), self._remedy(name))
+            return Finding(name, False, describe(error), self._remedy(NEEDS.get(name, name)))
 
     def settings(self) -> str:
         """Read the settings."""
@@ -125,13 +151,45 @@ class Checkup:
 
     def workers(self) -> str:
         """Ask the workers which queues they read; every queue needs one."""
-        project = self.runtime.project
-        answers = self.app().control.inspect(timeout=ANSWER_S).active_queues() or {}
-        read = {queue["name"] for queues in answers.values() for queue in queues or []}
-        unread = {project.commands_queue, project.events_queue, project.housekeeping_queue} - read
+        unread = set(self.runtime.project.queues).difference(*self._read.values())
         if unread:
             raise Problem(f"nobody reads {', '.join(sorted(unread))}", self._remedy("workers"))
-        return f"{', '.join(sorted(answers))} read all queues"
+        return f"{', '.join(sorted(self._read))} read all queues"
+
+    @cached_property
+    def _read(self) -> dict[str, set[str]]:
+        """Return the queues that each worker reads."""
+        answers = self.app().control.inspect(timeout=ANSWER_S).active_queues() or {}
+        return {worker: {queue["name"] for queue in queues or []} for worker, queues in answers.items()}
+
+    def queues(self) -> str:
+        """Look for messages in queues that nobody reads: a sender may have mistyped the name."""
+        if is_rabbitmq(self.runtime.settings.broker_url):
+            return "RabbitMQ itself lists them: rabbitmqctl list_queues name messages consumers"
+        waiting, listening = queues.waiting(self.app()), queues.listeners(self.app())
+        known = set(self.runtime.project.queues).union(listening, *self._read.values())
+        unread = {name: count for name, count in waiting.items() if name not in known}
+        if unread:
+            raise Problem(f"no worker reads {_counts(unread)}", self._remedy("queues"))
+        return f"waiting: {_counts({name: n for name, n in waiting.items() if name in known}) or 'nothing'}"
+
+    def deliveries(self) -> str:
+        """Count the deliveries that failed, by handler."""
+        found = self._open.deliveries
+        failed = {handler: n for (status, handler), n in found.items() if status == Status.FAILED}
+        if failed:
+            raise Notice(f"failed: {_counts(failed)}", self._remedy("deliveries"))
+        return "none has failed"
+
+    def dead_letters(self) -> str:
+        """Count the dead letters that nobody replayed or discarded, by reason."""
+        if self._open.dead_letters:
+            raise Notice(f"waiting: {_counts(self._open.dead_letters)}", self._remedy("dead letters"))
+        return "none is waiting"
+
+    @cached_property
+    def _open(self) -> Overview:
+        return Statistics(self.runtime.engine).open()
 
     def beat(self) -> str:
         """Look when the relay ran last, which takes a living beat and a worker for the housekeeping."""
@@ -170,9 +228,18 @@ class Checkup:
             "mail": f"start the mail server, or correct {prefix}_SMTP_URL; then re-run what failed",
             "workers": f"start a worker for it: {celery} worker --queues=…",
             "beat": f"start beat ({celery} beat) and a worker for the housekeeping queue",
+            "queues": f"commands belong into {self.runtime.project.commands_queue}: correct the app that"
+            " sends there, send them again, then delete the queue",
             "clocks": "synchronise the clocks (NTP)",
+            "deliveries": "see why: deliveries list; once that is fixed: deliveries rerun",
+            "dead letters": "see them: dead-letters list; then replay or discard each",
         }
         return str(remedies[name])
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    """Return names with their counts, in the order of the names."""
+    return ", ".join(f"{name} ({count:,})" for name, count in sorted(found.items()))
 
 
 def _ms(started: float) -> str:

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import redis
+from kombu import Connection, Exchange, Queue
 
 from local.child import ROOT
 from local.redis import Redis
@@ -367,3 +369,71 @@ def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backen
     assert backend.sql(done, sku=sku) == [(3000,)]
     answers = "SELECT count(*) FROM inbox WHERE command LIKE 'Allocate%' || :sku || '%'"
     assert backend.sql(answers, sku=sku) == [(3000,)]
+
+
+def test_check_names_a_mistyped_queue_that_nobody_reads(tool, shop, backend, broker):
+    shop.app.send_task("allocation.allocate", queue="allocation.comands", declare=())
+    shop.app.send_task("allocation.allocate", queue="alocation.commands")
+    try:
+        said = tool("check", status=1).stdout
+    finally:
+        broker.lose("allocation.comands")
+        broker.lose("alocation.commands")
+
+    assert re.search(r"queues +wrong", said)
+    assert "no worker reads allocation.comands (1), alocation.commands (1)" in said
+    assert "commands belong into allocation.commands" in said
+    assert not re.search(r"queues +wrong", what_check_says(tool))
+
+
+def test_the_queue_of_a_listener_is_not_taken_for_a_mistyped_one(tool, broker):
+    queue = Queue("shop.news", Exchange("allocation.events", type="topic"), routing_key="OutOfStock")
+    with Connection(broker.broker_url) as connection:
+        queue(connection).declare()
+        connection.Producer().publish({}, routing_key="shop.news")
+        try:
+            said = what_check_says(tool)
+        finally:
+            queue(connection).delete()
+
+    assert re.search(r"queues +ok +waiting: shop.news \(1\)", said)
+
+
+def test_check_names_failed_deliveries_and_dead_letters_that_wait(tool, shop, sku, mail_is_down, failed):
+    shop.ask("allocate", "o1", sku, 2)
+    row = failed(sku)
+    shop.app.send_task("allocation.no_such_task", queue="allocation.commands", declare=())
+    eventually(lambda: json.loads(tool("dead-letters", "list", "--json").stdout), 60, "a dead letter")
+    mail_is_down.start()
+
+    said = what_check_says(tool)
+
+    assert re.search(r"deliveries +look +failed: send_out_of_stock_notification \(\d+\)", said)
+    assert re.search(r"dead letters +look +waiting: unknown task \(\d+\)", said)
+    tool("deliveries", "discard", row["id"], "--reason", "a test")
+
+
+def what_check_says(tool: Tool) -> str:
+    """Return what `check` prints once everything is there."""
+    return str(eventually(lambda: tool("check"), 60, "everything in order", every=1).stdout)
+
+
+def test_out_of_stock_is_said_in_words_and_stays_null_in_json(tool, shop, sku):
+    created = tool("create-batch", f"b2-{sku}", sku, "1").stdout
+    assert created.endswith(": done (None)\n")
+
+    assert tool("allocate", "o9", sku, "5000").stdout.endswith(": out of stock (None)\n")
+    assert json.loads(tool("allocate", "o9", sku, "5000", "--json").stdout)["result"] is None
+
+
+def test_a_harmless_repeat_is_not_logged_as_a_refusal(tool, backend, worker, sku):
+    line = ("allocate", "o10", sku, "1", "--idempotency-key", f"again-{sku}")
+    with ThreadPoolExecutor(4) as pool:
+        answers = {done.stdout for done in pool.map(lambda _: tool(*line), range(4))}
+    answers.add(tool(*line).stdout)
+    tool("allocate", "o10", sku, "1")  # the same line under another key
+
+    assert len(answers) == 1
+    about_it = [logged for logged in worker.log_text().splitlines() if sku in logged]
+    assert not [logged for logged in about_it if "Refused" in logged or "WARNING" in logged]
+    assert "UniqueViolation" not in worker.log_text()

@@ -49,12 +49,12 @@ def migrate(tool: Tool) -> None:
   {prog} check || echo "something is wrong"
 
 Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL, {PROJECT}_RESULT_BACKEND_URL, {PROJECT}_SMTP_URL.
-Exit status: 0 when everything is in order, else 1.""",
+Exit status: 0 when everything is there and works, else 1; "look" marks work for an operator.""",
 )
 @json_option
 @pass_tool
 def check(tool: Tool, as_json: bool) -> None:
-    """Look at settings, database, schema, broker, results, mail, workers, beat and clocks."""
+    """Look at settings, servers, schema, workers, queues, beat and clocks, and at what failed and waits."""
     findings = list(Checkup(lambda: tool.app, tool.runtime, tool.app_path.partition(":")[0]).run())
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -66,7 +66,7 @@ def check(tool: Tool, as_json: bool) -> None:
 
 def _finding(finding: Finding) -> tuple[str, str, str]:
     remedy = f"\n{finding.remedy}" if finding.remedy else ""
-    return finding.name, "ok" if finding.ok else "wrong", finding.detail + remedy
+    return finding.name, finding.state, finding.detail + remedy
 
 
 @click.command(
@@ -118,7 +118,12 @@ def execute(
     if as_json:
         print_json({"task_id": sent.id, "command": repr(command), "result": answer})
     else:
-        console().print(f"{command!r}: {answer!r}", soft_wrap=True)
+        console().print(f"{command!r}: {_shown(command, answer)}", soft_wrap=True)
+
+
+def _shown(command: Command, answer: Any) -> str:
+    """Return a result for people: what None means, and the None that a script gets."""
+    return f"{command.none_means} (None)" if answer is None else repr(answer)
 
 
 def commands_of(project: Project) -> list[click.Command]:

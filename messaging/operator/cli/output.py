@@ -19,7 +19,7 @@ PIPE_WIDTH = 200
 
 STYLES = {
     "pending": "yellow", "done": "green", "failed": "red", "discarded": "dim",
-    "open": "red", "replayed": "green", "ok": "green", "wrong": "red",
+    "open": "red", "replayed": "green", "ok": "green", "look": "yellow", "wrong": "red",
 }  # fmt: skip
 
 
