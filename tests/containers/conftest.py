@@ -1,6 +1,7 @@
 """Runs when it is asked for by name (`make test-containers`), never as a part of the whole suite."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Leave this folder alone unless it was named: it builds an image, and takes minutes."""
-    return None if any("containers" in argument for argument in config.args) else True
+    here, started_in = Path(__file__).parent, config.invocation_params.dir
+    named = (started_in / argument.partition("::")[0] for argument in config.args)
+    return None if any(path.is_relative_to(here) for path in named) else True
 
 
 @pytest.fixture(scope="session")
