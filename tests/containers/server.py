@@ -100,7 +100,7 @@ class Server:
         self.compose("exec", "-d", "postgres", "psql", "-qU", "allocation", "-c", statement)
 
     def ids(self, *services: str) -> list[str]:
-        """Return the containers of some services, of all without a name."""
+        """Return the running containers of some services, of all without a name."""
         return self.compose("ps", "-q", *services).split()
 
     def inspect(self, container: str) -> dict[str, Any]:

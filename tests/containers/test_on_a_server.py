@@ -139,9 +139,10 @@ def test_a_stop_under_load_refuses_no_command(server: Server, figures: Figures):
     sent = [client.delay(Allocate(f"stopped-{number}", "LAMP", 1)) for number in range(SENDERS)]
     eventually(lambda: int(server.psql("SELECT count(*) FROM pg_locks WHERE NOT granted")) > 0)
 
+    stopped = server.ids("postgres", "redis", "worker")
     with measured() as clock:
         server.compose("stop")
-    codes = [server.inspect(one)["State"]["ExitCode"] for one in server.ids("postgres", "redis", "worker")]
+    codes = [server.inspect(one)["State"]["ExitCode"] for one in stopped]
     server.compose("start")
     answers = [client.answer(one, 90) for one in sent]
 
