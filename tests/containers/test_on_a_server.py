@@ -50,14 +50,7 @@ def test_a_setting_in_the_env_file_reaches_what_it_is_for(server: Server):
 
 
 def test_there_are_as_many_workers_and_processes_as_set(server: Server):
-    stats = server.compose(
-        "exec", "-T", "worker", "celery", "-A", "tasks", "inspect", "stats", "--json", "--timeout", "5"
-    )
-
-    pools = {name: worker["pool"] for name, worker in json.loads(stats.splitlines()[-1]).items()}
-    commands = [pool["max-concurrency"] for name, pool in pools.items() if name.startswith("commands@")]
-
-    assert commands == [PROCESSES] * WORKERS
+    assert _processes_of_workers(server) == [PROCESSES] * WORKERS
 
 
 @pytest.mark.parametrize("line", typed("Operate")[0].splitlines())
@@ -127,6 +120,7 @@ def test_a_killed_worker_loses_no_command(server: Server, figures: Figures):
 
     assert answers == ["b-1"] * SENDERS
     server.compose("up", "--detach")
+    eventually(lambda: len(_processes_of_workers(server)) == WORKERS, timeout=60)
     figures.note(
         f"a worker is killed while {SENDERS} senders wait",
         f"{len(answers)} of {SENDERS} answered, the last after {clock.seconds:.0f} s",
@@ -219,6 +213,14 @@ def _ask_as_shop(server: Server, orderid: str) -> str:
     sent = shop.send_task("allocation.allocate", kwargs=fields, queue="allocation.commands", declare=())
     answer: str = sent.get(timeout=60)
     return answer
+
+
+def _processes_of_workers(server: Server) -> list[int]:
+    """Return the number of processes of each worker that answers."""
+    ask = ("celery", "-A", "tasks", "inspect", "stats", "--json", "--timeout", "5")
+    answers = json.loads(server.compose("exec", "-T", "housekeeping", *ask).splitlines()[-1])
+    workers = [worker for name, worker in answers.items() if name.startswith("commands@")]
+    return [worker["pool"]["max-concurrency"] for worker in workers]
 
 
 def _anonymous_volumes() -> set[str]:
