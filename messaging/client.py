@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from amqp.exceptions import NotFound
 from celery import Celery
+from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as NoResultInTime
 from celery.result import AsyncResult
 from kombu.exceptions import KombuError
@@ -178,8 +179,8 @@ class Client:
             yield from outcomes
 
     def close(self) -> None:
-        """Give up the connections."""
-        self.app.close()
+        """Close the connections; a later client can still read the answers by their ids."""
+        close_app(self.app)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -260,6 +261,17 @@ class Client:
                 f"The {_server(error)} is away ({type(cause).__name__});"
                 f" send it again with the idempotency key {key!r}"
             ) from None
+
+
+def close_app(app: Celery) -> None:
+    """Close a sender's app with its connections to the results, which Celery itself never closes."""
+    if isinstance(app.backend, RedisBackend):
+        consumer = app.backend.result_consumer
+        consumer.stop()
+        # A result that goes out of use later would open a connection to end its subscription.
+        consumer.subscribed_to.clear()
+        app.backend.client.connection_pool.disconnect()
+    app.close()
 
 
 def _server(error: Exception) -> str:

@@ -28,6 +28,15 @@ def server_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def tmp_path(server_folder: Path) -> Path:
+    """A folder of the test's own, where servers may run as their own account.
+
+    pytest's is below a folder that every other run of pytest on this machine closes to other accounts again.
+    """
+    return Path(tempfile.mkdtemp(prefix="test-", dir=server_folder))
+
+
 @pytest.fixture(scope="session")
 def postgres(server_folder: Path) -> Iterator[Postgres]:
     """A PostgreSQL for the whole run; tests that kill a server start one of their own."""

@@ -29,7 +29,7 @@ def shop(world: World) -> Iterator[Shop]:
     """The other app."""
     shop = Shop(Broker(world.addresses.broker_url, world.addresses.result_backend_url))
     yield shop
-    shop.app.close()
+    shop.close()
 
 
 def test_what_the_old_release_left_is_done_by_the_new_one(world: World, shop: Shop) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from local.mail import MailSink
 from local.rabbitmq import RabbitMQ
 from local.redis import Redis
 from local.waiting import eventually
+from messaging.client import close_app
 
 #: Short times, so that failing for good takes seconds.
 FAST = {
@@ -39,15 +39,6 @@ FAST = {
 
 
 QUEUES = ("commands", "events", "housekeeping", "dead")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_teardown() -> None:
-    """Let go of the results that a caught error's traceback holds, while their app still has its connections.
-
-    Later, each would open a new connection to end its subscription, and nobody would close that.
-    """
-    gc.collect()
 
 
 @dataclass(frozen=True)
@@ -165,6 +156,10 @@ class Shop:
         """Enqueue a command and return its result, or raise its error."""
         return self.send(task, *args, **fields).get(timeout=30)
 
+    def close(self) -> None:
+        """Close all connections."""
+        close_app(self.app)
+
 
 @pytest.fixture(scope="module")
 def module_mail(server_folder: Path) -> Iterator[MailSink]:
@@ -208,7 +203,7 @@ def shop(broker: Broker) -> Iterator[Shop]:
     """The other app."""
     shop = Shop(broker)
     yield shop
-    shop.app.close()
+    shop.close()
 
 
 @pytest.fixture
@@ -216,7 +211,7 @@ def other_shop(broker: Broker) -> Iterator[Shop]:
     """One more; it uses an id again without hearing late what was answered to the first use."""
     shop = Shop(broker)
     yield shop
-    shop.app.close()
+    shop.close()
 
 
 @pytest.fixture

@@ -176,6 +176,29 @@ def test_importing_the_client_loads_neither_sqlalchemy_nor_the_domain():
     assert [name for name in loaded if name.startswith(unwanted)] == []
 
 
+def test_a_closed_client_leaves_no_connection_to_the_results(server_folder: Path):
+    with (
+        Redis(server_folder / "closed") as server,
+        redis.Redis.from_url(server.url_of(1), client_name="watcher") as results,
+    ):
+        with AllocationClient(server.url, server.url_of(1)) as client:
+            answers = [client.delay(Allocate(f"o{number}", "LAMP", 1)) for number in range(3)]
+            with pytest.raises(NotAnswered):
+                client.answer(answers[0], timeout_s=0.1)
+            during = len(_connections(results))
+        answers.clear()  # each ends its subscription
+
+        after = _connections(results)
+
+    assert during > 0
+    assert after == []
+
+
+def _connections(results: redis.Redis) -> list[str]:
+    """Return who is connected to the results' database, ourselves left out."""
+    return [row["addr"] for row in results.client_list() if row["db"] == "1" and row["name"] != "watcher"]
+
+
 def test_a_client_works_again_when_its_servers_are_back(server_folder: Path):
     with (
         Redis(server_folder / "back") as server,

@@ -96,7 +96,7 @@ def site(server_folder: Path) -> Iterator[Site]:
             "a worker",
         )
         yield site
-        shop.app.close()
+        shop.close()
         up.send_signal(signal.SIGTERM)
         assert up.wait(60) == 0
 

@@ -41,7 +41,7 @@ def stock(broker: Broker, backend: Backend) -> None:
     ]
     assert outcomes(shop, batches) == {"None": len(batches)}
     worker.stop()
-    shop.app.close()
+    shop.close()
 
 
 def send_orders(shop: Shop, orders: list[dict[str, str]]) -> list[AsyncResult]:

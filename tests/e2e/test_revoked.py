@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 import pytest
 import redis
@@ -24,11 +25,11 @@ def broker(broker_of):
 
 
 @contextmanager
-def locked(backend, statement: str, sku: str) -> Iterator[None]:
-    """Somebody else holds a lock inside the block."""
+def in_progress(backend, statement: str, **values: str) -> Iterator[None]:
+    """Another session has run a statement; it rolls back at the end of the block."""
     engine = create_engine(backend.addresses.database_url)
-    with engine.begin() as somebody:
-        somebody.execute(text(statement), {"sku": sku} if ":sku" in statement else {})
+    with engine.connect() as other:
+        other.execute(text(statement), values)
         yield
     engine.dispose()
 
@@ -44,9 +45,15 @@ def allocated(backend, sku: str) -> list[tuple[str]]:
 
 
 def test_a_command_that_was_terminated_while_it_committed_is_not_told_revoked(shop, sku, backend):
-    """Its process is gone, but the server has all that it needs to finish the transaction."""
-    with locked(backend, "LOCK TABLE inbox IN EXCLUSIVE MODE", sku):
-        sent = shop.send("allocate", "o1", sku, 1)
+    """Its process is gone, but the server has all that it needs to finish the transaction.
+
+    The command's answer is written and waits for an uncommitted one under the same key; the record of the
+    revocation then waits for the command.
+    """
+    task_id = str(uuid4())
+    answer = "INSERT INTO inbox (task_id, idempotency_key, command, result) VALUES ('other', :id, '', 'null')"
+    with in_progress(backend, answer, id=task_id):
+        sent = shop.send("allocate", "o1", sku, 1, task_id=task_id)
         eventually(lambda: waiting(backend, "COMMIT"), what="the commit of the command")
         shop.app.control.revoke(sent.id, terminate=True, signal="SIGKILL")
         eventually(lambda: waiting(backend) > 1, what="the record of the revocation")
@@ -58,7 +65,7 @@ def test_a_command_that_was_terminated_while_it_committed_is_not_told_revoked(sh
 def test_a_command_that_was_terminated_before_it_committed_is_told_revoked_and_has_no_effect(
     shop, sku, backend
 ):
-    with locked(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku):
+    with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
         sent = shop.send("allocate", "o1", sku, 1)
         eventually(lambda: waiting(backend, "BEGIN"), what="the command at the lock")
         shop.app.control.revoke(sent.id, terminate=True, signal="SIGKILL")
@@ -74,7 +81,7 @@ def test_a_command_that_was_terminated_before_it_committed_is_told_revoked_and_h
 
 def test_a_soft_time_limit_of_a_sender_is_not_told_as_the_outcome(shop, sku, backend):
     """It would be raised at any moment, also after the commit."""
-    with locked(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku):
+    with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
         sent = shop.app.send_task(
             "allocation.allocate",
             ("o1", sku, 1),

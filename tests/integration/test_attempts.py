@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -24,7 +20,8 @@ from messaging.operator.filters import DeliveryFilter
 from messaging.postgres.open_attempts import AttemptKey
 from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
-from tests.integration.outbox import app_on, ask, put, receive, state
+from tests.integration.one_attempt import app_with, kills_its_process
+from tests.integration.outbox import ask, put, receive, state
 
 Behaviour = Callable[..., None]  # (event, unit of work)
 
@@ -32,24 +29,11 @@ Behaviour = Callable[..., None]  # (event, unit of work)
 behaviour: list[Behaviour] = []
 
 
-def handle_oddly(event: OutOfStock, uow: Any) -> None:
-    """Do what the test says."""
-    behaviour[-1](event, uow)
-
-
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
-    """An app with a handler that does what the test says; three attempts, two crashes."""
+    """An app with a handler that does what the test says."""
     behaviour.clear()
-    yield from app_on(
-        clean_database,
-        events={OutOfStock: [handle_oddly]},
-        event_max_retries=2,
-        max_crashes=2,
-        task_time_limit_s=10,
-        smtp_timeout_s=5,
-        relay_grace_s=1,
-    )
+    yield from app_with(clean_database, lambda event, uow: behaviour[-1](event, uow))
 
 
 def owed(app: MessagingApp, handler: str = "handle_oddly") -> str:
@@ -278,36 +262,16 @@ def test_a_failure_that_is_noted_twice_is_counted_once(app: MessagingApp):
     assert attempts(app) == [(0, 1), (0, 2)]
 
 
-def die_slowly(_event: OutOfStock, uow: Any) -> None:
-    """Kill this process in the middle of a statement, whose session outlives it by a second."""
-    threading.Thread(target=uow.transaction.read, args=("SELECT pg_sleep(1)",), daemon=True).start()
-    time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_on(app: MessagingApp, delivery_id: str, *, redelivered: bool) -> bool:
-    """Take the message in a process of its own; tell whether that was killed."""
-
-    def take() -> None:
-        receive(app, delivery_id, "handle_oddly", redelivered=redelivered)
-        os._exit(0)
-
-    child = multiprocessing.get_context("fork").Process(target=take)
-    child.start()
-    child.join(60)
-    return child.exitcode == -signal.SIGKILL
-
-
+@pytest.mark.slow
 def test_a_handler_that_kills_its_worker_is_parked_although_the_dying_session_holds_the_row(
-    app: MessagingApp,
+    app: MessagingApp, clean_database: str
 ):
     """The broker brings the message at once; what finds the row locked is gone, and the relay sends anew."""
-    behaviour.append(die_slowly)
     delivery_id, kills, redelivered = owed(app), 0, False
     row_is_free = "SELECT 1 FROM deliveries FOR UPDATE SKIP LOCKED"
 
     for _ in range(20):
-        redelivered = dies_on(app, delivery_id, redelivered=redelivered)
+        redelivered = kills_its_process(clean_database, delivery_id, "die_slowly", redelivered=redelivered)
         kills += redelivered
         if not redelivered:  # the relay's turn, long after
             eventually(lambda: ask(app, row_is_free), 30, "the end of the session")
@@ -320,15 +284,17 @@ def test_a_handler_that_kills_its_worker_is_parked_although_the_dying_session_ho
     assert error == "WorkerCrashed: Parked: 2 workers died while they handled this event"
 
 
-def test_a_worker_killed_again_and_again_is_counted_from_its_second_run(app: MessagingApp):
-    behaviour.append(lambda _event, _uow: os.kill(os.getpid(), signal.SIGKILL))
+def test_a_worker_killed_again_and_again_is_counted_from_its_second_run(
+    app: MessagingApp, clean_database: str
+):
     delivery_id = owed(app)
 
-    assert dies_on(app, delivery_id, redelivered=False)
-    assert dies_on(app, delivery_id, redelivered=True)
-    assert dies_on(app, delivery_id, redelivered=True)
-    assert not dies_on(app, delivery_id, redelivered=True)
+    kills = [
+        kills_its_process(clean_database, delivery_id, "die", redelivered=redelivered)
+        for redelivered in (False, True, True, True)
+    ]
 
+    assert kills == [True, True, True, False]
     assert state(app, delivery_id) == "failed"
     assert ask(app, "SELECT crashes FROM deliveries") == [(2,)]
 
