@@ -1,8 +1,4 @@
-"""Allocate stock from another Python app. It needs Celery and the message classes, no database and no domain.
-
-client = AllocationClient("redis://127.0.0.1:6390/0", "redis://127.0.0.1:6390/1")
-batchref = client.allocate(orderid="o1", sku="LAMP", qty=2)
-"""
+"""Each command as a function."""
 
 from __future__ import annotations
 
@@ -15,7 +11,8 @@ from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatc
 from messaging.client import Client
 from messaging.signing import Signing
 
-__all__ = ["Allocate", "AllocationClient", "ChangeBatchQuantity", "CreateBatch"]
+#: Errors that answer a command whose contract names them.
+REFUSALS = (errors.InvalidSku, errors.UnknownBatch, errors.BatchAlreadyExists)
 
 
 class Options(TypedDict, total=False):
@@ -41,8 +38,7 @@ class AllocationClient(Client):
 
     def __init__(self, broker_url: str, backend_url: str, **options: Unpack[Connection]) -> None:
         """Nothing is connected yet; the options are those of `Client`."""
-        refusals = (errors.InvalidSku, errors.UnknownBatch, errors.BatchAlreadyExists)
-        super().__init__("allocation", broker_url, backend_url, refusals=refusals, **options)
+        super().__init__("allocation", broker_url, backend_url, refusals=REFUSALS, **options)
 
     def allocate(self, orderid: str, sku: str, qty: int, **options: Unpack[Options]) -> str | None:
         """Reserve stock; return the batch reference, None when out of stock.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from amqp.exceptions import NotFound
-from celery import Celery
+from celery import Celery, states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as NoResultInTime
 from celery.result import AsyncResult
@@ -71,6 +71,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a message with many commands was answered: a line for each of them, or an error for all."""
+
+    lines: Sequence[
+        Mapping[str, Any]
+    ] = ()  # {"id": key, "result"} or {"id": key, "error": {"type", "message"}}
+    error: Mapping[str, str] | None = None  # {"type", "message"}
+
+
+@dataclass(frozen=True)
 class Batch:
     """Commands that went out in one message."""
 
@@ -105,7 +115,7 @@ class Client:
         if signing is not None:
             signing.switch_on(self.app)
         self._route = brokers.route_of_commands(project, broker_url)
-        self._errors = {kind.__name__: kind for kind in (*_messaging_errors(), *refusals)}
+        self._errors = known_errors(refusals)
 
     def call(self, command: Command, *, key: str | None = None, timeout_s: float | None = None) -> Any:
         """Send a command, wait for its answer and return the result.
@@ -178,6 +188,31 @@ class Client:
                 progress(answered)
             yield from outcomes
 
+    def send_lines(self, task_id: str, lines: Sequence[Sequence[Any]]) -> None:
+        """Send commands as `[task, fields, key]` in one message of this id; the broker has confirmed it.
+
+        Raises:
+            Unavailable: the broker stayed away for some seconds.
+        """
+        shown = f"([{cut(repr(lines[0]))}, …{len(lines)} commands],)"
+        self._send(f"{self.project}.many", task_id, shown, task_id, args=(lines,))
+
+    def told(self, task_ids: Sequence[str]) -> dict[str, Told]:
+        """Return the answers that have come to messages of `send_lines`, by task id, without waiting.
+
+        Raises:
+            Unavailable: the result backend is away.
+        """
+        backend = self.app.backend
+        with self._clear_errors(""):
+            if hasattr(backend, "mget"):
+                values = backend.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
+                metas = [backend.decode(value) if value else {} for value in values]
+            else:
+                metas = [backend.get_task_meta(task_id, cache=False) for task_id in task_ids]
+        answers = zip(task_ids, map(_told, metas), strict=True)
+        return {task_id: told for task_id, told in answers if told is not None}
+
     def close(self) -> None:
         """Close the connections; a later client can still read the answers by their ids."""
         close_app(self.app)
@@ -192,8 +227,10 @@ class Client:
         """Close."""
         self.close()
 
-    def _send(self, task: str, key: str | None, shown: str, **message: Any) -> Answer:
-        task_id = str(uuid4())  # a new one for each message: its result is found by it
+    def _send(
+        self, task: str, key: str | None, shown: str, task_id: str | None = None, **message: Any
+    ) -> Answer:
+        task_id = task_id or str(uuid4())  # a new one for each message: its result is found by it
         with self._clear_errors(key or task_id):
             answer: Answer = self.app.send_task(
                 task,
@@ -312,7 +349,23 @@ def _settings(broker_url: str, backend_url: str) -> dict[str, Any]:
     }
 
 
-def _messaging_errors() -> Iterator[type[MessagingError]]:
-    for kind in vars(errors).values():
-        if isinstance(kind, type) and issubclass(kind, MessagingError):
-            yield kind
+def _told(meta: Mapping[str, Any]) -> Told | None:
+    """Read what Celery stored of a task; None while it has not ended."""
+    state, result = meta.get("status"), meta.get("result")
+    if state == states.SUCCESS:
+        return Told(lines=result)
+    if state not in states.PROPAGATE_STATES:
+        return None
+    if isinstance(result, BaseException):  # a backend that rebuilds it
+        return Told(error={"type": type(result).__name__, "message": str(result)})
+    texts = result.get("exc_message") or ""
+    text = texts if isinstance(texts, str) else str(next(iter(texts), ""))
+    return Told(error={"type": str(result.get("exc_type")), "message": text})
+
+
+def known_errors(refusals: Iterable[type[Exception]]) -> dict[str, type[Exception]]:
+    """Return the errors that a sender is told, by name: those of every project, and a project's own."""
+    found: list[type[Exception]] = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MessagingError)
+    ]
+    return {kind.__name__: kind for kind in (*found, *refusals)}

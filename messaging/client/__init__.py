@@ -1,0 +1,8 @@
+"""Send commands from a Python app and hear what came of them; needs Celery and the message classes alone.
+
+`client` sends at once. `outbox` sends from inside the app's own database transaction.
+"""
+
+from messaging.client.client import Answer, Client, CommandFailed, NotAnswered, Outcome, close_app
+
+__all__ = ["Answer", "Client", "CommandFailed", "NotAnswered", "Outcome", "close_app"]

@@ -1,0 +1,190 @@
+"""Commands that are sent if and only if the caller's own database transaction commits.
+
+`send` writes a row in that transaction. A relay, `python -m <project>.client relay`, sends it, and hands the
+answer to the app in another transaction of the same database. docs/sending-from-a-transaction.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from messaging.client.client import Client, CommandFailed, Outcome, known_errors
+from messaging.client.connections import check_transaction, statements
+from messaging.client.databases import Database
+from messaging.client.dialects import ddl, dialect_named
+from messaging.client.pace import Pace
+from messaging.client.relay import Relay
+from messaging.client.table import CommandTable, Entry, Waiting
+from messaging.errors import InvalidMessage, MessagingError
+from messaging.messages import Command, task_name, to_dict
+
+#: Takes an outcome and the transaction that it is taken note of in: a SQLAlchemy session or a connection.
+OnAnswer = Callable[[Outcome, Any], object]
+Handler = TypeVar("Handler", bound=OnAnswer)
+
+
+class KeyTaken(MessagingError):
+    """The key names another command in the table already."""
+
+
+class Outbox:
+    """The table of commands of an app that sends to one project."""
+
+    def __init__(
+        self,
+        project: str,
+        commands: Iterable[type[Command]],
+        refusals: Iterable[type[Exception]] = (),
+        table: str = "command_outbox",
+    ) -> None:
+        """`commands` are those of the project, `refusals` its errors, `table` the name in the app's database."""
+        self.project = project
+        self.table = CommandTable(table)
+        self.handler: OnAnswer | None = None
+        self._kinds: Mapping[str, type[Command]] = {task_name(project, kind): kind for kind in commands}
+        self._errors = known_errors(refusals)
+
+    def ddl(self, dialect: str) -> list[str]:
+        """Return the statements that create the table, for the app's own migrations.
+
+        `dialect` is `postgresql`, `mysql` (also MariaDB) or `sqlite`.
+        """
+        return ddl(dialect_named(dialect), self.table.name)
+
+    def create_table(self, target: Any, *, dialect: str | None = None) -> None:
+        """Create the table in the caller's transaction; see `send` for what `target` may be."""
+        run = statements(target, dialect)
+        for statement in self.ddl(run.dialect.name):
+            run.write(statement)
+
+    def send(
+        self,
+        target: Any,
+        command: Command,
+        *,
+        key: str,
+        group: str | None = None,
+        dialect: str | None = None,
+    ) -> str:
+        """Have a command sent once the caller's transaction commits, and not otherwise; return its key.
+
+        `target` is a SQLAlchemy `Session` or `Connection`, Django's `connection`, or a DB-API connection,
+        whose database `dialect` names where its driver is not known.
+        `key` is the idempotency key (1 to 255 characters). The same command under the same key again is the
+        same command; it is sent once.
+        A command of a `group` is sent when those before it in the group have been answered.
+
+        Raises:
+            KeyTaken: the key is that of another command.
+            InvalidMessage: the key or the group cannot be one, or the project has no such command.
+            NoTransaction: the connection commits each statement at once.
+        """
+        task = task_name(self.project, type(command))
+        if task not in self._kinds:
+            raise InvalidMessage("command", f"must be one of {', '.join(sorted(self._kinds))}")
+        _check_name("idempotency_key", key)
+        if group is not None:
+            _check_name("order_group", group)
+        check_transaction(target)
+        run = statements(target, dialect)
+        fields = json.dumps(to_dict(command), sort_keys=True)
+        if not self.table.add(run, key, task, fields, group):
+            there = self.table.find(run, key)
+            if there is None or (there.key, there.task, there.fields) != (key, task, fields):
+                raise KeyTaken(f"the key {key!r} is that of another command")
+        return key
+
+    def on_answer(self, handler: Handler) -> Handler:
+        """Have a function called with each `Outcome` and the transaction in which that is noted.
+
+        It is called at least once for each answer; what it does in that transaction happens once. When it
+        raises, its transaction is rolled back and it is called again later.
+        """
+        self.handler = handler
+        return handler
+
+    def outcome(self, target: Any, key: str, *, dialect: str | None = None) -> Outcome | None:
+        """Return what a command came to; None while it has no answer, or is not in the table."""
+        entry = self.table.find(statements(target, dialect), key)
+        return None if entry is None or entry.answer is None else self.outcome_of(entry)
+
+    def send_again(self, target: Any, key: str, *, dialect: str | None = None) -> bool:
+        """Send an answered command once more, as a repeat; False where there is none under this key.
+
+        A command that was carried out gets its first result again, one that was refused another try.
+        """
+        return self.table.send_again(statements(target, dialect), key)
+
+    def waiting(self, target: Any, *, dialect: str | None = None) -> Waiting:
+        """Count what waits, for a gauge."""
+        return self.table.waiting(statements(target, dialect))
+
+    def relay(
+        self,
+        database: Database,
+        broker_url: str,
+        backend_url: str,
+        *,
+        on_answer: OnAnswer | None = None,
+        keep_answers: bool = False,
+        pace: Pace | None = None,
+        **client_options: Any,
+    ) -> Relay:
+        """Return a relay; any number of them may run at once.
+
+        Answers go to `on_answer`, else to the function that was decorated with `on_answer`. With
+        `keep_answers` they only stay in the table, where `outcome` finds them.
+        `client_options` are those of `Client`, such as `signing` and `ca_file`.
+
+        Raises:
+            ValueError: nobody is to hear of the answers, and `keep_answers` does not say that this is meant.
+        """
+        handler = None if keep_answers else on_answer or self.handler
+        if handler is None and not keep_answers:
+            raise ValueError(
+                "name who hears of the answers: on_answer, or keep_answers to leave them in the table"
+            )
+        # Without a backend, publishing needs the broker alone.
+        sender = Client(self.project, broker_url, "disabled://", **client_options)
+        reader = Client(self.project, broker_url, backend_url, **client_options)
+        return Relay(self.table, database, sender, reader, self.outcome_of, handler, pace or Pace())
+
+    def outcome_of(self, entry: Entry) -> Outcome:
+        """Return what an answered command came to.
+
+        Raises:
+            InvalidMessage: it is a command that this release does not know.
+        """
+        command = self._command(entry)
+        answer = json.loads(entry.answer or "{}")
+        error = answer.get("error")
+        if error is None:
+            return Outcome(entry.key, command, answer.get("result"))
+        kind = self._errors.get(error["type"])
+        text = error["message"]
+        return Outcome(
+            entry.key, command, error=kind(text) if kind else CommandFailed(f"{error['type']}: {text}")
+        )
+
+    def _command(self, entry: Entry) -> Command:
+        kind = self._kinds.get(entry.task)
+        if kind is None:
+            raise InvalidMessage("task", f"{entry.task} is unknown to this release")
+        hints = get_type_hints(kind)
+        fields = json.loads(entry.fields)
+        return kind(**{name: _value(hints.get(name), value) for name, value in fields.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """Make a date of its text; everything else is in JSON what it is in the command."""
+    if isinstance(value, str) and date in (hint, *get_args(hint)):
+        return date.fromisoformat(value)
+    return value
+
+
+def _check_name(field: str, value: str) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= 255 or not value.isprintable():
+        raise InvalidMessage(field, "must be a text of 1 to 255 printable characters")

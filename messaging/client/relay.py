@@ -1,0 +1,282 @@
+"""The relay: sends what was committed, collects the answers, and has the app take note of them.
+
+It may die between any two statements. What it claimed is sent again, as the same message, by whichever relay
+comes next; what was not committed of an answer is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from messaging.client.client import Client, Outcome, Told
+from messaging.client.connections import Statements, statements
+from messaging.client.databases import Database
+from messaging.client.pace import Pace, Pause
+from messaging.client.table import CommandTable, Entry, Waiting
+from messaging.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+#: The first look after there was something to do; the waits grow from there.
+SHORTEST_WAIT_S = 0.02
+#: Messages sent before answers are looked at again.
+MESSAGES_A_STEP = 8
+#: Answers are noted together in one transaction as long as the app is so quick, in seconds.
+NOTED_TOGETHER_S = 0.05
+PRUNE_EVERY_S = 60.0
+#: JSON of the commands in one message; the backend's ALLOCATION_MESSAGE_MAX_BYTES is above it.
+MAX_BYTES = 400_000
+#: Errors that say "not now"; they are no answer.
+NOT_NOW = ("Unavailable",)
+
+
+class Relay:
+    """One relay; `run` works until it is told to stop, `drain` as long as there is something to do."""
+
+    def __init__(
+        self,
+        table: CommandTable,
+        database: Database,
+        sender: Client,
+        reader: Client,
+        outcome_of: Callable[[Entry], Outcome],
+        handler: Callable[[Outcome, Any], object] | None,
+        pace: Pace,
+    ) -> None:
+        self._table = table
+        self._database = database
+        self._sender, self._reader = sender, reader
+        self._outcome_of, self._handler = outcome_of, handler
+        self._pace = pace
+        self._size = pace.size
+        self._broker, self._results = Pause(pace.pause_max_s), Pause(pace.pause_max_s)
+        self._trouble = Pause(pace.pause_max_s)
+        self._prune_at = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; nothing that fails ends it."""
+        wait = SHORTEST_WAIT_S
+        while not stop.wait(wait):
+            worked = self._trouble.over and self._step_safely()
+            wait = 0 if worked else min(self._pace.interval_s, max(SHORTEST_WAIT_S, wait * 1.5))
+        self.close()
+
+    def drain(self, longest_s: float) -> bool:
+        """Work until nothing waits, at most so many seconds; True when nothing waits. For a periodic job."""
+        end = time.monotonic() + longest_s
+        try:
+            while time.monotonic() < end:
+                if not self.step():
+                    if self.waiting().count == 0:
+                        return True
+                    time.sleep(min(self._pace.interval_s, max(0.0, end - time.monotonic())))
+            return False
+        finally:
+            self.close()
+
+    def step(self) -> bool:
+        """Take a step of each kind; True when there was something to do.
+
+        Raises what the caller's database raises.
+        """
+        under_way, collected = self._collect()
+        forwarded = self._forward(self._pace.in_flight - under_way)
+        handled = self._handle()
+        self._prune()
+        return bool(collected or forwarded or handled)
+
+    def waiting(self) -> Waiting:
+        """Count what waits."""
+        with self._database.transaction() as transaction:
+            return self._table.waiting(statements(transaction))
+
+    def close(self) -> None:
+        """Close the connections; the relay may go on afterwards."""
+        self._database.close()
+        self._sender.close()
+        self._reader.close()
+
+    def _step_safely(self) -> bool:
+        try:
+            worked = self.step()
+        except Exception:
+            self._trouble.failed()
+            logger.exception("The relay failed and tries again")
+            self._database.close()
+            return False
+        self._trouble.succeeded()
+        return worked
+
+    # Sending
+
+    def _forward(self, room: int) -> int:
+        """Send what is due, new commands only while there is room for messages; return how many were sent."""
+        sent = 0
+        while sent < MESSAGES_A_STEP and self._broker.over:
+            message = self._claim(new=sent < room)
+            if message is None or not self._publish(*message):
+                break
+            sent += 1
+        return sent
+
+    def _claim(self, *, new: bool) -> tuple[str, list[Entry]] | None:
+        """Take a message that is to be sent again, else make one of new commands."""
+        with self._database.transaction() as transaction:
+            run = self._begin(transaction)
+            again = self._table.claim_again(run, self._pace.lease_s)
+            if again is not None or not new:
+                return again
+            task_id = str(uuid4())
+            entries = self._table.claim(run, task_id, self._size, self._pace.lease_s)
+            fitting = _fitting(entries)
+            self._table.try_later(run, entries[len(fitting) :], 0)
+        return (task_id, fitting) if fitting else None
+
+    def _publish(self, task_id: str, entries: Sequence[Entry]) -> bool:
+        lines = [[entry.task, json.loads(entry.fields), entry.key] for entry in entries]
+        try:
+            self._sender.send_lines(task_id, lines)
+        except Unavailable as error:
+            if self._broker.failed():
+                logger.warning("%s; the commands wait", error)
+            with self._database.transaction() as transaction:
+                self._table.give_back(self._begin(transaction), task_id)
+            return False
+        if self._broker.succeeded():
+            logger.warning("The broker is back")
+        attempts = 1 + max(entry.attempts for entry in entries)
+        with self._database.transaction() as transaction:
+            self._table.confirm(self._begin(transaction), task_id, self._pace.resend_after_s(attempts))
+        return True
+
+    # Answers
+
+    def _collect(self) -> tuple[int, int]:
+        """Write the answers that have come; return how many messages are under way, and how many were."""
+        with self._database.transaction() as transaction:
+            task_ids = self._table.under_way(statements(transaction), self._pace.in_flight)
+        answers = self._told(task_ids)
+        for task_id, told in answers.items():
+            with self._database.transaction() as transaction:
+                self._note(self._begin(transaction), task_id, told)
+        return len(task_ids) - len(answers), len(answers)
+
+    def _told(self, task_ids: Sequence[str]) -> dict[str, Told]:
+        if not task_ids or not self._results.over:
+            return {}
+        try:
+            answers = self._reader.told(task_ids)
+        except Unavailable:
+            if self._results.failed():
+                logger.warning("The results are away; the answers wait")
+            return {}
+        if self._results.succeeded():
+            logger.warning("The results are back")
+        return answers
+
+    def _note(self, run: Statements, task_id: str, told: Told) -> None:
+        entries = self._table.lock_message(run, task_id)
+        if told.error is not None and len(entries) > 1:
+            self._fall_apart(run, entries, told.error)
+            return
+        by_key = {line["id"]: line for line in told.lines}
+        answers: dict[int, str] = {}
+        later: list[Entry] = []
+        for entry in entries:
+            answer = by_key.get(entry.key) or {"error": told.error or {"type": "Unavailable", "message": ""}}
+            if (answer.get("error") or {}).get("type") in NOT_NOW:
+                later.append(entry)
+            else:
+                answers[entry.position] = json.dumps({name: answer[name] for name in answer if name != "id"})
+        self._table.answer(run, answers, handled=self._handler is None)
+        if later:
+            wait = self._pace.retry_after_s(max(entry.attempts for entry in later))
+            self._table.try_later(run, later, wait)
+        elif self._size < self._pace.size:
+            self._size = min(self._pace.size, self._size * 2)
+
+    def _fall_apart(self, run: Statements, entries: Sequence[Entry], error: dict[str, str]) -> None:
+        """Send the commands of a message that failed as a whole again in smaller ones, at last each by itself."""
+        logger.warning(
+            "A message with %d commands failed: %s: %s", len(entries), error["type"], error["message"]
+        )
+        self._size = max(1, min(self._size, len(entries)) // 2)
+        wait = self._pace.retry_after_s(max(entry.attempts for entry in entries))
+        self._table.try_later(run, entries, wait)
+
+    # The app
+
+    def _handle(self) -> int:
+        """Have the app take note of answers; return of how many."""
+        if self._handler is None:
+            return 0
+        return self._handle_some(failed_before=False, limit=100) or self._handle_some(
+            failed_before=True, limit=1
+        )
+
+    def _handle_some(self, *, failed_before: bool, limit: int) -> int:
+        current: list[Entry] = []
+        try:
+            with self._database.transaction() as transaction:
+                run = self._begin(transaction)
+                end = time.monotonic() + NOTED_TOGETHER_S
+                for entry in self._table.answered(run, limit, failed_before=failed_before):
+                    current.append(entry)
+                    self._call_handler(entry, transaction)
+                    if time.monotonic() >= end:
+                        break
+                if current:
+                    self._table.handled(run, current)
+                return len(current)
+        except HandlerFailed as failure:
+            entry = current[-1]
+            logger.error("Taking note of the answer to %r failed", entry.key, exc_info=failure.__cause__)
+            with self._database.transaction() as transaction:
+                wait = self._pace.retry_after_s(entry.attempts)
+                self._table.handle_later(self._begin(transaction), entry, wait)
+            return 1
+
+    def _call_handler(self, entry: Entry, transaction: Any) -> None:
+        if self._handler is None:
+            return
+        try:
+            self._handler(self._outcome_of(entry), transaction)
+        except Exception as error:
+            raise HandlerFailed from error
+
+    # Housekeeping
+
+    def _prune(self) -> None:
+        if time.monotonic() < self._prune_at:
+            return
+        self._prune_at = time.monotonic() + PRUNE_EVERY_S
+        while True:
+            with self._database.transaction() as transaction:
+                if not self._table.prune(self._begin(transaction), self._pace.retention_s):
+                    return
+
+    def _begin(self, transaction: Any) -> Statements:
+        run = statements(transaction)
+        self._table.begin(run)
+        return run
+
+
+class HandlerFailed(Exception):
+    """The app's own function raised; its transaction is rolled back."""
+
+
+def _fitting(entries: Sequence[Entry]) -> list[Entry]:
+    """Return as many of the first entries as fit into a message, one at least."""
+    size, fitting = 0, []
+    for entry in entries:
+        size += len(entry.fields) + len(entry.key) + len(entry.task) + 20
+        if fitting and size > MAX_BYTES:
+            break
+        fitting.append(entry)
+    return fitting
