@@ -3,7 +3,7 @@
 client = AllocationClient("redis://127.0.0.1:6390/0", "redis://127.0.0.1:6390/1")
 batchref = client.allocate(orderid="o1", sku="LAMP", qty=2)
 
-outbox.send(session, Allocate("o1", "LAMP", 2), key="order-4711")  # sent if that session's transaction commits
+outbox.send(session, Allocate("o1", "LAMP", 2), key="order-4711")  # sent if that session commits
 """
 
 from allocation.client.typed import REFUSALS, AllocationClient

@@ -351,7 +351,8 @@ def _settings(broker_url: str, backend_url: str) -> dict[str, Any]:
 
 def _told(meta: Mapping[str, Any]) -> Told | None:
     """Read what Celery stored of a task; None while it has not ended."""
-    state, result = meta.get("status"), meta.get("result")
+    state = meta.get("status")
+    result: Any = meta.get("result")
     if state == states.SUCCESS:
         return Told(lines=result)
     if state not in states.PROPAGATE_STATES:

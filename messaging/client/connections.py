@@ -17,7 +17,7 @@ Row = Sequence[Any]
 
 
 class NoTransaction(RuntimeError):
-    """The connection is in no transaction, so a command would be sent whatever becomes of the caller's work."""
+    """The connection is in no transaction, so a command would be sent whatever comes of the caller's work."""
 
 
 class Statements(Protocol):

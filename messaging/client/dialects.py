@@ -64,7 +64,7 @@ SQLITE = Dialect(
     insert=("INSERT INTO", "ON CONFLICT (idempotency_key) DO NOTHING"),
     for_update="",
     newest="",
-    # Changes nothing and takes the write lock: one that is taken later in the transaction cannot be waited for.
+    # Changes nothing and takes the write lock: one that is taken after a read is not waited for.
     begin="UPDATE {table} SET attempts = attempts WHERE position < 0",
 )
 
@@ -130,7 +130,7 @@ def ddl(dialect: Dialect, table: str) -> list[str]:
         f"sent_at {time}",  # confirmed by the broker
         f"answer {text}",  # JSON: {"result": …} or {"error": {"type", "message"}}
         f"answered_at {time}",
-        f"handled_at {time}",  # written in the transaction of what the app made of the answer
+        f"handled_at {time}",  # written in the app's own transaction
     ]
     body = ",\n    ".join(columns)
     return [f"CREATE TABLE {table} (\n    {body}\n)", *_indexes(dialect, table)]
@@ -149,7 +149,7 @@ def _indexes(dialect: Dialect, table: str) -> list[str]:
             "unsent": "(position) WHERE task_id IS NULL",
             "messages": "(task_id) WHERE task_id IS NOT NULL AND answered_at IS NULL",
             "unanswered": "(due_at) WHERE task_id IS NOT NULL AND answered_at IS NULL",
-            "unhandled": "(answered_at) WHERE answered_at IS NOT NULL AND handled_at IS NULL",
+            "unhandled": "(answered_at) WHERE handled_at IS NULL AND answered_at IS NOT NULL",
             "handled": "(handled_at) WHERE handled_at IS NOT NULL",
             "groups": "(order_group, position) WHERE order_group IS NOT NULL AND answered_at IS NULL",
         }

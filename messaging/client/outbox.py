@@ -40,7 +40,7 @@ class Outbox:
         refusals: Iterable[type[Exception]] = (),
         table: str = "command_outbox",
     ) -> None:
-        """`commands` are those of the project, `refusals` its errors, `table` the name in the app's database."""
+        """`commands` are those of the project, `refusals` its errors, `table` is in the app's database."""
         self.project = project
         self.table = CommandTable(table)
         self.handler: OnAnswer | None = None

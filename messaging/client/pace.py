@@ -57,7 +57,7 @@ class Pause:
 
 def doubled(first: float, times: int, longest: float) -> float:
     """Return `first`, doubled so many times, `longest` at most."""
-    return min(longest, first * 2 ** min(max(times, 0), 30))
+    return min(longest, first * 2.0 ** min(max(times, 0), 30))
 
 
 def jittered(wait: float) -> float:

@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -148,6 +148,14 @@ class Relay:
             with self._database.transaction() as transaction:
                 self._table.give_back(self._begin(transaction), task_id)
             return False
+        except Exception:
+            # Perhaps it is this message alone, which must not keep the others waiting.
+            logger.exception("A message with %d commands could not be sent", len(entries))
+            attempts = 1 + max(entry.attempts for entry in entries)
+            with self._database.transaction() as transaction:
+                wait = self._pace.retry_after_s(attempts)
+                self._table.put_off(self._begin(transaction), task_id, wait)
+            return False
         if self._broker.succeeded():
             logger.warning("The broker is back")
         attempts = 1 + max(entry.attempts for entry in entries)
@@ -201,8 +209,8 @@ class Relay:
         elif self._size < self._pace.size:
             self._size = min(self._pace.size, self._size * 2)
 
-    def _fall_apart(self, run: Statements, entries: Sequence[Entry], error: dict[str, str]) -> None:
-        """Send the commands of a message that failed as a whole again in smaller ones, at last each by itself."""
+    def _fall_apart(self, run: Statements, entries: Sequence[Entry], error: Mapping[str, str]) -> None:
+        """Send the commands of a message that failed as a whole in smaller ones, at last each by itself."""
         logger.warning(
             "A message with %d commands failed: %s: %s", len(entries), error["type"], error["message"]
         )
@@ -234,9 +242,9 @@ class Relay:
                 if current:
                     self._table.handled(run, current)
                 return len(current)
-        except HandlerFailed as failure:
+        except HandlerFailed:
             entry = current[-1]
-            logger.error("Taking note of the answer to %r failed", entry.key, exc_info=failure.__cause__)
+            logger.exception("Taking note of the answer to %r failed", entry.key)
             with self._database.transaction() as transaction:
                 wait = self._pace.retry_after_s(entry.attempts)
                 self._table.handle_later(self._begin(transaction), entry, wait)
@@ -273,7 +281,7 @@ class HandlerFailed(Exception):
 
 def _fitting(entries: Sequence[Entry]) -> list[Entry]:
     """Return as many of the first entries as fit into a message, one at least."""
-    size, fitting = 0, []
+    size, fitting = 0, list[Entry]()
     for entry in entries:
         size += len(entry.fields) + len(entry.key) + len(entry.task) + 20
         if fitting and size > MAX_BYTES:

@@ -1,8 +1,8 @@
 """The statements over the table of commands: what a send writes, and each step that a relay takes.
 
-A command is unsent (no `task_id`), under way (a `task_id`, no answer), answered, then handled. The commands of
-one message share its task id from the claim to the answer, so that a message that is sent again is the same
-one: the backend then gives the first answer, a refusal too.
+A command is unsent (no `task_id`), under way (a `task_id`, no answer), answered, then handled. The commands
+of one message share its task id from the claim to the answer, so that a message that is sent again is the
+same one: the backend then gives the first answer, a refusal too.
 """
 
 from __future__ import annotations
@@ -139,6 +139,14 @@ class CommandTable:
             (task_id,),
         )
 
+    def put_off(self, run: Statements, task_id: str, after_s: float) -> None:
+        """Note that a message could not be sent, and when that is tried again."""
+        run.write(
+            f"UPDATE {self.name} SET due_at = {run.dialect.now} + %s"
+            " WHERE task_id = %s AND answered_at IS NULL",
+            (after_s, task_id),
+        )
+
     def under_way(self, run: Statements, limit: int) -> list[str]:
         """Return the task ids of messages that have no answer yet, the oldest first."""
         rows = run.read(
@@ -241,8 +249,11 @@ class CommandTable:
             run.read(f"SELECT count(*), {run.dialect.now} - min(created_at) FROM {self.name} WHERE {step}")[0]
             for step in steps
         ]
-        ages = [float(age) for _, age in counts if age is not None]
-        return Waiting(*(int(count) for count, _ in counts), max([0.0, *ages]))
+        unsent, unanswered, unhandled = (int(count) for count, _ in counts)
+        ages = (float(age) for _, age in counts if age is not None)
+        return Waiting(
+            unsent, unanswered, unhandled, max(0.0, *ages) if unsent + unanswered + unhandled else 0.0
+        )
 
 
 def _those(entries: Sequence[Entry]) -> tuple[str, list[int]]:
