@@ -109,8 +109,8 @@ def dialect_of_driver(connection: object) -> Dialect:
         if found is not None:
             return found
     raise TypeError(
-        f"{type(connection).__module__}.{type(connection).__qualname__} is no connection or session of a known"
-        " driver; name its database: dialect='postgresql', 'mysql' or 'sqlite'"
+        f"{type(connection).__module__}.{type(connection).__qualname__} is no connection of a known driver;"
+        " name its database: dialect='postgresql', 'mysql' or 'sqlite'"
     )
 
 

@@ -1,0 +1,347 @@
+"""The table of commands behaves the same on each database and by each way to it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from allocation.client import Allocate, ChangeBatchQuantity, CreateBatch
+from allocation.domain.errors import AllocationError, InvalidSku
+from messaging.client.connections import NoTransaction, statements
+from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
+from messaging.client.outbox import KeyTaken, Outbox
+from messaging.client.table import CommandTable, Entry
+from messaging.errors import InvalidMessage
+from messaging.messages import Command
+from tests.contract import mariadb
+
+WAYS = [
+    "sqlite by its driver",
+    "sqlite by SQLAlchemy",
+    "postgresql by its driver",
+    "postgresql by SQLAlchemy",
+    "mariadb by its driver",
+    "mariadb by SQLAlchemy",
+]
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(server_folder: Path) -> Iterator[mariadb.MariaDB]:
+    """A MariaDB for the whole run."""
+    with mariadb.start(server_folder / "mariadb") as server:
+        yield server
+
+
+@dataclass
+class Shop:
+    """The database of an app, and its table of commands."""
+
+    outbox: Outbox
+    connect: Callable[[], Any]
+    database: Database
+    second: Database  # of another relay
+
+    @property
+    def table(self) -> CommandTable:
+        return self.outbox.table
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Begin what the app would: a session, or a connection of the driver."""
+        with self.database.transaction() as transaction:
+            yield transaction
+
+    def send(self, command: Command, key: str, group: str | None = None) -> None:
+        with self.transaction() as transaction:
+            self.outbox.send(transaction, command, key=key, group=group)
+
+    def step(self, what: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        """Take a step of a relay."""
+        return self._step(self.database, what, *values, **named)
+
+    def step_of_another(self, what: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        """Take a step of another relay."""
+        return self._step(self.second, what, *values, **named)
+
+    def _step(self, database: Database, what: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        with database.transaction() as transaction:
+            run = statements(transaction)
+            self.table.begin(run)
+            return what(run, *values, **named)
+
+    def claim(self, task_id: str, size: int = 100, lease_s: float = 60) -> list[str]:
+        entries: list[Entry] = self.step(self.table.claim, task_id, size, lease_s)
+        return [entry.key for entry in entries]
+
+    def answer(self, task_id: str, answer: str = '{"result": null}') -> None:
+        def write(run: Any) -> None:
+            entries = self.table.lock_message(run, task_id)
+            self.table.answer(run, {entry.position: answer for entry in entries}, handled=False)
+
+        self.step(write)
+
+
+@pytest.fixture(params=WAYS)
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    """Every test runs on each database and by each way to it, so that they cannot drift apart."""
+    kind, _, way = request.param.partition(" by ")
+    table = f"commands_{uuid4().hex[:12]}"
+    outbox = Outbox("allocation", (Allocate, CreateBatch, ChangeBatchQuantity), (InvalidSku,), table)
+    connect: Callable[[], Any]
+    if kind == "sqlite":
+        url, connect = (
+            f"sqlite:///{tmp_path / 'shop.db'}",
+            lambda: sqlite3.connect(tmp_path / "shop.db", timeout=1),
+        )
+    elif kind == "postgresql":
+        url = request.getfixturevalue("postgres").url
+        connect = lambda: psycopg2.connect(url.replace("+psycopg2", ""))  # noqa: E731
+    else:
+        server = request.getfixturevalue("mariadb_server")
+        url, connect = server.url, server.connect
+    if way == "SQLAlchemy":
+        engines = [create_engine(url), create_engine(url)]
+        databases: list[Database] = [SqlAlchemyDatabase(engine) for engine in engines]
+    else:
+        databases = [DriverDatabase(connect), DriverDatabase(connect)]
+    shop = Shop(outbox, connect, *databases)
+    with shop.transaction() as transaction:
+        outbox.create_table(transaction)
+    yield shop
+    for database in databases:
+        database.close()
+
+
+def test_a_command_is_there_if_the_transaction_commits(shop):
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+
+    assert shop.claim("m1") == ["a"]
+
+
+def test_a_command_is_gone_with_its_transaction(shop):
+    def change_ones_mind() -> None:
+        with shop.transaction() as transaction:
+            shop.outbox.send(transaction, Allocate("o1", "LAMP", 2), key="a")
+            raise RuntimeError("the shop changed its mind")
+
+    with pytest.raises(RuntimeError, match="changed its mind"):
+        change_ones_mind()
+
+    assert shop.claim("m1") == []
+
+
+def test_the_same_command_under_the_same_key_is_one(shop):
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    with shop.transaction() as transaction:
+        for _ in range(2):
+            assert shop.outbox.send(transaction, Allocate("o2", "LAMP", 2), key="b") == "b"
+
+    assert shop.claim("m1") == ["a", "b"]
+
+
+@pytest.mark.parametrize("other", [Allocate("o1", "LAMP", 3), ChangeBatchQuantity("o1", 2)])
+def test_another_command_under_a_key_is_refused_and_the_transaction_goes_on(shop, other):
+    with shop.transaction() as transaction:
+        shop.outbox.send(transaction, Allocate("o1", "LAMP", 2), key="a")
+        with pytest.raises(KeyTaken, match="'a' is that of another command"):
+            shop.outbox.send(transaction, other, key="a")
+        shop.outbox.send(transaction, other, key="b")
+
+    assert shop.claim("m1") == ["a", "b"]
+
+
+def test_keys_differ_by_case(shop):
+    shop.send(Allocate("o1", "LAMP", 2), "order-é")
+    shop.send(Allocate("o1", "LAMP", 2), "ORDER-É")
+
+    assert shop.claim("m1") == ["order-é", "ORDER-É"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", None])
+def test_a_key_that_cannot_be_one_is_refused(shop, key):
+    with shop.transaction() as transaction, pytest.raises(InvalidMessage, match="idempotency_key must be"):
+        shop.outbox.send(transaction, Allocate("o1", "LAMP", 2), key=key)
+
+
+def test_a_command_of_another_project_is_refused(shop):
+    class Cook(Command):
+        """Not ours."""
+
+    with shop.transaction() as transaction, pytest.raises(InvalidMessage, match="command must be one of"):
+        shop.outbox.send(transaction, Cook(), key="a")
+
+
+def test_any_text_is_kept_as_it_is(shop):
+    odd = "%s ? :x '\"\\ \x00 é 🪔 " + "long" * 2000
+    shop.send(Allocate(odd, "%(sku)s", 2), "100 % ?")
+    shop.claim("m1")
+    shop.answer("m1", '{"result": "%s 🪔"}')
+
+    with shop.transaction() as transaction:
+        outcome = shop.outbox.outcome(transaction, "100 % ?")
+    assert outcome.command == Allocate(odd, "%(sku)s", 2)
+    assert outcome.result == "%s 🪔"
+
+
+def test_dates_are_dates_again(shop):
+    command = CreateBatch("b1", "2026-01-31", 5, date(2026, 1, 31))
+    shop.send(command, "a")
+    shop.claim("m1")
+    shop.answer("m1")
+
+    with shop.transaction() as transaction:
+        assert shop.outbox.outcome(transaction, "a").command == command
+
+
+def test_a_refusal_is_the_projects_own_error(shop):
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    shop.claim("m1")
+    shop.answer("m1", '{"error": {"type": "InvalidSku", "message": "Invalid sku LAMP"}}')
+
+    with shop.transaction() as transaction:
+        outcome = shop.outbox.outcome(transaction, "a")
+    assert isinstance(outcome.error, AllocationError)
+    assert str(outcome.error) == "Invalid sku LAMP"
+
+
+def test_what_a_relay_claimed_is_left_alone_by_others(shop):
+    for key in "abcd":
+        shop.send(Allocate(key, "LAMP", 2), key)
+
+    with shop.database.transaction() as transaction:
+        run = statements(transaction)
+        shop.table.begin(run)
+        assert len(shop.table.claim(run, "m1", 2, 60)) == 2
+        if run.dialect.name != "sqlite":  # there the other one waits
+            others = shop.step_of_another(shop.table.claim, "m2", 100, 60)
+            assert [entry.key for entry in others] == ["c", "d"]
+
+    assert shop.claim("m3") == ([] if run.dialect.name != "sqlite" else ["c", "d"])
+
+
+def test_a_message_that_was_not_confirmed_is_sent_again_as_it_was(shop):
+    for key in "abc":
+        shop.send(Allocate(key, "LAMP", 2), key)
+    shop.claim("m1", size=2, lease_s=0)
+    shop.claim("m2", lease_s=60)
+
+    task_id, entries = shop.step(shop.table.claim_again, 60)
+
+    assert (task_id, [entry.key for entry in entries]) == ("m1", ["a", "b"])
+    assert shop.step(shop.table.claim_again, 60) is None
+
+
+def test_a_message_that_was_answered_is_not_sent_again(shop):
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    shop.claim("m1", lease_s=0)
+    shop.answer("m1")
+
+    assert shop.step(shop.table.claim_again, 60) is None
+    assert shop.step(shop.table.under_way, 10) == []
+
+
+def test_an_answer_that_comes_twice_is_written_once(shop):
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    shop.claim("m1")
+    shop.answer("m1", '{"result": "first"}')
+    shop.answer("m1", '{"result": "second"}')
+
+    with shop.transaction() as transaction:
+        assert shop.outbox.outcome(transaction, "a").result == "first"
+
+
+def test_a_group_goes_out_one_by_one_in_order(shop):
+    for key, group in (("a", "g"), ("b", "g"), ("c", None), ("d", "h"), ("e", "g")):
+        shop.send(Allocate(key, "LAMP", 2), key, group)
+
+    assert shop.claim("m1") == ["a", "c", "d"]
+    assert shop.claim("m2") == []
+    shop.answer("m1")
+    assert shop.claim("m3") == ["b"]
+    shop.answer("m3", '{"error": {"type": "InvalidSku", "message": ""}}')
+    assert shop.claim("m4") == ["e"]
+
+
+def test_an_answered_command_can_be_sent_again(shop):
+    shop.send(Allocate("a", "LAMP", 2), "a")
+
+    with shop.transaction() as transaction:
+        assert not shop.outbox.send_again(transaction, "a")
+    shop.claim("m1")
+    shop.answer("m1")
+    with shop.transaction() as transaction:
+        assert shop.outbox.send_again(transaction, "a")
+
+    assert shop.claim("m2") == ["a"]
+
+
+def test_what_waits_is_counted_with_its_age(shop):
+    with shop.transaction() as transaction:
+        assert shop.outbox.waiting(transaction).count == 0
+    for key in "abcdef":
+        shop.send(Allocate(key, "LAMP", 2), key)
+    shop.claim("m1", 1)
+    shop.claim("m2", 2)
+    shop.answer("m2")
+
+    with shop.transaction() as transaction:
+        waiting = shop.outbox.waiting(transaction)
+
+    assert (waiting.unsent, waiting.unanswered, waiting.unhandled) == (3, 1, 2)
+    assert 0 <= waiting.oldest_s < 60
+
+
+def test_what_was_handled_long_ago_is_pruned(shop):
+    for key in "abc":
+        shop.send(Allocate(key, "LAMP", 2), key)
+    shop.claim("m1", 2)
+    shop.answer("m1")
+
+    def handle(run: Any) -> None:
+        shop.table.handled(run, shop.table.answered(run, 1, failed_before=False))
+
+    shop.step(handle)
+
+    assert shop.step(shop.table.prune, 3600) == 0
+    assert shop.step(shop.table.prune, -1) == 1
+    with shop.transaction() as transaction:
+        waiting = shop.outbox.waiting(transaction)
+    assert (waiting.unsent, waiting.unhandled) == (1, 1)
+
+
+def test_a_connection_that_commits_each_statement_is_refused(postgres):
+    with closing(psycopg2.connect(postgres.url.replace("+psycopg2", ""))) as connection:
+        connection.autocommit = True
+        with pytest.raises(NoTransaction):
+            Outbox("allocation", (Allocate,)).send(connection, Allocate("o1", "LAMP", 1), key="a")
+
+
+def test_a_session_and_a_connection_of_sqlalchemy_will_do(tmp_path):
+    outbox = Outbox("allocation", (Allocate,))
+    engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    with engine.begin() as connection:
+        outbox.create_table(connection)
+        outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+    with Session(engine) as session:
+        outbox.send(session, Allocate("o2", "LAMP", 1), key="b")
+        session.commit()
+
+        assert outbox.waiting(session).unsent == 2
+    engine.dispose()
+
+
+def test_what_is_no_connection_is_refused():
+    with pytest.raises(TypeError, match="no connection of a known driver"):
+        Outbox("allocation", (Allocate,)).send(object(), Allocate("o1", "LAMP", 1), key="a")
