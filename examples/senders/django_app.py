@@ -1,18 +1,29 @@
-"""A checkout with Django and plain Celery that does not wait: `python examples/senders/django_app.py`.
+"""A shop with Django and a database of its own, which does not wait: `python examples/senders/django_app.py`.
 
-POST /orders says under which id the order is known; GET /orders/<id> says what came of it. One file, so that
-it is read at a glance; a real project has the Celery app in a module of its own.
+POST /orders writes an order, and the command to allocate it, in one transaction, and says under which id it
+is known. GET /orders/<id> says what came of it. The relay is a process of its own, which sends the commands
+and writes the answers into the orders: `python examples/senders/django_app.py relay_commands`. One file, so
+that it is read at a glance.
+
+With CRASHES=1, POST /orders?crash=before-commit (or after-commit) kills the shop at that moment. Start it
+again: the order is not there, or it is and gets its answer.
 """
 
 import json
 import os
+import signal
+import sys
+from typing import Any
 
 import django
-from celery import Celery
 from django.conf import settings
-from django.core.management import execute_from_command_line
+from django.core.management import call_command, execute_from_command_line
+from django.db import connection, models, transaction
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
+
+from allocation.client import Allocate, outbox
+from messaging.client import Outcome
 
 settings.configure(
     DEBUG=False,
@@ -20,40 +31,90 @@ settings.configure(
     ROOT_URLCONF=__name__,
     SECRET_KEY=os.environ.get("SECRET_KEY", "only for this example"),
     MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": os.environ.get("DATABASE_FILE", "django-shop.db"),
+            # Both processes write: take the lock at the beginning of a transaction, and wait for it.
+            "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20},
+        }
+    },
+    INSTALLED_APPS=["messaging.client.django"],
+    COMMAND_OUTBOX={
+        "OUTBOX": "allocation.client.outbox",
+        "BROKER_URL": os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0"),
+        "RESULTS_URL": os.environ.get("RESULTS_URL", "redis://127.0.0.1:6390/1"),
+        "ON_ANSWER": f"{__name__}.note",
+    },
 )
 django.setup()
 
-celery = Celery(
-    broker=os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0"),
-    backend=os.environ.get("RESULTS_URL", "redis://127.0.0.1:6390/1"),
-)
+
+class Order(models.Model):  # type: ignore[misc]  # Django is untyped
+    """A line of an order, with what came of it."""
+
+    key = models.CharField(max_length=255, primary_key=True)
+    state = models.CharField(max_length=20, default="waiting")
+    batchref = models.CharField(max_length=255, null=True)
+    why = models.CharField(max_length=2000, null=True)
+
+    class Meta:
+        """A model outside of an installed app; a real project has it in one, with a migration."""
+
+        app_label = "shop"
 
 
-def orders(request: HttpRequest) -> JsonResponse:
-    """Enqueue a line and say by which id its answer is found."""
+def take(request: HttpRequest) -> JsonResponse:
+    """Write an order and its command, or neither."""
     line = json.loads(request.body)
-    sent = celery.send_task(
-        "allocation.allocate",
-        kwargs=line,
-        queue="allocation.commands",
-        headers={"idempotency_key": "checkout-{orderid}-{sku}-{qty}".format(**line)},
-        declare=(),
-    )
-    return JsonResponse({"id": sent.id}, status=202)
+    crash = request.GET.get("crash")
+    key = "checkout-{orderid}-{sku}-{qty}".format(**line)
+    with transaction.atomic():
+        _, is_new = Order.objects.get_or_create(key=key)
+        if is_new:
+            outbox.send(connection, Allocate(**line), key=key)
+        die_at("before-commit", crash)
+    die_at("after-commit", crash)
+    return JsonResponse({"id": key}, status=202)
 
 
-def order(_request: HttpRequest, order_id: str) -> JsonResponse:
-    """Say what came of a line."""
-    result = celery.AsyncResult(order_id)
-    if not result.ready():
-        return JsonResponse({"state": "waiting"})
-    if result.failed():
-        return JsonResponse({"state": "refused", "why": str(result.result)})
-    return JsonResponse({"state": "done", "batchref": result.result})
+def note(outcome: Outcome, _connection: Any) -> None:
+    """Write the answer into the order; the relay commits that together with the note that it is done."""
+    if outcome.error:
+        answer = {"state": "refused", "why": str(outcome.error)}
+    else:
+        answer = {"state": "done", "batchref": outcome.result}
+    Order.objects.filter(key=outcome.key).update(**answer)
 
 
-urlpatterns = [path("orders", orders), path("orders/<str:order_id>", order)]
+def look(_request: HttpRequest, key: str) -> JsonResponse:
+    """Say what came of an order."""
+    order = Order.objects.filter(key=key).first()
+    if order is None:
+        return JsonResponse({"detail": f"no order {key}"}, status=404)
+    answer = {"state": order.state, "batchref": order.batchref, "why": order.why}
+    wanted = {"waiting": ["state"], "done": ["state", "batchref"], "refused": ["state", "why"]}[order.state]
+    return JsonResponse({name: answer[name] for name in wanted})
+
+
+def die_at(moment: str, crash: str | None) -> None:
+    """Die as by a power cut, where that is asked for and allowed."""
+    if crash == moment and os.environ.get("CRASHES") == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def create_tables() -> None:
+    """Create what is missing."""
+    call_command("migrate", verbosity=0)
+    if Order._meta.db_table not in connection.introspection.table_names():
+        with connection.schema_editor() as editor:
+            editor.create_model(Order)
+
+
+urlpatterns = [path("orders", take), path("orders/<str:key>", look)]
 
 if __name__ == "__main__":
+    create_tables()
     port = os.environ.get("PORT", "8000")
-    execute_from_command_line([__file__, "runserver", "--noreload", f"127.0.0.1:{port}"])
+    serve = ["runserver", "--noreload", f"127.0.0.1:{port}"]
+    execute_from_command_line([__file__, *(sys.argv[1:] or serve)])

@@ -23,14 +23,22 @@ from local.waiting import eventually
 from tests.programs import missing
 
 SENDERS = ROOT / "examples" / "senders"
+#: The arguments of an example's relay, where that is a process of its own.
+RELAYS = {"django_app.py": ["relay_commands"]}
 
 pytestmark = pytest.mark.usefixtures("worker")
 
 
 @pytest.fixture
-def environment(broker) -> dict[str, str]:
-    """How the examples are told where the servers are."""
-    addresses = {"BROKER_URL": broker.broker_url, "RESULTS_URL": broker.result_backend_url}
+def environment(broker, tmp_path: Path) -> dict[str, str]:
+    """How the examples are told where the servers and their own databases are."""
+    addresses = {
+        "BROKER_URL": broker.broker_url,
+        "RESULTS_URL": broker.result_backend_url,
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'shop.db'}",
+        "DATABASE_FILE": str(tmp_path / "shop.db"),
+        "CRASHES": "1",
+    }
     return {**os.environ, **addresses, "PYTHONPATH": str(ROOT)}
 
 
@@ -70,11 +78,16 @@ def web_app(environment, tmp_path: Path) -> Iterator[Callable[[str], str]]:
     def serve(name: str) -> str:
         port = free_port()
         env = {**environment, "PORT": str(port)}
-        child = Child(name, [sys.executable, str(SENDERS / name)], log=tmp_path / f"{name}.log", env=env)
+        command = [sys.executable, str(SENDERS / name)]
+        child = Child(name, command, log=tmp_path / f"{name}.log", env=env)
         child.start()
         children.append(child)
         url = f"http://127.0.0.1:{port}"
         eventually(lambda: call(f"{url}/none")[0] == 404, 60, f"an answer from {name}: {child.log}")
+        if name in RELAYS:
+            relay = Child("relay", [*command, *RELAYS[name]], log=tmp_path / "relay.log", env=env)
+            relay.start()
+            children.append(relay)
         return url
 
     yield serve
@@ -121,6 +134,24 @@ def test_a_web_app_that_does_not_wait(web_app, sku):
     assert outcome({"orderid": "o1", "sku": sku, "qty": 4}) == {"state": "done", "batchref": f"b-{sku}"}
     refused = outcome({"orderid": "o1", "sku": "NONE", "qty": 4})
     assert refused == {"state": "refused", "why": "Invalid sku NONE"}
+
+
+@pytest.mark.parametrize("name", ["fastapi_app.py", "django_app.py"])
+def test_a_shop_that_dies_and_comes_back(web_app, sku, name):
+    before, after = ({"orderid": f"o-{moment}", "sku": sku, "qty": 2} for moment in ("before", "after"))
+    url = web_app(name)
+
+    for line, moment in ((before, "before-commit"), (after, "after-commit")):
+        with pytest.raises(OSError):  # noqa: PT011  whichever a dead server's client gets
+            call(f"{url}/orders?crash={moment}", line)
+        url = web_app(name)
+
+    def state(line: dict[str, Any]) -> Any:
+        status, answer = call(f"{url}/orders/checkout-{line['orderid']}-{sku}-2")
+        return answer["state"] if status == 200 else status
+
+    eventually(lambda: state(after) == "done", what="the answer to what was committed")
+    assert state(before) == 404
 
 
 @pytest.fixture(scope="session")
