@@ -29,6 +29,7 @@ MEASUREMENTS = (
     "flat",
     "settings",
     "brokers",
+    "transactional",
     "relay",
 )
 Measure = Callable[[Servers, Scale], list[Figure]]
