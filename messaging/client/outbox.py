@@ -7,7 +7,7 @@ answer to the app in another transaction of the same database. docs/sending-from
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -16,13 +16,11 @@ from messaging.client.connections import check_transaction, statements
 from messaging.client.databases import Database
 from messaging.client.dialects import ddl, dialect_named
 from messaging.client.pace import Pace
-from messaging.client.relay import Relay
+from messaging.client.relay import OnAnswer, Relay
 from messaging.client.table import CommandTable, Entry, Waiting
 from messaging.errors import InvalidMessage, MessagingError
 from messaging.messages import Command, task_name, to_dict
 
-#: Takes an outcome and the transaction that it is taken note of in: a SQLAlchemy session or a connection.
-OnAnswer = Callable[[Outcome, Any], object]
 Handler = TypeVar("Handler", bound=OnAnswer)
 
 

@@ -23,11 +23,15 @@ from messaging.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
+#: Takes an outcome and the transaction that it is taken note of in: a SQLAlchemy session or a connection.
+OnAnswer = Callable[[Outcome, Any], object]
+
 #: The first look after there was something to do; the waits grow from there.
 SHORTEST_WAIT_S = 0.02
 #: Messages sent before answers are looked at again.
 MESSAGES_A_STEP = 8
-#: Answers are noted together in one transaction as long as the app is so quick, in seconds.
+#: Answers are noted in one transaction: so many at most, and as long as the app is so quick (seconds).
+NOTED_TOGETHER = 100
 NOTED_TOGETHER_S = 0.05
 PRUNE_EVERY_S = 60.0
 #: JSON of the commands in one message; the backend's ALLOCATION_MESSAGE_MAX_BYTES is above it.
@@ -46,7 +50,7 @@ class Relay:
         sender: Client,
         reader: Client,
         outcome_of: Callable[[Entry], Outcome],
-        handler: Callable[[Outcome, Any], object] | None,
+        handler: OnAnswer | None,
         pace: Pace,
     ) -> None:
         self._table = table
@@ -221,22 +225,17 @@ class Relay:
     # The app
 
     def _handle(self) -> int:
-        """Have the app take note of answers; return of how many."""
+        """Have the app take note of answers, in one transaction while it is quick; return of how many."""
         if self._handler is None:
             return 0
-        return self._handle_some(failed_before=False, limit=100) or self._handle_some(
-            failed_before=True, limit=1
-        )
-
-    def _handle_some(self, *, failed_before: bool, limit: int) -> int:
         current: list[Entry] = []
         try:
             with self._database.transaction() as transaction:
                 run = self._begin(transaction)
                 end = time.monotonic() + NOTED_TOGETHER_S
-                for entry in self._table.answered(run, limit, failed_before=failed_before):
+                for entry in self._answered(run):
                     current.append(entry)
-                    self._call_handler(entry, transaction)
+                    self._call_handler(self._handler, entry, transaction)
                     if time.monotonic() >= end:
                         break
                 if current:
@@ -250,11 +249,15 @@ class Relay:
                 self._table.handle_later(self._begin(transaction), entry, wait)
             return 1
 
-    def _call_handler(self, entry: Entry, transaction: Any) -> None:
-        if self._handler is None:
-            return
+    def _answered(self, run: Statements) -> list[Entry]:
+        """Return answers to note together; one that failed before is noted alone."""
+        return self._table.answered(run, NOTED_TOGETHER, failed_before=False) or self._table.answered(
+            run, 1, failed_before=True
+        )
+
+    def _call_handler(self, handler: OnAnswer, entry: Entry, transaction: Any) -> None:
         try:
-            self._handler(self._outcome_of(entry), transaction)
+            handler(self._outcome_of(entry), transaction)
         except Exception as error:
             raise HandlerFailed from error
 

@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
-from messaging.client.outbox import OnAnswer, Outbox
+from messaging.client.outbox import Outbox
 from messaging.client.pace import Pace
-from messaging.client.relay import Relay
+from messaging.client.relay import OnAnswer, Relay
 from messaging.extras import MissingExtra, needs
 from messaging.signing import Signing
 

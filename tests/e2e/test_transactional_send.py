@@ -299,3 +299,14 @@ def test_a_backend_that_takes_fewer_commands_at_once_gets_fewer(
 
     assert sorted(key for key, _ in told(database)) == sorted(keys)
     assert {answer for _, answer in told(database)} == {f"batch-{sku}", "None"}
+
+
+def test_a_relay_can_be_drained_again_and_again(database, relay, sku):
+    """As a periodic job does."""
+    for number in range(3):
+        key = f"{sku}-{number}"
+        with database.begin() as connection:
+            outbox.send(connection, Allocate(key, sku, 1), key=key)
+
+        assert relay.drain(30)
+        assert len(told(database)) == number + 1

@@ -1,0 +1,75 @@
+"""The command line of the client's outbox: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import create_engine
+
+from allocation.client import Allocate, outbox
+from local.child import ROOT
+from messaging.client.tool import outbox_tool
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(outbox_tool(outbox), arguments)
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """The database of an app in which one command waits."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        outbox.create_table(connection)
+        outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+    engine.dispose()
+    return url
+
+
+def test_what_waits_is_printed(database_url):
+    said = run("relay", "--database-url", database_url, "--status")
+
+    assert said.output.splitlines()[:3] == ["unsent 1", "unanswered 0", "unhandled 0"]
+    assert said.exit_code == 0
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mysql", "mariadb", "sqlite"])
+def test_the_statements_of_the_table_are_printed(dialect):
+    printed = run("ddl", dialect).output
+
+    assert printed.startswith("CREATE TABLE command_outbox (")
+    assert printed.count(";\n") == len(outbox.ddl(dialect))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep-answers"], "name the app's database"),
+        (["--database-url", "sqlite://", "--connect", "a:b", "--keep-answers"], "name the app's database"),
+        (["--database-url", "sqlite://"], "name who hears of the answers"),
+        (["--database-url", "sqlite://", "--on-answer", "a:b", "--keep-answers"], "name who hears of"),
+        (["--database-url", "sqlite://", "--on-answer", "no.such.module:f"], "No module named"),
+        (["--database-url", "sqlite://", "--on-answer", "json"], "decorates no function with on_answer"),
+        (["--connect", "json:nothing", "--keep-answers"], "has no attribute 'nothing'"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_a_sentence(arguments, said):
+    refused = run("relay", *arguments)
+
+    assert refused.exit_code == 2
+    assert said in refused.output
+
+
+def test_a_client_loads_no_library_that_its_app_does_not_use():
+    code = (
+        "import sys; from allocation.client import outbox; import messaging.client.databases\n"
+        "print([name for name in ('sqlalchemy', 'django.db', 'pydantic', 'psycopg2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
+
+    assert done.stdout == "[]\n"
