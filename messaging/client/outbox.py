@@ -16,7 +16,7 @@ from messaging.client.connections import check_transaction, statements
 from messaging.client.databases import Database
 from messaging.client.dialects import ddl, dialect_named
 from messaging.client.pace import Pace
-from messaging.client.relay import OnAnswer, Relay
+from messaging.client.relay import MAX_BYTES, OnAnswer, Relay
 from messaging.client.table import CommandTable, Entry, Waiting
 from messaging.errors import InvalidMessage, MessagingError
 from messaging.messages import Command, task_name, to_dict
@@ -77,7 +77,7 @@ class Outbox:
 
         Raises:
             KeyTaken: the key is that of another command.
-            InvalidMessage: the key or the group cannot be one, or the project has no such command.
+            InvalidMessage: the key or the group cannot be one, or there is no such command, or none so long.
             NoTransaction: the connection commits each statement at once.
         """
         task = task_name(self.project, type(command))
@@ -89,6 +89,8 @@ class Outbox:
         check_transaction(target)
         run = statements(target, dialect)
         fields = json.dumps(to_dict(command), sort_keys=True)
+        if len(fields) > MAX_BYTES:
+            raise InvalidMessage("fields", f"must be at most {MAX_BYTES} bytes of JSON")
         if not self.table.add(run, key, task, fields, group):
             there = self.table.find(run, key)
             if there is None or (there.key, there.task, there.fields) != (key, task, fields):

@@ -183,6 +183,11 @@ def test_a_command_of_another_project_is_refused(shop):
         shop.outbox.send(transaction, Cook(), key="a")
 
 
+def test_a_command_that_fits_into_no_message_is_refused(shop):
+    with shop.transaction() as transaction, pytest.raises(InvalidMessage, match="fields must be at most"):
+        shop.outbox.send(transaction, Allocate("o1", "x" * 500_000, 2), key="a")
+
+
 def test_any_text_is_kept_as_it_is(shop):
     odd = "%s ? :x '\"\\ \x00 é 🪔 " + "long" * 2000
     shop.send(Allocate(odd, "%(sku)s", 2), "100 % ?")
