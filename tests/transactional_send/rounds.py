@@ -139,6 +139,7 @@ class _Play:
 
     def _revive(self) -> None:
         """Start again what was killed."""
+        self._world.keep_worker()
         if not self._app.running and self._app.exit_code != 0:
             self._note_end("app", self._app)
             self._app = self._program("app")

@@ -79,6 +79,11 @@ class World:
         self.worker.start()
         eventually(self._worker_answers, 90, "an answer from the worker")
 
+    def keep_worker(self) -> None:
+        """Start the worker again if it ended, as a supervisor does: Celery may when its broker is killed."""
+        if not self.worker.running:
+            self.worker.start()
+
     def _worker_answers(self) -> bool:
         assert self.worker.running, self.worker.log_tail()
         return readiness.workers_answer(self.broker.url, "worker")
