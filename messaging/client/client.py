@@ -354,7 +354,9 @@ def _told(meta: Mapping[str, Any]) -> Told | None:
     state = meta.get("status")
     result: Any = meta.get("result")
     if state == states.SUCCESS:
-        return Told(lines=result)
+        if isinstance(result, list) and all(isinstance(line, dict) and "id" in line for line in result):
+            return Told(lines=result)
+        return Told(error={"type": "UnreadableAnswer", "message": cut(repr(result))})
     if state not in states.PROPAGATE_STATES:
         return None
     if isinstance(result, BaseException):  # a backend that rebuilds it

@@ -155,16 +155,15 @@ class Relay:
         except Exception:
             # Perhaps it is this message alone, which must not keep the others waiting.
             logger.exception("A message with %d commands could not be sent", len(entries))
-            attempts = 1 + max(entry.attempts for entry in entries)
+            wait = self._pace.retry_after_s(_attempts(entries))
             with self._database.transaction() as transaction:
-                wait = self._pace.retry_after_s(attempts)
                 self._table.put_off(self._begin(transaction), task_id, wait)
             return False
         if self._broker.succeeded():
             logger.warning("The broker is back")
-        attempts = 1 + max(entry.attempts for entry in entries)
+        wait = self._pace.resend_after_s(_attempts(entries))
         with self._database.transaction() as transaction:
-            self._table.confirm(self._begin(transaction), task_id, self._pace.resend_after_s(attempts))
+            self._table.confirm(self._begin(transaction), task_id, wait)
         return True
 
     # Answers
@@ -208,10 +207,8 @@ class Relay:
                 answers[entry.position] = json.dumps({name: answer[name] for name in answer if name != "id"})
         self._table.answer(run, answers, handled=self._handler is None)
         if later:
-            wait = self._pace.retry_after_s(max(entry.attempts for entry in later))
-            self._table.try_later(run, later, wait)
-        elif self._size < self._pace.size:
-            self._size = min(self._pace.size, self._size * 2)
+            self._table.try_later(run, later, self._pace.retry_after_s(_attempts(later)))
+        self._size = min(self._pace.size, self._size + 1)
 
     def _fall_apart(self, run: Statements, entries: Sequence[Entry], error: Mapping[str, str]) -> None:
         """Send the commands of a message that failed as a whole in smaller ones, at last each by itself."""
@@ -219,8 +216,7 @@ class Relay:
             "A message with %d commands failed: %s: %s", len(entries), error["type"], error["message"]
         )
         self._size = max(1, min(self._size, len(entries)) // 2)
-        wait = self._pace.retry_after_s(max(entry.attempts for entry in entries))
-        self._table.try_later(run, entries, wait)
+        self._table.try_later(run, entries, self._pace.retry_after_s(_attempts(entries)))
 
     # The app
 
@@ -280,6 +276,11 @@ class Relay:
 
 class HandlerFailed(Exception):
     """The app's own function raised; its transaction is rolled back."""
+
+
+def _attempts(entries: Sequence[Entry]) -> int:
+    """Return how often the commands of a message were sent, this time included."""
+    return max(entry.attempts for entry in entries)
 
 
 def _fitting(entries: Sequence[Entry]) -> list[Entry]:

@@ -8,7 +8,7 @@ same one: the backend then gives the first answer, a refusal too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from messaging.client.connections import Row, Statements
 
@@ -92,7 +92,7 @@ class CommandTable:
         )
         entries = [Entry.of(row) for row in rows]
         self._put_into(run, task_id, entries, lease_s)
-        return entries
+        return [replace(entry, attempts=entry.attempts + 1) for entry in entries]
 
     def _put_into(self, run: Statements, task_id: str, entries: Sequence[Entry], lease_s: float) -> None:
         if entries:

@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Django project with the app and the admin, on SQLite."""
     file: Path = tmp_path_factory.mktemp("django") / "shop.db"
     settings.configure(
-        SECRET_KEY="only for this test",
+        SECRET_KEY="not-a-secret",
         ALLOWED_HOSTS=["testserver"],
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(file)}},
         INSTALLED_APPS=[
