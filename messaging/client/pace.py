@@ -12,7 +12,7 @@ class Pace:
     """What can be set about a relay."""
 
     size: int = 100  # commands in a message; no more than the backend's ALLOCATION_BULK_MAX
-    in_flight: int = 200  # messages without an answer, of all relays; the rest waits in the table
+    in_flight: int = 50  # messages without an answer, of all relays; the rest waits in the table
     interval_s: float = 0.2  # between looks at the table while there is nothing to do
     lease_s: float = 10  # then what a relay took and did not confirm is sent by another
     answer_after_s: float = 60  # then a command without an answer is sent again; it doubles each time
