@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,19 @@ def test_what_waits_is_printed(database_url):
 
     assert said.output.splitlines()[:3] == ["unsent 1", "unanswered 0", "unhandled 0"]
     assert said.exit_code == 0
+
+
+def connect() -> sqlite3.Connection:
+    """Connect as an app without SQLAlchemy does."""
+    return sqlite3.connect(os.environ["SHOP_FILE"])
+
+
+def test_a_function_of_the_app_may_connect_instead(database_url, monkeypatch):
+    monkeypatch.setenv("SHOP_FILE", database_url.removeprefix("sqlite:///"))
+
+    said = run("relay", "--connect", f"{__name__}:connect", "--status")
+
+    assert said.output.startswith("unsent 1\n")
 
 
 @pytest.mark.parametrize("dialect", ["postgresql", "mysql", "mariadb", "sqlite"])
