@@ -6,9 +6,13 @@ import click
 
 from messaging import __version__
 from messaging.operator.cli import reruns  # noqa: F401  # adds to `deliveries`
+from messaging.operator.cli.check import check
+from messaging.operator.cli.commands import commands_of
 from messaging.operator.cli.dead_letters import dead_letters
 from messaging.operator.cli.deliveries import deliveries
-from messaging.operator.cli.everyday import check, commands_of, load, migrate, replay
+from messaging.operator.cli.load import load
+from messaging.operator.cli.migrate import migrate
+from messaging.operator.cli.replay import replay
 from messaging.operator.cli.tool import EXIT_STATUSES, Tool, ToolGroup
 from messaging.project import Project
 

@@ -73,5 +73,10 @@ list_limit_option = click.option(
 )
 timeout_option = click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=30.0, show_default=True,
-    metavar="SECONDS",     help="How long to wait for the answer of a worker.",
+    metavar="SECONDS", help="How long to wait for the answer of a worker.",
 )  # fmt: skip
+key_option = click.option(
+    *("--idempotency-key", "--task-id", "idempotency_key"),
+    metavar="KEY",
+    help="The command is carried out once for each key.  [default: a new one]",
+)
