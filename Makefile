@@ -18,7 +18,7 @@ RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
-PACKAGES := $(wildcard messaging allocation tasks local celeryconfig.py flowerconfig.py benchmarks examples scripts)
+PACKAGES := $(wildcard messaging allocation tasks local testing celeryconfig.py flowerconfig.py benchmarks examples scripts)
 BATCHES ?= data/batches.csv
 ORDERS ?= data/orders.csv
 PURCHASES ?= data/purchases.csv
@@ -40,7 +40,7 @@ help: ## list these commands
 	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, else .data)"
 
 demo: $(RUN)
-	$(PY) -m local.demo --batches '$(BATCHES)' --orders '$(ORDERS)'
+	$(PY) -m examples.demo --batches '$(BATCHES)' --orders '$(ORDERS)'
 
 up: $(RUN)
 	@$(PY) -m local

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.figure import Figure
 from benchmarks.plots import goals_svg
-from local.child import ROOT
+from local import ROOT
 
 DOCS = ROOT / "docs"
 PAGE = DOCS / "performance.md"

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from local.child import ChildFailedError, die_with_parent
-from local.folder import FolderInUseError, NotOurFolderError
+from local.data_folder import FolderInUseError, NotOurFolderError
 from local.hints import elsewhere, next_steps, server_of
-from local.postgres import NoPostgresError
-from local.redis import NoRedisError
+from local.processes.child import ChildFailedError, die_with_parent
+from local.servers.postgres_server import NoPostgresError
+from local.servers.redis_server import NoRedisError
 from local.settings import LocalSettings
 from local.stack import PortTakenError, Stack
 from local.waiting import NotInTimeError

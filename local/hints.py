@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from local.child import ROOT
+from local import ROOT
 from local.settings import LocalSettings
 
 #: The variables that the operator's tool goes by, with the addresses that they move.

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from local.child import ROOT
+from local import ROOT
 
 
 class LocalSettings(BaseSettings):

@@ -5,17 +5,17 @@ from smtplib import SMTPException
 from types import TracebackType
 from typing import IO, Self
 
-from local import programs, readiness
 from local.addresses import Addresses, masked
-from local.child import Child
-from local.databases import migrate
+from local.data_folder import hold
 from local.flower_login import FlowerLogin, login_of
-from local.folder import hold
-from local.mail import MailSink
 from local.ports import LOOPBACK, is_free
-from local.postgres import Postgres
-from local.processes import Supervisor
-from local.redis import Redis
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.processes.programs import migrate
+from local.processes.supervisor import Supervisor
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
 from local.service import ALLOCATION, Service
 from local.settings import LocalSettings
 from local.waiting import eventually

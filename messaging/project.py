@@ -18,16 +18,10 @@ UnitOfWorkFactory = Callable[[Any, Engine, Job, Outbox], PostgresUnitOfWork]  # 
 
 
 @dataclass(frozen=True)
-class Project:
-    """A project on the bus; `name` begins the names of its tasks and queues."""
+class Names:
+    """What is named after a project: its queues, its tasks, its environment variables."""
 
     name: str
-    bus: MessageBus
-    settings: Callable[[], MessagingSettings]
-    unit_of_work: UnitOfWorkFactory
-    migrations: Path  # a folder of Alembic versions
-    refusals: tuple[type[Exception], ...] = ()  # errors that are answers, not accidents
-    renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
 
     @property
     def commands_queue(self) -> str:
@@ -48,6 +42,22 @@ class Project:
     def queues(self) -> tuple[str, str, str]:
         """Return all of them."""
         return self.commands_queue, self.events_queue, self.housekeeping_queue
+
+    def variable(self, setting: str) -> str:
+        """Return the environment variable of a setting."""
+        return f"{self.name}_{setting}".upper()
+
+
+@dataclass(frozen=True)
+class Project(Names):
+    """A project on the bus."""
+
+    bus: MessageBus
+    settings: Callable[[], MessagingSettings]
+    unit_of_work: UnitOfWorkFactory
+    migrations: Path  # a folder of Alembic versions
+    refusals: tuple[type[Exception], ...] = ()  # errors that are answers, not accidents
+    renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
 
     def command_task(self, kind: type[Command]) -> str:
         """Return the task name of a command: `CreateBatch` is `<project>.create_batch`."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from allocation.client import AllocationClient
-from local.child import ROOT
+from local import ROOT
 from local.ports import LOOPBACK, free_port
 from tests.containers.docker import docker
 from tests.containers.figures import PAGE

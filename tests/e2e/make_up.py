@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import free_port
 
 PORTS = ("REDIS", "POSTGRES", "FLOWER", "SMTP")

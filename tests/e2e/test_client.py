@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from allocation.client import Allocate, AllocationClient, CreateBatch
 from allocation.domain.errors import BatchAlreadyExists, InvalidSku, UnknownBatch
 from local.ports import free_port
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from messaging.client import NotAnswered
 from messaging.errors import InvalidMessage, Unavailable
 

@@ -10,7 +10,7 @@ import tempfile
 import psutil
 import pytest
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import free_port
 
 BATCHES = """ref,sku,qty,eta
@@ -42,7 +42,7 @@ def test_the_demo_plays_other_files_and_stops_all_it_started(environment, tmp_pa
     (tmp_path / "orders.csv").write_text(ORDERS)
 
     ran = subprocess.run(
-        [sys.executable, "-m", "local.demo",
+        [sys.executable, "-m", "examples.demo",
          "--batches", str(tmp_path / "batches.csv"), "--orders", str(tmp_path / "orders.csv")],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip

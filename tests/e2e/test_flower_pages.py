@@ -11,10 +11,11 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
-from local import programs, readiness
-from local.child import ROOT, Child
+from local import ROOT
 from local.ports import LOOPBACK, free_port
-from local.redis import Redis
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.e2e.browser import chromium
 from tests.e2e.conftest import Backend, Broker, Shop

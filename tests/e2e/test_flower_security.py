@@ -23,9 +23,10 @@ from flower.urls import handlers
 from sqlalchemy import create_engine, text
 from tornado.web import URLSpec
 
-from local import programs, readiness
-from local.child import ROOT, Child
+from local import ROOT
 from local.ports import LOOPBACK, free_port
+from local.processes import programs, readiness
+from local.processes.child import Child
 from local.waiting import eventually
 from messaging.flower.pages import PAGES
 from tests.e2e import make_up

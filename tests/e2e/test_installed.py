@@ -15,9 +15,10 @@ import psycopg2
 import pytest
 import redis
 
-from local.child import ROOT, Child
-from local.postgres import Postgres
-from local.redis import Redis
+from local import ROOT
+from local.processes.child import Child
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
 from messaging import __version__
 from tests.e2e import pythons
 from tests.e2e.conftest import Backend, Broker

@@ -13,7 +13,8 @@ from uuid import uuid4
 
 import pytest
 
-from local.child import ROOT, Child
+from local import ROOT
+from local.processes.child import Child
 from local.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("worker", "housekeeping")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import LOOPBACK, free_port
 from local.waiting import eventually
 from tests.e2e.make_up import COMMAND, PORTS, new_environment, printed_login, read_until_ready, run

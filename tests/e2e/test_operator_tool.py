@@ -17,8 +17,8 @@ import pytest
 import redis
 from kombu import Connection, Exchange, Queue
 
-from local.child import ROOT
-from local.redis import Redis
+from local import ROOT
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker
 

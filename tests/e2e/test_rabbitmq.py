@@ -13,9 +13,9 @@ from kombu import Connection
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from local.ports import free_port
-from local.rabbitmq import RabbitMQ
 from local.waiting import eventually
 from messaging import brokers, tls
+from testing.rabbitmq import RabbitMQ
 from tests.e2e.certificates import make_pair
 
 

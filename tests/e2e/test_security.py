@@ -31,11 +31,12 @@ from redis.exceptions import NoPermissionError
 
 from allocation.client import Allocate, AllocationClient
 from allocation.domain.errors import InvalidSku
-from local.child import ROOT, Child
-from local.rabbitmq import RabbitMQ
+from local import ROOT
+from local.processes.child import Child
 from local.waiting import eventually
 from messaging.client import CommandFailed
 from messaging.errors import Unavailable
+from testing.rabbitmq import RabbitMQ
 from tests.e2e.conftest import Broker
 
 SECURITY = (ROOT / "docs" / "security.md").read_text()

@@ -17,8 +17,9 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
-from local.child import ROOT, Child
+from local import ROOT
 from local.ports import free_port
+from local.processes.child import Child
 from local.waiting import eventually
 from tests.programs import missing
 

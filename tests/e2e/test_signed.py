@@ -11,9 +11,10 @@ from uuid import uuid4
 
 import pytest
 
-from local import programs
-from local.child import ROOT, Child
-from local.readiness import workers_answer
+from local import ROOT
+from local.processes import programs
+from local.processes.child import Child
+from local.processes.readiness import workers_answer
 from local.waiting import eventually
 from tests.e2e.certificates import Pair, make_pair
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import LOOPBACK
-from local.redis import Redis
+from local.servers.redis_server import Redis
 
 ALLOCATE = ("allocate", "o1", "LAMP", "3", "--timeout", "1")
 

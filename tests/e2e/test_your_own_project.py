@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from local.child import ROOT, Child
-from local.mail import MailSink
-from local.postgres import Postgres
-from local.redis import Redis
+from local import ROOT
+from local.processes.child import Child
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

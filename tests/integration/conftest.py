@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from local.redis import Redis
+from local.servers.redis_server import Redis
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from allocation.domain.errors import InvalidSku
 from allocation.domain.model import Batch
 from examples.listener.listen import Memory
 from local.ports import LOOPBACK, free_port
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from messaging.messages import Command
 from messaging.postgres.announcements import TAKE

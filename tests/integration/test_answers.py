@@ -19,8 +19,8 @@ from sqlalchemy import text
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import InvalidSku
 from allocation.service_layer.handlers import allocate
-from local import databases
-from local.postgres import FAST, Postgres
+from local.processes import programs
+from local.servers.postgres_server import Postgres
 from local.waiting import eventually
 from messaging.delivery import new_id
 from messaging.errors import Expired, InvalidMessage, Unavailable, WorkerCrashed
@@ -30,6 +30,7 @@ from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.commands import handle
 from messaging.worker.received import Received
+from testing.databases import FAST
 from tests.integration.outbox import app_on, ask
 
 #: How long a wait for a lock lasts here: the time limit by the attempts and one.
@@ -338,7 +339,7 @@ class Standby:
 def standby(server_folder: Path) -> Iterator[Standby]:
     """A server of the test's own."""
     with Postgres(server_folder / f"synchronous-{new_id()}", settings=FAST) as server:
-        databases.migrate(server.url)
+        programs.migrate(server.url)
         yield Standby(server)
 
 

@@ -16,8 +16,8 @@ import redis
 from celery.exceptions import NotRegistered
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from local.child import Child
-from local.redis import Redis
+from local.processes.child import Child
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.integration.celery_fixtures.processes import (
     OUR_CONSUMER,

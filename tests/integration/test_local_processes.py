@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.child import ROOT, Child
-from local.processes import Supervisor
+from local import ROOT
+from local.processes.child import Child
+from local.processes.supervisor import Supervisor
 from local.waiting import NotInTimeError, eventually
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -25,7 +26,7 @@ time.sleep(600)
 PARENT = """
 import sys, time
 from pathlib import Path
-from local.child import Child
+from local.processes.child import Child
 child = Child("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"], Path(sys.argv[1]))
 child.start()
 print(child.pid, flush=True)

@@ -11,12 +11,13 @@ import psycopg2
 import pytest
 import redis
 
-from local.child import ChildFailedError
-from local.mail import MailSink
 from local.ports import LOOPBACK, PortInUseError, free_port, is_free
-from local.postgres import FAST, Postgres
-from local.redis import NoRedisError, Redis, find_binary
-from local.server import Server
+from local.processes.child import ChildFailedError
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import NoRedisError, Redis, find_binary
+from local.servers.server import Server
+from testing.databases import FAST
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from local.mail import MailSink
+from local.servers.mail_server import MailSink
 from messaging.mail import JobMails, SmtpServer, compose
 from messaging.worker.app import MessagingApp
 from tests.e2e.certificates import make_pair

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from local.child import ROOT
+from local import ROOT
 from messaging.dead_letters import DeadLetter
 from messaging.operator.dead_letters import DeadLetters, NotReplayable
 from messaging.texts import storable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.integration.celery_fixtures.processes import make_worker, running, sender
 

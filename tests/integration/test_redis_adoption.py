@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from local.child import Child
-from local.redis import Redis
+from local.processes.child import Child
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.integration.celery_fixtures.processes import (
     CONFIG,

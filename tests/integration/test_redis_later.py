@@ -11,8 +11,8 @@ import pytest
 import redis
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 
-from local.child import Child
-from local.redis import Redis
+from local.processes.child import Child
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.chaos.clock import Clock, can_be_built
 from tests.integration.celery_fixtures.processes import (

@@ -9,8 +9,8 @@ from typing import Any
 
 import redis
 
-from local.child import Child
-from local.redis import Redis
+from local.processes.child import Child
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from messaging.worker.redis_lease import TEND
 from tests.integration.celery_fixtures.processes import (

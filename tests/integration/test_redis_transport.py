@@ -20,7 +20,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
-from local.redis import Redis, find_binary
+from local.servers.redis_server import Redis, find_binary
 from local.waiting import eventually
 from messaging.worker.redis_fetch import FETCH, FETCH_SHA
 from tests.integration.celery_fixtures.processes import (

@@ -10,7 +10,7 @@ from celery import Celery, states
 from celery.app.trace import build_tracer
 from celery.backends.redis import RedisBackend
 
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from messaging.worker.request import RESULTS_ARE_AWAY
 from messaging.worker.result_backend import ResultBackend, address
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 from celery import Celery, states
 
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from messaging.worker.result_backend import ResultBackend, address
 from tests.integration.celery_fixtures.processes import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from tests.integration.celery_fixtures.processes import make_worker, running, sender
 
 

@@ -15,7 +15,7 @@ import redis
 from celery.events.dispatcher import EventDispatcher
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.integration.celery_fixtures.processes import OUR_CONSUMER, make_worker, running, sender
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from allocation.bootstrap import project
 from allocation.cli import tool
-from local.child import ROOT
+from local import ROOT
 from messaging import __version__
 from messaging.operator.cli import operator_tool
 

@@ -11,7 +11,7 @@ import pytest
 
 from examples.vip_customers.demo.picture import draw
 from examples.vip_customers.demo.purchases import Count, growth, read
-from local.child import ROOT
+from local import ROOT
 
 PURCHASES = ROOT / "data" / "purchases.csv"
 HEADER = "customer_id,orderid,date,cds,amount\n"

@@ -15,11 +15,12 @@ from celery import Celery
 from sqlalchemy import create_engine, text
 
 from examples.vip_customers.demo import VIP
-from local import programs, readiness
+from local import ROOT
 from local.addresses import Addresses
-from local.child import ROOT, Child
-from local.mail import MailSink
-from local.redis import Redis
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.servers.mail_server import MailSink
+from local.servers.redis_server import Redis
 from local.service import Service
 from local.waiting import eventually
 

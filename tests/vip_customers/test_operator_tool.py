@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from examples.vip_customers.demo import VIP
-from local.child import ROOT
+from local import ROOT
 from messaging.delivery import Status
 from tests.vip_customers.shops import PostgresShop, order
 

@@ -15,8 +15,8 @@ from rich.text import Text
 from examples.vip_customers.demo import VIP
 from examples.vip_customers.demo.play import Play
 from examples.vip_customers.demo.purchases import read
-from local.child import ROOT
-from local.folder import FolderInUseError, hold, remove
+from local import ROOT
+from local.data_folder import FolderInUseError, hold, remove
 from local.ports import free_port
 from local.settings import LocalSettings
 from local.stack import Stack

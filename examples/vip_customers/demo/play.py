@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from examples.vip_customers.demo.checkout import Checkout
 from examples.vip_customers.demo.picture import draw
 from examples.vip_customers.demo.purchases import Count, growth, read
-from local.child import ROOT
+from local import ROOT
 from local.stack import Stack
 from local.waiting import eventually
 

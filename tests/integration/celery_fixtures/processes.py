@@ -13,8 +13,8 @@ from typing import Any
 import redis
 from celery import Celery
 
-from local.child import Child
-from local.redis import Redis
+from local.processes.child import Child
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 
 OUR_TRANSPORT = "messaging.worker.redis_transport:Transport"

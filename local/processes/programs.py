@@ -1,13 +1,15 @@
-"""The commands that make up a running backend besides its servers: workers, beat, Flower."""
+"""The commands that make up a running backend besides its servers: migration, workers, beat, Flower."""
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from local.child import Child
+from local import ROOT
 from local.ports import LOOPBACK
+from local.processes.child import Child, ChildFailedError
 from local.service import ALLOCATION, Service
 
 WORK_QUEUES = ALLOCATION.work_queues
@@ -15,6 +17,19 @@ HOUSEKEEPING_QUEUE = ALLOCATION.housekeeping_queue
 
 #: Seconds that a worker gets to finish what it runs, and again to hand it back.
 _WORKER_STOP_TIMEOUT = 12.0
+
+
+def migrate(url: str, service: Service = ALLOCATION) -> None:
+    """Apply the migrations to the database at `url`, as an operator does: `python -m allocation migrate`."""
+    environment = {**os.environ, service.variable("database_url"): url}
+    result = subprocess.run(
+        [sys.executable, "-m", service.tool, "migrate"],
+        env=environment, cwd=ROOT, check=False, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    if result.returncode != 0:
+        raise ChildFailedError(
+            f"the migration ended with status {result.returncode}:\n{result.stderr[-3000:]}"
+        )
 
 
 def celery(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from email.message import EmailMessage
 from pathlib import Path
 
-from local.child import Child
 from local.ports import LOOPBACK
-from local.server import Server
+from local.processes.child import Child
+from local.servers.server import Server
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,6 @@ class MailSink(Server):
     def _answers(self) -> bool:
         with smtplib.SMTP(LOOPBACK, self.port, timeout=5) as client:
             return client.noop()[0] == 250
-
-
-def start_mail_sink(folder: Path, port: int | None = None, faults: tuple[str, ...] = ()) -> MailSink:
-    """Start a mail sink over `folder`, on a free port unless one is named."""
-    sink = MailSink(folder, faults=faults)
-    if port is not None:
-        sink.port = port
-    return sink.start()
 
 
 def _read(file: Path) -> EmailMessage:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import redis
 
-from local.accounts import account_for, give, let_pass
-from local.child import Child
 from local.ports import LOOPBACK
-from local.server import Server
+from local.processes.child import Child
+from local.servers.accounts import account_for, give, let_pass
+from local.servers.server import Server
 from local.settings import LocalSettings
 
 
@@ -92,9 +92,3 @@ class Redis(Server):
     def _answers(self) -> bool:
         with redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=2) as client:
             return bool(client.ping())
-
-
-def start_redis(folder: Path, port: int | None = None) -> Redis:
-    """Start a Redis over `folder`, on a free port unless one is named."""
-    server = Redis(folder) if port is None else Redis(folder, port)
-    return server.start()

@@ -8,9 +8,9 @@ from typing import Self
 
 from kombu import Connection
 
-from local.child import Child
 from local.ports import LOOPBACK, free_port, is_free
-from local.server import Server
+from local.processes.child import Child
+from local.servers.server import Server
 from local.waiting import eventually
 
 # The program itself; the one in /usr/sbin is a wrapper that changes to an account and a folder of its own.

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from local.child import Child
 from local.ports import PortInUseError, free_port, is_free
+from local.processes.child import Child
 from local.waiting import eventually
 
 START_TIMEOUT = 60.0  # seconds; a busy machine with two cores needs a few

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from local import ROOT
 from local.waiting import eventually
-
-#: The folder of the project: where `allocation`, `tasks` and celeryconfig.py are found.
-ROOT = Path(__file__).resolve().parent.parent
 
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: what runs between fork and exec must not import or open anything.

@@ -1,8 +1,7 @@
 """Another app, as the demo needs one: it knows the task names and the addresses, and nothing of this project.
 
-`python -P local/shop.py --broker URL --results URL --batches FILE --orders FILE` creates the batches,
+`python examples/demo/shop.py --broker URL --results URL --batches FILE --orders FILE` creates the batches,
 allocates the orders, and prints what came of it as a line of JSON on standard output; progress on the other.
-(-P: Python must not look for modules in this folder, which has a redis.py of its own.)
 """
 
 from __future__ import annotations

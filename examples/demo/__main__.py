@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, create_engine, text
 
-from local.child import ROOT
+from local import ROOT
 from local.settings import LocalSettings
 from local.stack import Stack
 from local.waiting import eventually
@@ -95,7 +95,7 @@ class Demo:
     def _run_shop(self) -> dict[str, dict[str, int]]:
         addresses = self.stack.addresses
         shop = subprocess.run(
-            [sys.executable, "-P", str(ROOT / "local" / "shop.py"), "--broker", addresses.broker_url,
+            [sys.executable, str(Path(__file__).with_name("shop.py")), "--broker", addresses.broker_url,
              "--results", addresses.result_backend_url,
              "--batches", str(self.batches), "--orders", str(self.orders)],
             stdout=subprocess.PIPE, check=False,
@@ -201,7 +201,7 @@ def _stop_on_signals() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m local.demo", description="Play orders through real servers."
+        prog="python -m examples.demo", description="Play orders through real servers."
     )
     parser.add_argument("--batches", type=Path, default=ROOT / "data" / "batches.csv")
     parser.add_argument("--orders", type=Path, default=ROOT / "data" / "orders.csv")

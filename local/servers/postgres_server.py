@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psycopg2
 
-from local.accounts import account_for, give, let_pass
-from local.child import Child, ChildFailedError
 from local.ports import LOOPBACK
-from local.server import Server
+from local.processes.child import Child, ChildFailedError
+from local.servers.accounts import account_for, give, let_pass
+from local.servers.server import Server
 
 DATABASE = "allocation"
 ROLE = "allocation"
@@ -31,8 +31,6 @@ CREATE ROLE {ROLE} LOGIN CREATEDB
 GRANT pg_monitor TO {ROLE}
 CREATE DATABASE {DATABASE} OWNER {ROLE}
 """
-#: For tests: survives a killed server, not a power cut; saves the disk and the time.
-FAST = {"fsync": "off", "full_page_writes": "off"}
 
 
 class NoPostgresError(RuntimeError):
@@ -104,16 +102,6 @@ class Postgres(Server):
         )
         connection.close()
         return True
-
-
-def start_postgres(
-    folder: Path, port: int | None = None, settings: Mapping[str, str] | None = None
-) -> Postgres:
-    """Start a PostgreSQL over `folder`, on a free port unless one is named."""
-    server = Postgres(folder, settings=settings or {})
-    if port is not None:
-        server.port = port
-    return server.start()
 
 
 def _initialise(data: Path, account: pwd.struct_passwd | None) -> None:
