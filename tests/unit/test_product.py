@@ -69,6 +69,27 @@ def test_allocating_a_line_twice_has_no_further_effect():
     assert len(product.events) == 1
 
 
+def test_a_batch_takes_a_line_once():
+    batch = Batch("b1", "LAMP", 20)
+
+    batch.allocate(OrderLine("o1", "LAMP", 15))
+    batch.allocate(OrderLine("o1", "LAMP", 15))
+
+    assert batch.available_quantity == 5
+    assert batch.lines == [OrderLine("o1", "LAMP", 15)]
+
+
+@pytest.mark.parametrize("line", [OrderLine("o1", "LAMP", 21), OrderLine("o1", "CHAIR", 1)])
+def test_a_batch_refuses_a_line_that_does_not_fit(line: OrderLine):
+    batch = Batch("b1", "LAMP", 20)
+
+    with pytest.raises(ValueError, match="does not fit"):
+        batch.allocate(line)
+
+    assert batch.available_quantity == 20
+    assert batch.lines == []
+
+
 def test_a_line_stays_where_it_is_also_when_its_batch_is_full_by_then():
     product = lamps(Batch("b1", "LAMP", 2), Batch("b2", "LAMP", 10, TODAY))
     product.allocate(OrderLine("o1", "LAMP", 2))
