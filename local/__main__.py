@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def _listen_for_signals() -> None:
-    """Turn the first signal into an exception, wherever we are; later ones change nothing."""
+    """Turn the first signal into an exception, wherever the program is; later ones are ignored."""
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         _ignore_signals()
@@ -80,12 +80,12 @@ def _ignore_signals() -> None:
 
 
 def _show(stack: Stack) -> None:
-    """Print where everything is, without secrets."""
+    """Print every address, without secrets."""
     table = Table("what", "address", "served by", title="allocation backend", title_justify="left")
     for name, address in stack.addresses.shown().items():
         table.add_row(name, address, server_of(name, stack.settings))
     table.add_row("data and logs", str(stack.settings.folder), "")
-    # A pipe has no width: what is in a file should not be cut to 80 columns.
+    # A pipe has no width, and a log file should not be cut to 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     _say(elsewhere(stack.settings))

@@ -1,4 +1,4 @@
-"""The data folder: whose it is, who holds it now, and removing it."""
+"""The data folder: locking it while servers run, and removing it."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-#: Only a folder that carries this file is ever removed.
+#: Only a folder that contains this file is ever removed.
 MARKER = ".allocation-data"
 
 
@@ -23,7 +23,7 @@ class FolderInUseError(RuntimeError):
 
 
 class NotOurFolderError(RuntimeError):
-    """The folder holds something else; it is neither used nor removed."""
+    """The folder contains something else, so it is neither used nor removed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -35,7 +35,7 @@ class NotOurFolderError(RuntimeError):
 
 
 def hold(folder: Path) -> IO[str]:
-    """Take the data folder, made when it is missing, until the returned file is closed or we end."""
+    """Lock the data folder, created if missing, until the returned file is closed or this process ends."""
     marker = folder / MARKER
     if folder.exists() and not marker.exists() and any(folder.iterdir()):
         raise NotOurFolderError(folder)
@@ -55,7 +55,7 @@ def hold(folder: Path) -> IO[str]:
 
 
 def remove(folder: Path) -> bool:
-    """Remove the data folder unless it is in use; False when there was none."""
+    """Remove the data folder unless it is in use; False if it did not exist."""
     if not folder.exists():
         return False
     with hold(folder):

@@ -1,4 +1,4 @@
-"""What `make up` says besides the addresses: who serves what, and lines to paste into another terminal."""
+"""What `make up` prints besides the addresses: who serves each, and lines to paste into another terminal."""
 
 import os
 import shlex
@@ -9,27 +9,27 @@ from pathlib import Path
 from local import ROOT
 from local.settings import LocalSettings
 
-#: The variables that the operator's tool goes by, with the addresses that they move.
+#: Variables that move addresses, which the operator's tool has to be given as well.
 PORTS = ("redis_port", "postgres_port", "smtp_port")
 
 
 def server_of(what: str, settings: LocalSettings) -> str:
-    """Return who serves one of the addresses."""
+    """Return who serves an address."""
     return f"elsewhere, by {settings.given[what]}" if what in settings.given else "make up"
 
 
 def elsewhere(settings: LocalSettings) -> str:
-    """Return a line on what is not served here; empty if everything is."""
+    """Return a line about addresses that are not served here; empty if all are."""
     if not settings.given:
         return ""
     return (
-        f"Not started here, because an address is set: {', '.join(settings.given)}."
-        " To have one of them served here on another port, set its port instead of its address."
+        f"Not started here because its address is set: {', '.join(settings.given)}."
+        " To serve one here on another port, set its port instead of its address."
     )
 
 
 def next_steps(settings: LocalSettings, environment: Mapping[str, str] = os.environ) -> str:
-    """Return lines for another terminal: the settings that only this one has, and what to try."""
+    """Return lines for another terminal: the settings of this one, and commands to try."""
     tool = f"{shlex.quote(_python())} -m allocation"
     lines = [
         f"cd {shlex.quote(str(ROOT))}",
@@ -47,7 +47,7 @@ _RESTART = "\nWorkers run the code that they started with: after a change, Ctrl-
 
 
 def _exports(settings: LocalSettings, environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield what is set in this terminal alone; a file .env is read by the tool as well."""
+    """Yield what is set in this terminal alone; the tool also reads a file .env."""
     for name in PORTS:
         variable = f"ALLOCATION_{name.upper()}"
         if environment.get(variable):
@@ -58,6 +58,6 @@ def _exports(settings: LocalSettings, environment: Mapping[str, str]) -> Iterato
 
 
 def _python() -> str:
-    """Return the Python that runs here, short where it is the project's own."""
+    """Return the running Python, as a relative path if it is the project's own."""
     python = Path(sys.executable)
     return str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else str(python)

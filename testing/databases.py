@@ -13,12 +13,12 @@ from local.servers.postgres_server import Postgres
 #: Settings of a server for tests: it survives SIGKILL, not a power cut, and saves disk writes and time.
 FAST = {"fsync": "off", "full_page_writes": "off"}
 
-#: Kept when a database is emptied: it says which migrations were applied.
+#: Kept when a database is emptied: it records which migrations were applied.
 _VERSION_TABLE = "alembic_version"
 
 
 def copy_database(postgres: Postgres, template: str) -> str:
-    """Return the URL of a new database that is a copy of `template`, which nobody may be using."""
+    """Return the URL of a new copy of the database `template`, on which nobody may have a session."""
     name = f"test_{uuid4().hex[:12]}"
     with _statements(postgres.url_of("postgres")) as run:
         run.execute(
@@ -50,7 +50,7 @@ def empty_database(url: str) -> None:
 
 @contextmanager
 def _statements(url: str) -> Iterator[cursor]:
-    """Give a cursor whose statements commit one by one."""
+    """Yield a cursor whose statements commit one by one."""
     connection = psycopg2.connect(url.replace("+psycopg2", "", 1))
     connection.autocommit = True
     try:

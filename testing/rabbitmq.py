@@ -1,4 +1,4 @@
-"""A RabbitMQ for the tests: Debian's package as a process of our own, with its own epmd, cookie and data."""
+"""RabbitMQ for tests and benchmarks: Debian's package as a child process with an epmd and data of its own."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from local.processes.child import Child
 from local.servers.server import Server
 from local.waiting import eventually
 
-# The program itself; the one in /usr/sbin is a wrapper that changes to an account and a folder of its own.
+# The program itself; /usr/sbin has a wrapper that changes to an account and a folder of its own.
 _PATH = os.pathsep.join(("/usr/lib/rabbitmq/bin", os.environ.get("PATH", os.defpath)))
 
 CONFIG = """\
@@ -26,7 +26,7 @@ disk_free_limit.absolute = 50MB
 
 
 class NoRabbitMQError(RuntimeError):
-    """There is no RabbitMQ on this machine."""
+    """RabbitMQ is not installed on this machine."""
 
     def __str__(self) -> str:
         """Say what to install."""
@@ -34,7 +34,7 @@ class NoRabbitMQError(RuntimeError):
 
 
 def find_binary() -> Path | None:
-    """Return rabbitmq-server, None where it is not installed."""
+    """Return rabbitmq-server, None if it is not installed."""
     found = shutil.which("rabbitmq-server", path=_PATH)
     return Path(found) if found else None
 
@@ -72,7 +72,7 @@ class RabbitMQ(Server):
             raise
 
     def stop(self) -> None:
-        """End the node cleanly, and its name server."""
+        """Stop the node cleanly, and its name server."""
         super().stop()
         if self._epmd is not None:
             self._epmd.stop()
@@ -93,7 +93,7 @@ class RabbitMQ(Server):
             raise child.ended_early()
 
     def delete_queues(self, *names: str) -> None:
-        """Delete queues with their messages; those that do not exist are passed over."""
+        """Delete queues with their messages; ignore those that do not exist."""
         with Connection(self.url) as connection, connection.channel() as channel:
             for name in names:
                 channel.queue_delete(name)

@@ -38,7 +38,7 @@ def die_with_parent(parent: int, death_signal: int) -> None:
 class Child:
     """A named program; `start` runs it, `stop` asks it to end and then makes sure, `kill` is SIGKILL.
 
-    The thread that calls `start` has to live as long as the child: the kernel takes its end for the parent's.
+    The thread that calls `start` must outlive the child: the kernel treats its end as the parent's death.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Child:
     cwd: Path = ROOT
     #: The account to run as; None means the caller's.
     user: pwd.struct_passwd | None = None
-    #: Sent one after the other by `stop`, each with `stop_timeout` to take effect; SIGKILL follows.
+    #: Sent in turn by `stop`, each given `stop_timeout` to take effect; SIGKILL follows.
     stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,)
     #: What the kernel sends when this process dies without stopping the child.
     death_signal: signal.Signals = signal.SIGKILL
@@ -94,7 +94,7 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def stop(self) -> None:
-        """Ask the program to end, ever more firmly, then kill what is left of its whole tree."""
+        """Send the stop signals in turn, then kill what is left of the process tree."""
         if not self.running:
             return
         family = self._family()
@@ -111,7 +111,7 @@ class Child:
             self._kill_all(self._family())
 
     def ended_early(self) -> ChildFailedError:
-        """Make the error for a program that ended on its own, with its log's tail."""
+        """Return the error for a program that ended on its own, with the end of its log."""
         return ChildFailedError(f"{self.name} ended with status {self.exit_code}:\n{self.log_tail()}")
 
     def log_text(self) -> str:
@@ -135,13 +135,13 @@ class Child:
             self._process.wait(timeout)
 
     def _family(self) -> list[psutil.Process]:
-        """List the descendants now: once their parent is gone they can no longer be told from strangers."""
+        """List the descendants now: once their parent is gone, nothing tells them from other processes."""
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(self.pid).children(recursive=True)
         return []
 
     def _kill_all(self, family: list[psutil.Process]) -> None:
-        """SIGKILL the process, its group and its former descendants, and see them gone."""
+        """SIGKILL the process, its group and its former descendants, and wait until they are gone."""
         if self.running:
             family = [*family, *self._family()]
             self._send(signal.SIGKILL)
@@ -157,7 +157,7 @@ class Child:
 
 
 def _alive(process: psutil.Process) -> bool:
-    """Tell whether it runs; an orphan that nobody collects stays as a zombie and does nothing any more."""
+    """Tell whether it runs; an orphan that nobody reaps stays as a zombie, which does not count."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False

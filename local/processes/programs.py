@@ -15,7 +15,7 @@ from local.service import ALLOCATION, Service
 WORK_QUEUES = ALLOCATION.work_queues
 HOUSEKEEPING_QUEUE = ALLOCATION.housekeeping_queue
 
-#: Seconds that a worker gets to finish what it runs, and again to hand it back.
+#: Seconds that a worker gets to finish running tasks, and again to hand them back.
 _WORKER_STOP_TIMEOUT = 12.0
 
 
@@ -53,7 +53,7 @@ def worker(
     """Return a worker whose node is called `<name>@<host>`."""
     arguments = (f"--queues={queues}", f"--hostname={name}@%h", f"--concurrency={concurrency}")
     child = celery(name, folder, env, "worker", "--loglevel=INFO", *arguments, *extra, service=service)
-    # The first lets running tasks end, the second hands back those that do not.
+    # The first signal lets running tasks end, the second hands back those that do not.
     child.stop_signals = (signal.SIGTERM, signal.SIGQUIT)
     child.stop_timeout = _WORKER_STOP_TIMEOUT
     return child
@@ -67,17 +67,17 @@ def commands_worker(
 
 
 def housekeeping_worker(folder: Path, env: Mapping[str, str], service: Service = ALLOCATION) -> Child:
-    """Return the small worker of relay, re-run and prune, which no backlog of the others can starve."""
+    """Return the worker of relay, re-run and prune; a backlog of the other queues cannot starve it."""
     return worker("housekeeping", service.housekeeping_queue, folder, env, 1, service=service)
 
 
 def beat(folder: Path, env: Mapping[str, str], service: Service = ALLOCATION) -> Child:
-    """Return the clock; its own process, so that a killed worker leaves no second one behind."""
+    """Return beat, in a process of its own, so that a killed worker does not leave a second one behind."""
     arguments = ("--loglevel=INFO", f"--schedule={folder / 'beat'}", "--pidfile=")
     return celery("beat", folder, env, "beat", *arguments, service=service)
 
 
 def flower(folder: Path, env: Mapping[str, str], port: int, service: Service = ALLOCATION) -> Child:
-    """Return the operators' view, on loopback only; its login is `FLOWER_BASIC_AUTH` in its environment."""
+    """Return Flower, on loopback only; its login is `FLOWER_BASIC_AUTH` in its environment."""
     arguments = (f"--port={port}", f"--address={LOOPBACK}")
     return celery("flower", folder, env, "flower", *arguments, service=service)

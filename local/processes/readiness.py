@@ -1,4 +1,4 @@
-"""Does it truly answer? One function per kind of thing."""
+"""Readiness checks: one function per kind of program."""
 
 import smtplib
 import urllib.request
@@ -19,7 +19,7 @@ def workers_answer(broker_url: str, *names: str) -> bool:
 
 
 def flower_answers(port: int) -> bool:
-    """Tell whether Flower's health check is well."""
+    """Tell whether Flower's health check passes."""
     with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/healthcheck", timeout=2) as response:
         return bool(response.status == 200)
 

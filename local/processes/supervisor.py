@@ -1,4 +1,4 @@
-"""Keeping a set of programs running: restarted with a back-off when one dies, stopped in order at the end."""
+"""Keep a set of programs running: restart them with a back-off, stop them in order at the end."""
 
 import logging
 import threading
@@ -12,39 +12,39 @@ _log = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.5  # seconds
 LONGEST_DELAY = 30.0  # seconds
-#: Who lived that long did not fail on its start: the next failure waits the first delay again. Seconds.
+#: Seconds after which a program counts as started: its next failure begins with the first delay again.
 STEADY_AFTER = 60.0
 _LOOK_EVERY = 0.2  # seconds
 
 
 class Program(Protocol):
-    """What can be kept running: a `Child` or a `Server`."""
+    """Anything that can be kept running: a `Child` or a `Server`."""
 
     @property
     def running(self) -> bool:
-        """Tell whether it lives."""
+        """Tell whether it runs."""
 
     def start(self) -> object:
-        """Start it, also again."""
+        """Start or restart it."""
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
 
 
 @dataclass
 class Kept:
-    """One program and how it fared."""
+    """One program and its failures."""
 
     name: str
     program: Program
-    #: A program that was paused is left alone.
+    #: False while paused: the program is not restarted.
     wanted: bool = True
     failures: int = 0
     started_at: float = field(default_factory=time.monotonic)
     retry_at: float | None = None
 
     def lost(self, now: float) -> float:
-        """Note a death and return after how many seconds to start again."""
+        """Record a death and return the seconds to wait before the restart."""
         if now - self.started_at > STEADY_AFTER:
             self.failures = 0
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0**self.failures)
@@ -54,10 +54,10 @@ class Kept:
 
 
 class Supervisor:
-    """Owns programs by name; after `watch`, a thread starts again what died."""
+    """Owns programs by name; after `watch`, a thread restarts those that died."""
 
     def __init__(self, report: Callable[[str], object] = _log.warning) -> None:
-        """`report` is told each death and restart in a line."""
+        """`report` is called with a line for each death and restart."""
         self._report = report
         self._kept: dict[str, Kept] = {}
         self._lock = threading.RLock()
@@ -65,7 +65,7 @@ class Supervisor:
         self._watcher: threading.Thread | None = None
 
     def start(self, name: str, program: Program) -> None:
-        """Start the program and own it from now on; a failing start is the caller's to handle."""
+        """Start the program and own it from now on; the caller handles a failing start."""
         with self._lock:
             self._kept[name] = Kept(name, program)
             program.start()
@@ -76,7 +76,7 @@ class Supervisor:
             self._kept[name] = Kept(name, program, wanted=False)
 
     def watch(self) -> None:
-        """Begin to look after the programs; until then a death is left for the caller to see."""
+        """Start watching; until then the caller has to notice a death."""
         self._watcher = threading.Thread(target=self._look_after, name="supervisor", daemon=True)
         self._watcher.start()
 
@@ -93,7 +93,7 @@ class Supervisor:
             kept.program.start()
 
     def stop_together(self, names: Iterable[str]) -> None:
-        """Stop these at the same time, and do not start them again; names that were never started pass."""
+        """Stop these at the same time and do not restart them; names that were never started are ignored."""
         with self._lock:
             chosen = [self._kept[name] for name in names if name in self._kept]
             for kept in chosen:
@@ -102,8 +102,8 @@ class Supervisor:
                 list(pool.map(lambda kept: kept.program.stop(), chosen))
 
     def stop(self) -> None:
-        """Stop every program, the last started first; returns when all are gone."""
-        # The watcher ends last: the kernel would take its end for the death of the parent of what it started.
+        """Stop every program in reverse order of their start; return when all are gone."""
+        # The watcher ends last: the kernel treats its end as the death of the parent of what it started.
         with self._lock:
             for kept in reversed(self._kept.values()):
                 kept.wanted = False
@@ -123,7 +123,7 @@ class Supervisor:
             return
         now = time.monotonic()
         if kept.retry_at is None:
-            self._report(f"{kept.name} died; it starts again in {kept.lost(now):g} s")
+            self._report(f"{kept.name} died; restarting it in {kept.lost(now):g} s")
         elif now >= kept.retry_at:
             self._start_again(kept)
 
@@ -131,7 +131,7 @@ class Supervisor:
         kept.started_at, kept.retry_at = time.monotonic(), None
         try:
             kept.program.start()
-        except Exception as error:  # noqa: BLE001 - whatever hinders one program must not end the watch
+        except Exception as error:  # noqa: BLE001 - one program that cannot start must not end the watch
             delay = kept.lost(time.monotonic())
             self._report(f"{kept.name} did not start ({error}); next try in {delay:g} s")
         else:

@@ -1,4 +1,4 @@
-"""Which account the servers run as: PostgreSQL refuses root, and a Redis without a password should not be."""
+"""The account that servers run as: PostgreSQL refuses root, and root is too much for a Redis."""
 
 import os
 import pwd
@@ -7,11 +7,11 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-_NAME = "pgserver"  # the account that the PostgreSQL wheel itself makes when it is started by root
+_NAME = "pgserver"  # the account that the PostgreSQL wheel creates when root starts it
 
 
 def account_for(folder: Path) -> pwd.struct_passwd | None:
-    """Return whom a server over `folder` runs as: None (ourselves) unless we are root.
+    """Return the account that runs a server over `folder`: None (the current one) unless this is root.
 
     Root runs it as the folder's owner, so that data made by a normal user stays that user's.
     """
@@ -24,7 +24,7 @@ def account_for(folder: Path) -> pwd.struct_passwd | None:
 
 
 def give(folder: Path, account: pwd.struct_passwd | None) -> None:
-    """Make `folder` for the account alone, and let the account walk there."""
+    """Create `folder` for the account alone, and let the account reach it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if account is None:
         return
@@ -33,7 +33,7 @@ def give(folder: Path, account: pwd.struct_passwd | None) -> None:
 
 
 def let_pass(path: Path) -> None:
-    """Allow walking through (not listing) the parents of `path`, where that is not allowed yet."""
+    """Let every account pass through the parents of `path`, without listing them."""
     for parent in path.resolve().parents:
         mode = parent.stat().st_mode
         if not mode & stat.S_IXOTH:
@@ -41,7 +41,7 @@ def let_pass(path: Path) -> None:
 
 
 def _unprivileged() -> pwd.struct_passwd:
-    """Return the servers' account, made when it is missing, else nobody's."""
+    """Return the servers' account, created if it is missing, else `nobody`."""
     with suppress(KeyError):
         return pwd.getpwnam(_NAME)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME]

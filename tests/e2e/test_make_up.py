@@ -171,7 +171,7 @@ def test_a_server_that_is_set_is_shown_as_not_started_here(environment: dict[str
     result = subprocess.run(COMMAND, env=environment, cwd=ROOT, check=False, **_CAPTURED)
 
     assert result.returncode == 1
-    assert "Not started here, because an address is set: broker, results, database, mail." in result.stdout
+    assert "Not started here because its address is set: broker, results, database, mail." in result.stdout
     assert result.stdout.count("elsewhere, by ALLOCATION_") == 4
     assert "The database does not answer" in result.stderr
 

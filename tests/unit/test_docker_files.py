@@ -169,7 +169,7 @@ def test_no_file_holds_a_secret():
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_ports_are_open_on_loopback_only(name: str):
-    """Nothing of it is reachable from another machine."""
+    """No service is reachable from another machine."""
     for port in SERVICES[name].get("ports", []):
         assert port.startswith("127.0.0.1:"), port
 
