@@ -1,4 +1,4 @@
-"""Puts the project together: the only place that knows all its parts."""
+"""Puts the project together; the only module that knows all its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ports of the service layer: where products are kept, and how people are told."""
+"""The ports of the service layer: where products are kept, and how people are notified."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class ProductRepository(Repository, Protocol):
         """Return the product of a SKU, new if need be, with the batch of that reference if it exists."""
 
     def get_by_batchref(self, batchref: str, qty: int) -> Product | None:
-        """Return the product with this batch and the lines, last ones first to go, that exceed `qty` pieces.
+        """Return the product with this batch and the lines allocated last that exceed `qty` pieces.
 
         None where no batch carries the reference.
         """
 
 
 class Notifications(Protocol):
-    """Tells people."""
+    """Notifies people."""
 
     def send(self, subject: str, text: str) -> None:
         """Send a message to the stock team, at least once; a repeat carries the same id."""
@@ -46,7 +46,7 @@ class UnitOfWork(MessagingUnitOfWork):
     notifications: Notifications
 
     def repositories(self) -> Iterable[Repository]:
-        """Return the one that there is."""
+        """Return the products, the only repository of this project."""
         return (self.products,)
 
     @abstractmethod
