@@ -1,7 +1,7 @@
-"""`make demo`: another app's real orders through real servers, with the mail server down at first.
+"""`make demo`: another app's real orders through real servers; the mail server is down at first.
 
 Exit status 0 only if every command was answered, every refusal was deserved, every out-of-stock mail failed
-while the mail server was away, and arrived once after an operator had the failed events run again.
+while the mail server was down and arrived once after an operator re-ran the failed events.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from local.waiting import eventually
 
 NOTIFIER = "send_out_of_stock_notification"
 LARGEST = 2_147_483_647  # the contract's largest quantity
-#: What the other app reports of `allocate`, in words.
+#: The outcomes of `allocate` that the other app reports, in words.
 ANSWERS = {"done": "allocated", "nothing": "out of stock"}
-SETTLE_TIMEOUT = 240.0  # seconds until all deliveries ended
-#: Quick failures, so that the demo takes minutes; what the user has set wins.
+SETTLE_TIMEOUT = 240.0  # seconds for all deliveries to end
+#: Fail quickly, so that the demo takes minutes; variables that the user has set win.
 QUICK = {
     "ALLOCATION_EVENT_MAX_RETRIES": "2",
     "ALLOCATION_EVENT_BACKOFF_MAX_S": "2",
@@ -67,7 +67,7 @@ def main() -> int:
 
 @dataclass
 class Demo:
-    """One play on a running stack whose mail server is down."""
+    """One run on a started stack whose mail server is down."""
 
     stack: Stack
     engine: Engine
@@ -80,17 +80,17 @@ class Demo:
         _act("Another app buys stock and allocates orders. The mail server is down.")
         outcome = self._run_shop()
         self._show_outcome(outcome)
-        empty_handed = outcome["orders"].get("nothing", 0)
-        _act(f"{empty_handed} orders went away empty; their mails fail, the commands did not notice.")
-        self._wait_until_all(began, "failed", empty_handed)
+        out_of_stock = outcome["orders"].get("nothing", 0)
+        _act(f"{out_of_stock} order lines could not be allocated. Their mails fail; the commands do not.")
+        self._wait_until_all(began, "failed", out_of_stock)
         self._show_deliveries(began)
-        _act("The mail server comes back, and an operator has the failed events run again.")
+        _act("The mail server comes back, and an operator re-runs the failed events.")
         self.stack.supervisor.resume("mail")
-        self._rerun(empty_handed)
-        self._wait_until_all(began, "done", empty_handed)
+        self._rerun(out_of_stock)
+        self._wait_until_all(began, "done", out_of_stock)
         self._show_deliveries(began)
         self._check_mails(began)
-        _act(f"{empty_handed} mails arrived, each once. Nothing was lost, nothing was doubled.")
+        _act(f"{out_of_stock} mails arrived, each once. Nothing was lost, nothing was doubled.")
 
     def _run_shop(self) -> dict[str, dict[str, int]]:
         addresses = self.stack.addresses
@@ -101,7 +101,7 @@ class Demo:
             stdout=subprocess.PIPE, check=False,
         )  # fmt: skip
         if shop.returncode != 0:
-            raise DemoFailedError("the other app did not get its answers")
+            raise DemoFailedError("the other app did not get all its answers")
         answers: dict[str, dict[str, int]] = json.loads(shop.stdout)
         return answers
 
@@ -141,18 +141,18 @@ class Demo:
         subprocess.run([sys.executable, "-m", "allocation", *command], env=environment, cwd=ROOT, check=True)
 
     def _check_mails(self, began: datetime) -> None:
-        owed = self._sql(
+        expecting = self._sql(
             "SELECT id::text FROM deliveries WHERE created_at >= :began AND handler = :handler",
             began=began,
             handler=NOTIFIER,
         )
-        expected = {f"{row[0]}.1" for row in owed}
+        expected = {f"{row[0]}.1" for row in expecting}
         kept = self.stack.mail.mails.message_ids() if self.stack.mail else []
         arrived = [
             name for name in (mail_id.strip("<>").partition("@")[0] for mail_id in kept) if name in expected
         ]
         if sorted(arrived) != sorted(expected):
-            raise DemoFailedError(f"{len(expected)} mails are owed, {len(arrived)} arrived")
+            raise DemoFailedError(f"{len(expected)} mails were expected, {len(arrived)} arrived")
 
     def _counts(self, began: datetime) -> dict[str, dict[str, int]]:
         counts: dict[str, dict[str, int]] = {}
@@ -171,17 +171,17 @@ def _act(line: str) -> None:
 
 
 def _check_refusals(outcome: dict[str, int], unfit: int, also_deserved: str) -> None:
-    """See that just the unfit rows were refused as messages, and nothing for a reason that is none."""
+    """Check that exactly the invalid rows were refused as messages, and all others for a good reason."""
     refusals = {what: count for what, count in outcome.items() if what not in ANSWERS}
     invalid = sum(count for what, count in refusals.items() if what.startswith("InvalidMessage"))
     if invalid != unfit:
-        raise DemoFailedError(f"{invalid} rows were refused as invalid, {unfit} are")
+        raise DemoFailedError(f"{invalid} rows were refused as invalid, but {unfit} are")
     if strange := [what for what in refusals if not what.startswith(("InvalidMessage", also_deserved))]:
         raise DemoFailedError(f"refused for no good reason: {strange}")
 
 
 def _unfit(file: Path, key: str) -> int:
-    """Count the rows of a file that are no valid command."""
+    """Count the rows of a file that are not valid commands."""
     with file.open(newline="", encoding="utf-8") as lines:
         return sum(
             not (row["qty"].isdecimal() and 1 <= int(row["qty"]) <= LARGEST)
@@ -191,7 +191,7 @@ def _unfit(file: Path, key: str) -> int:
 
 
 def _stop_on_signals() -> None:
-    """Have SIGTERM end the demo as Ctrl-C does, so that all its processes are stopped."""
+    """Let SIGTERM end the demo as Ctrl-C does, so that all its processes are stopped."""
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Another app, as the demo needs one: it knows the task names and the addresses, and nothing of this project.
+"""Another app, as the demo needs one: it knows task names and addresses, and no code of this project.
 
 `python examples/demo/shop.py --broker URL --results URL --batches FILE --orders FILE` creates the batches,
-allocates the orders, and prints what came of it as a line of JSON on standard output; progress on the other.
+allocates the orders, and prints the outcome as a line of JSON on standard output, progress on standard error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from celery import Celery
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-#: Commands under way at once: enough to keep the workers busy, little enough to hold in memory.
+#: Commands in flight at once: enough to keep the workers busy, few enough to hold in memory.
 WINDOW = 500
 ANSWER_TIMEOUT = 120.0  # seconds
 
@@ -42,7 +42,7 @@ def main() -> int:
 def _play(
     app: Celery, progress: Progress, what: str, task: str, rows: list[dict[str, Any]]
 ) -> dict[str, int]:
-    """Send every row as a command and count the answers by what they say."""
+    """Send every row as a command and count the answers by outcome."""
     bar = progress.add_task(what, total=len(rows))
     outcome: Counter[str] = Counter()
     for window in _windows(rows):
@@ -82,7 +82,7 @@ def _read(file: Path) -> Iterable[dict[str, str]]:
 
 
 def _number(text: str) -> int | str:
-    """Return a whole number, or the text as it is: to refuse it is the backend's business."""
+    """Return a whole number, or the text as it is for the backend to refuse."""
     try:
         return int(text)
     except ValueError:

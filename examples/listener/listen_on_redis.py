@@ -19,7 +19,7 @@ WAIT_S = 5
 
 
 def messages(server: redis.Redis) -> Iterator[bytes]:
-    """Yield each message, kept under TAKEN until the next is asked for: a killed listener loses none."""
+    """Yield each message, kept under TAKEN until the next one is requested: a killed listener loses none."""
     while True:
         message = server.lindex(TAKEN, -1) or server.blmove(QUEUE, TAKEN, WAIT_S, "RIGHT", "LEFT")
         if message:

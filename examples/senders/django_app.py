@@ -1,7 +1,7 @@
 """A checkout with Django and plain Celery that does not wait: `python examples/senders/django_app.py`.
 
-POST /orders says under which id the order is known; GET /orders/<id> says what came of it. One file, so that
-it is read at a glance; a real project has the Celery app in a module of its own.
+POST /orders returns the order's id; GET /orders/<id> returns its outcome. Everything is in one file to keep
+the example short; a real project has the Celery app in a module of its own.
 """
 
 import json
@@ -30,7 +30,7 @@ celery = Celery(
 
 
 def orders(request: HttpRequest) -> JsonResponse:
-    """Enqueue a line and say by which id its answer is found."""
+    """Enqueue an order line and return the id of its answer."""
     line = json.loads(request.body)
     sent = celery.send_task(
         "allocation.allocate",
@@ -43,7 +43,7 @@ def orders(request: HttpRequest) -> JsonResponse:
 
 
 def order(_request: HttpRequest, order_id: str) -> JsonResponse:
-    """Say what came of a line."""
+    """Return the outcome of an order line."""
     result = celery.AsyncResult(order_id)
     if not result.ready():
         return JsonResponse({"state": "waiting"})

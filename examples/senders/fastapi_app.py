@@ -1,6 +1,6 @@
 """A checkout with FastAPI and the typed client: `python examples/senders/fastapi_app.py`.
 
-Its functions are plain ones, not `async`: FastAPI then runs them in threads, and waiting blocks nobody.
+Its functions are not `async`: FastAPI runs them in threads, so waiting blocks no other request.
 """
 
 import os
@@ -32,7 +32,7 @@ class Order(BaseModel):
 
 @app.post("/orders")
 def order(line: Order) -> dict[str, Any]:
-    """Allocate a line. The key is made of the order, so that a customer who clicks twice orders once."""
+    """Allocate a line. The key is derived from the order, so a customer who clicks twice orders once."""
     try:
         batchref = client.allocate(**line.model_dump(), key=f"checkout-{line.orderid}-{line.sku}-{line.qty}")
     except (AllocationError, InvalidMessage) as refusal:

@@ -19,7 +19,7 @@ client = AllocationClient(
 
 @app.post("/orders")
 def order() -> tuple[dict[str, Any], int]:
-    """Allocate a line. The key is made of the order, so that a customer who clicks twice orders once."""
+    """Allocate a line. The key is derived from the order, so a customer who clicks twice orders once."""
     line = request.get_json()
     try:
         key = f"checkout-{line['orderid']}-{line['sku']}-{line['qty']}"

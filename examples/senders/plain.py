@@ -1,4 +1,4 @@
-"""Plain Celery, nothing of this project: `python examples/senders/plain.py`."""
+"""Plain Celery, no code of this project: `python examples/senders/plain.py`."""
 
 import os
 
@@ -12,7 +12,7 @@ app = Celery(
 
 def ask(task: str, **fields: object) -> object:
     """Send a command and wait for its answer; a refusal is raised by its class name."""
-    # declare=(): the queue is the backend's; on RabbitMQ a second declaration would have to be the same.
+    # declare=(): the backend owns the queue; on RabbitMQ a second declaration would have to match it.
     return app.send_task(task, kwargs=fields, queue="allocation.commands", declare=()).get(timeout=10)
 
 

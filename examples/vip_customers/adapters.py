@@ -12,7 +12,7 @@ from messaging.settings import MessagingSettings
 INSERT_ORDER = """
 INSERT INTO orders VALUES (%(orderid)s, %(customer_id)s, %(placed_on)s, %(items)s, %(amount)s)"""
 
-# The history is locked first and read after, so that what is read is as fresh as the lock.
+# The history is locked first and read afterwards, so that the read sees everything committed before the lock.
 LOAD_HISTORY = """
 INSERT INTO histories VALUES (%(id)s) ON CONFLICT DO NOTHING;
 SELECT FROM histories WHERE customer_id = %(id)s FOR NO KEY UPDATE;
