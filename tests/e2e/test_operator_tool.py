@@ -110,7 +110,7 @@ def test_what_is_done_is_never_run_again(tool, shop, sku, backend, module_mail):
 
     said = tool("deliveries", "rerun", delivery_id, status=1).stdout
 
-    assert f"{delivery_id} is done, and left alone." in said
+    assert f"{delivery_id} is done: left unchanged." in said
     assert len(module_mail.mails) == mails
 
 
@@ -361,7 +361,7 @@ def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backen
         load.send_signal(signal.SIGINT)
         _, said = load.communicate(timeout=60)
         assert load.returncode == 130, said
-    assert "of 3,000 lines have their answer" in said
+    assert "of 3,000 lines are answered" in said
 
     for _ in "again", "once more":
         assert "3,000 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
@@ -382,7 +382,7 @@ def test_check_names_a_mistyped_queue_that_nobody_reads(tool, shop, backend, bro
 
     assert re.search(r"queues +wrong", said)
     assert "no worker reads allocation.comands (1), alocation.commands (1)" in said
-    assert "commands belong into allocation.commands" in said
+    assert "commands belong in allocation.commands" in said
     assert not re.search(r"queues +wrong", what_check_says(tool))
 
 

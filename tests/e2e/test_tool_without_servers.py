@@ -55,7 +55,7 @@ def test_a_load_whose_broker_is_away_ends_with_one_line_and_status_3(nobody: str
 
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
-    assert "0 of 1 lines have their answer" in done.stderr
+    assert "0 of 1 lines are answered" in done.stderr
 
 
 def test_a_command_that_no_worker_answers_ends_with_one_line_and_status_3(redis_server: Redis):

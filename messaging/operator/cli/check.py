@@ -20,12 +20,12 @@ pass_tool = click.make_pass_decorator(Tool)
   {prog} check || echo "something is wrong"
 
 Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL, {PROJECT}_RESULT_BACKEND_URL, {PROJECT}_SMTP_URL.
-Exit status: 0 when everything is there and works, else 1; "look" marks work for an operator.""",
+Exit status: 0 if everything works, else 1; "look" marks work for an operator.""",
 )
 @json_option
 @pass_tool
 def check(tool: Tool, as_json: bool) -> None:
-    """Look at settings, servers, schema, workers, queues, beat and clocks, and at what failed and waits."""
+    """Check settings, servers, schema, workers, queues, beat, clocks, failed deliveries and dead letters."""
     findings = list(Checkup(lambda: tool.app, tool.runtime, tool.app_path.partition(":")[0]).run())
     if as_json:
         print_json([asdict(finding) for finding in findings])

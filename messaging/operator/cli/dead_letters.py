@@ -27,26 +27,26 @@ ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True, t
   {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000""",
 )
 def dead_letters() -> None:
-    """See messages that no task could read: unknown task, broken body, one that killed its workers."""
+    """Inspect messages that no task could read: unknown task, broken body, or killed its workers."""
 
 
 @dead_letters.command(
     "list",
     epilog="""Example:
-  {prog} dead-letters list --state all --task allocation. --json
+  {prog} dead-letters list --state all --task {project}. --json
 
-A list has the beginning of each body and of its headers; `show --json` has all of one letter.""",
+The list has the beginning of each body and of its headers; `show --json` prints a whole letter.""",
 )
 @click.option("--state", type=click.Choice(list(STATES)), default="open", show_default=True)
-@click.option("--reason", type=TEXT, help="Only where the reason has this text in it.")
-@click.option("--task", type=TEXT, help="Only where the task's name has this text in it.")
+@click.option("--reason", type=TEXT, help="Only those whose reason contains this text.")
+@click.option("--task", type=TEXT, help="Only those whose task name contains this text.")
 @click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many."
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="Show at most this many."
 )
 @json_option
 @pass_tool
 def list_(tool: Tool, state: str, reason: str | None, task: str | None, limit: int, as_json: bool) -> None:
-    """List dead letters, the newest first."""
+    """List dead letters, newest first."""
     letters = DeadLetters(tool.runtime.engine).find(state, reason, task, limit)
     if as_json:
         print_json(
@@ -68,7 +68,7 @@ def _line(letter: Summary) -> tuple[object, ...]:
 @json_option
 @pass_tool
 def show(tool: Tool, letter_id: UUID, as_json: bool) -> None:
-    """Show one dead letter with its headers and its body as they came; of a long body the beginning."""
+    """Show one dead letter with its headers and its body, or the beginning of a long body."""
     letter = DeadLetters(tool.runtime.engine).get(str(letter_id))
     if letter is None:
         raise Failure(f"There is no dead letter {letter_id}")
@@ -88,12 +88,10 @@ def show(tool: Tool, letter_id: UUID, as_json: bool) -> None:
 
 @dead_letters.command(epilog="Example:\n  {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000")
 @ids_argument
-@click.option(
-    "--anyway", is_flag=True, help="Also where this release has no such task; workers may be newer."
-)
+@click.option("--anyway", is_flag=True, help="Also if this release has no such task; workers may be newer.")
 @pass_tool
 def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
-    """Send dead letters again as they came, once the code can read them."""
+    """Send dead letters again, once the code can read them."""
     store, refused = DeadLetters(tool.runtime.engine), False
     for letter_id in map(str, ids):
         try:
@@ -112,10 +110,10 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
 """
 )
 @ids_argument
-@click.option("--reason", required=True, type=TEXT, help="Why; it is kept with the letter.")
+@click.option("--reason", required=True, type=TEXT, help="Why; stored with the letter.")
 @pass_tool
 def discard(tool: Tool, ids: tuple[UUID, ...], reason: str) -> None:
-    """Give dead letters up for good, with a reason."""
+    """Discard dead letters for good, with a reason."""
     store = DeadLetters(tool.runtime.engine)
     for letter_id in map(str, ids):
         letter = store.discard(letter_id, reason)

@@ -1,4 +1,4 @@
-"""`deliveries …`: what is owed to event handlers, what failed, and what to do about it."""
+"""`deliveries …`: list, show, edit and count the deliveries of events to their handlers."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ pass_tool = click.make_pass_decorator(Tool)
   {prog} deliveries rerun --error "Connection refused" --dry-run""",
 )
 def deliveries() -> None:
-    """See, understand and re-run what event handlers failed to do.
+    """Inspect and re-run deliveries of events to their handlers.
 
-    A delivery is one event for one handler. It is pending until its handler has done it, failed when the
-    attempts are used up, and discarded when somebody gave it up.
+    A delivery is one event for one handler. It is pending until its handler succeeds, failed once its
+    attempts are used up, and discarded if an operator gives it up.
     """
 
 
 @deliveries.command(
     "list",
     epilog="""Example:
-  {prog} deliveries list --status failed --handler send_out_of_stock_notification --since 2h
+  {prog} deliveries list --status failed --handler {handler} --since 2h
   {prog} deliveries list --correlation 4c1e7b0e-8f53-4a40-9a3c-0d2f5c9c7d11""",
 )
 @click.option(
     "--status", "statuses", multiple=True, type=click.Choice([*(status.value for status in Status), "all"]),
-    help="State, may be given again.  [default: failed; with --correlation: all]",
+    help="State; may be repeated.  [default: failed; with --correlation: all]",
 )  # fmt: skip
 @filters
 @list_limit_option
 @json_option
 @pass_tool
 def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, **options: Any) -> None:
-    """List deliveries, the last that ended first."""
+    """List deliveries, those that ended last first."""
     which = chosen(tool, **options)
     rows = Deliveries(tool.runtime.engine).find(which, _states(statuses, which), limit)
     if as_json:
@@ -69,7 +69,7 @@ def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, *
     elif rows:
         print_table(("id", "status", "since", "what"), (_line(tool, row) for row in rows))
     else:
-        console().print("There is none.")
+        console().print("No deliveries match.")
 
 
 def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
@@ -98,7 +98,7 @@ def _record(tool: Tool, row: DeliveryRow) -> dict[str, Any]:
 @json_option
 @pass_tool
 def show(tool: Tool, delivery_id: UUID, as_json: bool) -> None:
-    """Show one delivery: the event, each attempt, the command that caused it and what came of that."""
+    """Show one delivery: its event, its attempts, and the command that caused it with its result."""
     found = Deliveries(tool.runtime.engine).story(str(delivery_id))
     if found is None:
         raise Failure(f"There is no delivery {delivery_id}")
@@ -109,13 +109,13 @@ def show(tool: Tool, delivery_id: UUID, as_json: bool) -> None:
 
 
 @deliveries.command(
-    epilog="Example:\n  {prog} deliveries edit 0198c6a2-0000-7000-8000-000000000000 sku=LAMP-2"
+    epilog="Example:\n  {prog} deliveries edit 0198c6a2-0000-7000-8000-000000000000 {field}=VALUE"
 )
 @click.argument("delivery_id", metavar="ID", type=click.UUID)
 @click.argument("changes", metavar="FIELD=VALUE...", nargs=-1, required=True)
 @pass_tool
 def edit(tool: Tool, delivery_id: UUID, changes: tuple[str, ...]) -> None:
-    """Run a corrected copy of a failed delivery; the original becomes discarded, and names the copy."""
+    """Run a corrected copy of a failed delivery; the original is discarded and names the copy."""
     row = Deliveries(tool.runtime.engine).get(str(delivery_id))
     if row is None:
         raise Failure(f"There is no delivery {delivery_id}")
@@ -132,7 +132,7 @@ def _changes(tool: Tool, row: DeliveryRow, changes: tuple[str, ...]) -> dict[str
     pairs = [change.partition("=") for change in changes]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:
-        raise click.UsageError(f"{wrong[0]!r} is not written FIELD=VALUE.")
+        raise click.UsageError(f"Write {wrong[0]!r} as FIELD=VALUE.")
     return {name: from_text(kind, name, value) for name, _, value in pairs}
 
 
@@ -140,7 +140,7 @@ def _changes(tool: Tool, row: DeliveryRow, changes: tuple[str, ...]) -> dict[str
 @json_option
 @pass_tool
 def stats(tool: Tool, as_json: bool) -> None:
-    """Count deliveries by state and handler, failures by hour, and say how old the oldest pending one is."""
+    """Count deliveries by state and handler and failures by hour; show the age of the oldest pending one."""
     found = Statistics(tool.runtime.engine).overview()
     counts = [
         {"status": status, "handler": handler, "count": n}
@@ -153,7 +153,7 @@ def stats(tool: Tool, as_json: bool) -> None:
     rows = ((f"{c['count']:,}", c["status"], c["handler"]) for c in counts)
     print_table(("count", "status", "handler"), rows)
     console().print(f"\noldest pending: {age(found.oldest_pending_s)}")
-    console().print(f"dead letters that wait: {sum(found.dead_letters.values()):,}")
+    console().print(f"open dead letters: {sum(found.dead_letters.values()):,}")
     if found.failures:
         console().print("\nfailed attempts by hour")
         print_table(("hour", "count"), ((when(hour), n) for hour, n in found.failures.items()))

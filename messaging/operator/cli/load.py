@@ -22,13 +22,12 @@ SHOWN_REFUSALS = 20  # lines on the terminal; `--refused` writes them all
 @click.command(
     cls=Documented,
     epilog="""Example:
-  {prog} load batches.csv
   {prog} load orders.csv --refused refused.csv
 
-The same command continues an interrupted load: a line that was carried out gets its first answer again,
-and a line that was refused is tried again.
+Run the same command again to continue an interrupted load: lines that were carried out return their first
+answer, lines that were refused are tried again.
 Environment: {PROJECT}_BROKER_URL, {PROJECT}_RESULT_BACKEND_URL, {PROJECT}_DATABASE_URL.
-Exit status: 1 when lines were refused.""",
+Exit status: 1 if lines were refused.""",
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -37,7 +36,7 @@ Exit status: 1 when lines were refused.""",
 @timeout_option
 @pass_tool
 def load(tool: Tool, file: Path, refused: Path | None, timeout_s: float) -> None:
-    """Send a CSV file of commands, one a line; the columns say of which command."""
+    """Send a CSV file of commands, one per line; its columns determine the command."""
     kind = command_for(tool.project.bus, columns_of(file))
     lines = list(read_lines(kind, file))
     settled: list[Line] = []
@@ -62,7 +61,7 @@ def _send_all(tool: Tool, lines: list[Line], settled: list[Line], timeout_s: flo
 
 def _so_far(settled: list[Line], lines: list[Line]) -> str:
     return (
-        f"{len(settled):,} of {len(lines):,} lines have their answer, up to 200 more are under way."
+        f"{len(settled):,} of {len(lines):,} lines are answered, up to 200 more are in flight."
         " Run the same command again to continue; no line is carried out twice."
     )
 

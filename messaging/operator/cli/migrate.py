@@ -1,4 +1,4 @@
-"""`migrate`: bring the database to the newest schema."""
+"""`migrate`: migrate the database to the newest schema."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ pass_tool = click.make_pass_decorator(Tool)
 @click.command(cls=Documented, epilog="Example:\n  {prog} migrate\n\nEnvironment: {PROJECT}_DATABASE_URL.")
 @pass_tool
 def migrate(tool: Tool) -> None:
-    """Bring the database to the newest schema; safe to run twice, and by two at once."""
+    """Migrate the database to the newest schema; safe to repeat, and to run twice at the same time."""
     apply_migrations(tool.runtime.engine, tool.project.migrations)

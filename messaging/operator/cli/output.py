@@ -1,4 +1,4 @@
-"""Tables and times for people, JSON for scripts. Colour only on a terminal, and not where NO_COLOR is set."""
+"""Tables and times for people, JSON for scripts. Colour only on a terminal, unless NO_COLOR is set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-#: Columns of a table that goes into a file or a pipe, which have no width of their own.
+#: Width of a table in a file or a pipe, in characters.
 PIPE_WIDTH = 200
 
 STYLES = {
@@ -24,12 +24,12 @@ STYLES = {
 
 
 def console() -> Console:
-    """Return where results go."""
+    """Return the console for results."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
 
 
 def progress() -> Progress:
-    """Return a progress bar on the error stream; none where that is no terminal."""
+    """Return a progress bar on standard error, disabled unless that is a terminal."""
     errors = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -42,7 +42,7 @@ def progress() -> Progress:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows; what is too wide for the terminal wraps, but for the first column, which is for copying."""
+    """Print rows; wide columns wrap, except the first one, which is for copying."""
     console().print(table_of(columns, rows))
 
 
@@ -62,7 +62,7 @@ def print_json(value: object) -> None:
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, a line each; what is None is left out."""
+    """Print names and values, one per line, leaving out those without a value."""
     for name, value in facts:
         if value is not None and value != "":
             console().print(Text(f"{name + ':':<13}", "bold") + _cell(value), soft_wrap=True)
@@ -87,7 +87,7 @@ def _cell(value: object) -> Text:
 
 
 def printable(text: str) -> str:
-    """Return a text that cannot drive the terminal: control characters are shown, newlines and tabs stay."""
+    """Return a text that is safe to print: control characters are escaped, newlines and tabs stay."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
         for letter in text
@@ -101,4 +101,4 @@ def _jsonable(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
-    raise TypeError(f"{type(value).__name__} has no JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

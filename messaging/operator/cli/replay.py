@@ -19,10 +19,10 @@ pass_tool = click.make_pass_decorator(Tool)
 @click.command(
     cls=Documented,
     epilog="""Example:
-  {prog} replay 'Allocate(orderid="o1", sku="LAMP", qty=3)'
+  {prog} replay '{message}'
   grep Refused worker.log | tail -1 | {prog} replay -
 
-The line is read as data, and nothing in it is run.
+The line is parsed as data; nothing in it is executed.
 Environment: {PROJECT}_BROKER_URL, {PROJECT}_DATABASE_URL.""",
 )
 @click.argument("line")
@@ -32,8 +32,7 @@ Environment: {PROJECT}_BROKER_URL, {PROJECT}_DATABASE_URL.""",
 def replay(tool: Tool, line: str, idempotency_key: str | None, timeout_s: float) -> None:
     """Send a logged message again: a command as its sender did, an event to each of its handlers.
 
-    LINE is the message as the log shows it, alone or with the log line around it; - reads it from standard
-    input.
+    LINE is the message as the log shows it, or the whole log line; - reads it from standard input.
     """
     message = parse_line(tool.project.bus, sys.stdin.read() if line == "-" else line)
     if isinstance(message, Command):

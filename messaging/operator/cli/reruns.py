@@ -1,4 +1,4 @@
-"""`deliveries rerun` and `deliveries discard`: what happens to many at once."""
+"""`deliveries rerun` and `deliveries discard`: actions on many deliveries at once."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ pass_tool = click.make_pass_decorator(Tool)
   {prog} deliveries rerun --error "Connection refused" --since 2h --dry-run
   {prog} deliveries rerun --all --limit 5000 --rate 20
 
-A delivery that is done or running is never run again. Ctrl-C stops between two turns: what was put back
-goes on, the rest stays failed, and the same line takes up where it stopped.""",
+A delivery that is done or running is never run again. Ctrl-C stops between two turns: deliveries that were
+put back will run, the rest stay failed. Run the same command again to continue.""",
 )
 @ids_argument
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be run again.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be run again.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
-@click.option("--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="Not faster than this.")
-@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait that long for what comes of it.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="At most this many a second."
+)
+@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait up to this long for the outcome.")
 @pass_tool
 def rerun(
     tool: Tool, /, ids: tuple[UUID, ...], everything: bool, dry_run: bool, limit: int, **options: Any
 ) -> None:
-    """Run failed deliveries again, by id or by filter, those that failed first."""
+    """Run failed deliveries again, by id or by filter, the earliest failures first."""
     rate, wait_s = options.pop("rate"), options.pop("wait_s")
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
@@ -75,8 +77,8 @@ def _rerun(tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: f
                 break
     if stop.is_set() and done < expected:
         raise Interrupted(
-            f"Interrupted: {done:,} of {expected:,} were put back and are on their way, the others are still"
-            " failed. The same line again goes on with those."
+            f"Interrupted: {done:,} of {expected:,} were put back and will run, the others are still failed."
+            " Run the same command again to continue."
         )
     return done
 
@@ -86,7 +88,7 @@ def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb:
     if counts:
         rows = ((f"{n:,}", event, handler) for (event, handler), n in counts.items())
         print_table(("failed", "event", "handler"), rows)
-    capped = f"; --limit {limit} takes those that failed first" if total > limit else ""
+    capped = f"; --limit {limit} takes the earliest failures" if total > limit else ""
     console().print(f"{min(total, limit):,} of {total:,} would be {verb}{capped}.")
 
 
@@ -95,9 +97,9 @@ def _say_what_is_left_alone(tool: Tool, ids: tuple[UUID, ...]) -> None:
     for delivery_id in map(str, ids):
         row = known.get(delivery_id)
         if row is None:
-            console().print(f"{delivery_id} is no delivery.")
+            console().print(f"There is no delivery {delivery_id}.")
         elif row.status is not Status.FAILED:
-            console().print(f"{delivery_id} is {row.status}, and left alone.")
+            console().print(f"{delivery_id} is {row.status}: left unchanged.")
 
 
 def _rows(tool: Tool, ids: tuple[str, ...]) -> list[DeliveryRow]:
@@ -109,7 +111,7 @@ def _put_back_since(tool: Tool, began: Any, limit: int) -> tuple[str, ...]:
 
 
 def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
-    """Wait until nothing of it is pending, and say what came of it."""
+    """Wait until none of these deliveries is pending, and print how they ended."""
     deadline = time.monotonic() + wait_s
     rows = _rows(tool, which.ids)
     while any(row.status is Status.PENDING for row in rows) and time.monotonic() < deadline:
@@ -123,14 +125,14 @@ def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
 
 @deliveries.command(
     epilog="""Example:
-  {prog} deliveries discard --event OutOfStock --older-than 7d --reason "long ago"
+  {prog} deliveries discard --event {event} --older-than 7d --reason "long ago"
 """
 )
 @ids_argument
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
-@click.option("--reason", required=True, type=TEXT, help="Why; it is kept with the delivery.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be discarded.")
+@click.option("--reason", required=True, type=TEXT, help="Why; stored with the delivery.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be discarded.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
 @pass_tool
 def discard(
@@ -143,7 +145,7 @@ def discard(
     limit: int,
     **options: Any,
 ) -> None:
-    """Give failed deliveries up for good, with a reason."""
+    """Discard failed deliveries for good, with a reason."""
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
     if dry_run:

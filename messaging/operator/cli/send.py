@@ -20,8 +20,8 @@ def execute(
         answer = tool.sender.answer(sent, timeout_s)
     except NotAnswered:
         raise NoAnswer(
-            f"No answer in {timeout_s:g} s. The command is in its queue under the id {sent.id}, and is"
-            " carried out when a worker runs."
+            f"No answer in {timeout_s:g} s. The command is queued under the id {sent.id} and runs"
+            " when a worker is available."
         ) from None
     except Unavailable:
         raise
@@ -36,5 +36,5 @@ def execute(
 
 
 def _shown(command: Command, answer: Any) -> str:
-    """Return a result for people: what None means, and the None that a script gets."""
+    """Return a result for people; for None also what it means."""
     return f"{command.none_means} (None)" if answer is None else repr(answer)

@@ -11,7 +11,7 @@ from messaging.worker.sender import shown_event
 
 
 def print_story(project: Project, story: Story) -> None:
-    """Print all that is known of a delivery; its event first, as a line to paste into Python."""
+    """Print everything known about a delivery; its event first, as a line to paste into Python."""
     row = story.delivery
     console().print(Text(_event(project, row), "bold"), soft_wrap=True)
     print_facts(
@@ -45,7 +45,7 @@ def _print_cause(project: Project, story: Story) -> None:
         _say(f"{story.cause.command}, task {story.cause.task_id}")
         _say(f"answered {story.cause.result!r} at {when(story.cause.at)}")
     else:
-        _say(f"command {story.delivery.correlation_id}, whose answer is no longer kept or never was")
+        _say(f"command {story.delivery.correlation_id}, whose answer was pruned, or never stored")
 
 
 def _print_attempts(attempts: list[Attempt]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 
 from messaging.errors import InvalidMessage, MessagingError, Unavailable, describe
+from messaging.messages import Command, Event
 from messaging.operator.actions import here
 from messaging.operator.check import settings_problem
 from messaging.operator.sending import Sender
@@ -21,7 +22,7 @@ from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
 from messaging.runtime import Runtime
 
-#: Exit status of `Failure`, for commands that have said already what is wrong.
+#: Exit status of `Failure`, for commands that have already printed what is wrong.
 REFUSED = 1
 
 EXIT_STATUSES = """\b
@@ -30,15 +31,15 @@ Exit status:
   1    refused, not found, or something is not in order
   2    the command line is wrong
   3    a server or a worker does not answer
-  130  interrupted by Ctrl-C; what was done stays done, and is said"""
+  130  interrupted by Ctrl-C; what was done is kept and printed"""
 
 
-#: What most commands work with; those that need other servers name them.
+#: What most commands read; those that need other servers name their own.
 ENVIRONMENT = "Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL; NO_COLOR turns colours off."
 
 
 class Failure(click.ClickException):
-    """Ends the tool with a line on the error stream: what was asked for is refused or not there."""
+    """Ends the tool with a line on standard error: the request was refused, or something was not found."""
 
     exit_code = 1
 
@@ -75,22 +76,22 @@ class Tool:
 
     @cached_property
     def sender(self) -> Sender:
-        """Return what sends commands as another app does."""
+        """Return what sends commands in the way of other apps."""
         return Sender(self.app, self.runtime)
 
     @property
     def actor(self) -> str:
-        """Return who works with the tool."""
+        """Return who runs the tool."""
         return here()
 
 
 class Documented(click.Command):
-    """A command whose epilog names the program: `{prog}` becomes `python -m <project>`."""
+    """A command whose epilog has placeholders: `{prog}` becomes `python -m <project>`."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples."""
+        """Write the epilog."""
         if self.epilog:
-            names = {"{prog}": ctx.find_root().info_name or "", "{PROJECT}": ctx.obj.project.name.upper()}
+            names = {"{prog}": ctx.find_root().info_name or "", **placeholders(ctx.obj.project)}
             text = (
                 self.epilog if "Environment:" in self.epilog else f"{self.epilog.rstrip()}\n\n{ENVIRONMENT}"
             )
@@ -102,7 +103,7 @@ class Documented(click.Command):
 
 
 class Group(Documented, click.Group):
-    """A group of commands; its commands are documented the same way."""
+    """A group whose commands are documented the same way."""
 
     command_class = Documented
     group_class = type
@@ -131,6 +132,21 @@ class ToolGroup(Group):
             raise NoAnswer(f"The broker or the result backend is away: {describe(error)}") from error
         except KeyboardInterrupt:
             raise Interrupted("Interrupted") from None
+
+
+def placeholders(project: Project) -> dict[str, str]:
+    """Return names of the project for the examples of an epilog, by their placeholders."""
+    command = next(iter(project.bus.commands), Command)
+    handled = ((kind, handlers[0].__name__) for kind, handlers in project.bus.events.items() if handlers)
+    event, handler = next(handled, (Event, "HANDLER"))
+    return {
+        "{project}": project.name,
+        "{PROJECT}": project.name.upper(),
+        "{message}": f"{command.__name__}({', '.join(f'{field.name}=…' for field in fields(command))})",
+        "{event}": event.__name__,
+        "{handler}": handler,
+        "{field}": next((field.name for field in fields(event)), "FIELD"),
+    }
 
 
 def _first_line(error: BaseException) -> str:
