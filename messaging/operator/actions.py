@@ -1,4 +1,4 @@
-"""What an operator does to failed deliveries: put back, discard, correct. Each leaves its trace."""
+"""What an operator does to failed deliveries: re-run, discard, correct. Each action is recorded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DeliveryActions:
     actor: str
 
     def clock(self) -> datetime:
-        """Return the database's time: what fails from now on is no part of an operation begun now."""
+        """Return the database's time: an operation that begins now leaves later failures alone."""
         with self.engine.connect() as connection:
             now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         return now
@@ -79,7 +79,7 @@ class DeliveryActions:
             return tuple(row.id for row in rows)
 
     def discard(self, chosen: DeliveryFilter, before: datetime, limit: int, reason: str) -> list[str]:
-        """Give failed deliveries up for good, with the reason; return their ids."""
+        """Discard failed deliveries for good, with the reason; return their ids."""
         query = text(f"""
             WITH chosen AS ({_failed(chosen)}), gone AS (
                 UPDATE deliveries SET status = 'discarded', finished_at = now(), reason = :reason
@@ -95,12 +95,12 @@ class DeliveryActions:
     def edit(
         self, project: Project, delivery_id: str, changes: Mapping[str, Any], grace_s: float
     ) -> tuple[Delivery, str]:
-        """Replace a failed delivery by a corrected copy, which remembers where it came from.
+        """Replace a failed delivery with a corrected copy, which records its original.
 
         Returns the copy, to be sent, and the corrected event as text.
 
         Raises:
-            NotFailed: it is in another state, or there is none of that id.
+            NotFailed: it is in another state, or no delivery has this id.
             InvalidMessage: a changed field breaks a rule of the event.
         """
         with self.engine.begin() as connection:
@@ -109,7 +109,7 @@ class DeliveryActions:
             copy = Delivery(
                 new_id(), old.event_type, to_dict(event), old.handler, old.correlation_id, old.causation_id
             )
-            reason = f"replaced by {copy.id}, in which {_listed(changes)}"
+            reason = f"replaced by {copy.id} with {_listed(changes)}"
             facts = {"old": delivery_id, "event_id": new_id(), "grace_s": grace_s, "actor": self.actor}
             row = {**vars(copy), "payload": json.dumps(copy.payload), "reason": reason}
             connection.execute(REPLACE, {**facts, **row})

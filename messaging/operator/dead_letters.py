@@ -1,4 +1,4 @@
-"""Messages that no task could read, as an operator sees them: read, send again, give up."""
+"""Messages that no task could read, as an operator sees them: read, replay, discard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ left(headers::text, {HEAD}) AS headers_head"""
 #: Properties that belong to the message; the others were written by the transport that carried it.
 OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
 
-#: What says in the list which letters are meant; each has an index of its own.
+#: The condition of each state; each has an index of its own.
 STATES = {
     "open": "replayed_at IS NULL AND discarded_at IS NULL",
     "replayed": "replayed_at IS NOT NULL",
@@ -100,7 +100,7 @@ class DeadLetters:
     ) -> list[Summary]:
         """Return the newest `limit` letters; `state` is one of `STATES`, `reason` and `task` are parts."""
         parts = {name: value and storable(value) for name, value in (("reason", reason), ("task", task))}
-        # Chosen first, so that no body is opened to be sorted and thrown away.
+        # Chosen first, so that no body is read only to be sorted and dropped.
         query = text(
             f"SELECT {SUMMARY} FROM dead_letters WHERE id = ANY(ARRAY("
             f" SELECT id FROM dead_letters WHERE {STATES[state]}"
@@ -118,7 +118,7 @@ class DeadLetters:
             return _get(connection, Letter, letter_id)
 
     def replay(self, app: Celery, runtime: Runtime, letter_id: str, *, anyway: bool = False) -> Letter:
-        """Send a letter's message again as it came, to the queue where it came from.
+        """Send a letter's message again, to the queue that it came from.
 
         Raises:
             NotReplayable: it was settled before, or this release has no such task (unless `anyway`).
@@ -138,7 +138,7 @@ class DeadLetters:
         return letter
 
     def discard(self, letter_id: str, reason: str) -> Summary:
-        """Give a letter up for good.
+        """Discard a letter for good.
 
         Raises:
             NotReplayable: it was settled before.
@@ -163,7 +163,7 @@ def _lock_open(connection: Connection, kind: type[Kind], letter_id: str) -> Kind
     if letter is None:
         raise NotReplayable(f"There is no dead letter {letter_id}")
     if letter.state != "open":
-        raise NotReplayable(f"Dead letter {letter_id} was {letter.state} already")
+        raise NotReplayable(f"Dead letter {letter_id} has already been {letter.state}")
     return letter
 
 

@@ -1,4 +1,4 @@
-"""Deliveries as an operator reads them: which there are, and what became of one."""
+"""Deliveries as an operator reads them: lists of them, and the story of one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
 last_error, correlation_id, causation_id, edited_from::text, reason"""
 
-#: How far `origin` climbs from delivery to delivery; a chain that long is a loop.
+#: How many deliveries a chain of causes may have; a longer one is a loop.
 MAX_CHAIN = 50
 
 
 @dataclass(frozen=True)
 class DeliveryRow:
-    """One delivery as it stands."""
+    """One delivery in its current state."""
 
     id: str
     event_type: str
@@ -69,7 +69,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Cause:
-    """The command at the beginning, and what came of it."""
+    """The command at the beginning, and its result."""
 
     task_id: str
     command: str
@@ -79,18 +79,18 @@ class Cause:
 
 @dataclass(frozen=True)
 class Story:
-    """All that is known of one delivery."""
+    """Everything known about one delivery."""
 
     delivery: DeliveryRow
     attempts: list[Attempt]
     actions: list[Action]
     cause: Cause | None  # None once its answer has been pruned
     through: list[DeliveryRow] = field(default_factory=list)  # deliveries between the command and this one
-    related: list[DeliveryRow] = field(default_factory=list)  # others of the same command
+    related: list[DeliveryRow] = field(default_factory=list)  # others caused by the same command
 
 
 class UnknownName(MessagingError):
-    """No handler, or no event, is called that, in this release or in a stored delivery."""
+    """No handler or event has this name, in this release or in a stored delivery."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Deliveries:
     engine: Engine
 
     def require_known(self, bus: MessageBus, chosen: DeliveryFilter) -> None:
-        """Refuse a filter by a misspelled name, which would seem to say that nothing has failed.
+        """Refuse a filter with a misspelled name, whose empty result would look as if nothing had failed.
 
         Raises:
             UnknownName: it names those that exist.
@@ -124,7 +124,7 @@ class Deliveries:
     def find(
         self, chosen: DeliveryFilter, statuses: Sequence[Status] = tuple(Status), limit: int = 50
     ) -> list[DeliveryRow]:
-        """Return the newest `limit` deliveries in these states, the last that ended first."""
+        """Return the newest `limit` deliveries in these states, those that ended last first."""
         # One query per state, since each state has an index of its own (done has the primary key).
         parts = " UNION ALL ".join(f"({_of_status(status, chosen)})" for status in statuses)
         query = text(
@@ -147,7 +147,7 @@ class Deliveries:
         return next(iter(self.find(DeliveryFilter(ids=(delivery_id,)), limit=1)), None)
 
     def story(self, delivery_id: str) -> Story | None:
-        """Return all that is known of one delivery, None where there is none of that id."""
+        """Return everything known about one delivery, None if no delivery has this id."""
         delivery = self.get(delivery_id)
         if delivery is None:
             return None
@@ -164,7 +164,7 @@ class Deliveries:
             )
 
     def _origin(self, delivery: DeliveryRow) -> tuple[list[DeliveryRow], Cause | None]:
-        """Climb from a delivery to the command that began it all."""
+        """Follow causes from a delivery up to the first command."""
         through: list[DeliveryRow] = []
         causation = delivery.causation_id
         for _ in range(MAX_CHAIN):

@@ -1,4 +1,4 @@
-"""Send a file of commands, one a line, so that it can be interrupted and begun again."""
+"""Send a file of commands, one per line; a load can be interrupted and continued."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from messaging.messages import Command
 from messaging.operator.sending import Sender
 from messaging.validation import from_dict, model
 
-#: Commands that are under way at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
+#: Commands in flight at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
 WINDOW = 200
 
 #: Makes the idempotency keys of a file's commands: the same line of the same file always has the same.
@@ -38,7 +38,7 @@ class Line:
 
 
 def command_for(bus: MessageBus, columns: set[str]) -> type[Command]:
-    """Return the command whose fields the columns are; columns that it lacks are left aside.
+    """Return the command whose fields the columns are; columns that it lacks are ignored.
 
     Raises:
         InvalidMessage: no command, or more than one, has all its required fields among the columns.

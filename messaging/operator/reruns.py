@@ -1,4 +1,4 @@
-"""Re-run failed deliveries in turns, at a pace that the others can bear."""
+"""Re-run failed deliveries in turns, at a limited rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from messaging.operator.filters import DeliveryFilter
 from messaging.runtime import Runtime
 from messaging.worker.housekeeping import send_known
 
-#: Deliveries that one transaction puts back; what a Ctrl-C finds undone is less than that.
+#: Deliveries that one transaction puts back; Ctrl-C waits for at most one.
 TURN = 200
 
 

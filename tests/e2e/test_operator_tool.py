@@ -191,7 +191,7 @@ def test_a_dead_letter_is_listed_shown_and_replayed_once_the_code_knows_it(tool,
     tool("dead-letters", "replay", letter["id"])
 
     eventually(lambda: backend.sql("SELECT 1 FROM inbox WHERE task_id = :id", id=result.id), 60)
-    assert "was replayed already" in tool("dead-letters", "replay", letter["id"], status=1).stdout
+    assert "has already been replayed" in tool("dead-letters", "replay", letter["id"], status=1).stdout
     assert letter["id"] not in tool("dead-letters", "list").stdout
 
 
