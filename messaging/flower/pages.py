@@ -19,16 +19,16 @@ from messaging.texts import storable
 from messaging.worker.sender import shown_event
 
 SHOWN = 100  # rows of a page
-#: Deliveries that one press of a button takes; the tool takes more, at a pace.
+#: Deliveries that one click acts on; the operator's tool acts on more, at a limited rate.
 AT_ONCE = 1000
 
 DELIVERY_FIELDS = ("status", "handler", "event", "error", "since", "until", "older_than", "correlation")
 LETTER_FIELDS = ("state", "reason_has", "task")
-ID = r"([0-9a-f-]{36})"  # tornado makes no address of a pattern with groups in groups
+ID = r"([0-9a-f-]{36})"  # tornado cannot reverse a pattern with nested groups
 
 
 class DeliveriesPage(Page):
-    """Deliveries by filter, the failed ones at first, with buttons."""
+    """Deliveries by filter, failed ones by default, with buttons."""
 
     @tornado.web.authenticated
     async def get(self) -> None:
@@ -50,7 +50,7 @@ class DeliveriesPage(Page):
 
     @tornado.web.authenticated
     async def post(self) -> None:
-        """Do what a button says to one delivery, or to all failed ones that match."""
+        """Act on one delivery, or on all failed ones that match."""
         self.require_writable()
         filters, one = self.filters(), self.field("id")
         try:
@@ -62,7 +62,7 @@ class DeliveriesPage(Page):
 
     @property
     def deliveries(self) -> Deliveries:
-        """Return the questions to ask."""
+        """Return what reads deliveries."""
         return Deliveries(self.runtime.engine)
 
     def event_of(self, row: DeliveryRow) -> str:
@@ -70,14 +70,14 @@ class DeliveriesPage(Page):
         return shown_event(self.runtime.project, row.event_type, row.payload)
 
     def filters(self) -> dict[str, str]:
-        """Return what the filter fields hold; the state is `failed` until another is chosen."""
+        """Return the filter fields; the state is `failed` until another is chosen."""
         filters = {name: self.field(name) for name in DELIVERY_FIELDS}
         if "status" not in self.request.arguments:
             filters["status"] = Status.FAILED
         return filters
 
     async def chosen(self, filters: dict[str, str]) -> DeliveryFilter:
-        """Return the filter that the fields make; a blank field does not filter, as the page says.
+        """Return the filter from the fields; a blank field does not filter.
 
         Raises:
             ValueError: with how to write a field.
@@ -96,7 +96,7 @@ class DeliveriesPage(Page):
         return chosen
 
     async def act(self, action: str, chosen: DeliveryFilter) -> str:
-        """Carry an action out and return what to say about it."""
+        """Carry out an action and return the text to show."""
         if action == "dry-run":
             counts = await self.work(self.deliveries.count_failed, chosen)
             parts = [f"{n:,} {event} for {handler}" for (event, handler), n in counts.items()]
@@ -106,12 +106,12 @@ class DeliveriesPage(Page):
             return (
                 f"{count:,} put back and sent."
                 if count
-                else "Nothing of it is failed; nothing was run again."
+                else "None of these deliveries has failed; nothing was run again."
             )
         if action == "discard":
             reason = self.field("reason")
             if not reason:
-                return "Nothing was discarded: say why, in the field beside the button."
+                return "Nothing was discarded: enter a reason in the field beside the button."
             return f"{await self.work(self._discard, chosen, reason):,} discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
 
@@ -124,7 +124,7 @@ class DeliveriesPage(Page):
 
 
 class DeliveryPage(DeliveriesPage):
-    """All that is known of one delivery."""
+    """Everything known about one delivery."""
 
     @tornado.web.authenticated
     async def get(self, delivery_id: str) -> None:
@@ -139,7 +139,7 @@ class DeliveryPage(DeliveriesPage):
 
     @tornado.web.authenticated
     async def post(self, delivery_id: str) -> None:
-        """Do what a button says."""
+        """Act on the delivery."""
         self.require_writable()
         self.say(await self.act(self.field("do"), _one(delivery_id)))
         self.redirect(self.reverse_url("delivery", delivery_id), status=303)
@@ -168,7 +168,7 @@ class DeadLettersPage(Page):
 
     @tornado.web.authenticated
     async def post(self) -> None:
-        """Do what a button says to one letter."""
+        """Act on one letter."""
         self.require_writable()
         try:
             self.say(await self.act(self.field("do"), self.field("id"), self.field("reason")))
@@ -182,27 +182,27 @@ class DeadLettersPage(Page):
         return DeadLetters(self.runtime.engine)
 
     def filters(self) -> dict[str, str]:
-        """Return what the filter fields hold."""
+        """Return the filter fields."""
         filters = {name: self.field(name) for name in LETTER_FIELDS}
         if filters["state"] not in STATES:
             filters["state"] = "open"
         return filters
 
     async def act(self, action: str, letter_id: str, reason: str) -> str:
-        """Carry an action out and return what to say about it."""
+        """Carry out an action and return the text to show."""
         if action == "replay":
             letter = await self.work(self.letters.replay, self.capp, self.runtime, letter_id)
             return f"Sent to {letter.queue} again: {letter.task}."
         if action == "discard":
             if not reason:
-                return "Nothing was discarded: say why, in the field beside the button."
+                return "Nothing was discarded: enter a reason in the field beside the button."
             await self.work(self.letters.discard, letter_id, reason)
             return "Discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
 
 
 def _one(delivery_id: str) -> DeliveryFilter:
-    """Return the filter of one delivery, or raise ValueError for what is no id."""
+    """Return the filter of one delivery; ValueError if the text is not an id."""
     return DeliveryFilter(ids=(str(UUID(delivery_id)),))
 
 

@@ -146,7 +146,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     page.goto(f"{flower}/deliveries")
     page.fill("#error", "no such error")
     page.click("#filter")
-    assert "No delivery matches." in page.locator("#deliveries").inner_text()
+    assert "No deliveries match." in page.locator("#deliveries").inner_text()
     page.fill("#error", "connection REFUSED")
     page.click("#filter")
     assert page.locator("#matching").inner_text() == "2 failed match the filter."
