@@ -1,4 +1,4 @@
-"""Our pages inside Flower, in a real browser: a failed event is seen, re-run by a button, and done."""
+"""Our pages inside Flower, in a real browser: a failed event is shown, re-run by a button, and done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WITH_LOGIN = {"FLOWER_BASIC_AUTH": LOGIN}
 
 @pytest.fixture(scope="module")
 def broker(redis_server: Redis) -> Broker:
-    """One kind of broker is enough here: what is tested is on this side of it."""
+    """One kind of broker is enough: what is tested does not depend on it."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return Broker(redis_server.url_of(0), redis_server.url_of(1))
@@ -75,7 +75,7 @@ def page(browser):
 
 
 def screenshot(page, name: str) -> None:
-    """Take a picture for the documentation, where that is asked for."""
+    """Take a screenshot for the documentation, if asked to."""
     if SCREENSHOTS:
         page.screenshot(path=ROOT / SCREENSHOTS / f"{name}.png")
 
@@ -230,7 +230,7 @@ def test_the_pages_are_behind_the_login(flower, path):
 
 
 @pytest.mark.parametrize("path", ["/deliveries", "/dead-letters"])
-def test_no_other_site_can_press_a_button(flower, path, fail_for, backend):
+def test_no_other_site_can_submit_an_action(flower, path, fail_for, backend):
     delivery_id = fail_for("o1")
     data = f"do=rerun&id={delivery_id}".encode()
 
@@ -275,7 +275,7 @@ def test_a_page_of_dead_letters_has_the_beginning_of_each_body(flower, backend):
     assert len(shown) < 1_000_000
 
 
-def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_for):
+def test_a_read_only_flower_has_no_buttons_and_refuses_actions(backend, fail_for):
     delivery_id, port = fail_for("o1"), free_port()
     child = programs.flower(backend.folder, {**backend.env, **WITH_LOGIN, "FLOWER_READ_ONLY": "true"}, port)
     child.start()
@@ -290,7 +290,7 @@ def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_
         child.stop()
 
 
-def test_a_database_that_is_away_is_said_by_page_and_metrics(backend, tmp_path: Path):
+def test_page_and_metrics_report_an_unavailable_database(backend, tmp_path: Path):
     port = free_port()
     env = {
         **backend.env, **WITH_LOGIN, "ALLOCATION_DATABASE_URL": "postgresql+psycopg2://u@127.0.0.1:1/x"
