@@ -1,11 +1,15 @@
 """Which account the servers run as: PostgreSQL refuses root, and a Redis without a password should not be."""
 
+import fcntl
 import os
 import pwd
 import stat
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+
+#: Root's alone, and there on every Linux and macOS.
+_LOCK_FILE = Path("/var/run/allocation-accounts.lock")
 
 _NAME = "pgserver"  # the account that the PostgreSQL wheel itself makes when it is started by root
 
@@ -42,11 +46,15 @@ def let_pass(path: Path) -> None:
 
 def _unprivileged() -> pwd.struct_passwd:
     """Return the servers' account, made when it is missing, else nobody's."""
-    with suppress(KeyError):
-        return pwd.getpwnam(_NAME)
-    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME]
-    with suppress(OSError):
-        subprocess.run(command, check=False, capture_output=True)
+    # Two that make it at once: one sees it before the other fails and takes it back.
+    with _LOCK_FILE.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(_NAME)
+        except KeyError:
+            command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME]
+            with suppress(OSError):
+                subprocess.run(command, check=False, capture_output=True)
     try:
         return pwd.getpwnam(_NAME)
     except KeyError:
