@@ -1,11 +1,15 @@
-"""The account that servers run as: PostgreSQL refuses root, and root is too much for a Redis."""
+"""The account that servers run as, never root: PostgreSQL refuses it, and this Redis has no password."""
 
+import fcntl
 import os
 import pwd
 import stat
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+
+#: In a folder that only root writes to and that every Linux and macOS has.
+_LOCK_FILE = Path("/var/run/allocation-accounts.lock")
 
 _NAME = "pgserver"  # the account that the PostgreSQL wheel creates when root starts it
 
@@ -42,11 +46,15 @@ def let_pass(path: Path) -> None:
 
 def _unprivileged() -> pwd.struct_passwd:
     """Return the servers' account, created if it is missing, else `nobody`."""
-    with suppress(KeyError):
-        return pwd.getpwnam(_NAME)
-    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME]
-    with suppress(OSError):
-        subprocess.run(command, check=False, capture_output=True)
+    # Without the lock, of two that create it at once one may see it before the other fails and removes it.
+    with _LOCK_FILE.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(_NAME)
+        except KeyError:
+            command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME]
+            with suppress(OSError):
+                subprocess.run(command, check=False, capture_output=True)
     try:
         return pwd.getpwnam(_NAME)
     except KeyError:
