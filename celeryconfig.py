@@ -9,12 +9,12 @@ from typing import Any
 
 from messaging import brokers, tls
 from messaging.project import Project
-from messaging.worker import result_backend
+from reliable_celery import results as result_backend
 
 # Records messages that no task can read, where Celery's own consumer drops them or dies.
-worker_consumer = "messaging.worker.consumer:Consumer"
+worker_consumer = "reliable_celery.consumer:Consumer"
 # Ends under load without the half minute that Celery's own pool may wait. Other pools are chosen with --pool.
-worker_pool = "messaging.worker.prefork:TaskPool"
+worker_pool = "reliable_celery.pools.prefork:TaskPool"
 
 # JSON only: nothing that a sender writes is ever loaded as code.
 accept_content = ["json"]

@@ -41,7 +41,7 @@ def transport(broker_url: str) -> str | None:
     if is_rabbitmq(broker_url):
         return None
     name = "SocketTransport" if is_redis_socket(broker_url) else "Transport"
-    return f"messaging.worker.redis_transport:{name}"
+    return f"reliable_celery.redis.transport:{name}"
 
 
 def same_server(url: str, other_url: str) -> bool:

@@ -18,13 +18,13 @@ from messaging.worker.commands import add_command_tasks
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
 from messaging.worker.rabbitmq import DeclareForOthers
-from messaging.worker.shared_memory import keep_shared
+from reliable_celery.pools.shared_memory import keep_shared
 
 
 class MessagingApp(Celery):
     """A Celery app that knows the runtime of its project."""
 
-    task_cls = "messaging.worker.request:Task"
+    task_cls = "reliable_celery.requests:Task"
     runtime: Runtime
 
     def now(self) -> datetime:

@@ -19,7 +19,7 @@ from messaging.retry import RetryPolicy, policy_of
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
 from messaging.worker.handler_task import HandlerTask
-from messaging.worker.request import Task
+from reliable_celery.requests import Task
 from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from messaging.texts import cut
-from messaging.worker.request import Request, Task
+from reliable_celery.requests import Request, Task
 
 
 class DeliveryRequest(Request):

@@ -12,7 +12,7 @@ from celery.worker.consumer.connection import Connection
 
 from messaging import brokers
 from messaging.runtime import Runtime
-from messaging.worker.consumer import letter_of
+from reliable_celery.consumer import letter_of
 
 #: Messages that one run records at most.
 BATCH = 500

@@ -11,7 +11,7 @@ from celery.app.task import Context
 from messaging.errors import InvalidMessage
 from messaging.messages import IDEMPOTENCY_KEY, Command
 from messaging.postgres.unit_of_work import CommandJob
-from messaging.worker.message_checks import timestamp
+from reliable_celery.checks import timestamp
 
 
 @dataclass(frozen=True)

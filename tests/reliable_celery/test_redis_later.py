@@ -15,7 +15,7 @@ from local.child import Child
 from local.redis import Redis
 from local.waiting import eventually
 from tests.chaos.clock import Clock, can_be_built
-from tests.integration.celery_fixtures.processes import (
+from tests.reliable_celery.celery_fixtures.processes import (
     CONFIG,
     OUR_CONSUMER,
     OUR_TRANSPORT,

@@ -1,6 +1,6 @@
 """Celery's consumer, but what no task can read becomes a dead letter and an answer instead of a dead worker.
 
-Setting: `worker_consumer = "messaging.worker.consumer:Consumer"`. The app needs `app.runtime.dead_letters`, a
+Setting: `worker_consumer = "reliable_celery.consumer:Consumer"`. The app needs `app.runtime.dead_letters`, a
 `DeadLetterStore`. Everything here runs in the worker's main process and thread. (docs/adr/031)
 """
 
@@ -22,7 +22,7 @@ from messaging.messages import Command
 from messaging.postgres.inbox import Answer
 from messaging.postgres.unit_of_work import CommandJob
 from messaging.texts import storable
-from messaging.worker.message_checks import (
+from reliable_celery.checks import (
     MAX_DEPTH,
     MAX_NAME,
     RUNS_OTHERS,
@@ -30,9 +30,9 @@ from messaging.worker.message_checks import (
     check_message,
     timestamp,
 )
-from messaging.worker.request import tell
-from messaging.worker.solo import SoloConsumer
-from messaging.worker.task_events import BatchingConsumer
+from reliable_celery.requests import tell
+from reliable_celery.pools.solo import SoloConsumer
+from reliable_celery.task_events import BatchingConsumer
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from messaging.worker.result_backend import ResultBackend
+from reliable_celery.results import ResultBackend
 
 
 class SoloConsumer(CeleryConsumer):

@@ -7,7 +7,7 @@ from typing import Any
 
 from kombu.utils.json import loads
 
-from messaging.worker.envelope import hide
+from reliable_celery.redis.envelope import hide
 
 #: Moves a message from `unacked` to lists. KEYS: unacked, its index, the lists. ARGV: the tag, then per list
 #: a command and the message as it is to be. The first command frees memory: a full Redis refuses transactions

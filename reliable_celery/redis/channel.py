@@ -17,13 +17,13 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 from redis import exceptions
 
-from messaging.worker.envelope import UNREADABLE, Message, hide, is_envelope, read_envelope
-from messaging.worker.redis_adoption import AdoptingChannel
-from messaging.worker.redis_fetch import FETCH, FETCH_SHA, Trip
-from messaging.worker.redis_full import FrugalChannel
-from messaging.worker.redis_later import LaterChannel
-from messaging.worker.redis_lease import LeasingChannel
-from messaging.worker.redis_restore import Pushes, hidden, read_entry
+from reliable_celery.redis.envelope import UNREADABLE, Message, hide, is_envelope, read_envelope
+from reliable_celery.redis.adoption import AdoptingChannel
+from reliable_celery.redis.fetch import FETCH, FETCH_SHA, Trip
+from reliable_celery.redis.full import FrugalChannel
+from reliable_celery.redis.later import LaterChannel
+from reliable_celery.redis.leases import LeasingChannel
+from reliable_celery.redis.restore import Pushes, hidden, read_entry
 
 logger = logging.getLogger(__name__)
 

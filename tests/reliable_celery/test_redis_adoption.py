@@ -10,7 +10,7 @@ import redis
 from local.child import Child
 from local.redis import Redis
 from local.waiting import eventually
-from tests.integration.celery_fixtures.processes import (
+from tests.reliable_celery.celery_fixtures.processes import (
     CONFIG,
     OUR_CONSUMER,
     make_worker,

@@ -17,9 +17,9 @@ from local.child import Child
 from local.redis import Redis
 from local.waiting import eventually
 
-OUR_TRANSPORT = "messaging.worker.redis_transport:Transport"
-OUR_CONSUMER = "messaging.worker.consumer:Consumer"
-OUR_POOL = "messaging.worker.prefork:TaskPool"
+OUR_TRANSPORT = "reliable_celery.redis.transport:Transport"
+OUR_CONSUMER = "reliable_celery.consumer:Consumer"
+OUR_POOL = "reliable_celery.pools.prefork:TaskPool"
 
 CONFIG: dict[str, Any] = {
     "accept_content": ["json"],
@@ -48,7 +48,7 @@ def make_worker(
         "-m",
         "celery",
         "-A",
-        "tests.integration.celery_fixtures.worker_app",
+        "tests.reliable_celery.celery_fixtures.worker_app",
         "worker",
         "-n",
         f"{name}@test",

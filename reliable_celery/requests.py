@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from messaging.messages import Command
 from messaging.postgres.inbox import Answer
 from messaging.worker.received import Received
-from messaging.worker.result_backend import ResultBackend
+from reliable_celery.results import ResultBackend
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +130,11 @@ class Task(celery.Task):
     """The base of every task: its messages are such requests."""
 
     abstract = True
-    Request: Any = "messaging.worker.request:Request"
+    Request: Any = "reliable_celery.requests:Request"
 
 
 class CommandTask(Task):
     """The base of tasks that answer senders."""
 
     abstract = True
-    Request: Any = "messaging.worker.request:CommandRequest"
+    Request: Any = "reliable_celery.requests:CommandRequest"

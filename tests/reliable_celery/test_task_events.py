@@ -17,7 +17,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 
 from local.redis import Redis
 from local.waiting import eventually
-from tests.integration.celery_fixtures.processes import OUR_CONSUMER, make_worker, running, sender
+from tests.reliable_celery.celery_fixtures.processes import OUR_CONSUMER, make_worker, running, sender
 
 
 @dataclass

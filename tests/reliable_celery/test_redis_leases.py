@@ -12,8 +12,8 @@ import redis
 from local.child import Child
 from local.redis import Redis
 from local.waiting import eventually
-from messaging.worker.redis_lease import TEND
-from tests.integration.celery_fixtures.processes import (
+from reliable_celery.redis.leases import TEND
+from tests.reliable_celery.celery_fixtures.processes import (
     CONFIG,
     OUR_CONSUMER,
     make_worker,

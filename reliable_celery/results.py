@@ -1,6 +1,6 @@
 """Celery's Redis result backend with one round trip for a success, or none to wait for (docs/adr/011).
 
-Setting: `result_backend = "messaging.worker.result_backend:ResultBackend+redis://…"`. Keys, values and
+Setting: `result_backend = "reliable_celery.results:ResultBackend+redis://…"`. Keys, values and
 announcements stay Celery's, so a sender keeps its plain `redis://` address.
 """
 

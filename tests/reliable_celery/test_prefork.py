@@ -9,7 +9,7 @@ import psutil
 
 from local.redis import Redis
 from local.waiting import eventually
-from tests.integration.celery_fixtures.processes import make_worker, running, sender
+from tests.reliable_celery.celery_fixtures.processes import make_worker, running, sender
 
 
 def test_a_worker_ends_with_a_job_that_began_while_it_was_stopping(redis_server: Redis, tmp_path: Path):

@@ -22,8 +22,8 @@ from kombu.transport import virtual
 
 from local.redis import Redis, find_binary
 from local.waiting import eventually
-from messaging.worker.redis_fetch import FETCH, FETCH_SHA
-from tests.integration.celery_fixtures.processes import (
+from reliable_celery.redis.fetch import FETCH, FETCH_SHA
+from tests.reliable_celery.celery_fixtures.processes import (
     OUR_TRANSPORT,
     await_ready,
     make_worker,

@@ -16,7 +16,7 @@ from time import monotonic
 from kombu.transport import redis as stock
 from kombu.utils.json import dumps
 
-from messaging.worker.redis_fetch import ending_of
+from reliable_celery.redis.fetch import ending_of
 
 logger = logging.getLogger(__name__)
 

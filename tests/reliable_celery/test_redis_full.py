@@ -11,7 +11,7 @@ import redis
 from local.child import Child
 from local.redis import Redis
 from local.waiting import eventually
-from tests.integration.celery_fixtures.processes import (
+from tests.reliable_celery.celery_fixtures.processes import (
     OUR_CONSUMER,
     await_ready,
     make_worker,
@@ -19,7 +19,7 @@ from tests.integration.celery_fixtures.processes import (
     unfinished,
 )
 
-RESULTS = "messaging.worker.result_backend:ResultBackend+"
+RESULTS = "reliable_celery.results:ResultBackend+"
 ALONE = {"--without-gossip", "--without-mingle"}
 
 

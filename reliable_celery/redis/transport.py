@@ -1,6 +1,6 @@
 """kombu's Redis transport without its hole and with fewer round trips (docs/adr/030).
 
-Setting: `broker_transport = "messaging.worker.redis_transport:Transport"` with a `redis://` or `rediss://`
+Setting: `broker_transport = "reliable_celery.redis.transport:Transport"` with a `redis://` or `rediss://`
 URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL (`messaging.brokers` chooses). What stands
 on the queues stays kombu's, so stock senders share a broker with this one.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from kombu.transport import redis as stock
 from redis import exceptions
 
-from messaging.worker.redis_channel import Channel
+from reliable_celery.redis.channel import Channel
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from local.redis import Redis
-from tests.integration.celery_fixtures.processes import make_worker, running, sender
+from tests.reliable_celery.celery_fixtures.processes import make_worker, running, sender
 
 
 def test_a_child_that_collects_garbage_copies_nothing_it_inherited(redis_server: Redis, tmp_path: Path):

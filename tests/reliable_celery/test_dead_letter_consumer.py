@@ -19,7 +19,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from local.child import Child
 from local.redis import Redis
 from local.waiting import eventually
-from tests.integration.celery_fixtures.processes import (
+from tests.reliable_celery.celery_fixtures.processes import (
     OUR_CONSUMER,
     make_worker,
     marks,

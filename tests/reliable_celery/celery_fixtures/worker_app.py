@@ -1,4 +1,4 @@
-"""The app that test workers run: `celery -A tests.integration.celery_fixtures.worker_app worker`.
+"""The app that test workers run: `celery -A tests.reliable_celery.celery_fixtures.worker_app worker`.
 
 FIXTURE_CONFIG is a JSON table of Celery settings, FIXTURE_LETTERS the file of dead letters, and FIXTURE_MARKS
 the address of what tasks count. While a file named like the letters but `.refuse` exists, none is kept.
@@ -18,7 +18,7 @@ import redis
 from celery import Celery
 
 from messaging.dead_letters import DeadLetter
-from messaging.worker.shared_memory import keep_shared
+from reliable_celery.pools.shared_memory import keep_shared
 
 
 class LetterFile:
@@ -35,7 +35,7 @@ class LetterFile:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-app = Celery("fixture", task_cls="messaging.worker.request:Task")
+app = Celery("fixture", task_cls="reliable_celery.requests:Task")
 keep_shared()
 app.conf.update(json.loads(os.environ["FIXTURE_CONFIG"]))
 app.runtime = SimpleNamespace(

@@ -12,8 +12,8 @@ from celery import Celery, states
 
 from local.redis import Redis
 from local.waiting import eventually
-from messaging.worker.result_backend import ResultBackend, address
-from tests.integration.celery_fixtures.processes import (
+from reliable_celery.results import ResultBackend, address
+from tests.reliable_celery.celery_fixtures.processes import (
     CONFIG,
     OUR_CONSUMER,
     make_worker,

@@ -11,8 +11,8 @@ from celery.app.trace import build_tracer
 from celery.backends.redis import RedisBackend
 
 from local.redis import Redis
-from messaging.worker.request import RESULTS_ARE_AWAY
-from messaging.worker.result_backend import ResultBackend, address
+from reliable_celery.requests import RESULTS_ARE_AWAY
+from reliable_celery.results import ResultBackend, address
 
 
 @pytest.fixture
