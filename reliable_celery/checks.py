@@ -10,7 +10,7 @@ from typing import Any
 from celery.app.task import Context
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
-from messaging.errors import InvalidMessage
+from reliable_celery.errors import InvalidMessage
 
 MAX_NAME = 255  # characters of a name or an id
 MAX_HEADERS = 65_536  # characters in all headers together, and in all properties

@@ -1,42 +1,33 @@
-"""Celery's consumer, but what no task can read becomes a dead letter and an answer instead of a dead worker.
+"""Celery's consumer, but what no task can run becomes a dead letter and an answer instead of a dead worker.
 
-Setting: `worker_consumer = "reliable_celery.consumer:Consumer"`. The app needs `app.runtime.dead_letters`, a
-`DeadLetterStore`. Everything here runs in the worker's main process and thread. (docs/adr/031)
+Setting: `worker_consumer = "reliable_celery.consumer:Consumer"`; the modules `checks`, `stores` and `poison`
+have settings of their own. A subclass may decide where letters go and what senders are told. All of this runs
+in the worker's main process and thread. (docs/adr/031)
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
-from celery import signals
+from celery import Task, signals
 from celery.exceptions import NotRegistered
 from celery.utils.objects import Bunch
 
-from messaging.dead_letters import DeadLetter
-from messaging.errors import InvalidMessage
-from messaging.messages import Command
-from messaging.postgres.inbox import Answer
-from messaging.postgres.unit_of_work import CommandJob
-from messaging.texts import storable
-from reliable_celery.checks import (
-    MAX_DEPTH,
-    MAX_NAME,
-    RUNS_OTHERS,
-    Limits,
-    check_message,
-    timestamp,
-)
-from reliable_celery.requests import tell
+from reliable_celery.checks import MAX_NAME, RUNS_OTHERS, Limits, check_message, timestamp
+from reliable_celery.dead_letters import DeadLetter, DeadLetterStore
+from reliable_celery.errors import InvalidMessage, MessageRefused
+from reliable_celery.letters import MAX_KEPT_BYTES, fields_of, letter_of, short_text
+from reliable_celery.poison import PoisonCount
 from reliable_celery.pools.solo import SoloConsumer
+from reliable_celery.requests import Request
+from reliable_celery.stores import store_of
 from reliable_celery.task_events import BatchingConsumer
 
 logger = logging.getLogger(__name__)
 
-MAX_KEPT_BYTES = 16_777_216  # of a dead letter's body; a database row cannot hold what Redis can
 MAX_ERROR = 1_000  # characters
 DELAYED = re.compile(r"(?:[01]\.){28}")  # how Celery begins the routing key of a message that is to wait
 TRY_AGAIN_S = 30.0  # seconds until a broker without a visibility timeout gets an unrecorded message back
@@ -44,6 +35,38 @@ TRY_AGAIN_S = 30.0  # seconds until a broker without a visibility timeout gets a
 
 class Consumer(BatchingConsumer, SoloConsumer):
     """Checks each message before Celery sees it, and records what it refuses."""
+
+    def __init__(self, on_task_request: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
+        super().__init__(on_task_request, *args, **kwargs)
+        max_crashes = self.app.conf.get("message_max_crashes")
+        if max_crashes is not None:
+            self.on_task_request = PoisonCount(self, max_crashes).counting(on_task_request)
+        self.dead_letters = self.open_dead_letters()
+
+    # What a subclass may decide
+
+    def open_dead_letters(self) -> DeadLetterStore:
+        """Return where dead letters are kept; called once, when the worker starts."""
+        return store_of(self.app)
+
+    def error_for(self, exc: Exception) -> Exception:
+        """Return the error that the sender of a refused message is told."""
+        if isinstance(exc, MessageRefused | NotRegistered):
+            return exc
+        return InvalidMessage("body", f"cannot be read: {exc}"[:MAX_ERROR])
+
+    def tell(self, message: Any, error: Exception, request: Any) -> None:  # noqa: ARG002  for subclasses
+        """Store `error` as the result of a refused message; `request` has its id and how to reply."""
+        self.app.backend.mark_as_failure(request.id, error, request=request)
+
+    # Celery's own hooks
+
+    def update_strategies(self) -> None:
+        """Have tasks that ask for no kind of request of their own use ours."""
+        for task in self.app.tasks.values():
+            if task.Request == Task.Request:
+                task.Request = Request
+        super().update_strategies()
 
     def connect(self) -> Any:
         """Connect, and have our transport hand over what is no message at all, and hold leases."""
@@ -88,8 +111,6 @@ class Consumer(BatchingConsumer, SoloConsumer):
         except Exception as exc:  # noqa: BLE001  a message must not end the worker, whatever Celery makes of it
             self.refuse(message, exc)
 
-    # Celery's own hooks for messages that it cannot read
-
     def on_unreadable(self, queue: str, raw: bytes) -> None:
         """Record what is no kombu message; what is raised here keeps it on the broker."""
         self._record(
@@ -106,20 +127,21 @@ class Consumer(BatchingConsumer, SoloConsumer):
         self.refuse(message, exc)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  Celery's signature
-        fields = _fields_of(message)
-        if self.refuse(message, NotRegistered(_text(fields.get("task"))), "unknown task"):
+        fields = fields_of(message)
+        if self.refuse(message, NotRegistered(short_text(fields.get("task"))), "unknown task"):
             signals.task_unknown.send(
                 sender=self, message=message, exc=exc, name=fields.get("task"), id=fields.get("id")
             )
+
+    # Refusing
 
     def refuse(self, message: Any, exc: Exception, reason: str = "") -> bool:
         """Record `message` as dead letter, answer its sender, acknowledge it; False when recording failed."""
         if message.acknowledged:
             logger.error("Celery stumbled over a message that it had acknowledged", exc_info=exc)
             return False
-        known = isinstance(exc, InvalidMessage | NotRegistered)
-        error = exc if known else InvalidMessage("body", f"cannot be read: {exc}"[:MAX_ERROR])
-        reason = reason or ("invalid message" if known else "undecodable body")
+        error = self.error_for(exc)
+        reason = reason or ("invalid message" if isinstance(exc, MessageRefused) else "undecodable body")
         try:
             self._record(letter_of(message, reason, str(error)))
         except Exception:
@@ -132,7 +154,7 @@ class Consumer(BatchingConsumer, SoloConsumer):
         return True
 
     def _record(self, letter: DeadLetter) -> None:
-        self.app.runtime.dead_letters.add(letter)
+        self.dead_letters.add(letter)
         logger.warning(
             "Dead letter from queue %r: %s, task %r, id %r: %r",
             letter.queue, letter.reason, letter.task, letter.task_id, letter.error,
@@ -150,7 +172,7 @@ class Consumer(BatchingConsumer, SoloConsumer):
 
     def _answer(self, message: Any, error: Exception) -> None:
         """Store `error` as the result, so that the sender does not wait for ever."""
-        fields = _fields_of(message)
+        fields = fields_of(message)
         task_id = fields.get("id")
         if (
             not isinstance(task_id, str)
@@ -158,22 +180,17 @@ class Consumer(BatchingConsumer, SoloConsumer):
             or fields.get("ignore_result") is True
         ):
             return
-        asked = {name: _text(message.properties.get(name)) for name in ("reply_to", "correlation_id")}
+        asked = {name: short_text(message.properties.get(name)) for name in ("reply_to", "correlation_id")}
         nothing = dict.fromkeys(("root_id", "group", "chord", "chain", "errbacks"))
-        request = Bunch(name=_text(fields.get("task")), ignore_result=False, **asked, **nothing)
+        request = Bunch(
+            id=task_id, name=short_text(fields.get("task")), ignore_result=False, **asked, **nothing
+        )
         try:
-            tell(self.app.backend, task_id, self._outcome(message, task_id, error), request)
+            self.tell(message, error, request)
             if self.event_dispatcher:
                 self.event_dispatcher.send("task-failed", uuid=task_id, exception=repr(error))
         except Exception:
             logger.exception("The sender of %r could not be told that its message was refused", task_id)
-
-    def _outcome(self, message: Any, task_id: str, error: Exception) -> Answer:
-        """Return what a message that comes again was answered before: another release may have read it."""
-        inbox = getattr(self.app.runtime, "inbox", None)
-        if inbox is None or not (message.delivery_info or {}).get("redelivered"):
-            return Answer(error=error)
-        return inbox.answer(CommandJob(task_id, Command(), task_id)) or Answer(error=error)
 
 
 def put_off(message: Any) -> bool:
@@ -196,55 +213,3 @@ def put_off(message: Any) -> bool:
 def was_delayed_by_broker(message: Any) -> bool:
     """Tell whether a message went through Celery's native delayed delivery on RabbitMQ."""
     return bool(DELAYED.match(str((message.delivery_info or {}).get("routing_key"))))
-
-
-def _fields_of(message: Any) -> dict[str, Any]:
-    """The fields that name the task, wherever the protocol has them; empty when nothing can be read."""
-    if not isinstance(message.headers, dict):
-        return {}
-    if "task" in message.headers or message.errors:
-        return message.headers
-    try:
-        payload = message.payload
-    except Exception:  # noqa: BLE001  the reason why this is asked
-        return message.headers
-    return message.headers | payload if isinstance(payload, dict) else message.headers
-
-
-def letter_of(message: Any, reason: str, error: str) -> DeadLetter:
-    """Return a kombu message, readable or not, as it is kept."""
-    fields, delivery = _fields_of(message), message.delivery_info or {}
-    body = message.body or b""
-    body = body.encode("utf-8", "backslashreplace") if isinstance(body, str) else bytes(body)
-    if len(body) > MAX_KEPT_BYTES:
-        error = f"{error} (kept: {MAX_KEPT_BYTES} of {len(body)} bytes)"
-    return DeadLetter(
-        reason=reason,
-        error=error,
-        body=body[:MAX_KEPT_BYTES],
-        task=_text(fields.get("task")),
-        task_id=_text(fields.get("id")),
-        queue=_text(delivery.get("queue") or delivery.get("routing_key")),
-        content_type=_text(message.content_type),
-        content_encoding=_text(message.content_encoding),
-        headers=_plain(message.headers) if isinstance(message.headers, dict) else {},
-        properties=_plain(message.properties) if isinstance(message.properties, dict) else {},
-    )
-
-
-def _text(value: Any) -> str | None:
-    """`value` as a short text, None for nothing."""
-    return None if value is None else storable(value if isinstance(value, str) else repr(value))[:MAX_NAME]
-
-
-def _plain(value: Any, room: int = MAX_DEPTH) -> Any:
-    """`value` as JSON that any store takes."""
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, str):
-        return storable(value)
-    if room and isinstance(value, dict):
-        return {storable(str(key)): _plain(item, room - 1) for key, item in value.items()}
-    if room and isinstance(value, list | tuple):
-        return [_plain(item, room - 1) for item in value]
-    return storable(repr(value) if room else "… nested too deep")

@@ -1,21 +1,21 @@
-"""A message in a worker's main process: it leaves the broker only when its sender has been answered."""
+"""A message in a worker's main process: it leaves the broker only when its sender has been answered.
+
+`reliable_celery.consumer:Consumer` has all tasks use it whose `Request` is Celery's own. It changes nothing
+for tasks that acknowledge early.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-import celery
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import BackendError, TaskRevokedError
+from celery.exceptions import BackendError
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from messaging.messages import Command
-from messaging.postgres.inbox import Answer
-from messaging.worker.received import Received
 from reliable_celery.results import ResultBackend
 
 logger = logging.getLogger(__name__)
@@ -25,15 +25,11 @@ RESULTS_ARE_AWAY = (BackendError, OperationalError, RedisError, OSError)
 
 
 class Request(CeleryRequest):
-    """Gives a message back where Celery would settle it with work committed and no answer, or a wrong one.
-
-    The inbox or the delivery row knows what was done, so the next copy only answers. What hangs each time is
-    parked, like what kills its worker each time.
-    """
+    """Gives a message back where Celery would settle it with work done and no answer, or a wrong one."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Give the message back when its process is ended; Celery would tell the sender that it failed."""
-        if soft:
+        """Give the message back when its process is ended; Celery also tells the sender that it failed."""
+        if soft or not self.task.acks_late or self.task.acks_on_timeout:
             super().on_timeout(soft, timeout)
             return
         task_ready(self)
@@ -44,7 +40,7 @@ class Request(CeleryRequest):
         """Acknowledge as soon as the answer is stored; a worker may have gone on without waiting for that."""
         backend = self.task.backend
         waits = isinstance(backend, ResultBackend) and backend.when_stored(
-            self.id, super().acknowledge, self._give_back
+            self.id, super().acknowledge, self.give_back
         )
         if not waits:
             super().acknowledge()
@@ -54,87 +50,22 @@ class Request(CeleryRequest):
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):  # from a pool without processes of its own
             error = error.exc
-        if getattr(exc_info, "internal", False) and isinstance(error, RESULTS_ARE_AWAY):
+        unanswered = getattr(exc_info, "internal", False) and isinstance(error, RESULTS_ARE_AWAY)
+        if unanswered and self.task.acks_late:
             task_ready(self)
-            self._give_back(error)
+            self.give_back(error)
             return None
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def _give_back(self, error: BaseException) -> None:
+    def give_back(self, error: BaseException) -> None:
+        """Have the broker redeliver the message, since its answer could not be stored."""
         logger.warning("%s[%s] could not be answered; it is given back: %r", self.name, self.id, error)
         self.reject(requeue=True)
 
-    def _announce_cancelled(self, emit_retry: bool = True) -> None:  # noqa: ARG002  Celery's signature
-        """Leave a message whose connection was lost to the broker, which brings it again.
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """Leave a message whose connection was lost to the broker, which redelivers it.
 
-        Celery writes a result here. Where Redis is away that fails, and the end of the process is then taken
-        for a revocation: the message is acknowledged and the sender told that it never ran.
+        Celery writes a result here, unless told not to. Where Redis is away that fails, and the end of the
+        process is then taken for a revocation: the message is acknowledged and the task never runs.
         """
-        self._already_cancelled = True
-        task_ready(self)
-        self.send_event("task-cancelled")
-
-
-class CommandRequest(Request):
-    """Leaves expiry to the task, which knows whether the command was carried out before."""
-
-    _hard_limit: float | None = None
-
-    @property
-    def time_limits(self) -> tuple[float | None, None]:
-        """Return the message's hard limit alone.
-
-        A soft one is an exception at any moment, also after the commit, and would be told as the outcome.
-        """
-        return self._hard_limit, None
-
-    @time_limits.setter
-    def time_limits(self, limits: tuple[float | None, float | None]) -> None:
-        self._hard_limit = limits[0]
-
-    def maybe_expire(self) -> bool:
-        """Tell Celery never to revoke a command because of its age."""
-        return False
-
-    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        """Make the revocation the answer before its sender is told, unless the message has another one.
-
-        The process that was terminated may have committed all the same.
-        """
-        try:
-            job = Received.of(self.name, self._context).job(Command())
-            answer = self.task.app.runtime.inbox.refuse(job, TaskRevokedError(reason))
-        except Exception as error:  # noqa: BLE001  what cannot be recorded is not told
-            self._already_revoked = True
-            task_ready(self)
-            self._give_back(error)
-            return
-        if isinstance(answer.error, TaskRevokedError):
-            super()._announce_revoked(reason, terminated, signum, expired)
-            return
-        self._already_revoked = True
-        task_ready(self)
-        tell(self.task.backend, self.id, answer, self._context)
-        self.acknowledge()
-
-
-def tell(backend: Any, task_id: str, answer: Answer, request: Any) -> None:
-    """Store an answer as the result of a message."""
-    if answer.error is None:
-        backend.mark_as_done(task_id, answer.result, request=request)
-    else:
-        backend.mark_as_failure(task_id, answer.error, request=request)
-
-
-class Task(celery.Task):
-    """The base of every task: its messages are such requests."""
-
-    abstract = True
-    Request: Any = "reliable_celery.requests:Request"
-
-
-class CommandTask(Task):
-    """The base of tasks that answer senders."""
-
-    abstract = True
-    Request: Any = "reliable_celery.requests:CommandRequest"
+        super().cancel(pool, signal, emit_retry=emit_retry and not self.task.acks_late)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import states
 from celery.backends.redis import RedisBackend
@@ -16,8 +17,6 @@ from celery.exceptions import BackendError, BackendStoreError
 from kombu.utils.encoding import bytes_to_str
 from redis import Connection
 from redis.exceptions import OutOfMemoryError, RedisError
-
-from messaging import brokers
 
 #: Stores and announces a result also on a Redis that is full: it lets a script through that begins by freeing
 #: memory. KEYS: the result's key. ARGV: the result, the options of SET.
@@ -43,8 +42,8 @@ class Unconfirmed:
 class ResultBackend(RedisBackend):
     """Writes a success without reading what was there before.
 
-    Celery reads first so that nothing replaces a success. Another success may: a command that is carried out
-    again answers from the inbox, with the same result. Every other state still takes Celery's way.
+    Celery reads first so that nothing replaces a success. Here another success may, of a redelivered message
+    that ran twice. Every other state still takes Celery's way.
     """
 
     _call_soon: Callable[[Callable[[], None]], object] | None = None
@@ -99,7 +98,7 @@ class ResultBackend(RedisBackend):
         Without that nothing could drain a Redis that is full of commands. Results that are elsewhere are not
         made room for by a message that is done.
         """
-        if not brokers.same_server(str(self.app.conf.broker_url), str(self.url)):
+        if not same_server(str(self.app.conf.broker_url), str(self.url)):
             raise error
         self.client.eval(SET_THOUGH_FULL, 1, key, value, *_life_options(life))
 
@@ -177,3 +176,11 @@ def address(url: str) -> str:
     if not url.startswith(("redis:", "rediss:", "redis+socket:")):
         return url
     return f"{__name__}:{ResultBackend.__name__}+{url.removeprefix('redis+')}"
+
+
+def same_server(url: str, other_url: str) -> bool:
+    """Tell whether two Redis addresses lead to one server, whatever their databases."""
+    parts, others = urlsplit(url), urlsplit(other_url)
+    if parts.scheme.endswith("socket") and others.scheme.endswith("socket"):
+        return parts.path == others.path
+    return bool(parts.hostname) and (parts.hostname, parts.port) == (others.hostname, others.port)

@@ -19,7 +19,7 @@ from messaging.runtime import Runtime
 from messaging.validation import from_dict
 from messaging.worker.commands import Answered, handle, logger
 from messaging.worker.received import Received
-from reliable_celery.requests import CommandTask
+from messaging.worker.request import CommandTask
 from messaging.worker.sender import after_commit
 
 Outcome = dict[str, Any]  # {"id", "result"} or {"id", "error": {"type", "message"}}; the id is the key

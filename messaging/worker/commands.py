@@ -25,7 +25,7 @@ from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
 from messaging.validation import parse
 from messaging.worker.received import Received
-from reliable_celery.requests import CommandTask
+from messaging.worker.request import CommandTask
 from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,8 @@
-"""Celery's pool of child processes, with an end that takes no longer than what the children are doing."""
+"""Celery's pool of child processes, which stops as soon as the children have finished what they are doing.
+
+Setting: `worker_pool = "reliable_celery.pools.prefork:TaskPool"`, which `celery worker --pool=prefork` then
+means as well. (docs/adr/033)
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from multiprocessing.connection import wait
 
 from billiard.pool import TERMINATE
 from celery.concurrency import asynpool, prefork
+
+from reliable_celery.pools.shared_memory import keep_shared
 
 LOOK_EVERY_S = 0.05  # seconds
 
@@ -44,3 +50,8 @@ class TaskPool(prefork.TaskPool):
     """What `worker_pool` names; Celery calls this module's pool `prefork`, as its own."""
 
     Pool = AsynPool
+
+    def on_start(self) -> None:
+        """Start the children, which share what was imported before for as long as they only read it."""
+        keep_shared()
+        super().on_start()

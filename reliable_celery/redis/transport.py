@@ -1,7 +1,7 @@
 """kombu's Redis transport without its hole and with fewer round trips (docs/adr/030).
 
 Setting: `broker_transport = "reliable_celery.redis.transport:Transport"` with a `redis://` or `rediss://`
-URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL (`messaging.brokers` chooses). What stands
+URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL. What stands
 on the queues stays kombu's, so stock senders share a broker with this one.
 """
 

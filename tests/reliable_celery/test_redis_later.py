@@ -15,6 +15,7 @@ from local.child import Child
 from local.redis import Redis
 from local.waiting import eventually
 from tests.chaos.clock import Clock, can_be_built
+from tests.programs import missing
 from tests.reliable_celery.celery_fixtures.processes import (
     CONFIG,
     OUR_CONSUMER,
@@ -25,7 +26,6 @@ from tests.reliable_celery.celery_fixtures.processes import (
     sender,
     unfinished,
 )
-from tests.programs import missing
 
 VISIBILITY_TIMEOUT_S = 2
 MANY = 60  # more than three times what a worker may hold of what is due at once

@@ -406,7 +406,7 @@ def test_a_message_of_a_worker_s_dead_connection_is_not_stuck(server: Redis, bro
         channel = connection.channel()
         with Consumer(channel, [QUEUE], on_message=arrived.append, accept=["json"], prefetch_count=4):
             publish(connection, "a")
-            channel._look_again_at = 0.0
+            channel.news.look_now()
             connection.transport.cycle.on_poll_start()
             eventually(lambda: broker.hlen("unacked") == 1)
             channel.client.connection.disconnect()

@@ -12,13 +12,11 @@ import json
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import redis
 from celery import Celery
 
-from messaging.dead_letters import DeadLetter
-from reliable_celery.pools.shared_memory import keep_shared
+from reliable_celery.dead_letters import DeadLetter
 
 
 class LetterFile:
@@ -35,12 +33,9 @@ class LetterFile:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-app = Celery("fixture", task_cls="reliable_celery.requests:Task")
-keep_shared()
+app = Celery("fixture")
 app.conf.update(json.loads(os.environ["FIXTURE_CONFIG"]))
-app.runtime = SimpleNamespace(
-    dead_letters=LetterFile(Path(os.environ.get("FIXTURE_LETTERS", "letters.jsonl")))
-)
+app.conf.dead_letter_store = lambda _app: LetterFile(Path(os.environ.get("FIXTURE_LETTERS", "letters.jsonl")))
 
 
 @app.task(name="fixture.mark")

@@ -1,0 +1,43 @@
+"""The worker's consumer: what no task can read becomes a dead letter of the project and `InvalidMessage`.
+
+Setting: `worker_consumer = "messaging.worker.consumer:Consumer"`. The app needs a `runtime` with
+`dead_letters` and `inbox`. (docs/adr/031)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from messaging.errors import InvalidMessage
+from messaging.messages import Command
+from messaging.postgres.unit_of_work import CommandJob
+from messaging.worker.request import tell
+from reliable_celery import errors
+from reliable_celery.consumer import Consumer as ReliableConsumer
+from reliable_celery.dead_letters import DeadLetterStore
+
+
+class Consumer(ReliableConsumer):
+    """Records refused messages in the project's database, and tells senders what the inbox says."""
+
+    def open_dead_letters(self) -> DeadLetterStore:
+        """Return the project's dead letters."""
+        store: DeadLetterStore = self.app.runtime.dead_letters
+        return store
+
+    def error_for(self, exc: Exception) -> Exception:
+        """Return the error of the contract."""
+        error = super().error_for(exc)
+        return InvalidMessage(str(error)) if isinstance(error, errors.InvalidMessage) else error
+
+    def tell(self, message: Any, error: Exception, request: Any) -> None:
+        """Tell the sender of a redelivered message what it was answered before, if it was.
+
+        Another release may have been able to read it.
+        """
+        if (message.delivery_info or {}).get("redelivered"):
+            answer = self.app.runtime.inbox.answer(CommandJob(request.id, Command(), request.id))
+            if answer is not None:
+                tell(self.app.backend, request.id, answer, request)
+                return
+        super().tell(message, error, request)

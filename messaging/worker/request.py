@@ -1,0 +1,72 @@
+"""A command's message in a worker's main process: how it expires and is revoked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task
+from celery.exceptions import TaskRevokedError
+from celery.worker.state import task_ready
+
+from messaging.messages import Command
+from messaging.postgres.inbox import Answer
+from messaging.worker.received import Received
+from reliable_celery.requests import Request
+
+
+class CommandRequest(Request):
+    """Leaves expiry to the task, which knows whether the command was carried out before."""
+
+    _hard_limit: float | None = None
+
+    @property
+    def time_limits(self) -> tuple[float | None, None]:
+        """Return the message's hard limit alone.
+
+        A soft one is an exception at any moment, also after the commit, and would be told as the outcome.
+        """
+        return self._hard_limit, None
+
+    @time_limits.setter
+    def time_limits(self, limits: tuple[float | None, float | None]) -> None:
+        self._hard_limit = limits[0]
+
+    def maybe_expire(self) -> bool:
+        """Tell Celery never to revoke a command because of its age."""
+        return False
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Make the revocation the answer before its sender is told, unless the message has another one.
+
+        The process that was terminated may have committed all the same.
+        """
+        try:
+            job = Received.of(self.name, self._context).job(Command())
+            answer = self.task.app.runtime.inbox.refuse(job, TaskRevokedError(reason))
+        except Exception as error:  # noqa: BLE001  what cannot be recorded is not told
+            self._already_revoked = True
+            task_ready(self)
+            self.give_back(error)
+            return
+        if isinstance(answer.error, TaskRevokedError):
+            super()._announce_revoked(reason, terminated, signum, expired)
+            return
+        self._already_revoked = True
+        task_ready(self)
+        tell(self.task.backend, self.id, answer, self._context)
+        self.acknowledge()
+
+
+def tell(backend: Any, task_id: str, answer: Answer, request: Any) -> None:
+    """Store an answer as the result of a message."""
+    if answer.error is None:
+        backend.mark_as_done(task_id, answer.result, request=request)
+    else:
+        backend.mark_as_failure(task_id, answer.error, request=request)
+
+
+class CommandTask(Task):
+    """The base of tasks that answer senders."""
+
+    abstract = True
+    Request: Any = "messaging.worker.request:CommandRequest"
