@@ -10,11 +10,13 @@ import dataclasses
 import gc
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import redis
-from celery import Celery
+from celery import Celery, Task
+from celery.exceptions import Reject
 
 from reliable_celery.dead_letters import DeadLetter
 
@@ -44,6 +46,22 @@ def mark(number: int, seconds: float = 0.0) -> None:
     time.sleep(seconds)
     with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
         client.hincrby("marks", str(number), 1)
+
+
+@app.task(name="fixture.die")
+def die(number: int, whole_worker: bool = False) -> None:
+    """Count a run of `number`, then kill the process that runs it, or the worker's main process."""
+    with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
+        client.hincrby("marks", str(number), 1)
+    os.kill(os.getppid() if whole_worker else os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="fixture.reject", bind=True)
+def reject(task: Task, number: int, times: int) -> None:
+    """Count a run of `number`, and have the message redelivered until it ran so many times."""
+    with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
+        if client.hincrby("marks", str(number), 1) < times:
+            raise Reject("again", requeue=True)
 
 
 @app.task(name="fixture.add")
