@@ -2,30 +2,5 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """A message that no task could read, as it came, with the reason."""
-
-    reason: str  # a short fixed text to group by: "unknown task", "undecodable body", …
-    error: str  # what exactly was wrong with this one
-    body: bytes = b""  # as received, in its transport's decoding
-    task: str | None = None
-    task_id: str | None = None
-    queue: str | None = None
-    content_type: str | None = None
-    content_encoding: str | None = None
-    headers: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
-    properties: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
-
-
-class DeadLetterStore(Protocol):
-    """Where dead letters are kept."""
-
-    def add(self, letter: DeadLetter) -> None:
-        """Keep `letter` durably before returning; raise whatever prevented that."""
-        ...
+from reliable_celery.dead_letters import DeadLetter as DeadLetter
+from reliable_celery.dead_letters import DeadLetterStore as DeadLetterStore

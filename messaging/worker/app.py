@@ -18,13 +18,11 @@ from messaging.worker.commands import add_command_tasks
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
 from messaging.worker.rabbitmq import DeclareForOthers
-from messaging.worker.shared_memory import keep_shared
 
 
 class MessagingApp(Celery):
     """A Celery app that knows the runtime of its project."""
 
-    task_cls = "messaging.worker.request:Task"
     runtime: Runtime
 
     def now(self) -> datetime:
@@ -60,7 +58,6 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     check_retry_policies(project.bus, settings)
     if settings.signing:
         settings.signing.switch_on(app)
-    keep_shared()
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
     add_command_tasks(app, app.runtime)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 from uuid import UUID
 
-from celery import Celery
+from celery import Celery, Task
 
 from messaging.bus import Handler
 from messaging.delivery import Delivery, Failure, Status
@@ -19,7 +19,6 @@ from messaging.retry import RetryPolicy, policy_of
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
 from messaging.worker.handler_task import HandlerTask
-from messaging.worker.request import Task
 from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import Task
+
 from messaging.texts import cut
-from messaging.worker.request import Request, Task
+from reliable_celery.requests import Request
 
 
 class DeliveryRequest(Request):

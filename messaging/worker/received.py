@@ -11,7 +11,8 @@ from celery.app.task import Context
 from messaging.errors import InvalidMessage
 from messaging.messages import IDEMPOTENCY_KEY, Command
 from messaging.postgres.unit_of_work import CommandJob
-from messaging.worker.message_checks import timestamp
+from reliable_celery import errors
+from reliable_celery.checks import timestamp
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Received:
             None if key is None else checked_name(IDEMPOTENCY_KEY, key),
             request.root_id or request.id,
             bool(delivery.get("redelivered")),
-            bool(request.expires) and time.time() > timestamp("expires", request.expires),
+            bool(request.expires) and time.time() > _expiry(request),
             delivery.get("routing_key"),
         )
 
@@ -60,6 +61,13 @@ class Received:
     def job(self, command: Command) -> CommandJob:
         """Return the job of carrying the command out."""
         return CommandJob(self.task_id, command, self.correlation_id, self.key)
+
+
+def _expiry(request: Context) -> float:
+    try:
+        return timestamp("expires", request.expires)
+    except errors.InvalidMessage as error:
+        raise InvalidMessage(str(error)) from None
 
 
 def checked_name(field: str, value: Any) -> str:

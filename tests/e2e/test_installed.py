@@ -237,9 +237,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
 
     assert {name.partition("/")[0] for name in names} == {
-        "allocation", "messaging", "tasks", "celeryconfig.py", f"allocation-{__version__}.dist-info",
+        "allocation", "messaging", "reliable_celery", "tasks", "celeryconfig.py",
+        f"allocation-{__version__}.dist-info",
     }  # fmt: skip
-    assert {"allocation/py.typed", "messaging/py.typed", "tasks/py.typed"} <= set(names)
+    assert {"allocation/py.typed", "messaging/py.typed", "reliable_celery/py.typed", "tasks/py.typed"} <= set(
+        names
+    )
     assert set(_files("messaging/postgres/migrations/versions/*.py")) <= set(names)
     assert set(_files("allocation/adapters/migrations/*.py")) <= set(names)
     assert set(_files("messaging/flower/templates/*.html")) <= set(names)

@@ -19,7 +19,7 @@ from messaging.operator.filters import DeliveryFilter
 from messaging.postgres.open_attempts import AttemptKey
 from messaging.worker.app import MessagingApp
 from messaging.worker.housekeeping import prune, relay, rerun, send_known
-from messaging.worker.message_checks import Limits, check_message
+from reliable_celery.checks import Limits, check_message
 from tests.integration.outbox import app_on, ask, put, sent, state
 
 DAY = 86400.0
