@@ -74,6 +74,7 @@ docs: $(DEV)
 
 docs-site: $(DOCS)
 	$(VENV)/bin/zensical build --clean --strict
+	$(PY) -m scripts.check_site
 
 bench: $(BENCH)
 	$(PY) -m benchmarks

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scripts.check_site import foreign
 from scripts.settings_page import PAGE as SETTINGS_PAGE
 from scripts.settings_page import page as settings_page
 
@@ -109,3 +110,16 @@ def test_every_message_in_troubleshooting_is_one_that_the_code_has():
     for message in messages:
         for part in message.split("…"):
             assert part.strip() in code, message
+
+
+@pytest.mark.parametrize(
+    ("page", "found"),
+    [
+        ('<script src="assets/a.js"></script><a href="https://example.com">a link</a>', []),
+        ('<link rel="canonical" href="https://example.com/">', []),
+        ('<link rel="stylesheet" href="https://example.com/a.css">', ["https://example.com/a.css"]),
+        ('<img src="//example.com/a.png">', ["//example.com/a.png"]),
+    ],
+)
+def test_a_page_that_loads_something_from_another_host_is_found(page: str, found: list[str]):
+    assert foreign(page) == found
