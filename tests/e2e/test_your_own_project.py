@@ -1,4 +1,4 @@
-"""docs/how-to/your-own-project.md, followed to the letter in an empty folder; only its addresses are the test's."""
+"""docs/how-to/your-own-project.md, followed word for word in an empty folder, with addresses of the test."""
 
 import os
 import re

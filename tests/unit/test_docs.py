@@ -1,4 +1,4 @@
-"""The documentation: each page is in the navigation, each link leads somewhere, what it names is in the code."""
+"""Every page is in the navigation, every link leads somewhere, and what the pages name is in the code."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def test_every_message_in_troubleshooting_is_one_that_the_code_has():
     """Except for those of other programs, in the last section."""
     ours, _, _ = TROUBLESHOOTING.partition("## Other programs")
     folders = ("allocation", "local", "messaging", "tasks", "docker-compose.yml")
-    files = [file for name in folders for file in (ROOT / name, *(ROOT / name).rglob("*.py")) if file.is_file()]
+    found = (path for name in folders for path in (ROOT / name, *(ROOT / name).rglob("*.py")))
+    files = [path for path in found if path.is_file()]
     # A text that is written in several pieces is one text.
     code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text(encoding="utf-8") for file in files))
     messages = re.findall(r"\*\*`(.+?)`\*\*", ours)
