@@ -1,4 +1,4 @@
-"""What is printed and what is kept: a table, JSON, a plot, and the middle of docs/explanation/performance.md."""
+"""What is printed and kept: a table, JSON, a plot, and the middle part of docs/explanation/performance.md."""
 
 from __future__ import annotations
 
