@@ -33,7 +33,7 @@ class Settings(MessagingSettings):
     smtp_port: int = Field(1025, ge=1, le=65535, description="port of the mail sink")
     mail_from: str = Field("allocation@example.com", description="the sender of our mails")
     stock_team: str = Field(
-        "stock@example.com", description="who is notified of orders that could not be allocated"
+        "stock@example.com", description="address that is notified of orders that could not be allocated"
     )
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""What differs between Redis and RabbitMQ, chosen by the broker's URL alone (docs/brokers.md)."""
+"""What differs between Redis and RabbitMQ, chosen by the broker's URL alone (docs/how-to/brokers.md)."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.

@@ -3,8 +3,8 @@
 Its queue is its own and stays while the app is down, so what it missed arrives later. It prints each event
 once, as a line of JSON; `--newest` also drops an event that arrives after a newer one about the same product.
 The queue grows until the app is back, so remove one that nobody reads any more: `listen.py --forget`.
-`--bind KINDS` binds the queue and ends; an operator runs it for a listener that lacks the right
-(docs/security.md).
+`--bind KINDS` binds the queue and ends, which an operator does for a listener without the right to
+(docs/how-to/security.md).
 """
 
 import json

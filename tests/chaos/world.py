@@ -31,7 +31,7 @@ from testing.rabbitmq import RabbitMQ
 from tests.chaos import clock
 from tests.chaos.neighbour import Neighbour
 
-#: Short times, so that a round takes seconds; what they govern scales with them (docs/reliability.md).
+#: Short times, so that a round takes seconds; what they govern scales with them.
 SETTINGS = {
     "ALLOCATION_WORKER_LEASE_S": "4",
     "ALLOCATION_VISIBILITY_TIMEOUT_S": "20",

@@ -1,4 +1,4 @@
-"""A server that somebody sets up by typing what docs/on-a-server.md says."""
+"""A server that somebody sets up by typing what docs/how-to/on-a-server.md says."""
 
 import json
 import os
