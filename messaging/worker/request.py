@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import celery
@@ -13,8 +14,9 @@ from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from messaging.messages import Command
+from messaging.errors import InvalidMessage
 from messaging.postgres.inbox import Answer
+from messaging.validation import parse
 from messaging.worker.received import Received
 from messaging.worker.result_backend import ResultBackend
 
@@ -30,6 +32,18 @@ class Request(CeleryRequest):
     The inbox or the delivery row knows what was done, so the next copy only answers. What hangs each time is
     parked, like what kills its worker each time.
     """
+
+    @property
+    def time_limits(self) -> tuple[None, None]:
+        """Return none of the message's own, so that the task's are used.
+
+        A sender's hard limit could end each run before its death is counted; a soft one is an exception at
+        any moment, also after the commit, and would be told as the outcome.
+        """
+        return None, None
+
+    @time_limits.setter
+    def time_limits(self, _limits: object) -> None: ...
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Give the message back when its process is ended; Celery would tell the sender that it failed."""
@@ -78,20 +92,6 @@ class Request(CeleryRequest):
 class CommandRequest(Request):
     """Leaves expiry to the task, which knows whether the command was carried out before."""
 
-    _hard_limit: float | None = None
-
-    @property
-    def time_limits(self) -> tuple[float | None, None]:
-        """Return the message's hard limit alone.
-
-        A soft one is an exception at any moment, also after the commit, and would be told as the outcome.
-        """
-        return self._hard_limit, None
-
-    @time_limits.setter
-    def time_limits(self, limits: tuple[float | None, float | None]) -> None:
-        self._hard_limit = limits[0]
-
     def maybe_expire(self) -> bool:
         """Tell Celery never to revoke a command because of its age."""
         return False
@@ -102,8 +102,10 @@ class CommandRequest(Request):
         The process that was terminated may have committed all the same.
         """
         try:
-            job = Received.of(self.name, self._context).job(Command())
-            answer = self.task.app.runtime.inbox.refuse(job, TaskRevokedError(reason))
+            answer = self.answer_revoked(TaskRevokedError(reason))
+        except InvalidMessage:  # no worker carries it out
+            super()._announce_revoked(reason, terminated, signum, expired)
+            return
         except Exception as error:  # noqa: BLE001  what cannot be recorded is not told
             self._already_revoked = True
             task_ready(self)
@@ -116,6 +118,13 @@ class CommandRequest(Request):
         task_ready(self)
         tell(self.task.backend, self.id, answer, self._context)
         self.acknowledge()
+
+    def answer_revoked(self, error: Exception) -> Answer:
+        """Make a revocation the answer to the command; return the one that stands."""
+        read = partial(parse, self.task.command, self.args, self.kwargs)
+        job = Received.of(self.name, self._context).readable_job(read)
+        answer: Answer = self.task.app.runtime.inbox.refuse(job, error)
+        return answer
 
 
 def tell(backend: Any, task_id: str, answer: Answer, request: Any) -> None:
