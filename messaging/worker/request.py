@@ -45,6 +45,16 @@ class Request(CeleryRequest):
     @time_limits.setter
     def time_limits(self, _limits: object) -> None: ...
 
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """End the process that runs it; where there is none it runs to its end, and that is its answer.
+
+        What Celery raises then, when a message that waited is to begin, would keep it in the worker for ever.
+        """
+        try:
+            super().terminate(pool, signal)
+        except NotImplementedError:
+            logger.warning("%s[%s] cannot be ended in a pool without processes", self.name, self.id)
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Give the message back when its process is ended; Celery would tell the sender that it failed."""
         if soft:
