@@ -22,6 +22,7 @@ class MessagingSettings(BaseSettings):
         env_ignore_empty=True,  # a line of .env that was not filled in
         extra="ignore",
         frozen=True,
+        allow_inf_nan=False,  # PostgreSQL takes no endless interval: nothing would be deleted any more
         hide_input_in_errors=True,  # addresses hold passwords
     )
 

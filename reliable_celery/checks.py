@@ -46,7 +46,7 @@ class Limits:
     message_max_bytes: int = 1_048_576  # of the body
     message_max_eta_s: float = 86_400.0  # seconds from now; longer waits belong in a database
     message_allow_callbacks: bool = False  # whether a message may name tasks to run after it
-    task_time_limit: float | None = None  # seconds; a message may ask for less
+    task_time_limit: float | None = None  # seconds; a message may not ask for more
 
     @classmethod
     def of(cls, conf: Any) -> Limits:

@@ -36,6 +36,16 @@ class Request(CeleryRequest):
         logger.error("%s[%s] took longer than %s s; it is given back", self.name, self.id, timeout)
         self.reject(requeue=True)
 
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """End the process that runs it; in a pool without processes it runs to its end.
+
+        What Celery raises then, when a message that waited is to begin, would keep it in the worker for ever.
+        """
+        try:
+            super().terminate(pool, signal)
+        except NotImplementedError:
+            logger.warning("%s[%s] cannot be ended in a pool without processes", self.name, self.id)
+
     def acknowledge(self) -> None:
         """Acknowledge as soon as the answer is stored; a worker may have gone on without waiting for that."""
         backend = self.task.backend

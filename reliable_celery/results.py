@@ -133,6 +133,15 @@ class ResultBackend(RedisBackend):
             return super().mark_as_failure(task_id, exc, *args, **kwargs)
         return None
 
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Tell a sender of a revocation only when a worker has the message in hand.
+
+        The control command itself would tell it from every worker, while another one carries the command out.
+        """
+        return None if request is None else super().mark_as_revoked(task_id, reason, request, *args, **kwargs)
+
     def _send(
         self, task_id: str, key: str | bytes, value: str | bytes, call_soon: Callable[..., object]
     ) -> bool:

@@ -77,15 +77,21 @@ class Inbox:
 
     def refuse(self, job: CommandJob, error: Exception) -> Answer:
         """Make an error the answer to a message, unless it or its key has one; return what stands."""
+        return self.refuse_all([job], error)[job.id]
+
+    def refuse_all(self, jobs: Sequence[CommandJob], error: Exception) -> dict[str, Answer]:
+        """Make an error the answer to those of these messages that have none; return what stands, by id."""
+        answers: dict[str, Answer] = {}
         with Transaction(self.engine) as transaction:
-            rows = transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error))))
+            for job in jobs:
+                if transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error)))):
+                    answers[job.id] = Answer(error=error)
             transaction.commit()
-        if rows:
-            return Answer(error=error)
-        answer = self.answer(job)
-        if answer is None:
-            raise LookupError(f"the answer to {job.id} was pruned while it was read")
-        return answer
+        if others := [job for job in jobs if job.id not in answers]:
+            answers |= self.answers(others)
+        if lost := [job.id for job in jobs if job.id not in answers]:
+            raise LookupError(f"the answer to {lost[0]} was pruned while it was read")
+        return answers
 
     def _find(self, ids: list[str], keys: list[str]) -> list[Row]:
         with Transaction(self.engine) as transaction:

@@ -6,14 +6,15 @@ of its own. So a copy of the message gets the same answer, whichever worker runs
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from celery import Celery, Task
+from kombu.serialization import dumps
 
 from messaging.dead_letters import DeadLetter
 from messaging.delivery import Delivery, new_id
@@ -52,6 +53,7 @@ def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> Non
         name=runtime.project.command_task(kind),
         typing=False,
         throws=(Exception,),
+        command=kind,
         __doc__=kind.__doc__,
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
@@ -65,6 +67,7 @@ def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> Non
 def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) -> Answered:
     """Carry a command out, or find out what it was answered before; `read` makes it from the message."""
     job = received.job(Command())
+    patience = Patience(runtime.settings.command_attempts, runtime.settings.task_time_limit_s)
     try:
         job = received.job(read())
         if received.redelivered:
@@ -72,17 +75,37 @@ def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) ->
             if earlier is not None:
                 return earlier, []
         if not received.expired:
-            return _execute(runtime, job)
+            return _execute(runtime, job, patience)
         error: Exception = Expired("The message expired before a worker began it; nothing was changed")
     except Exception as raised:  # noqa: BLE001  whatever it is, it is the answer
         error = raised
-    return _refuse(runtime, job, error), []
+    return _refuse(runtime, job, error, patience), []
 
 
-def _execute(runtime: Runtime, job: CommandJob) -> Answered:
+class Patience:
+    """How often a command is tried, and for how long: its sender is told before the time limit ends its task.
+
+    A server that does not answer takes seconds for each try, and pauses double.
+    """
+
+    def __init__(self, attempts: int, time_limit_s: float) -> None:
+        self.attempts = attempts
+        self._until = time.monotonic() + time_limit_s / 3
+
+    def allows(self, attempt: int, problem: Exception) -> bool:
+        """Tell whether to try again after this attempt, and pause before that."""
+        left_s = self._until - time.monotonic()
+        # Waits for locks are short enough for all tries together.
+        if attempt >= self.attempts or (left_s <= 0 and not isinstance(problem, WAITED_TOO_LONG)):
+            return False
+        pause_s = random.uniform(0, FIRST_PAUSE_S * 2 ** min(attempt, 30))  # noqa: S311  # jitter, not a secret
+        time.sleep(max(0, min(pause_s, left_s)))
+        return True
+
+
+def _execute(runtime: Runtime, job: CommandJob, patience: Patience) -> Answered:
     """Handle the command in one transaction; transient database errors are tried again from a clean start."""
-    attempts = runtime.settings.command_attempts
-    for attempt in range(1, attempts + 1):
+    for attempt in count(1):
         uow = runtime.unit_of_work(job)
         try:
             [result] = runtime.project.bus.handle(job.command, uow)
@@ -93,8 +116,8 @@ def _execute(runtime: Runtime, job: CommandJob) -> Answered:
         earlier = _earlier_answer(runtime, job)
         if earlier is not None:
             return earlier, []
-        if attempt < attempts:
-            _pause(attempt)
+        if not patience.allows(attempt, problem):
+            break
     raise Unavailable(
         f"The database did not take the command ({_code(problem)}) and nothing was changed;"
         f" send it again with the idempotency key {job.key!r}"
@@ -108,36 +131,31 @@ def _earlier_answer(runtime: Runtime, job: CommandJob) -> Answer | None:
         return None
 
 
-def _refuse(runtime: Runtime, job: CommandJob, error: Exception) -> Answer:
+def _refuse(runtime: Runtime, job: CommandJob, error: Exception, patience: Patience) -> Answer:
     """Make an error the answer; where the message or its key has one, that stands."""
     refusal = _without_database_text(error)
-    answer = _recorded(runtime, job, refusal)
+    answer = _recorded(runtime, job, refusal, patience)
     if answer.error is refusal:
         logger.warning("Refused %r: %s", job.command, describe(error))
         _log_unexpected(runtime, job, error)
     return answer
 
 
-def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception) -> Answer:
+def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception, patience: Patience) -> Answer:
     """Store a refusal before it is told: no copy of the message may carry the command out afterwards."""
-    for attempt in range(1, runtime.settings.command_attempts + 1):
+    for attempt in count(1):
         try:
             return runtime.inbox.refuse(job, refusal)
         except DATABASE_ERRORS as error:
             problem = error
-        if isinstance(problem, WAITED_TOO_LONG):
+        if isinstance(problem, WAITED_TOO_LONG) or not patience.allows(attempt, problem):
             break
-        _pause(attempt)
     return Answer(
         error=Unavailable(
             f"The database did not answer ({_code(problem)}), so it is not known whether the command was"
             f" carried out; send it again with the idempotency key {job.key!r}"
         )
     )
-
-
-def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0, FIRST_PAUSE_S * 2**attempt))  # noqa: S311  # jitter, not a secret
 
 
 def _log_unexpected(runtime: Runtime, job: CommandJob, error: Exception) -> None:
@@ -160,13 +178,16 @@ def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answe
         return None
     if crashes > runtime.settings.max_crashes:
         error = WorkerCrashed(f"Parked: {crashes - 1} workers died while they handled this command")
-        runtime.dead_letters.add(_parked(received, job, error))
+        runtime.dead_letters.add(_parked(runtime, received, job, error))
         raise error
     return None
 
 
-def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
+def _parked(runtime: Runtime, received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    # A replay is sent as it is kept, so where only signed messages are accepted it is kept signed.
+    serializer = "auth" if runtime.settings.signing else "json"
+    content_type, encoding, body = dumps([[], to_dict(job.command), embed], serializer)
     # This message is answered for good; a replay is a new one, whose effect still happens once.
     headers = {"lang": "py", "task": received.task, "id": new_id(), "root_id": job.correlation_id}
     return DeadLetter(
@@ -174,11 +195,11 @@ def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLe
         task=received.task,
         task_id=job.id,
         queue=received.queue,
-        content_type="application/json",
-        content_encoding="utf-8",
+        content_type=content_type,
+        content_encoding=encoding,
         headers=headers | {IDEMPOTENCY_KEY: job.key},
         properties={},
-        body=json.dumps([[], to_dict(job.command), embed]).encode(),
+        body=body.encode(),
         error=str(error),
     )
 

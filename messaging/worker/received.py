@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from celery.app.task import Context
 
-from messaging.errors import InvalidMessage
+from messaging.errors import InvalidMessage, MessagingError
 from messaging.messages import IDEMPOTENCY_KEY, Command
 from messaging.postgres.unit_of_work import CommandJob
 from reliable_celery import errors
@@ -61,6 +62,13 @@ class Received:
     def job(self, command: Command) -> CommandJob:
         """Return the job of carrying the command out."""
         return CommandJob(self.task_id, command, self.correlation_id, self.key)
+
+    def readable_job(self, read: Callable[[], Command]) -> CommandJob:
+        """Return the job of the command that `read` makes; plain `Command()` stands for one that is none."""
+        try:
+            return self.job(read())
+        except MessagingError:
+            return self.job(Command())
 
 
 def _expiry(request: Context) -> float:

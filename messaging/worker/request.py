@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from celery import Task
 from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
-from messaging.messages import Command
+from messaging.errors import InvalidMessage
 from messaging.postgres.inbox import Answer
+from messaging.validation import parse
 from messaging.worker.received import Received
 from reliable_celery.requests import Request
 
 
-class CommandRequest(Request):
-    """Leaves expiry to the task, which knows whether the command was carried out before."""
+class OwnTimeLimits(Request):
+    """Runs under the task's own time limits, whatever the message asks for.
 
-    _hard_limit: float | None = None
+    A sender's hard limit could end each run before its death is counted; a soft one is an exception at any
+    moment, also after the commit, and would be told as the outcome.
+    """
 
     @property
-    def time_limits(self) -> tuple[float | None, None]:
-        """Return the message's hard limit alone.
-
-        A soft one is an exception at any moment, also after the commit, and would be told as the outcome.
-        """
-        return self._hard_limit, None
+    def time_limits(self) -> tuple[None, None]:
+        """Return none of the message's own, so that the task's are used."""
+        return None, None
 
     @time_limits.setter
-    def time_limits(self, limits: tuple[float | None, float | None]) -> None:
-        self._hard_limit = limits[0]
+    def time_limits(self, _limits: object) -> None: ...
+
+
+class CommandRequest(OwnTimeLimits):
+    """Leaves expiry to the task, which knows whether the command was carried out before."""
 
     def maybe_expire(self) -> bool:
         """Tell Celery never to revoke a command because of its age."""
@@ -41,8 +45,10 @@ class CommandRequest(Request):
         The process that was terminated may have committed all the same.
         """
         try:
-            job = Received.of(self.name, self._context).job(Command())
-            answer = self.task.app.runtime.inbox.refuse(job, TaskRevokedError(reason))
+            answer = self.answer_revoked(TaskRevokedError(reason))
+        except InvalidMessage:  # no worker carries it out
+            super()._announce_revoked(reason, terminated, signum, expired)
+            return
         except Exception as error:  # noqa: BLE001  what cannot be recorded is not told
             self._already_revoked = True
             task_ready(self)
@@ -55,6 +61,13 @@ class CommandRequest(Request):
         task_ready(self)
         tell(self.task.backend, self.id, answer, self._context)
         self.acknowledge()
+
+    def answer_revoked(self, error: Exception) -> Answer:
+        """Make a revocation the answer to the command; return the one that stands."""
+        read = partial(parse, self.task.command, self.args, self.kwargs)
+        job = Received.of(self.name, self._context).readable_job(read)
+        answer: Answer = self.task.app.runtime.inbox.refuse(job, error)
+        return answer
 
 
 def tell(backend: Any, task_id: str, answer: Answer, request: Any) -> None:

@@ -40,6 +40,8 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"prune_interval_s": 8 * 86400}, ["prune_interval_s", "done_retention_s"]),
     ({"broker_url": "memory://"}, ["broker_url", "'memory'"]),
+    ({"result_backend_url": "memory://"}, ["result_backend_url", "'memory'", "hear nothing"]),
+    ({"done_retention_s": float("inf")}, ["done_retention_s", "finite"]),
     ({"signing_certificate": "c.pem", "signing_store": "*.pem"}, ["signing_key", HALF]),
     ({"signing_key": "k.pem"}, ["signing_certificate and signing_store", HALF]),
     ({"signing_key": "k.pem", "signing_certificate": "c.pem"}, ["signing_store", HALF]),
@@ -50,7 +52,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("given", "named"), REFUSED, ids=[", ".join(row[0]) for row in REFUSED])
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], named: list[str]):
-    with pytest.raises(ValueError, match=r"settings|must|greater") as refusal:
+    with pytest.raises(ValueError, match=r"settings|must|greater|finite") as refusal:
         Settings(_env_file=None, **given)
 
     assert [part for part in named if part not in str(refusal.value)] == []
