@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +18,15 @@ DELIVERY_LIMIT = 50
 
 #: How long a publisher waits for RabbitMQ's confirmation; one that is out of memory or disk gives none.
 CONFIRM_TIMEOUT_S = 10.0
+
+#: How Celery begins the routing key of a message that is to wait in RabbitMQ.
+DELAYED = re.compile(r"(?:[01]\.){28}")
+
+
+def queue_of(delivery_info: Mapping[str, Any]) -> str | None:
+    """Return the queue that a message came by: as our Redis transport says, else by its routing key."""
+    name = delivery_info.get("queue") or delivery_info.get("routing_key")
+    return None if name is None else DELAYED.sub("", str(name), count=1)
 
 
 def is_rabbitmq(broker_url: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from celery import signals
 from celery.exceptions import NotRegistered
 from celery.utils.objects import Bunch
 
+from messaging import brokers
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 MAX_KEPT_BYTES = 16_777_216  # of a dead letter's body; a database row cannot hold what Redis can
 MAX_ERROR = 1_000  # characters
-DELAYED = re.compile(r"(?:[01]\.){28}")  # how Celery begins the routing key of a message that is to wait
 TRY_AGAIN_S = 30.0  # seconds until a broker without a visibility timeout gets an unrecorded message back
 
 
@@ -195,7 +194,7 @@ def put_off(message: Any) -> bool:
 
 def was_delayed_by_broker(message: Any) -> bool:
     """Tell whether a message went through Celery's native delayed delivery on RabbitMQ."""
-    return bool(DELAYED.match(str((message.delivery_info or {}).get("routing_key"))))
+    return bool(brokers.DELAYED.match(str((message.delivery_info or {}).get("routing_key"))))
 
 
 def _fields_of(message: Any) -> dict[str, Any]:
@@ -224,7 +223,7 @@ def letter_of(message: Any, reason: str, error: str) -> DeadLetter:
         body=body[:MAX_KEPT_BYTES],
         task=_text(fields.get("task")),
         task_id=_text(fields.get("id")),
-        queue=_text(delivery.get("queue") or delivery.get("routing_key")),
+        queue=_text(brokers.queue_of(delivery)),
         content_type=_text(message.content_type),
         content_encoding=_text(message.content_encoding),
         headers=_plain(message.headers) if isinstance(message.headers, dict) else {},

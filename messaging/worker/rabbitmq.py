@@ -43,15 +43,21 @@ class DeclareForOthers(bootsteps.StartStopStep):
 
 
 def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
-    """Record what RabbitMQ has set aside, and only then take it off its queue; return how many."""
-    collected = 0
+    """Record what RabbitMQ has set aside, and only then take it off its queue; return how many.
+
+    Runs of housekeeping that waited for too long are nobody's loss: the next one does their work.
+    """
+    collected, project = 0, runtime.project
+    ours = {f"{project.name}.{job}" for job in runtime.settings.housekeeping}
     with app.connection_for_read() as connection, connection.channel() as channel:
-        queue = brokers.dead_letter_queue(runtime.project.name)(channel)
+        queue = brokers.dead_letter_queue(project.name)(channel)
         queue.declare()
         while collected < BATCH and (message := queue.get(accept=None)):
             deaths = (message.headers or {}).get("x-death") or [{}]
-            why = f"RabbitMQ set it aside: {deaths[0].get('reason', 'rejected')}"
-            runtime.dead_letters.add(letter_of(message, "set aside by the broker", why))
+            reason = deaths[0].get("reason", "rejected")
+            if not (reason == "expired" and message.headers.get("task") in ours):
+                why = f"RabbitMQ set it aside: {reason}"
+                runtime.dead_letters.add(letter_of(message, "set aside by the broker", why))
             message.ack()
             collected += 1
     return collected

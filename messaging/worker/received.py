@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from celery.app.task import Context
 
+from messaging.brokers import queue_of
 from messaging.errors import InvalidMessage
 from messaging.messages import IDEMPOTENCY_KEY, Command
 from messaging.postgres.unit_of_work import CommandJob
@@ -42,7 +43,7 @@ class Received:
             request.root_id or request.id,
             bool(delivery.get("redelivered")),
             bool(request.expires) and time.time() > timestamp("expires", request.expires),
-            delivery.get("routing_key"),
+            queue_of(delivery),
         )
 
     def one_of_many(self, position: int, task: str, key: str | None) -> Self:
