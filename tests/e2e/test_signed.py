@@ -164,11 +164,12 @@ broker, results, key, certificate, store, sku = sys.argv[1:]
 app = Celery("shop", broker=broker, backend=results, set_as_current=False)
 Signing(Path(key), Path(certificate), store).switch_on(app)
 fields = {"orderid": "parked", "sku": sku, "qty": 1}
-app.send_task("allocation.allocate", kwargs=fields, queue="allocation.commands", declare=(), time_limit=0.5)
+app.send_task("allocation.allocate", kwargs=fields, queue="allocation.commands", declare=(), time_limit=0.2)
 close_app(app)
 """
 
 
+@pytest.mark.timeout(300)
 def test_a_parked_command_is_carried_out_when_it_is_replayed(
     signing_worker, backend, broker, ours, shop_key, sku
 ):
@@ -181,7 +182,7 @@ def test_a_parked_command_is_carried_out_when_it_is_replayed(
         addresses = broker.broker_url, broker.result_backend_url
         pair = str(shop_key.key), str(shop_key.certificate), str(ours.key.parent / "*.pem")
         run(sys.executable, "-c", SEND_KILLER, *addresses, *pair, sku)
-        [(letter_id,)] = eventually(lambda: backend.sql(parked), 60, "the parked command")
+        [(letter_id,)] = eventually(lambda: backend.sql(parked), 120, "the parked command")
     engine.dispose()
 
     run(sys.executable, "-m", "allocation", "dead-letters", "replay", letter_id, env=backend.env)
