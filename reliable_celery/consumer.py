@@ -8,7 +8,6 @@ in the worker's main process and thread. (docs/adr/031)
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +22,13 @@ from reliable_celery.letters import MAX_KEPT_BYTES, fields_of, letter_of, short_
 from reliable_celery.poison import PoisonCount
 from reliable_celery.pools.solo import SoloConsumer
 from reliable_celery.requests import Request
+from reliable_celery.routing import was_delayed_by_broker
 from reliable_celery.stores import store_of
 from reliable_celery.task_events import BatchingConsumer
 
 logger = logging.getLogger(__name__)
 
 MAX_ERROR = 1_000  # characters
-DELAYED = re.compile(r"(?:[01]\.){28}")  # how Celery begins the routing key of a message that is to wait
 TRY_AGAIN_S = 30.0  # seconds until a broker without a visibility timeout gets an unrecorded message back
 
 
@@ -205,11 +204,6 @@ def put_off(message: Any) -> bool:
     put_off_on_broker = getattr(message.channel, "put_off", None)
     if put_off_on_broker is not None and put_off_on_broker(message, timestamp("eta", eta)):
         return True
-    if put_off_on_broker is not None or was_delayed_by_broker(message):
+    if put_off_on_broker is not None or was_delayed_by_broker(message.delivery_info or {}):
         fields["eta"] = None
     return False
-
-
-def was_delayed_by_broker(message: Any) -> bool:
-    """Tell whether a message went through Celery's native delayed delivery on RabbitMQ."""
-    return bool(DELAYED.match(str((message.delivery_info or {}).get("routing_key"))))

@@ -7,6 +7,7 @@ from typing import Any
 
 from reliable_celery.checks import MAX_DEPTH, MAX_NAME
 from reliable_celery.dead_letters import DeadLetter
+from reliable_celery.routing import queue_of
 from reliable_celery.texts import storable
 
 MAX_KEPT_BYTES = 16_777_216  # of the body; a database row cannot hold what Redis can
@@ -25,7 +26,7 @@ def letter_of(message: Any, reason: str, error: str) -> DeadLetter:
         body=body[:MAX_KEPT_BYTES],
         task=short_text(fields.get("task")),
         task_id=short_text(fields.get("id")),
-        queue=short_text(delivery.get("queue") or delivery.get("routing_key")),
+        queue=short_text(queue_of(delivery)),
         content_type=short_text(message.content_type),
         content_encoding=short_text(message.content_encoding),
         headers=_plain(message.headers) if isinstance(message.headers, dict) else {},

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from celery import Celery
 from kombu import Queue
 
@@ -14,10 +16,13 @@ from reliable_celery.letters import letter_of
 REASON = "set aside by the broker"
 
 
-def collect_dead_letters(app: Celery, queue: Queue, store: DeadLetterStore, limit: int = 500) -> int:
+def collect_dead_letters(
+    app: Celery, queue: Queue, store: DeadLetterStore, limit: int = 500, may_expire: Container[str] = ()
+) -> int:
     """Record what RabbitMQ put on its dead-letter queue, and only then take it off; return how many.
 
-    `queue` is declared first. At most `limit` are recorded: call this periodically.
+    `queue` is declared first. At most `limit` are taken: call this periodically. Expired messages of the
+    tasks named in `may_expire` are dropped.
     """
     collected = 0
     with app.connection_for_read() as connection, connection.channel() as channel:
@@ -25,8 +30,9 @@ def collect_dead_letters(app: Celery, queue: Queue, store: DeadLetterStore, limi
         bound.declare()
         while collected < limit and (message := bound.get(accept=None)):
             deaths = (message.headers or {}).get("x-death") or [{}]
-            why = f"RabbitMQ set it aside: {deaths[0].get('reason', 'rejected')}"
-            store.add(letter_of(message, REASON, why))
+            reason = deaths[0].get("reason", "rejected")
+            if reason != "expired" or message.headers.get("task") not in may_expire:
+                store.add(letter_of(message, REASON, f"RabbitMQ set it aside: {reason}"))
             message.ack()
             collected += 1
     return collected

@@ -102,12 +102,7 @@ class DeliveriesPage(Page):
             parts = [f"{n:,} {event} for {handler}" for (event, handler), n in counts.items()]
             return f"Dry run: {sum(counts.values()):,} would be run again. {'; '.join(parts)}"
         if action == "rerun":
-            count = await self.work(self._rerun, chosen)
-            return (
-                f"{count:,} put back and sent."
-                if count
-                else "None of these deliveries has failed; nothing was run again."
-            )
+            return await self.work(self._rerun, chosen)
         if action == "discard":
             reason = self.field("reason")
             if not reason:
@@ -115,8 +110,10 @@ class DeliveriesPage(Page):
             return f"{await self.work(self._discard, chosen, reason):,} discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
 
-    def _rerun(self, chosen: DeliveryFilter) -> int:
-        return sum(Rerun(self.capp, self.runtime, self.actor).run(chosen, AT_ONCE))
+    def _rerun(self, chosen: DeliveryFilter) -> str:
+        reruns = Rerun(self.capp, self.runtime, self.actor)
+        count = sum(reruns.run(chosen, AT_ONCE))
+        return reruns.said(count) if count else "None of these deliveries has failed; nothing was run again."
 
     def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
         actions = DeliveryActions(self.runtime.engine, self.actor)

@@ -6,15 +6,15 @@ import getpass
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 from messaging.delivery import Delivery, Status, new_id
-from messaging.errors import MessagingError
-from messaging.messages import to_dict
+from messaging.errors import MessagingError, UnknownMessage
+from messaging.messages import Event, to_dict
 from messaging.operator.filters import DeliveryFilter
 from messaging.postgres.deliveries import PUT_BACK
 from messaging.project import Project
@@ -101,11 +101,12 @@ class DeliveryActions:
 
         Raises:
             NotFailed: it is in another state, or no delivery has this id.
+            UnknownMessage: this release has no such event.
             InvalidMessage: a changed field breaks a rule of the event.
         """
         with self.engine.begin() as connection:
             old = _lock_failed(connection, delivery_id)
-            event = from_dict(project.bus.event_types[old.event_type], {**old.payload, **changes})
+            event = _corrected(project, old, changes)
             copy = Delivery(
                 new_id(), old.event_type, to_dict(event), old.handler, old.correlation_id, old.causation_id
             )
@@ -131,6 +132,16 @@ def _lock_failed(connection: Connection, delivery_id: str) -> Any:
     if row.status != Status.FAILED:
         raise NotFailed(f"Delivery {delivery_id} is {row.status}; only a failed one can be corrected")
     return row
+
+
+def _corrected(project: Project, old: Any, changes: Mapping[str, Any]) -> Event:
+    """Return the event with these changes; fields that an older release stored and this one lacks go."""
+    kind = project.bus.event_types.get(old.event_type)
+    if kind is None:
+        raise UnknownMessage(f"This release has no event {old.event_type}")
+    names = {field.name for field in fields(kind)}
+    kept = {name: value for name, value in old.payload.items() if name in names}
+    return from_dict(kind, {**kept, **changes})
 
 
 def _listed(changes: Mapping[str, Any]) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import codecs
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
 from celery import Celery
+from kombu.serialization import dumps
 from sqlalchemy import Connection, Engine, text
 
-from messaging.errors import MessagingError
+from messaging.errors import MessagingError, describe
 from messaging.runtime import Runtime
 from messaging.texts import storable
 
@@ -26,6 +28,9 @@ left(headers::text, {HEAD}) AS headers_head"""
 
 #: Properties that belong to the message; the others were written by the transport that carried it.
 OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
+
+#: The reason of a letter that a worker wrote itself, about a command that it had accepted.
+PARKED = "killed its worker"
 
 #: The condition of each state; each has an index of its own.
 STATES = {
@@ -121,7 +126,8 @@ class DeadLetters:
         """Send a letter's message again, to the queue that it came from.
 
         Raises:
-            NotReplayable: it was settled before, or this release has no such task (unless `anyway`).
+            NotReplayable: it was settled before, this release has no such task (unless `anyway`), or the
+                broker has no such queue.
         """
         with self.engine.begin() as connection:
             letter = _lock_open(connection, Letter, letter_id)
@@ -183,15 +189,34 @@ def _shown(body: bytes, *, is_all: bool = True) -> str:
 
 def _publish(app: Celery, letter: Letter, queue: str) -> None:
     properties = {name: letter.properties[name] for name in OWN_PROPERTIES if letter.properties.get(name)}
+    content_type, content_encoding, body = _message(app, letter)
     with app.producer_or_acquire() as producer:
-        producer.publish(
-            letter.body,
-            exchange="",
-            routing_key=queue,
-            content_type=letter.content_type or "application/octet-stream",
-            content_encoding=letter.content_encoding or "binary",
-            headers=letter.headers,
-            retry=True,
-            retry_policy=app.conf.task_publish_retry_policy,
-            **properties,
-        )
+        try:
+            producer.publish(
+                body,
+                exchange="",
+                routing_key=queue,
+                content_type=content_type,
+                content_encoding=content_encoding,
+                headers=letter.headers,
+                mandatory=True,  # RabbitMQ would drop what is for a queue that is not there
+                retry=True,
+                retry_policy=app.conf.task_publish_retry_policy,
+                **properties,
+            )
+        except producer.connection.channel_errors as error:
+            raise NotReplayable(
+                f"The broker did not take it for the queue {queue}: {describe(error)}"
+            ) from None
+
+
+def _message(app: Celery, letter: Letter) -> tuple[str, str, bytes | str]:
+    """Return content type, encoding and body as they came; sign what a worker wrote, where we sign."""
+    if letter.reason == PARKED:
+        content_type, content_encoding, body = dumps(json.loads(letter.body), app.conf.task_serializer)
+        return content_type, content_encoding, body
+    return (
+        letter.content_type or "application/octet-stream",
+        letter.content_encoding or "binary",
+        letter.body,
+    )

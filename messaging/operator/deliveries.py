@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
@@ -169,7 +170,7 @@ class Deliveries:
         causation = delivery.causation_id
         for _ in range(MAX_CHAIN):
             cause = self._answered(causation)
-            above = None if cause or len(causation) != 36 else self.get(causation)
+            above = None if cause or not _is_id(causation) else self.get(causation)
             if above is None:
                 return through, cause
             through.append(above)
@@ -181,6 +182,14 @@ class Deliveries:
         with self.engine.connect() as connection:
             row = connection.execute(query, {"id": task_id}).one_or_none()
         return Cause(*row) if row else None
+
+
+def _is_id(name: str) -> bool:
+    """Tell whether a name may be a delivery's id; a sender calls its command what it likes."""
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False
 
 
 def _of_status(status: Status, chosen: DeliveryFilter) -> str:

@@ -21,8 +21,8 @@ from messaging.worker.sender import send
 
 logger = logging.getLogger(__name__)
 
-#: Batches that one run of the relay takes at most, so that it ends well before the time limit.
-MAX_BATCHES = 20
+#: Seconds that one run of the relay takes, however slow the broker is; the next one goes on.
+RELAY_FOR_S = 10.0
 
 #: Seconds that one run of `prune` takes, and rows that one of its transactions deletes.
 PRUNE_FOR_S = 5.0
@@ -46,7 +46,8 @@ def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str) -
 def relay(app: Celery, runtime: Runtime) -> int:
     """Send the deliveries whose message never arrived or was lost; return how many."""
     settings, sent = runtime.settings, 0
-    for _ in range(MAX_BATCHES):
+    until = time.monotonic() + min(RELAY_FOR_S, settings.task_time_limit_s / 3)
+    while time.monotonic() < until:
         due = runtime.deliveries.take_due(settings.relay_batch, settings.relay_grace_max_s)
         sent += send_known(app, runtime, due)
         if len(due) < settings.relay_batch:

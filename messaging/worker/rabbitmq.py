@@ -40,6 +40,11 @@ class DeclareForOthers(bootsteps.StartStopStep):
 
 
 def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
-    """Record what RabbitMQ has set aside of this project's messages; return how many."""
-    queue = brokers.dead_letter_queue(runtime.project.name)
-    return rabbitmq.collect_dead_letters(app, queue, runtime.dead_letters)
+    """Record what RabbitMQ has set aside of this project's messages; return how many.
+
+    Expired runs of housekeeping are dropped: the next run does their work.
+    """
+    project = runtime.project
+    housekeeping = {f"{project.name}.{job}" for job in runtime.settings.housekeeping}
+    queue = brokers.dead_letter_queue(project.name)
+    return rabbitmq.collect_dead_letters(app, queue, runtime.dead_letters, may_expire=housekeeping)

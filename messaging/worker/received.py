@@ -14,6 +14,7 @@ from messaging.messages import IDEMPOTENCY_KEY, Command
 from messaging.postgres.unit_of_work import CommandJob
 from reliable_celery import errors
 from reliable_celery.checks import timestamp
+from reliable_celery.routing import queue_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Received:
             request.root_id or request.id,
             bool(delivery.get("redelivered")),
             bool(request.expires) and time.time() > _expiry(request),
-            delivery.get("routing_key"),
+            queue_of(delivery),
         )
 
     def one_of_many(self, position: int, task: str, key: str | None) -> Self:

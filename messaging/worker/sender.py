@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, describe
@@ -55,7 +56,7 @@ def _broker_is_lost(app: Celery) -> tuple[type[Exception], ...]:
     errors: tuple[type[Exception], ...] = (
         app.producer_pool.connections.connection.recoverable_connection_errors
     )
-    return errors
+    return OperationalError, *errors  # kombu's own, where it cannot connect: each try takes seconds
 
 
 def _sent(app: Celery, runtime: Runtime, delivery: Delivery, producer: Any) -> bool:

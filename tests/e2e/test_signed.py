@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from local import ROOT
 from local.processes import programs
@@ -73,8 +75,16 @@ def send_signed(broker, pair: Pair, store: Pair, sku: str, qty: int = 10) -> str
         sys.executable, "-c", CLIENT, broker.broker_url, broker.result_backend_url,
         str(pair.key), str(pair.certificate), str(store.key.parent / "*.pem"), sku, str(qty),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stderr
+    return run(*command)
+
+
+def run(*command: str, env: Mapping[str, str] | None = None) -> str:
+    """Run a program in a process of its own; return what it says."""
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=90,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
 
@@ -141,3 +151,43 @@ def test_a_worker_does_not_start_with_an_expired_certificate_in_its_store(backen
         child.stop()
 
     assert "Expired certificate" in child.log_text()
+
+
+LOCK = "SELECT 1 FROM products WHERE sku = :sku FOR UPDATE"
+SEND_KILLER = """
+import sys
+from pathlib import Path
+from celery import Celery
+from messaging.client import close_app
+from messaging.signing import Signing
+
+broker, results, key, certificate, store, sku = sys.argv[1:]
+app = Celery("shop", broker=broker, backend=results, set_as_current=False)
+Signing(Path(key), Path(certificate), store).switch_on(app)
+fields = {"orderid": "parked", "sku": sku, "qty": 1}
+app.send_task("allocation.allocate", kwargs=fields, queue="allocation.commands", declare=(), time_limit=0.2)
+close_app(app)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_parked_command_is_carried_out_when_it_is_replayed(
+    signing_worker, backend, broker, ours, shop_key, sku
+):
+    """Its letter was written by a worker, which had seen the signature; what goes out is signed again."""
+    assert send_signed(broker, shop_key, ours, sku) == f"b-{sku}"
+    engine = create_engine(backend.addresses.database_url)
+    parked = "SELECT id::text FROM dead_letters WHERE reason = 'killed its worker'"
+    with engine.begin() as connection:
+        connection.execute(text(LOCK), {"sku": sku})
+        addresses = broker.broker_url, broker.result_backend_url
+        pair = str(shop_key.key), str(shop_key.certificate), str(ours.key.parent / "*.pem")
+        run(sys.executable, "-c", SEND_KILLER, *addresses, *pair, sku)
+        [(letter_id,)] = eventually(lambda: backend.sql(parked), 120, "the parked command")
+    engine.dispose()
+
+    run(sys.executable, "-m", "allocation", "dead-letters", "replay", letter_id, env=backend.env)
+
+    carried_out = "SELECT command FROM inbox WHERE idempotency_key IS NOT NULL AND error IS NULL"
+    [(command,)] = eventually(lambda: backend.sql(carried_out), 30, "its answer")
+    assert "orderid='parked'" in command

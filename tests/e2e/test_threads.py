@@ -9,7 +9,7 @@ import redis
 from sqlalchemy import create_engine, text
 
 from local import programs
-from local.child import Child
+from local.processes.child import Child
 from local.waiting import eventually
 
 

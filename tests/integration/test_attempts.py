@@ -366,6 +366,27 @@ def test_a_handler_that_ends_its_own_transaction_is_counted_too(app: MessagingAp
     assert standing(app) == ("failed", 0, 3)
 
 
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_handler_that_enters_its_unit_of_work_again_is_counted_too(app: MessagingApp, commits: bool):
+    """As handlers do where no bus opens it: the second session waited for the first one's lock."""
+
+    def enter(_event: OutOfStock, uow: Any) -> None:
+        with uow:
+            uow.transaction.write("INSERT INTO products VALUES ('twice')")
+            if commits:
+                uow.commit()
+
+    behaviour.append(enter)
+    delivery_id = owed(app)
+    for _ in range(4):
+        receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("failed", 0, 3)
+    [(error,)] = ask(app, "SELECT last_error FROM deliveries")
+    assert "the bus enters and commits it" in error
+    assert ask(app, "SELECT sku FROM products") == []
+
+
 def test_a_successful_delivery_takes_two_round_trips(app: MessagingApp):
     """Each is one message with several statements; what is seen here is every message to the server."""
     behaviour.append(lambda _event, uow: uow.transaction.write("INSERT INTO products VALUES ('a')"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from sqlalchemy import text
@@ -169,6 +170,29 @@ def test_the_relay_sends_what_is_overdue_and_waits_twice_as_long_for_the_next(ap
     assert relay(app, app.runtime) == 0
     assert sent(app) == [delivery_id]
     assert ask(app, "SELECT grace_s, due_at > now() FROM deliveries") == [(2.0, True)]
+
+
+def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
+    clean_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    for app in app_on(clean_database, relay_batch=5, task_time_limit_s=6, smtp_timeout_s=1):
+        for _ in range(100):
+            put(app, status="pending")
+        at_once = app.send_task
+
+        def slowly(*args: Any, at_once: Any = at_once, **options: Any) -> Any:
+            time.sleep(0.1)
+            return at_once(*args, **options)
+
+        monkeypatch.setattr(app, "send_task", slowly)
+        start = time.monotonic()
+
+        some = relay(app, app.runtime)
+
+        assert time.monotonic() - start < 6
+        assert 0 < some < 100
+        assert relay(app, app.runtime) > 0
+        assert len(set(sent(app))) > some
 
 
 def test_a_delivery_whose_handler_nobody_knows_becomes_failed_and_says_so(app: MessagingApp):

@@ -100,6 +100,26 @@ def test_a_mail_takes_no_longer_than_it_may_however_slowly_the_server_answers(ta
     assert time.monotonic() - start < 4
 
 
+def test_a_mail_takes_no_longer_than_it_may_however_slowly_names_are_looked_up(
+    mail_sink: MailSink, monkeypatch: pytest.MonkeyPatch
+):
+    """Name servers that do not answer keep the resolver for a minute, longer than a task may run."""
+    silent = threading.Event()
+    for function in "getaddrinfo", "getfqdn":
+        monkeypatch.setattr(socket, function, lambda *_args, **_options: silent.wait(60))
+    start = time.monotonic()
+
+    with pytest.raises(TimeoutError, match=r"Looking up mail\.example took longer than"):
+        SmtpServer("smtp://mail.example:25", 1.5).send(MAIL)
+
+    assert time.monotonic() - start < 4
+    monkeypatch.undo()
+    monkeypatch.setattr(socket, "getfqdn", lambda: silent.wait(60))
+    SmtpServer(mail_sink.url, 10).send(MAIL)  # our own name is not worth a failure
+    silent.set()
+    assert len(mail_sink.mails) == 1
+
+
 def test_a_slow_mail_server_behind_tls_is_left_in_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pair = make_pair(tmp_path, "mail")
     monkeypatch.setenv("SSL_CERT_FILE", str(pair.certificate))

@@ -192,6 +192,30 @@ def test_a_corrected_copy_is_checked_and_leaves_a_trace(app: MessagingApp):
         actions.edit(app.runtime.project, delivery_id, {"sku": "LAMP-3"}, 1)
 
 
+def test_a_delivery_of_an_older_release_can_be_corrected(app: MessagingApp):
+    """It is run again although it has a field that this release lacks, so it can be edited as well."""
+    delivery_id = put(app)
+    ask(app, """UPDATE deliveries SET payload = '{"sku": "LAMP", "shelf": 3}' RETURNING 1""")
+    actions = DeliveryActions(app.runtime.engine, "ann@desk")
+
+    with pytest.raises(InvalidMessage, match="shelf is not a field"):
+        actions.edit(app.runtime.project, delivery_id, {"shelf": 4}, 1)
+    copy, event = actions.edit(app.runtime.project, delivery_id, {"sku": "LAMP-2"}, 1)
+
+    assert event == "OutOfStock(sku='LAMP-2')"
+    assert copy.payload == {"sku": "LAMP-2"}
+
+
+def test_a_story_is_told_whatever_a_sender_called_its_command(app: MessagingApp):
+    """The answer is pruned long before a failed delivery, and the id may be as long as a delivery's."""
+    delivery_id = put(app, correlation="order-4711-of-customer-0000000000815")
+
+    story = Deliveries(app.runtime.engine).story(delivery_id)
+
+    assert story is not None
+    assert (story.cause, story.through) == (None, [])
+
+
 def test_an_overview_counts_states_failures_and_reruns(app: MessagingApp):
     put(app)
     put(app, status="done")
@@ -204,3 +228,29 @@ def test_an_overview_counts_states_failures_and_reruns(app: MessagingApp):
     assert found.deliveries == {("pending", handler): 2, ("done", handler): 1}
     assert 3500 < found.oldest_pending_s < 3700
     assert found.reruns == {"operator": 1}
+
+
+def test_an_operator_is_not_told_that_anything_was_sent_while_the_broker_is_away(
+    clean_database: str, free_port: int, caplog: pytest.LogCaptureFixture
+):
+    """It gives up at the first delivery, too: each try takes seconds, and there may be hundreds."""
+    for app in app_on(clean_database):
+        app.conf.update(broker_url=f"redis://127.0.0.1:{free_port}/0")
+        ids = [put(app) for _ in range(5)]
+        reruns = Rerun(app, app.runtime, "ann@desk")
+
+        assert list(reruns.run(DeliveryFilter(), 100)) == [5]
+
+        assert reruns.said(5).startswith("5 put back, 0 of them sent. The relay will send the rest")
+        assert {state(app, delivery_id) for delivery_id in ids} == {"pending"}
+        assert [record.message for record in caplog.records if "broker is lost" in record.message] != []
+        assert [record.message for record in caplog.records if "could not be sent" in record.message] == []
+
+
+def test_an_operator_is_not_told_that_a_delivery_was_sent_to_a_handler_that_is_gone(app: MessagingApp):
+    put(app, handler="gone")
+    reruns = Rerun(app, app.runtime, "ann@desk")
+
+    assert list(reruns.run(DeliveryFilter(), 100)) == [1]
+    assert reruns.said(1).startswith("1 put back, 0 of them sent.")
+    assert "whose handler this release lacks have failed again" in reruns.said(1)

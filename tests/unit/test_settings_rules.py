@@ -110,6 +110,14 @@ def test_a_handler_with_a_policy_of_its_own_may_leave_out_the_longest_wait():
     check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
 
 
+@pytest.mark.parametrize("max_retries", [-1, 1001])
+def test_a_handler_cannot_be_tried_more_often_than_a_message_may_say(max_retries: int):
+    handler = retrying(max_retries=max_retries)(lambda: None)
+
+    with pytest.raises(ValueError, match=r"max_retries of the handler <lambda> .* must be 0 to 1000"):
+        check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
+
+
 def no_key(folder: Path) -> Signing:
     return Signing(folder / "none.pem", folder / "a.pem", str(folder / "*.pem"))
 

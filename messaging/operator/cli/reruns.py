@@ -56,8 +56,8 @@ def rerun(
         return
     _say_what_is_left_alone(tool, ids)
     began = DeliveryActions(tool.runtime.engine, tool.actor).clock()
-    put_back = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
-    console().print(f"{put_back:,} put back and sent.")
+    put_back, said = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
+    console().print(said)
     if sum(counts.values()) > limit:
         console().print(f"{sum(counts.values()) - limit:,} more are still failed; --limit takes more.")
     if wait_s is not None and put_back:
@@ -66,11 +66,15 @@ def rerun(
         raise SystemExit(REFUSED)
 
 
-def _rerun(tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None) -> int:
+def _rerun(
+    tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None
+) -> tuple[int, str]:
+    """Return how many were put back, and what to say of it."""
     done = 0
     with between_turns() as stop, progress() as bar:
         task = bar.add_task("re-running", total=expected)
-        for count in Rerun(tool.app, tool.runtime, tool.actor, stop.wait).run(which, limit, rate):
+        reruns = Rerun(tool.app, tool.runtime, tool.actor, stop.wait)
+        for count in reruns.run(which, limit, rate):
             done += count
             bar.advance(task, count)
             if stop.is_set():
@@ -80,7 +84,7 @@ def _rerun(tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: f
             f"Interrupted: {done:,} of {expected:,} were put back and will run, the others are still failed."
             " Run the same command again to continue."
         )
-    return done
+    return done, reruns.said(done)
 
 
 def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb: str) -> None:
