@@ -1,5 +1,6 @@
 """A message of Celery's protocol 2 made by hand, for languages whose Celery client falls short.
 
+Install: pip install "celery[redis]"
 Source: https://docs.celeryq.dev/en/stable/internals/protocol.html#version-2
 """
 
