@@ -26,11 +26,12 @@ PURCHASES ?= data/purchases.csv
 # Of the random tests; `make test SEED=…` repeats a run's.
 SEED := $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: help demo up test test-containers check format clean docs docs-site bench bench-full chaos demo-vip
+.PHONY: help demo up drill test test-containers check format clean docs docs-site bench bench-full chaos demo-vip
 
 help: ## list these commands
 	@echo "make demo [BATCHES=FILE ORDERS=FILE]   play the real orders through real servers, and stop them"
 	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
+	@echo "make drill    stop the mail server of a running make up until Ctrl-C, to practise docs/how-to/operating.md"
 	@echo "make test [SEED=N]                     the whole test suite, on servers of its own; N repeats the random tests of a run"
 	@echo "make test-containers [WRITE_DOCS=1]    docs/how-to/on-a-server.md on the Docker of this machine; 1 writes its figures there"
 	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes its page in docs/"
@@ -47,6 +48,9 @@ demo: $(RUN)
 
 up: $(RUN)
 	@$(PY) -m local
+
+drill: $(RUN)
+	@$(PY) -m local.drill
 
 test: $(DEV)
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_ARGS)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from local.data_folder import FolderInUseError, NotOurFolderError
+from local.drill import LOOK_EVERY, MailOutages
 from local.hints import elsewhere, next_steps, server_of
 from local.processes.child import ChildFailedError, die_with_parent
 from local.servers.postgres_server import NoPostgresError
@@ -49,8 +51,7 @@ def main() -> int:
         _show_login(stack)
         _say("ready")
         _say(f"\n{next_steps(settings)}")
-        while True:
-            signal.pause()
+        _serve(stack)
     except StoppedBySignal:
         _say("stopping")
     except _EXPECTED as error:
@@ -59,6 +60,15 @@ def main() -> int:
         _ignore_signals()
         stack.stop()
     return 0
+
+
+def _serve(stack: Stack) -> NoReturn:
+    """Leave the rest to the supervisor, but for drills."""
+    outages = MailOutages(stack.supervisor, stack.settings.folder, _say)
+    while True:
+        if stack.mail is not None:
+            outages.follow()
+        time.sleep(LOOK_EVERY)
 
 
 def _listen_for_signals() -> None:

@@ -54,6 +54,17 @@ def hold(folder: Path) -> IO[str]:
     return held
 
 
+def is_in_use(folder: Path) -> bool:
+    """Tell whether a backend runs over this data folder."""
+    if not (folder / MARKER).exists():
+        return False
+    try:
+        hold(folder).close()
+    except FolderInUseError:
+        return True
+    return False
+
+
 def remove(folder: Path) -> bool:
     """Remove the data folder unless it is in use; False if it did not exist."""
     if not folder.exists():

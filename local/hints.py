@@ -29,21 +29,27 @@ def elsewhere(settings: LocalSettings) -> str:
 
 
 def next_steps(settings: LocalSettings, environment: Mapping[str, str] = os.environ) -> str:
-    """Return lines for another terminal: the settings of this one, and commands to try."""
-    tool = f"{shlex.quote(_python())} -m allocation"
+    """Return lines for another terminal: the settings that only this one has, and commands to try."""
     lines = [
         f"cd {shlex.quote(str(ROOT))}",
         *_exports(settings, environment),
-        f"{tool} check                            # is everything there?",
-        f"{tool} create-batch batch-1 LAMP 100",
-        f"{tool} allocate order-1 LAMP 3          # batch-1",
-        f"{tool} stock LAMP",
-        f"{tool} deliveries list                  # what failed",
+        f"{tool()} check                            # is everything there?",
+        f"{tool()} create-batch batch-1 LAMP 100",
+        f"{tool()} allocate order-1 LAMP 3          # batch-1",
+        f"{tool()} stock LAMP",
+        f"{tool()} deliveries list                  # what failed",
     ]
     return "Try in another terminal:\n\n" + "".join(f"  {line}\n" for line in lines) + _RESTART
 
 
-_RESTART = "\nWorkers run the code that they started with: after a change, Ctrl-C and `make up` again."
+def tool() -> str:
+    """Return how the operator's tool is called in the project's folder."""
+    return f"{shlex.quote(_python())} -m allocation"
+
+
+_RESTART = """
+`make drill` there stops the mail server, to practise a failure with docs/how-to/operating.md.
+Workers run the code that they started with: after a change, Ctrl-C and `make up` again."""
 
 
 def _exports(settings: LocalSettings, environment: Mapping[str, str]) -> Iterator[str]:
@@ -52,6 +58,8 @@ def _exports(settings: LocalSettings, environment: Mapping[str, str]) -> Iterato
         variable = f"ALLOCATION_{name.upper()}"
         if environment.get(variable):
             yield f"export {variable}={getattr(settings, name)}"
+    if environment.get("ALLOCATION_DATA_DIR"):
+        yield f"export ALLOCATION_DATA_DIR={shlex.quote(str(settings.data_dir))}"
     for variable in settings.given.values():
         if environment.get(variable):
             yield f"# export {variable}=…, as in this one"

@@ -52,7 +52,7 @@ class MessageBus:
 
     def handle_event(self, event: Event, queue: list[Message], uow: UnitOfWork) -> None:
         """Run every handler of an event; one that fails is logged and stops nobody."""
-        for handler in self.events.get(type(event), []):
+        for handler in self._handlers_of(event):
             try:
                 self.run(handler, event, uow)
             except Exception:
@@ -79,4 +79,12 @@ class MessageBus:
 
     def handlers_of(self, event: Event) -> list[str]:
         """Return the names of an event's handlers."""
-        return [handler.__name__ for handler in self.events.get(type(event), [])]
+        return [handler.__name__ for handler in self._handlers_of(event)]
+
+    def _handlers_of(self, event: Event) -> list[Handler]:
+        handlers = self.events.get(type(event))
+        if handlers is None:
+            logger.warning(
+                "No handlers are registered for %r; register an empty list if it needs none", event
+            )
+        return handlers or []

@@ -1,5 +1,7 @@
 """Another app that listens to stock events: `python examples/listener/listen.py OutOfStock Deallocated`.
 
+Install: pip install "celery[redis]"
+
 Its queue is its own and stays while the app is down, so what it missed arrives later. It prints each event
 once, as a line of JSON; `--newest` also drops an event that arrives after a newer one about the same product.
 The queue grows until the app is back, so remove one that nobody reads any more: `listen.py --forget`.
@@ -7,6 +9,7 @@ The queue grows until the app is back, so remove one that nobody reads any more:
 (docs/how-to/security.md).
 """
 
+import argparse
 import json
 import os
 import sqlite3
@@ -18,6 +21,8 @@ from kombu.mixins import ConsumerMixin
 
 BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 QUEUE = os.environ.get("QUEUE", "warehouse.stock-news")
+#: The events of docs/asyncapi.yaml: a queue that is bound to any other name would stay empty.
+KINDS = ("Allocated", "BatchCreated", "BatchQuantityChanged", "Deallocated", "OutOfStock")
 #: A file survives restarts; better is your own database, in the transaction that handles the event.
 MEMORY = os.environ.get("MEMORY", ":memory:")
 # On RabbitMQ the backend declares it and a listener lacks the right to; on Redis a declaration is local.
@@ -74,6 +79,15 @@ class Listener(ConsumerMixin):
         self.memory, self.only_newest = Memory(), only_newest
         self._queue = bound_queue(kinds)
 
+    def on_connection_error(self, exc: Exception, interval: float) -> None:
+        """Say that the broker does not answer; kombu only logs it, and no log is set up here."""
+        print(f"The broker does not answer ({exc}); next try in {interval:g} s", file=sys.stderr)
+
+    def on_consume_ready(self, *_arguments: Any, **_more: Any) -> None:
+        """Say what is listened to."""
+        kinds = ", ".join(one.routing_key for one in self._queue.bindings).replace("#", "every event")
+        print(f"Listening to {kinds} on the queue {QUEUE}", file=sys.stderr)
+
     def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:  # noqa: ARG002  kombu's signature
         """Bind the queue and read it."""
         return [consumer([self._queue], on_message=self.receive, prefetch_count=10)]
@@ -91,18 +105,37 @@ class Listener(ConsumerMixin):
         return self.memory.is_repeat(event) or (self.only_newest and self.memory.is_overtaken(event))
 
 
-def main(arguments: list[str]) -> None:
+def kind(name: str) -> str:
+    """Return the name of an event."""
+    if name not in KINDS:
+        raise argparse.ArgumentTypeError(f"no event is called {name!r}; there are {', '.join(KINDS)}")
+    return name
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kinds", nargs="*", type=kind, metavar="EVENT", help="all events if none is named")
+    parser.add_argument("--newest", action="store_true", help="drop an event that a newer one has overtaken")
+    parser.add_argument("--bind", action="store_true", help="bind the queue and end")
+    parser.add_argument("--forget", action="store_true", help="remove the queue and end")
+    return parser.parse_args()
+
+
+def main() -> None:
     """Listen until Ctrl-C, bind the queue, or forget it."""
-    kinds = [argument for argument in arguments if not argument.startswith("--")]
+    chosen = options()
     with Connection(BROKER_URL, heartbeat=10) as connection:
-        if "--forget" in arguments:
+        if chosen.forget:
             Queue(QUEUE)(connection).delete()
-        elif "--bind" in arguments:
-            bound_queue(kinds)(connection).declare()
+        elif chosen.bind:
+            bound_queue(chosen.kinds)(connection).declare()
         else:
-            listener = Listener(connection, kinds, only_newest="--newest" in arguments)
+            listener = Listener(connection, chosen.kinds, only_newest=chosen.newest)
             listener.run()  # type: ignore[no-untyped-call]  # kombu is untyped in parts
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,5 +1,7 @@
 """A listener on Redis with rights to its own queue alone: `python examples/listener/listen_on_redis.py`.
 
+Install: pip install redis
+
 An operator has bound the queue (`listen.py --bind`). One process reads it. An event may arrive twice with the
 same `id`.
 """

@@ -1,5 +1,8 @@
 """A checkout with FastAPI and the typed client: `python examples/senders/fastapi_app.py`.
 
+Install: pip install fastapi uvicorn "$HOME/allocation"
+where `$HOME/allocation` is your clone of this repository.
+
 Its functions are not `async`: FastAPI runs them in threads, so waiting blocks no other request.
 """
 

@@ -1,5 +1,6 @@
 """A message of Celery's protocol 2 built by hand, for languages without a good Celery client.
 
+Install: pip install "celery[redis]"
 Source: https://docs.celeryq.dev/en/stable/internals/protocol.html#version-2
 """
 

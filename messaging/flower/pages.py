@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
 from uuid import UUID
 
 import tornado.web
@@ -12,13 +13,14 @@ from messaging.errors import MessagingError
 from messaging.flower.base import Page
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.dead_letters import STATES, DeadLetters
-from messaging.operator.deliveries import Deliveries, DeliveryRow, Story, UnknownName
+from messaging.operator.deliveries import Deliveries, DeliveryRow, FailureCause, Story, UnknownName
 from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
 from messaging.operator.reruns import Rerun
 from messaging.texts import storable
 from messaging.worker.sender import shown_event
 
 SHOWN = 100  # rows of a page
+SHOWN_CAUSES = 20
 #: Deliveries that one click acts on; the operator's tool acts on more, at a limited rate.
 AT_ONCE = 1000
 
@@ -33,17 +35,18 @@ class DeliveriesPage(Page):
     @tornado.web.authenticated
     async def get(self) -> None:
         """Show the list."""
-        filters, problem, rows, matching = self.filters(), "", [], {}
+        filters, problem, rows, matching, causes = self.filters(), "", [], {}, []
         try:
             chosen = await self.chosen(filters)
             statuses = [Status(filters["status"])] if filters["status"] else list(Status)
             rows = await self.work(self.deliveries.find, chosen, statuses, SHOWN)
             matching = await self.work(self.deliveries.count_failed, chosen)
+            causes = await self.work(self.deliveries.causes, chosen, SHOWN_CAUSES)
         except (ValueError, UnknownName) as error:
             problem = str(error)
         self.render(
             "deliveries.html",
-            rows=rows, matching=matching, filters=filters, statuses=list(Status),
+            rows=rows, matching=matching, causes=causes, only=only, filters=filters, statuses=list(Status),
             problem=problem, said=self.said(),
             shown=SHOWN, at_once=AT_ONCE, read_only=self.read_only, event_of=self.event_of,
         )  # fmt: skip
@@ -196,6 +199,12 @@ class DeadLettersPage(Page):
             await self.work(self.letters.discard, letter_id, reason)
             return "Discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
+
+
+def only(cause: FailureCause, filters: dict[str, str]) -> str:
+    """Return the query of the page that shows this cause alone."""
+    narrowed = {"status": Status.FAILED.value, "handler": cause.handler, "error": cause.error}
+    return urlencode(filters | {name: value for name, value in narrowed.items() if value})
 
 
 def _one(delivery_id: str) -> DeliveryFilter:

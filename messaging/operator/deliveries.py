@@ -20,6 +20,9 @@ COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
 last_error, correlation_id, causation_id, edited_from::text, reason"""
 
+#: Characters of an error that tell one cause from another.
+CAUSE = 120
+
 #: How many deliveries a chain of causes may have; a longer one is a loop.
 MAX_CHAIN = 50
 
@@ -90,6 +93,15 @@ class Story:
     related: list[DeliveryRow] = field(default_factory=list)  # others caused by the same command
 
 
+@dataclass(frozen=True)
+class FailureCause:
+    """Why deliveries of a handler failed."""
+
+    handler: str
+    error: str  # the beginning of it
+    count: int
+
+
 class UnknownName(MessagingError):
     """No handler or event has this name, in this release or in a stored delivery."""
 
@@ -142,6 +154,18 @@ class Deliveries:
         )
         with self.engine.connect() as connection:
             return {(event, handler): n for event, handler, n in connection.execute(query, chosen.facts)}
+
+    def causes(self, chosen: DeliveryFilter, limit: int) -> list[FailureCause]:
+        """Return why failed deliveries failed, by handler and the first line of the error, most first."""
+        query = text(
+            "SELECT handler,"
+            f" left(split_part(coalesce(last_error, ''), E'\\n', 1), {CAUSE}) AS error, count(*)"
+            f" FROM deliveries WHERE status = 'failed'{chosen.sql}"
+            " GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT :limit"
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(query, {**chosen.facts, "limit": limit})
+            return [FailureCause(*row) for row in rows]
 
     def get(self, delivery_id: str) -> DeliveryRow | None:
         """Return one delivery."""

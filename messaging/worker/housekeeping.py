@@ -36,7 +36,8 @@ def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
 
 
 def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str) -> None:
-    @app.task(bind=True, shared=False, name=name, ignore_result=True, __doc__=job.__doc__)
+    # send_events=False: in Flower's list they would hide the commands; `check` and the metrics watch them.
+    @app.task(bind=True, shared=False, name=name, ignore_result=True, send_events=False, __doc__=job.__doc__)
     def housekeeping_task(task: Task) -> int:
         count: int = job(app, runtime)
         runtime.heartbeats.note(job.__name__, task.request.hostname or "here")

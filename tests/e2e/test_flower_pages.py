@@ -173,6 +173,41 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert status_of(backend, third) == "discarded"
 
 
+def test_failed_deliveries_are_told_apart_by_cause(page, flower, backend):
+    errors = ("TimeoutError: timed out\nafter 10 s", "TimeoutError: timed out", "KeyError: 'a & <b>'")
+    for error in errors:
+        backend.sql(
+            "INSERT INTO deliveries (id, event_id, event_type, payload, handler, due_at, grace_s, status,"
+            " correlation_id, causation_id, finished_at, last_error, attempts)"
+            " VALUES (gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{\"sku\": \"LAMP\"}',"
+            " 'reallocate', now(), 15, 'failed', '', '', now(), :error, 6) RETURNING 1",
+            error=error,
+        )
+
+    page.goto(f"{flower}/deliveries?status=failed&handler=reallocate")
+    causes = page.locator("#causes")
+    assert "2 \N{MULTIPLICATION SIGN} TimeoutError: timed out in reallocate" in causes.inner_text()
+    causes.get_by_role("link", name="KeyError").click()
+
+    assert page.locator("#matching").inner_text() == "1 failed match the filter."
+    assert causes.count() == 0
+    backend.sql("DELETE FROM deliveries WHERE handler = 'reallocate' AND status = 'failed' RETURNING 1")
+
+
+def test_the_list_of_tasks_has_arguments_and_no_housekeeping(page, flower, shop, sku):
+    shop.ask("allocate", "o1", sku, 1)
+
+    def listed() -> str | None:
+        page.goto(f"{flower}/tasks")
+        page.wait_for_selector("#tasks-table tbody tr")
+        shown: str = page.locator("#tasks-table").inner_text()
+        return shown if f"Allocate(orderid='o1', sku='{sku}', qty=1)" in shown else None
+
+    shown = eventually(listed, 60, "the command with its arguments", every=0.5)
+    assert "allocation.relay" not in shown
+    assert "allocation.announce" not in shown
+
+
 def test_a_dead_letter_is_shown_and_replayed_or_discarded(page, flower, shop):
     sent = shop.send("not_yet_known", sku="<script>alert(1)</script>")
     with pytest.raises(Exception, match="not_yet_known"):

@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from local.ports import LOOPBACK, free_port
 from local.waiting import eventually
 from tests.e2e.make_up import COMMAND, PORTS, new_environment, printed_login, read_until_ready, run
 from tests.e2e.web import request
+
+DRILL = [sys.executable, "-m", "local.drill"]
 
 
 @pytest.fixture
@@ -90,6 +93,42 @@ def test_it_starts_while_the_mail_server_is_down_and_says_so(environment: dict[s
         assert f"the mail server smtp://me:***@{LOOPBACK}:{port} does not answer" in said
         up.terminate()
         assert up.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_drill_fails_a_delivery_that_can_be_rerun_once_the_drill_is_over(environment: dict[str, str]):
+    environment["ALLOCATION_EVENT_MAX_RETRIES"] = "0"
+    with run(environment) as up:
+        read_until_ready(up)
+        with subprocess.Popen(DRILL, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as drill:
+            assert drill.stdout is not None
+            drill.stdout.readline()
+            eventually(lambda: "ConnectionRefusedError" in _tool(environment, "deliveries", "list"), 60)
+            checked = _tool(environment, "check", status=1)
+
+            drill.send_signal(signal.SIGINT)
+            assert drill.wait(60) == 0
+        rerun = eventually(lambda: _tool(environment, "deliveries", "rerun", "--all", "--wait", "30"), 60)
+        up.terminate()
+        assert up.wait(60) == 0
+
+    assert re.search("mail +wrong", checked)
+    assert "1 done." in rerun
+
+
+def test_a_drill_without_make_up_is_refused_in_one_line(environment: dict[str, str]):
+    refused = subprocess.run(DRILL, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+
+    assert refused.returncode == 1
+    assert refused.stderr == "no drill: `make up` is not running: start it in another terminal\n"
+
+
+def _tool(environment: dict[str, str], *arguments: str, status: int = 0) -> str:
+    command = [sys.executable, "-m", "allocation", *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+    assert done.returncode == status, done.stdout + done.stderr
+    return str(done.stdout)
 
 
 @pytest.mark.slow

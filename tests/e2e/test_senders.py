@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -54,6 +55,24 @@ def test_plain_celery(environment):
     assert run(sys.executable, str(SENDERS / "plain.py"), env=environment) == "plain-batch"
 
 
+def test_plain_celery_gives_up_after_seconds_where_nobody_answers(nowhere):
+    done = subprocess.run(
+        [sys.executable, str(SENDERS / "plain.py")],
+        env=nowhere, capture_output=True, text=True, timeout=15, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("The broker or the result backend does not answer")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def nowhere(environment, free_port) -> dict[str, str]:
+    """An environment whose servers are on a wrong port."""
+    address = f"redis://127.0.0.1:{free_port}"
+    return {**environment, "BROKER_URL": f"{address}/0", "RESULTS_URL": f"{address}/1"}
+
+
 def test_a_message_made_by_hand(environment, broker):
     task_id = run(sys.executable, str(SENDERS / "kombu_by_hand.py"), env=environment)
 
@@ -64,11 +83,11 @@ def test_a_message_made_by_hand(environment, broker):
 
 
 @pytest.fixture
-def web_app(environment, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+def web_app(environment, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """A function that serves one of the examples and returns its address."""
     children: list[Child] = []
 
-    def serve(name: str) -> str:
+    def serve(name: str, environment: dict[str, str] = environment) -> str:
         port = free_port()
         env = {**environment, "PORT": str(port)}
         child = Child(name, [sys.executable, str(SENDERS / name)], log=tmp_path / f"{name}.log", env=env)
@@ -122,6 +141,33 @@ def test_a_web_app_that_does_not_wait(web_app, sku):
     assert outcome({"orderid": "o1", "sku": sku, "qty": 4}) == {"state": "done", "batchref": f"b-{sku}"}
     refused = outcome({"orderid": "o1", "sku": "NONE", "qty": 4})
     assert refused == {"state": "refused", "why": "Invalid sku NONE"}
+
+
+def test_an_order_that_was_never_sent_is_unknown_and_does_not_wait_for_ever(web_app):
+    orders = web_app("django_app.py") + "/orders"
+
+    assert call(f"{orders}/{uuid4()}") == (404, {"detail": "unknown order"})
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("fastapi_app.py", 422), ("flask_app.py", 400), ("django_app.py", 400)]
+)
+def test_a_web_app_refuses_an_order_that_lacks_a_field(web_app, name, status):
+    refused, body = call(web_app(name) + "/orders", {"orderid": "o1", "sku": "LAMP"})
+
+    assert refused == status
+    assert "qty" in json.dumps(body)
+
+
+@pytest.mark.parametrize("name", ["fastapi_app.py", "flask_app.py", "django_app.py"])
+def test_a_web_app_answers_503_within_seconds_while_nobody_answers_it(web_app, nowhere, name):
+    orders = web_app(name, nowhere) + "/orders"
+
+    began = time.monotonic()
+    status, body = call(orders, {"orderid": "o1", "sku": "LAMP", "qty": 1})
+
+    assert (status, list(body)) == (503, ["detail"])
+    assert time.monotonic() - began < 15
 
 
 @pytest.fixture(scope="session")

@@ -57,8 +57,15 @@ def test_a_blank_reason_is_refused(tool, app, noun):
     done = tool(noun, "discard", delivery_id, "--reason", " ")
 
     assert done.exit_code == 2
-    assert "it is blank" in done.stderr
+    assert "it is blank; say why" in done.stderr
     assert state(app, delivery_id) == "failed"
+
+
+def test_a_discard_says_that_it_is_final(tool, app):
+    done = tool("deliveries", "discard", put(app), "--reason", "a test")
+
+    assert done.output == "1 discarded for good.\n"
+    assert "This is final" in tool("deliveries", "discard", "--help").output
 
 
 @pytest.mark.parametrize("option", ["--reason", "--task"])

@@ -70,8 +70,18 @@ def test_an_event_reaches_every_handler_although_one_of_them_fails(recorder, cap
     assert "Exception handling event Greeted(name='Ada') with second" in caplog.text
 
 
-def test_an_event_without_handlers_is_nobodys_business():
+def test_an_event_without_handlers_is_nobodys_business(caplog):
     assert MessageBus({}, {Greeted: []}).handle(Greeted("Ada"), FakeUnitOfWork()) == []
+    assert caplog.text == ""
+
+
+def test_an_event_that_was_never_registered_is_warned_of(caplog):
+    bus = MessageBus({}, {})
+
+    assert bus.handle(Greeted("Ada"), FakeUnitOfWork()) == []
+    assert bus.handlers_of(Greeted("Bob")) == []
+    assert "No handlers are registered for Greeted(name='Ada')" in caplog.text
+    assert "No handlers are registered for Greeted(name='Bob')" in caplog.text
 
 
 @pytest.mark.parametrize("message", ["Greet", None, {"name": "Ada"}, Greet])

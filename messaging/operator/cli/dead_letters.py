@@ -8,7 +8,7 @@ from uuid import UUID
 import click
 
 from messaging.errors import MessagingError
-from messaging.operator.cli.options import TEXT, json_option
+from messaging.operator.cli.options import REASON, TEXT, json_option
 from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
 from messaging.operator.dead_letters import STATES, DeadLetters, Summary
@@ -110,7 +110,7 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
 """
 )
 @ids_argument
-@click.option("--reason", required=True, type=TEXT, help="Why; stored with the letter.")
+@click.option("--reason", required=True, type=REASON, help="Why; stored with the letter.")
 @pass_tool
 def discard(tool: Tool, ids: tuple[UUID, ...], reason: str) -> None:
     """Discard dead letters for good, with a reason."""

@@ -10,6 +10,7 @@ import click
 from messaging.operator.cli.tool import Tool
 from messaging.operator.deliveries import Deliveries, UnknownName
 from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment, parse_text
+from messaging.texts import storable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,6 +29,13 @@ class Parsed(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is blank; say why, it is kept with what was discarded")
+    return storable(text)
+
+
+REASON = Parsed("text", _reason)
 AGE, MOMENT, TEXT = Parsed("age", parse_age), Parsed("time", parse_moment), Parsed("text", parse_text)
 
 FILTERS = (

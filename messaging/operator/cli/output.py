@@ -9,13 +9,18 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 #: Width of a table in a file or a pipe, in characters.
 PIPE_WIDTH = 200
+
+#: Characters that a column with sentences needs to be readable.
+SENTENCE = 30
+INDENT = (0, 0, 0, 2)
 
 STYLES = {
     "pending": "yellow", "done": "green", "failed": "red", "discarded": "dim",
@@ -42,18 +47,35 @@ def progress() -> Progress:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows; wide columns wrap, except the first one, which is for copying."""
-    console().print(table_of(columns, rows))
+    """Print rows as a table, or as paragraphs where the terminal is too narrow for one."""
+    out = console()
+    out.print(laid_out(columns, rows, out.width))
 
 
-def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return rows as a table."""
+def laid_out(columns: Sequence[str], rows: Iterable[Sequence[object]], width: int) -> RenderableType:
+    """Return rows as a table; as paragraphs if its last column would have to wrap at less than `SENTENCE`."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    if not cells or width - sum(widths[:-1]) - 2 * len(widths) >= min(SENTENCE, widths[-1]):
+        return _table(columns, cells)
+    paragraphs: list[RenderableType] = []
+    for *first, last in cells:
+        paragraphs += [Text("  ").join(first), Padding(last, INDENT)]
+    return Group(*paragraphs)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Text]]) -> Table:
+    """Return rows as a table; the first column never wraps, since it is for copying."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         table.add_column(name, no_wrap=number == 0, overflow="fold")
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*row)
     return table
+
+
+def _width(cell: Text) -> int:
+    return max((line.cell_len for line in cell.split("\n")), default=0)
 
 
 def print_json(value: object) -> None:

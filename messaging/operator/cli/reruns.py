@@ -12,7 +12,7 @@ from messaging.delivery import Status
 from messaging.operator.actions import DeliveryActions
 from messaging.operator.cli.deliveries import deliveries
 from messaging.operator.cli.interrupts import between_turns
-from messaging.operator.cli.options import TEXT, chosen, filters, ids_argument, must_choose
+from messaging.operator.cli.options import REASON, chosen, filters, ids_argument, must_choose
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
 from messaging.operator.deliveries import Deliveries, DeliveryRow
@@ -135,7 +135,7 @@ def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
 @ids_argument
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
-@click.option("--reason", required=True, type=TEXT, help="Why; stored with the delivery.")
+@click.option("--reason", required=True, type=REASON, help="Why; stored with the delivery.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be discarded.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
 @pass_tool
@@ -149,7 +149,7 @@ def discard(
     limit: int,
     **options: Any,
 ) -> None:
-    """Discard failed deliveries for good, with a reason."""
+    """Discard failed deliveries, with a reason. This is final: a discarded delivery cannot be re-run."""
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
     if dry_run:
@@ -159,6 +159,6 @@ def discard(
     _say_what_is_left_alone(tool, ids)
     actions = DeliveryActions(tool.runtime.engine, tool.actor)
     gone = actions.discard(which, actions.clock(), limit, reason)
-    console().print(f"{len(gone):,} discarded.")
+    console().print(f"{len(gone):,} discarded for good.")
     if ids and not gone:
         raise SystemExit(REFUSED)
