@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,13 +12,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from local import ROOT
 from local.processes import programs
 from local.processes.child import Child
 from local.processes.readiness import workers_answer
 from local.waiting import eventually
+from messaging.delivery import new_id
 from tests.e2e.certificates import Pair, make_pair
 
 CLIENT = """
@@ -153,41 +154,24 @@ def test_a_worker_does_not_start_with_an_expired_certificate_in_its_store(backen
     assert "Expired certificate" in child.log_text()
 
 
-LOCK = "SELECT 1 FROM products WHERE sku = :sku FOR UPDATE"
-SEND_KILLER = """
-import sys
-from pathlib import Path
-from celery import Celery
-from messaging.client import close_app
-from messaging.signing import Signing
-
-broker, results, key, certificate, store, sku = sys.argv[1:]
-app = Celery("shop", broker=broker, backend=results, set_as_current=False)
-Signing(Path(key), Path(certificate), store).switch_on(app)
-fields = {"orderid": "parked", "sku": sku, "qty": 1}
-app.send_task("allocation.allocate", kwargs=fields, queue="allocation.commands", declare=(), time_limit=0.2)
-close_app(app)
-"""
+PARKED = """
+INSERT INTO dead_letters
+    (id, reason, error, queue, task, content_type, content_encoding, headers, properties, body)
+VALUES (:id, 'killed its worker', 'Parked', 'allocation.commands', 'allocation.allocate', 'application/json',
+        'utf-8', :headers, '{}', convert_to(:body, 'UTF8')) RETURNING 1"""
 
 
-@pytest.mark.timeout(300)
 def test_a_parked_command_is_carried_out_when_it_is_replayed(
     signing_worker, backend, broker, ours, shop_key, sku
 ):
     """Its letter was written by a worker, which had seen the signature; what goes out is signed again."""
     assert send_signed(broker, shop_key, ours, sku) == f"b-{sku}"
-    engine = create_engine(backend.addresses.database_url)
-    parked = "SELECT id::text FROM dead_letters WHERE reason = 'killed its worker'"
-    with engine.begin() as connection:
-        connection.execute(text(LOCK), {"sku": sku})
-        addresses = broker.broker_url, broker.result_backend_url
-        pair = str(shop_key.key), str(shop_key.certificate), str(ours.key.parent / "*.pem")
-        run(sys.executable, "-c", SEND_KILLER, *addresses, *pair, sku)
-        [(letter_id,)] = eventually(lambda: backend.sql(parked), 120, "the parked command")
-    engine.dispose()
+    letter_id, headers = new_id(), {"task": "allocation.allocate", "id": f"again-{sku}", "lang": "py"}
+    body = [[], {"orderid": "parked", "sku": sku, "qty": 1}, {}]
+    backend.sql(PARKED, id=letter_id, headers=json.dumps(headers), body=json.dumps(body))
 
     run(sys.executable, "-m", "allocation", "dead-letters", "replay", letter_id, env=backend.env)
 
-    carried_out = "SELECT command FROM inbox WHERE idempotency_key IS NOT NULL AND error IS NULL"
-    [(command,)] = eventually(lambda: backend.sql(carried_out), 30, "its answer")
+    answer = "SELECT command FROM inbox WHERE task_id = :id AND error IS NULL"
+    [(command,)] = eventually(lambda: backend.sql(answer, id=f"again-{sku}"), 30, "its answer")
     assert "orderid='parked'" in command
