@@ -17,6 +17,7 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import task_ready
 
 from reliable_celery.errors import WorkerCrashed
+from reliable_celery.requests import error_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class PoisonCount:
 
         def fail_and_forget(exc_info: Any, *args: Any, **kwargs: Any) -> Any:
             outcome = fail(exc_info, *args, **kwargs)
-            if not isinstance(exc_info.exception, CRASHES):
+            if not isinstance(error_of(exc_info), CRASHES):
                 self._forget(request)
             return outcome
 

@@ -57,9 +57,7 @@ class Request(CeleryRequest):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Give the message back when its answer could not be stored; Celery would acknowledge it."""
-        error = exc_info.exception
-        if isinstance(error, ExceptionWithTraceback):  # from a pool without processes of its own
-            error = error.exc
+        error = error_of(exc_info)
         unanswered = getattr(exc_info, "internal", False) and isinstance(error, RESULTS_ARE_AWAY)
         if unanswered and self.task.acks_late:
             task_ready(self)
@@ -79,3 +77,9 @@ class Request(CeleryRequest):
         process is then taken for a revocation: the message is acknowledged and the task never runs.
         """
         super().cancel(pool, signal, emit_retry=emit_retry and not self.task.acks_late)
+
+
+def error_of(exc_info: Any) -> BaseException:
+    """Return the error that a pool reports; some wrap it."""
+    error: BaseException = exc_info.exception
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error

@@ -37,7 +37,9 @@ class LetterFile:
 
 app = Celery("fixture")
 app.conf.update(json.loads(os.environ["FIXTURE_CONFIG"]))
-app.conf.dead_letter_store = lambda _app: LetterFile(Path(os.environ.get("FIXTURE_LETTERS", "letters.jsonl")))
+if not app.conf.get("dead_letter_store"):
+    letters = LetterFile(Path(os.environ.get("FIXTURE_LETTERS", "letters.jsonl")))
+    app.conf.dead_letter_store = lambda _app: letters
 
 
 @app.task(name="fixture.mark")
