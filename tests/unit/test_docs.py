@@ -100,7 +100,7 @@ def test_the_index_of_decisions_lists_each_with_its_title():
 def test_every_message_in_troubleshooting_is_one_that_the_code_has():
     """Except for those of other programs, in the last section."""
     ours, _, _ = TROUBLESHOOTING.partition("## Other programs")
-    folders = ("allocation", "local", "messaging", "tasks", "docker-compose.yml")
+    folders = ("allocation", "local", "messaging", "reliable_celery", "tasks", "docker-compose.yml")
     found = (path for name in folders for path in (ROOT / name, *(ROOT / name).rglob("*.py")))
     files = [path for path in found if path.is_file()]
     # A text that is written in several pieces is one text.
