@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 
 from messaging.bus import MessageBus
 from messaging.messages import Command, task_name
-from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.postgres.outbox import Outbox
+from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.settings import MessagingSettings
 
 UnitOfWorkFactory = Callable[[Any, Engine, Job, Outbox], PostgresUnitOfWork]  # (settings, …)

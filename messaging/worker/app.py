@@ -15,6 +15,7 @@ from messaging.settings import MessagingSettings
 from messaging.settings_rules import backoff_too_long
 from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
 from messaging.worker.rabbitmq import DeclareForOthers
@@ -22,10 +23,11 @@ from messaging.worker.shared_memory import keep_shared
 
 
 class MessagingApp(Celery):
-    """A Celery app that knows the runtime of its project."""
+    """A Celery app that knows its project: what it works with, and what sends its deliveries."""
 
     task_cls = "messaging.worker.request:Task"
     runtime: Runtime
+    dispatcher: Dispatcher
 
     def now(self) -> datetime:
         """Return the time in UTC, our only zone; Celery converts to it three times for each result."""
@@ -45,7 +47,7 @@ def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
     Raises:
         ValueError: it waits too long between two tries.
     """
-    for handler in {handler for handlers in bus.events.values() for handler in handlers}:
+    for handler in bus.event_handlers.values():
         policy = policy_of(handler, settings.retry_policy)
         if problem := backoff_too_long(settings, handler.__name__, policy):
             raise ValueError(problem)
@@ -63,8 +65,9 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     keep_shared()
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
-    add_command_tasks(app, app.runtime)
-    add_bulk_task(app, app.runtime)
-    add_handler_tasks(app, app.runtime)
-    add_housekeeping_tasks(app, app.runtime)
+    app.dispatcher = Dispatcher(app, app.runtime)
+    add_command_tasks(app.dispatcher)
+    add_bulk_task(app.dispatcher)
+    add_handler_tasks(app.dispatcher)
+    add_housekeeping_tasks(app.dispatcher)
     return app

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
 
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, UnknownMessage
@@ -18,17 +18,18 @@ from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
 from messaging.worker.commands import Answered, handle, logger
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandTask
-from messaging.worker.sender import after_commit
 
 Outcome = dict[str, Any]  # {"id", "result"} or {"id", "error": {"type", "message"}}; the id is the key
 
 
-def add_bulk_task(app: Celery, runtime: Runtime) -> None:
+def add_bulk_task(dispatcher: Dispatcher) -> None:
     """Register the task `<project>.many`."""
+    runtime = dispatcher.runtime
 
-    @app.task(
+    @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
         base=CommandTask,
@@ -42,7 +43,7 @@ def add_bulk_task(app: Celery, runtime: Runtime) -> None:
         message = Received.of(task.name, task.request)
         outcomes, deliveries = handle_many(runtime, message, _commands(runtime, args, kwargs))
         # Once for all: should this worker die before, the relay sends them.
-        after_commit(app, runtime, deliveries)
+        dispatcher.after_commit(deliveries)
         return outcomes
 
 

@@ -19,8 +19,7 @@ from celery.utils.objects import Bunch
 from messaging.dead_letters import DeadLetter
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
-from messaging.postgres.inbox import Answer
-from messaging.postgres.unit_of_work import CommandJob
+from messaging.postgres.inbox import Answer, CommandJob
 from messaging.texts import storable
 from messaging.worker.message_checks import (
     MAX_DEPTH,

@@ -10,7 +10,7 @@ from celery.app.task import Context
 
 from messaging.errors import InvalidMessage
 from messaging.messages import IDEMPOTENCY_KEY, Command
-from messaging.postgres.unit_of_work import CommandJob
+from messaging.postgres.inbox import CommandJob
 from messaging.worker.message_checks import timestamp
 
 

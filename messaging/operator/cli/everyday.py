@@ -6,6 +6,7 @@ import dataclasses
 import re
 import sys
 from dataclasses import asdict
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import click
 from messaging.client import CommandFailed, NotAnswered
 from messaging.errors import Unavailable, describe
 from messaging.messages import Command, Event
+from messaging.operator import loading
 from messaging.operator.check import Checkup, Finding
 from messaging.operator.cli.options import json_option, timeout_option
 from messaging.operator.cli.output import console, print_json, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Documented, Failure, Interrupted, NoAnswer, Tool
-from messaging.operator.loading import Line, Load, columns_of, command_for, from_text, read_lines
+from messaging.operator.loading import Line, columns_of, command_for, from_text, read_lines, types_of
 from messaging.postgres.migrate import migrate as apply_migrations
 from messaging.project import Project
 from messaging.replay import parse_line
@@ -93,7 +95,7 @@ def replay(tool: Tool, line: str, idempotency_key: str | None, timeout_s: float)
         execute(tool, message, timeout_s, idempotency_key)
         return
     assert isinstance(message, Event)  # noqa: S101  # the bus knows nothing else
-    for delivery in tool.sender.raise_event(message):
+    for delivery in tool.dispatcher.raise_event(message):
         console().print(f"{message!r} goes to {delivery.handler} as {delivery.id}.", soft_wrap=True)
 
 
@@ -101,9 +103,9 @@ def execute(
     tool: Tool, command: Command, timeout_s: float, key: str | None = None, as_json: bool = False
 ) -> None:
     """Send a command, wait for its answer and print it."""
-    sent = tool.sender.send(command, key)
+    sent = tool.client.delay(command, key=key)
     try:
-        answer = tool.sender.answer(sent, timeout_s)
+        answer = tool.client.answer(sent, timeout_s)
     except NotAnswered:
         raise NoAnswer(
             f"No answer in {timeout_s:g} s. The command is in its queue under the id {sent.id}, and is"
@@ -168,8 +170,7 @@ def _run(
 def _parameter(kind: type[Command], field: dataclasses.Field[Any]) -> click.Parameter:
     if _is_required(kind, field.name):
         return click.Argument([field.name])
-    schema = str(model(kind).model_json_schema()["properties"][field.name])
-    metavar = "YYYY-MM-DD" if "'date'" in schema else field.name.upper()
+    metavar = "YYYY-MM-DD" if date in types_of(kind)[field.name] else field.name.upper()
     return click.Option([f"--{field.name.replace('_', '-')}"], metavar=metavar)
 
 
@@ -213,7 +214,7 @@ def load(tool: Tool, file: Path, refused: Path | None, timeout_s: float) -> None
 def _send_all(tool: Tool, lines: list[Line], settled: list[Line], timeout_s: float) -> None:
     with progress() as bar:
         task = bar.add_task("loading", total=len(lines))
-        for line in Load(tool.sender, timeout_s).run(lines):
+        for line in loading.load(tool.client, lines, tool.runtime.settings.bulk_max, timeout_s):
             settled.append(line)
             bar.advance(task)
 

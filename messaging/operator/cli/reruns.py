@@ -8,16 +8,14 @@ from uuid import UUID
 
 import click
 
-from messaging.delivery import Status
-from messaging.operator.actions import DeliveryActions
+from messaging.delivery import Delivery, Status
 from messaging.operator.cli.deliveries import deliveries
 from messaging.operator.cli.interrupts import between_turns
 from messaging.operator.cli.options import TEXT, chosen, filters, ids_argument, must_choose
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
-from messaging.operator.deliveries import Deliveries, DeliveryRow
-from messaging.operator.filters import DeliveryFilter
-from messaging.operator.reruns import Rerun
+from messaging.operator.deliveries import DeliveryQueries
+from messaging.postgres.filters import DeliveryFilter
 
 WAIT_STEP_S = 0.2
 
@@ -48,37 +46,38 @@ def rerun(
     rate, wait_s = options.pop("rate"), options.pop("wait_s")
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
-    counts = Deliveries(tool.runtime.engine).count_failed(which)
+    counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
     if dry_run:
         _say_what_would_happen(counts, limit, "run again")
         return
     _say_what_is_left_alone(tool, ids)
-    began = DeliveryActions(tool.runtime.engine, tool.actor).clock()
     put_back = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
-    console().print(f"{put_back:,} put back and sent.")
+    console().print(f"{len(put_back):,} put back and sent.")
     if sum(counts.values()) > limit:
         console().print(f"{sum(counts.values()) - limit:,} more are still failed; --limit takes more.")
     if wait_s is not None and put_back:
-        _wait(tool, DeliveryFilter(ids=_put_back_since(tool, began, put_back)), wait_s)
+        _wait(tool, put_back, wait_s)
     if ids and not put_back:
         raise SystemExit(REFUSED)
 
 
-def _rerun(tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None) -> int:
-    done = 0
+def _rerun(
+    tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None
+) -> tuple[str, ...]:
+    ids: list[str] = []
     with between_turns() as stop, progress() as bar:
         task = bar.add_task("re-running", total=expected)
-        for count in Rerun(tool.app, tool.runtime, tool.actor, stop.wait).run(which, limit, rate):
-            done += count
-            bar.advance(task, count)
+        for turn in tool.dispatcher.rerun(which, tool.actor, limit, rate, stop.wait):
+            ids += [delivery.id for delivery in turn]
+            bar.advance(task, len(turn))
             if stop.is_set():
                 break
-    if stop.is_set() and done < expected:
+    if stop.is_set() and len(ids) < expected:
         raise Interrupted(
-            f"Interrupted: {done:,} of {expected:,} were put back and are on their way, the others are still"
-            " failed. The same line again goes on with those."
+            f"Interrupted: {len(ids):,} of {expected:,} were put back and are on their way, the others are"
+            " still failed. The same line again goes on with those."
         )
-    return done
+    return tuple(ids)
 
 
 def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb: str) -> None:
@@ -100,21 +99,17 @@ def _say_what_is_left_alone(tool: Tool, ids: tuple[UUID, ...]) -> None:
             console().print(f"{delivery_id} is {row.status}, and left alone.")
 
 
-def _rows(tool: Tool, ids: tuple[str, ...]) -> list[DeliveryRow]:
-    return Deliveries(tool.runtime.engine).find(DeliveryFilter(ids=ids), limit=len(ids))
+def _rows(tool: Tool, ids: tuple[str, ...]) -> list[Delivery]:
+    return DeliveryQueries(tool.runtime.engine).find(DeliveryFilter(ids=ids), limit=len(ids))
 
 
-def _put_back_since(tool: Tool, began: Any, limit: int) -> tuple[str, ...]:
-    return DeliveryActions(tool.runtime.engine, tool.actor).rerun_since(began, limit)
-
-
-def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
+def _wait(tool: Tool, ids: tuple[str, ...], wait_s: float) -> None:
     """Wait until nothing of it is pending, and say what came of it."""
     deadline = time.monotonic() + wait_s
-    rows = _rows(tool, which.ids)
+    rows = _rows(tool, ids)
     while any(row.status is Status.PENDING for row in rows) and time.monotonic() < deadline:
         time.sleep(WAIT_STEP_S)
-        rows = _rows(tool, which.ids)
+        rows = _rows(tool, ids)
     states = [row.status for row in rows]
     console().print(", ".join(f"{states.count(s):,} {s}" for s in Status if s in states) + ".")
     if set(states) != {Status.DONE}:
@@ -147,12 +142,11 @@ def discard(
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
     if dry_run:
-        counts = Deliveries(tool.runtime.engine).count_failed(which)
+        counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
         _say_what_would_happen(counts, limit, "discarded")
         return
     _say_what_is_left_alone(tool, ids)
-    actions = DeliveryActions(tool.runtime.engine, tool.actor)
-    gone = actions.discard(which, actions.clock(), limit, reason)
+    gone = tool.runtime.outbox.discard(which, tool.actor, limit, reason)
     console().print(f"{len(gone):,} discarded.")
     if ids and not gone:
         raise SystemExit(REFUSED)
