@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ class Project:
         """Return all of them."""
         return self.commands_queue, self.events_queue, self.housekeeping_queue
 
-    def command_task(self, kind: type[Command]) -> str:
-        """Return the task name of a command: `CreateBatch` is `<project>.create_batch`."""
-        return task_name(self.name, kind)
+    @cached_property
+    def command_tasks(self) -> dict[str, type[Command]]:
+        """Return the commands by the names of their tasks: `CreateBatch` is `<project>.create_batch`."""
+        return {task_name(self.name, kind): kind for kind in self.bus.commands}
 
     def handler_task(self, handler: str) -> str:
         """Return the task name of an event handler, by the name it has now."""

@@ -56,7 +56,15 @@ class Batch:
         return self.sku == line.sku and self.available_quantity >= line.qty
 
     def allocate(self, line: OrderLine) -> None:
-        """Give the line its pieces."""
+        """Give the line its pieces; a line that has them already keeps them.
+
+        Raises:
+            ValueError: the line is of another SKU, or does not fit.
+        """
+        if line in self.lines:
+            return
+        if not self.can_allocate(line):
+            raise ValueError(f"{line} does not fit into {self}")
         self.lines.append(line)
         self.allocated_quantity += line.qty
 

@@ -72,7 +72,7 @@ class DeadLetters:
     def add(self, letter: DeadLetter) -> None:
         """Keep a letter, committed on return."""
         with self.engine.begin() as connection:
-            connection.execute(INSERT, {"id": new_id(), **_row(letter)})
+            connection.execute(INSERT, _row(letter))
 
     def find(
         self, state: str = "open", reason: str | None = None, task: str | None = None, limit: int = 50
@@ -165,19 +165,10 @@ def _from_row(row: Any) -> DeadLetter:
 
 
 def _row(letter: DeadLetter) -> dict[str, object]:
+    facts = {name: storable(fact) if isinstance(fact, str) else fact for name, fact in vars(letter).items()}
     return {
-        "reason": _text(letter.reason),
-        "task": _text(letter.task),
-        "task_id": _text(letter.task_id),
-        "queue": _text(letter.queue),
-        "content_type": _text(letter.content_type),
-        "content_encoding": _text(letter.content_encoding),
+        **facts,
+        "id": new_id(),
         "headers": json.dumps(letter.headers, default=repr),
         "properties": json.dumps(letter.properties, default=repr),
-        "body": letter.body,
-        "error": _text(letter.error),
     }
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else storable(str(value))

@@ -138,17 +138,12 @@ class NotFailed(MessagingError):
     """Only a failed delivery can be re-run, discarded or corrected."""
 
 
-def no_handlers(_event: Event) -> list[str]:
-    """Return the handlers of a project that has none."""
-    return []
-
-
 @dataclass(frozen=True)
 class Outbox:
     """The deliveries of one database. Only what failed is ever re-run, discarded or edited."""
 
     engine: Engine
-    handlers_of: Callable[[Event], list[str]] = no_handlers
+    handlers_of: Callable[[Event], list[str]] = lambda _event: []  # by name
     grace_s: float = 15.0  # seconds that a message may take before the relay sends another
     announced: bool = False  # whether other apps are told of each event
 
@@ -158,29 +153,16 @@ class Outbox:
         """Write one row per event and handler, and return the deliveries to send once committed."""
         deliveries = []
         for event, key in ((one.event, one.key) for one in raised):
-            event_id, kind, payload = new_id(), type(event).__name__, to_dict(event)
+            event_id, kind, fields = new_id(), type(event).__name__, to_dict(event)
+            payload, causes = json.dumps(fields), (correlation_id, causation_id)
             if self.announced:
-                facts = (event_id, kind, json.dumps(payload), correlation_id, causation_id, key)
-                transaction.write(INSERT_ANNOUNCEMENT, facts)
+                transaction.write(INSERT_ANNOUNCEMENT, (event_id, kind, payload, *causes, key))
             for handler in self.handlers_of(event):
-                delivery = Delivery(
-                    new_id(), kind, payload, handler, correlation_id, causation_id, event=event
-                )
+                delivery = Delivery(new_id(), kind, fields, handler, *causes, event=event)
+                row = (delivery.id, event_id, kind, payload, handler, self.grace_s, *causes)
+                transaction.write(INSERT_DELIVERY, row)
                 deliveries.append(delivery)
-                transaction.write(INSERT_DELIVERY, self._row(event_id, delivery))
         return deliveries
-
-    def _row(self, event_id: str, delivery: Delivery) -> tuple[object, ...]:
-        return (
-            delivery.id,
-            event_id,
-            delivery.event_type,
-            json.dumps(delivery.payload),
-            delivery.handler,
-            self.grace_s,
-            delivery.correlation_id,
-            delivery.causation_id,
-        )
 
     def raise_by_hand(self, event: Event) -> list[Delivery]:
         """Write the deliveries of an event that no command or handler raised, and return them for sending."""

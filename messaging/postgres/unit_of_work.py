@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Protocol, Self
 
 from sqlalchemy import Engine
@@ -41,12 +40,6 @@ class PostgresUnitOfWork(UnitOfWork):
         self.transaction.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Undo what is not committed and give the connection back."""
-        self.transaction.close()
-
     def commit(self, result: object = None) -> list[Delivery]:
         """Write state, deliveries and answer in one transaction."""
         for repository in self.repositories():
@@ -58,5 +51,5 @@ class PostgresUnitOfWork(UnitOfWork):
         return deliveries
 
     def rollback(self) -> None:
-        """Undo what is not committed."""
+        """Undo what is not committed and give the connection back."""
         self.transaction.close()

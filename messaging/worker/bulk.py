@@ -108,8 +108,7 @@ def _taken_apart(item: object) -> tuple[str, Mapping[str, Any], str | None]:
 
 
 def _kind(runtime: Runtime, name: str) -> type[Command]:
-    project = runtime.project
-    for kind in project.bus.commands:
-        if project.command_task(kind) == name:
-            return kind
-    raise UnknownMessage(f"No command is called {name[:255]!r}")
+    kind = runtime.project.command_tasks.get(name)
+    if kind is None:
+        raise UnknownMessage(f"No command is called {name[:255]!r}")
+    return kind

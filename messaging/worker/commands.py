@@ -37,18 +37,18 @@ Answered = tuple[Answer, list[Delivery]]  # and the deliveries to send now
 
 def add_command_tasks(dispatcher: Dispatcher) -> None:
     """Register a task for every command of the project."""
-    for kind in dispatcher.project.bus.commands:
-        _add_command_task(dispatcher, kind)
+    for name, kind in dispatcher.project.command_tasks.items():
+        _add_command_task(dispatcher, name, kind)
 
 
-def _add_command_task(dispatcher: Dispatcher, kind: type[Command]) -> None:
+def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) -> None:
     # typing=False: arguments are checked by `parse`, whose errors name the field and the rule.
     # throws: an error is an answer, and what is unexpected is logged here; Celery need not log it again.
     @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
         base=CommandTask,
-        name=dispatcher.project.command_task(kind),
+        name=name,
         typing=False,
         throws=(Exception,),
         __doc__=kind.__doc__,

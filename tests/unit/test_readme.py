@@ -30,8 +30,8 @@ def test_every_setting_says_there_what_it_is():
 
 
 def test_every_command_stands_in_the_readme_by_its_task_name():
-    for kind in project.bus.commands:
-        assert f"| `{project.command_task(kind)}` |" in README
+    for name in project.command_tasks:
+        assert f"| `{name}` |" in README
 
 
 def test_every_file_that_the_readme_names_is_there():
