@@ -16,10 +16,14 @@ from messaging.bus import MessageBus
 from messaging.client import Client, NotAnswered, Outcome
 from messaging.errors import InvalidMessage, Unavailable, describe
 from messaging.messages import Command, Message
+from messaging.settings import MessagingSettings
 from messaging.validation import from_dict, model
 
 #: Commands that are under way at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
 LINES_IN_A_MESSAGE, MESSAGES = 25, 8
+
+#: Bytes that a command may take in a message, its texts escaped as JSON may escape them.
+LONGEST_LINE = 16_384
 
 #: Makes the idempotency keys of a file's commands: the same line of the same file always has the same.
 NAMESPACE = uuid.UUID("8d3b1f0a-6d0c-4f3e-9f4b-4a6c0c0a9f11")
@@ -76,19 +80,18 @@ def columns_of(path: Path) -> set[str]:
         return {name for name in csv.DictReader(file).fieldnames or [] if name}
 
 
-def load(client: Client, lines: list[Line], bulk_max: int, timeout_s: float) -> Iterator[Line]:
+def load(client: Client, lines: list[Line], settings: MessagingSettings, timeout_s: float) -> Iterator[Line]:
     """Send the lines of a file, and yield each once it has its answer; no line is carried out twice.
 
-    A message has at most `bulk_max` commands, and is answered in `timeout_s` seconds.
+    `timeout_s` is how long the answer to one message may take.
 
     Raises:
         NotAnswered: no answer came in time; what was sent stays in its queue.
         Unavailable: the broker, the result backend or the database is away.
     """
     commands = ((line.key, line.command) for line in lines if line.command is not None)
-    outcomes = client.many(
-        commands, size=min(LINES_IN_A_MESSAGE, bulk_max), in_flight=MESSAGES, timeout_s=timeout_s
-    )
+    size = min(LINES_IN_A_MESSAGE, settings.bulk_max, settings.message_max_bytes // LONGEST_LINE)
+    outcomes = client.many(commands, size=size, in_flight=MESSAGES, timeout_s=timeout_s)
     for line in lines:
         yield line if line.command is None else _answered(line, next(outcomes))
 

@@ -214,7 +214,7 @@ def load(tool: Tool, file: Path, refused: Path | None, timeout_s: float) -> None
 def _send_all(tool: Tool, lines: list[Line], settled: list[Line], timeout_s: float) -> None:
     with progress() as bar:
         task = bar.add_task("loading", total=len(lines))
-        for line in loading.load(tool.client, lines, tool.runtime.settings.bulk_max, timeout_s):
+        for line in loading.load(tool.client, lines, tool.runtime.settings, timeout_s):
             settled.append(line)
             bar.advance(task)
 
