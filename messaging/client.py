@@ -73,12 +73,7 @@ class Outcome:
     error: Exception | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Commands that went out in one message."""
-
-    commands: list[tuple[str, Command]]  # each with its key
-    result: Answer
+Batch = tuple[list[tuple[str, Command]], Answer]  # commands with their keys, sent in one message
 
 
 class Client:
@@ -174,7 +169,7 @@ class Client:
         """
         answered = 0
         for batch in _ahead(self._sent_batches(iter(commands), size), in_flight):
-            outcomes = self._outcomes(batch, timeout_s)
+            outcomes = self._outcomes(*batch, timeout_s)
             answered += len(outcomes)
             if progress is not None:
                 progress(answered)
@@ -225,20 +220,18 @@ class Client:
             shown = f"([{cut(repr(keyed[0][1]))}, …{len(keyed)} commands],)"
             sent = self._send(f"{self.project}.many", name, shown, args=(lines,))
             sent.key = ""  # each command has its own
-            yield Batch(keyed, sent)
+            yield keyed, sent
 
-    def _outcomes(self, batch: Batch, timeout_s: float) -> list[Outcome]:
+    def _outcomes(self, keyed: list[tuple[str, Command]], sent: Answer, timeout_s: float) -> list[Outcome]:
         try:
-            answers = self.answer(batch.result, timeout_s)
+            answers = self.answer(sent, timeout_s)
         except NotAnswered as late:
-            return [
-                Outcome(key, command, error=NotAnswered(str(late), key)) for key, command in batch.commands
-            ]
+            return [Outcome(key, command, error=NotAnswered(str(late), key)) for key, command in keyed]
         except Exception as error:  # noqa: BLE001  it is the answer to each of them
-            return [Outcome(key, command, error=error) for key, command in batch.commands]
+            return [Outcome(key, command, error=error) for key, command in keyed]
         return [
             Outcome(key, command, answer.get("result"), self._error_of(answer))
-            for (key, command), answer in zip(batch.commands, answers, strict=True)
+            for (key, command), answer in zip(keyed, answers, strict=True)
         ]
 
     def _error_of(self, answer: Mapping[str, Any]) -> Exception | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from sqlalchemy import Engine
 
 from messaging.bus import MessageBus
 from messaging.messages import Command, task_name
-from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.postgres.outbox import Outbox
+from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.settings import MessagingSettings
 
 UnitOfWorkFactory = Callable[[Any, Engine, Job, Outbox], PostgresUnitOfWork]  # (settings, …)
@@ -59,9 +61,10 @@ class Project(Names):
     refusals: tuple[type[Exception], ...] = ()  # errors that are answers, not accidents
     renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
 
-    def command_task(self, kind: type[Command]) -> str:
-        """Return the task name of a command: `CreateBatch` is `<project>.create_batch`."""
-        return task_name(self.name, kind)
+    @cached_property
+    def command_tasks(self) -> dict[str, type[Command]]:
+        """Return the commands by the names of their tasks: `CreateBatch` is `<project>.create_batch`."""
+        return {task_name(self.name, kind): kind for kind in self.bus.commands}
 
     def handler_task(self, handler: str) -> str:
         """Return the task name of an event handler, by the name it has now."""

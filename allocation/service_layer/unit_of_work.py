@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -48,6 +47,3 @@ class UnitOfWork(MessagingUnitOfWork):
     def repositories(self) -> Iterable[Repository]:
         """Return the products, the only repository of this project."""
         return (self.products,)
-
-    @abstractmethod
-    def commit(self, result: object = None) -> None: ...

@@ -5,8 +5,9 @@ from sqlalchemy import Engine
 from examples.vip_customers.handlers import ShopUnitOfWork
 from examples.vip_customers.model import History, Order
 from messaging.mail import mails_of
+from messaging.postgres.outbox import Outbox
 from messaging.postgres.repository import PostgresRepository
-from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.settings import MessagingSettings
 
 INSERT_ORDER = """

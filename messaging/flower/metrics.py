@@ -77,8 +77,8 @@ class DeliveryCollector(Collector):
 
     def _zeros(self) -> Counts:
         """Return a zero for every state of every handler: an alert sees a series before the first failure."""
-        names = (kind.__name__ for kinds in self._runtime.project.bus.events.values() for kind in kinds)
-        return {(str(status), name): 0 for name in names for status in Status}
+        handlers = self._runtime.project.bus.event_handlers
+        return {(str(status), name): 0 for name in handlers for status in Status}
 
     def _refresh_for_ever(self) -> None:
         while True:

@@ -8,16 +8,16 @@ from uuid import UUID
 import tornado.web
 from tornado.web import url
 
-from messaging.delivery import Status
+from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
 from messaging.flower.base import Page
-from messaging.operator.actions import DeliveryActions
-from messaging.operator.dead_letters import STATES, DeadLetters
-from messaging.operator.deliveries import Deliveries, DeliveryRow, FailureCause, Story, UnknownName
-from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
-from messaging.operator.reruns import Rerun
+from messaging.operator.deliveries import DeliveryQueries, FailureCause, Story, UnknownName
+from messaging.operator.filters import parse_age, parse_moment
+from messaging.operator.reruns import outcome
+from messaging.postgres.dead_letters import STATES, DeadLetters
+from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
-from messaging.worker.sender import shown_event
+from messaging.worker.dispatcher import shown_event
 
 SHOWN = 100  # rows of a page
 SHOWN_CAUSES = 20
@@ -64,13 +64,13 @@ class DeliveriesPage(Page):
         self.back_to("deliveries", filters)
 
     @property
-    def deliveries(self) -> Deliveries:
+    def deliveries(self) -> DeliveryQueries:
         """Return what reads deliveries."""
-        return Deliveries(self.runtime.engine)
+        return DeliveryQueries(self.runtime.engine)
 
-    def event_of(self, row: DeliveryRow) -> str:
+    def event_of(self, row: Delivery) -> str:
         """Return a delivery's event as text."""
-        return shown_event(self.runtime.project, row.event_type, row.payload)
+        return shown_event(self.runtime.project, row)
 
     def filters(self) -> dict[str, str]:
         """Return the filter fields; the state is `failed` until another is chosen."""
@@ -114,13 +114,11 @@ class DeliveriesPage(Page):
         raise tornado.web.HTTPError(400, "Unknown action")
 
     def _rerun(self, chosen: DeliveryFilter) -> str:
-        reruns = Rerun(self.capp, self.runtime, self.actor)
-        count = sum(reruns.run(chosen, AT_ONCE))
-        return reruns.said(count) if count else "None of these deliveries has failed; nothing was run again."
+        turns = list(self.capp.dispatcher.rerun(chosen, self.actor, AT_ONCE))
+        return outcome(turns) if turns else "None of these deliveries has failed; nothing was run again."
 
     def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
-        actions = DeliveryActions(self.runtime.engine, self.actor)
-        return len(actions.discard(chosen, actions.clock(), AT_ONCE, storable(reason)))
+        return len(self.runtime.outbox.discard(chosen, self.actor, AT_ONCE, storable(reason)))
 
 
 class DeliveryPage(DeliveriesPage):
@@ -191,7 +189,7 @@ class DeadLettersPage(Page):
     async def act(self, action: str, letter_id: str, reason: str) -> str:
         """Carry out an action and return the text to show."""
         if action == "replay":
-            letter = await self.work(self.letters.replay, self.capp, self.runtime, letter_id)
+            letter = await self.work(self.capp.dispatcher.replay, self.letters, letter_id)
             return f"Sent to {letter.queue} again: {letter.task}."
         if action == "discard":
             if not reason:

@@ -6,14 +6,13 @@ import ast
 from typing import Any
 
 from messaging.errors import InvalidMessage
-from messaging.messages import Command
 from messaging.project import Project
 from messaging.validation import parse
 
 
 def shown_task(project: Project, task: Any) -> Any:
     """Return a Flower task whose arguments are shown as the command, if they can be parsed."""
-    kind = _kinds(project).get(task.name)
+    kind = project.command_tasks.get(task.name)
     if kind is None:
         return task
     try:
@@ -23,7 +22,3 @@ def shown_task(project: Project, task: Any) -> Any:
     except (InvalidMessage, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass  # truncated by Celery, invalid, or a repr already: shown unchanged
     return task
-
-
-def _kinds(project: Project) -> dict[str, type[Command]]:
-    return {project.command_task(kind): kind for kind in project.bus.commands}

@@ -38,20 +38,16 @@ NEEDS = {"queues": "broker", "clocks": "database", "deliveries": "database", "de
 DATABASE_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())::float")
 
 
-class Notice(Exception):
-    """Nothing is broken, but an operator should look at this."""
-
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what, remedy)
-        self.what, self.remedy = what, remedy
-
-
 class Problem(Exception):
     """What is wrong, and what to do about it."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what, remedy)
         self.what, self.remedy = what, remedy
+
+
+class Notice(Problem):
+    """Nothing is broken, but an operator should look at this."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +98,8 @@ class Checkup:
     def _finding(self, name: str, check: Callable[[], str]) -> Finding:
         try:
             return Finding(name, True, check())
-        except Notice as notice:
-            return Finding(name, True, notice.what, notice.remedy)
         except Problem as problem:
-            return Finding(name, False, problem.what, problem.remedy)
+            return Finding(name, isinstance(problem, Notice), problem.what, problem.remedy)
         except Exception as error:  # noqa: BLE001  # whatever a broken server makes a driver raise
             return Finding(name, False, describe(error), self._remedy(NEEDS.get(name, name)))
 

@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from messaging.bus import MessageBus
-from messaging.delivery import Status
+from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
-from messaging.operator.filters import SORTED_BY, DeliveryFilter
+from messaging.postgres.filters import SORTED_BY, DeliveryFilter
 from messaging.texts import storable
 
 COLUMNS = """
@@ -28,29 +28,7 @@ MAX_CHAIN = 50
 
 
 @dataclass(frozen=True)
-class DeliveryRow:
-    """One delivery in its current state."""
-
-    id: str
-    event_type: str
-    payload: dict[str, Any]  # the event's fields as JSON values
-    handler: str
-    status: Status
-    attempts: int  # since the last re-run
-    reruns: int
-    created_at: datetime
-    finished_at: datetime | None
-    due_at: datetime
-    worker: str | None
-    last_error: str | None
-    correlation_id: str
-    causation_id: str
-    edited_from: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Attempt:
+class FailedAttempt:
     """One failed attempt; `run` counts the re-runs before it."""
 
     run: int
@@ -85,12 +63,12 @@ class Cause:
 class Story:
     """Everything known about one delivery."""
 
-    delivery: DeliveryRow
-    attempts: list[Attempt]
+    delivery: Delivery
+    attempts: list[FailedAttempt]
     actions: list[Action]
     cause: Cause | None  # None once its answer has been pruned
-    through: list[DeliveryRow] = field(default_factory=list)  # deliveries between the command and this one
-    related: list[DeliveryRow] = field(default_factory=list)  # others caused by the same command
+    through: list[Delivery] = field(default_factory=list)  # deliveries between the command and this one
+    related: list[Delivery] = field(default_factory=list)  # others caused by the same command
 
 
 @dataclass(frozen=True)
@@ -107,8 +85,8 @@ class UnknownName(MessagingError):
 
 
 @dataclass(frozen=True)
-class Deliveries:
-    """Questions about deliveries."""
+class DeliveryQueries:
+    """What an operator asks about deliveries; nothing here changes one."""
 
     engine: Engine
 
@@ -118,8 +96,7 @@ class Deliveries:
         Raises:
             UnknownName: it names those that exist.
         """
-        handlers = {handler.__name__ for handlers in bus.events.values() for handler in handlers}
-        self._require_name("handler", "handler", chosen.handler, handlers)
+        self._require_name("handler", "handler", chosen.handler, set(bus.event_handlers))
         self._require_name("event", "event_type", chosen.event, set(bus.event_types))
 
     def _require_name(self, what: str, column: str, name: str | None, known: set[str]) -> None:
@@ -136,7 +113,7 @@ class Deliveries:
 
     def find(
         self, chosen: DeliveryFilter, statuses: Sequence[Status] = tuple(Status), limit: int = 50
-    ) -> list[DeliveryRow]:
+    ) -> list[Delivery]:
         """Return the newest `limit` deliveries in these states, those that ended last first."""
         # One query per state, since each state has an index of its own (done has the primary key).
         parts = " UNION ALL ".join(f"({_of_status(status, chosen)})" for status in statuses)
@@ -167,7 +144,7 @@ class Deliveries:
             rows = connection.execute(query, {**chosen.facts, "limit": limit})
             return [FailureCause(*row) for row in rows]
 
-    def get(self, delivery_id: str) -> DeliveryRow | None:
+    def get(self, delivery_id: str) -> Delivery | None:
         """Return one delivery."""
         return next(iter(self.find(DeliveryFilter(ids=(delivery_id,)), limit=1)), None)
 
@@ -188,9 +165,9 @@ class Deliveries:
                 [row for row in related if row.id != delivery_id],
             )
 
-    def _origin(self, delivery: DeliveryRow) -> tuple[list[DeliveryRow], Cause | None]:
+    def _origin(self, delivery: Delivery) -> tuple[list[Delivery], Cause | None]:
         """Follow causes from a delivery up to the first command."""
-        through: list[DeliveryRow] = []
+        through: list[Delivery] = []
         causation = delivery.causation_id
         for _ in range(MAX_CHAIN):
             cause = self._answered(causation)
@@ -223,16 +200,16 @@ def _of_status(status: Status, chosen: DeliveryFilter) -> str:
     )
 
 
-def _row(row: Any) -> DeliveryRow:
-    return DeliveryRow(**{**row._mapping, "status": Status(row.status)})
+def _row(row: Any) -> Delivery:
+    return Delivery(**{**row._mapping, "status": Status(row.status)})
 
 
-def _attempts(connection: Connection, delivery_id: str) -> list[Attempt]:
+def _attempts(connection: Connection, delivery_id: str) -> list[FailedAttempt]:
     query = text(
         "SELECT run, number, at, worker, error, traceback FROM attempts WHERE delivery_id = :id"
         " ORDER BY run, number"
     )
-    return [Attempt(*row) for row in connection.execute(query, {"id": delivery_id})]
+    return [FailedAttempt(*row) for row in connection.execute(query, {"id": delivery_id})]
 
 
 def _actions(connection: Connection, delivery_id: str) -> list[Action]:

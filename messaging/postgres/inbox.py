@@ -14,7 +14,6 @@ from messaging.errors import InvalidMessage
 from messaging.messages import Command
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Row, Transaction
-from messaging.postgres.unit_of_work import CommandJob
 from messaging.replay import same_message
 from messaging.texts import cut
 
@@ -38,6 +37,40 @@ SELECT $1, $2, '', $3 WHERE NOT EXISTS (
 ON CONFLICT (task_id) DO NOTHING RETURNING true""",
     *("text", "text", "json"),
 )
+
+
+ANSWER = Statement(
+    "INSERT INTO inbox (task_id, idempotency_key, command, result) VALUES ($1, $2, $3, $4)",
+    *("text", "text", "text", "jsonb"),
+)
+
+
+@dataclass(frozen=True)
+class CommandJob:
+    """A command from outside: its inbox row answers copies of the message and repeats under the same key."""
+
+    id: str  # of the message, which its result is found by
+    command: Command
+    correlation_id: str
+    idempotency_key: str | None = None  # the sender's own name for the command, the id where there is none
+
+    @property
+    def key(self) -> str:
+        """Return what the effect happens once for."""
+        return self.idempotency_key or self.id
+
+    @property
+    def stored_key(self) -> str | None:
+        """Return the key as the inbox has it: null where it is the id."""
+        return self.idempotency_key if self.idempotency_key != self.id else None
+
+    def finish(self, transaction: Transaction, result: object) -> None:
+        """Write the inbox row; unique indexes allow one answer per message and one effect per key.
+
+        Nothing was claimed before: a copy waits for the aggregate's lock, then finds its id or key taken.
+        """
+        answer = (self.id, self.stored_key, repr(self.command), json.dumps(result))
+        transaction.write(ANSWER, answer)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from messaging.settings import MessagingSettings
 from messaging.settings_rules import backoff_too_long
 from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
 from messaging.worker.rabbitmq import DeclareForOthers
@@ -24,9 +25,10 @@ from reliable_celery.checks import MAX_COUNT
 
 
 class MessagingApp(Celery):
-    """A Celery app that knows the runtime of its project."""
+    """A Celery app that knows its project: what it works with, and what sends its deliveries."""
 
     runtime: Runtime
+    dispatcher: Dispatcher
 
     def now(self) -> datetime:
         """Return the time in UTC, our only zone; Celery converts to it three times for each result."""
@@ -46,7 +48,7 @@ def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
     Raises:
         ValueError: it waits too long between two tries, or tries more often than a message may say.
     """
-    for handler in {handler for handlers in bus.events.values() for handler in handlers}:
+    for handler in bus.event_handlers.values():
         policy = policy_of(handler, settings.retry_policy)
         if not 0 <= policy.max_retries <= MAX_COUNT:
             raise ValueError(
@@ -89,9 +91,10 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
         settings.signing.switch_on(app)
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
-    add_command_tasks(app, app.runtime)
-    add_bulk_task(app, app.runtime)
-    add_housekeeping_tasks(app, app.runtime)
+    app.dispatcher = Dispatcher(app, app.runtime)
+    add_command_tasks(app.dispatcher)
+    add_bulk_task(app.dispatcher)
+    add_housekeeping_tasks(app.dispatcher)
     check_handlers(project, app.tasks)
-    add_handler_tasks(app, app.runtime)
+    add_handler_tasks(app.dispatcher)
     return app

@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
 
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, UnknownMessage
 from messaging.messages import Command
-from messaging.postgres.inbox import Answer
+from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
-from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
 from messaging.worker.commands import Answered, handle, logger
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandRequest, CommandTask
-from messaging.worker.sender import after_commit
 
 Outcome = dict[str, Any]  # {"id", "result"} or {"id", "error": {"type", "message"}}; the id is the key
 
@@ -72,10 +71,11 @@ class BulkTask(CommandTask):
     Request: Any = f"{__name__}:{BulkRequest.__name__}"
 
 
-def add_bulk_task(app: Celery, runtime: Runtime) -> None:
+def add_bulk_task(dispatcher: Dispatcher) -> None:
     """Register the task `<project>.many`."""
+    runtime = dispatcher.runtime
 
-    @app.task(
+    @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
         base=BulkTask,
@@ -89,7 +89,7 @@ def add_bulk_task(app: Celery, runtime: Runtime) -> None:
         message = Received.of(task.name, task.request)
         outcomes, deliveries = handle_many(runtime, message, _commands(runtime, args, kwargs))
         # Once for all: should this worker die before, the relay sends them.
-        after_commit(app, runtime, deliveries)
+        dispatcher.after_commit(deliveries)
         return outcomes
 
 
@@ -177,8 +177,7 @@ def _taken_apart(item: object) -> tuple[str, Mapping[str, Any], str | None]:
 
 
 def _read(runtime: Runtime, name: str, fields: Mapping[str, Any]) -> Command:
-    project = runtime.project
-    for kind in project.bus.commands:
-        if project.command_task(kind) == name:
-            return from_dict(kind, fields)
-    raise UnknownMessage(f"No command is called {name[:255]!r}")
+    kind = runtime.project.command_tasks.get(name)
+    if kind is None:
+        raise UnknownMessage(f"No command is called {name[:255]!r}")
+    return from_dict(kind, fields)

@@ -13,21 +13,20 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
 from kombu.serialization import dumps
 
-from messaging.dead_letters import DeadLetter
+from messaging.dead_letters import PARKED, DeadLetter
 from messaging.delivery import Delivery, new_id
 from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed, describe
 from messaging.messages import IDEMPOTENCY_KEY, Command, to_dict
-from messaging.postgres.inbox import Answer
+from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WAITED_TOO_LONG
-from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
 from messaging.validation import parse
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandTask
-from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +36,29 @@ FIRST_PAUSE_S = 0.05
 Answered = tuple[Answer, list[Delivery]]  # and the deliveries to send now
 
 
-def add_command_tasks(app: Celery, runtime: Runtime) -> None:
+def add_command_tasks(dispatcher: Dispatcher) -> None:
     """Register a task for every command of the project."""
-    for kind in runtime.project.bus.commands:
-        _add_command_task(app, runtime, kind)
+    for name, kind in dispatcher.project.command_tasks.items():
+        _add_command_task(dispatcher, name, kind)
 
 
-def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> None:
+def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) -> None:
     # typing=False: arguments are checked by `parse`, whose errors name the field and the rule.
     # throws: an error is an answer, and what is unexpected is logged here; Celery need not log it again.
-    @app.task(
+    @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
         base=CommandTask,
-        name=runtime.project.command_task(kind),
+        name=name,
         typing=False,
         throws=(Exception,),
         command=kind,
         __doc__=kind.__doc__,
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
-        answer, deliveries = handle(
-            runtime, Received.of(task.name, task.request), lambda: parse(kind, args, kwargs)
-        )
-        after_commit(app, runtime, deliveries)
+        message = Received.of(task.name, task.request)
+        answer, deliveries = handle(dispatcher.runtime, message, lambda: parse(kind, args, kwargs))
+        dispatcher.after_commit(deliveries)
         return answer.given()
 
 
@@ -106,13 +104,13 @@ class Patience:
 def _execute(runtime: Runtime, job: CommandJob, patience: Patience) -> Answered:
     """Handle the command in one transaction; transient database errors are tried again from a clean start."""
     for attempt in count(1):
-        uow = runtime.unit_of_work(job)
+        deliveries: list[Delivery] = []
         try:
-            [result] = runtime.project.bus.handle(job.command, uow)
+            result = runtime.project.bus.handle_command(job.command, deliveries, runtime.unit_of_work(job))
         except TRANSIENT_ERRORS as error:
             problem = error
         else:
-            return Answer(result), uow.deliveries
+            return Answer(result), deliveries
         earlier = _earlier_answer(runtime, job)
         if earlier is not None:
             return earlier, []
@@ -191,7 +189,7 @@ def _parked(runtime: Runtime, received: Received, job: CommandJob, error: Worker
     # This message is answered for good; a replay is a new one, whose effect still happens once.
     headers = {"lang": "py", "task": received.task, "id": new_id(), "root_id": job.correlation_id}
     return DeadLetter(
-        reason="killed its worker",
+        reason=PARKED,
         task=received.task,
         task_id=job.id,
         queue=received.queue,

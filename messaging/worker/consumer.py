@@ -10,7 +10,7 @@ from typing import Any
 
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
-from messaging.postgres.unit_of_work import CommandJob
+from messaging.postgres.inbox import CommandJob
 from messaging.worker.request import tell
 from reliable_celery import errors
 from reliable_celery.consumer import Consumer as ReliableConsumer

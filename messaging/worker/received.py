@@ -11,7 +11,7 @@ from celery.app.task import Context
 
 from messaging.errors import InvalidMessage, MessagingError
 from messaging.messages import IDEMPOTENCY_KEY, Command
-from messaging.postgres.unit_of_work import CommandJob
+from messaging.postgres.inbox import CommandJob
 from reliable_celery import errors
 from reliable_celery.checks import timestamp
 from reliable_celery.routing import queue_of

@@ -8,7 +8,7 @@ import pytest
 import redis
 from sqlalchemy import create_engine, text
 
-from local import programs
+from local.processes import programs
 from local.processes.child import Child
 from local.waiting import eventually
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from local import ROOT
 from messaging.dead_letters import DeadLetter
-from messaging.operator.dead_letters import DeadLetters, NotReplayable
+from messaging.postgres.dead_letters import DeadLetters, NotReplayable
 from messaging.texts import storable
 from messaging.worker.app import MessagingApp
 from tests.integration.outbox import app_on, ask
@@ -74,7 +74,7 @@ def test_a_message_is_sent_again_as_it_came(
         properties={"correlation_id": "t1", "priority": 3, "delivery_tag": "old", "delivery_info": {}},
     )  # fmt: skip
 
-    letters.replay(app, app.runtime, letter_id)
+    app.dispatcher.replay(letters, letter_id)
 
     [message] = taken(app)
     sent = message.body if isinstance(message.body, bytes) else message.body.encode(encoding)
@@ -90,7 +90,7 @@ def test_a_message_goes_out_once_however_many_press(app: MessagingApp, letters: 
 
     def press() -> bool:
         try:
-            letters.replay(app, app.runtime, letter_id)
+            app.dispatcher.replay(letters, letter_id)
         except NotReplayable:
             return False
         return True
@@ -106,10 +106,10 @@ def test_what_this_release_does_not_know_is_sent_only_anyway(app: MessagingApp, 
     letter_id = keep(app, task="allocation.later", body=b"[[], {}, {}]", headers=HEADERS)
 
     with pytest.raises(NotReplayable, match=r"no task allocation\.later"):
-        letters.replay(app, app.runtime, letter_id)
+        app.dispatcher.replay(letters, letter_id)
     assert letters.find("open")
 
-    letters.replay(app, app.runtime, letter_id, anyway=True)
+    app.dispatcher.replay(letters, letter_id, anyway=True)
     assert len(taken(app)) == 1
 
 

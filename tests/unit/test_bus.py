@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from messaging.bus import MessageBus
+from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
 from messaging.messages import Command, Event
 from tests.fakes import FakeUnitOfWork
@@ -97,9 +98,9 @@ def test_a_command_without_a_handler_is_refused_by_name():
 
 def test_handlers_run_inside_a_unit_of_work_that_is_committed_with_their_result(recorder):
     class WatchedUnitOfWork(FakeUnitOfWork):
-        def commit(self, result: object = None) -> None:
+        def commit(self, result: object = None) -> list[Delivery]:
             recorder.calls.append(("commit", result))
-            super().commit(result)
+            return super().commit(result)
 
     MessageBus({Greet: recorder.handler("greet", result=7)}, {}).handle(Greet("Ada"), WatchedUnitOfWork())
 

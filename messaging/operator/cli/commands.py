@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from messaging.messages import Command
 from messaging.operator.cli.options import json_option, key_option, timeout_option
 from messaging.operator.cli.send import execute
 from messaging.operator.cli.tool import Documented, Tool
-from messaging.operator.loading import from_text
+from messaging.operator.loading import from_text, types_of
 from messaging.project import Project
 from messaging.validation import from_dict, model
 
@@ -62,8 +63,7 @@ def _run(
 def _parameter(kind: type[Command], field: dataclasses.Field[Any]) -> click.Parameter:
     if _is_required(kind, field.name):
         return click.Argument([field.name])
-    schema = str(model(kind).model_json_schema()["properties"][field.name])
-    metavar = "YYYY-MM-DD" if "'date'" in schema else field.name.upper()
+    metavar = "YYYY-MM-DD" if date in types_of(kind)[field.name] else field.name.upper()
     return click.Option([f"--{field.name.replace('_', '-')}"], metavar=metavar)
 
 

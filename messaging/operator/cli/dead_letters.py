@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
+from typing import Any
 from uuid import UUID
 
 import click
 
+from messaging.dead_letters import DeadLetter
 from messaging.errors import MessagingError
 from messaging.operator.cli.options import REASON, TEXT, json_option
 from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
-from messaging.operator.dead_letters import STATES, DeadLetters, Summary
+from messaging.postgres.dead_letters import STATES, DeadLetters
+
+#: What a list leaves out, and what it has instead.
+WHOLE = {"headers", "properties", "body"}
+BEGINNINGS = {"body_head", "headers_head"}
 
 SHOWN_BODY = 20_000  # characters of a body on the terminal
 
@@ -49,18 +55,25 @@ def list_(tool: Tool, state: str, reason: str | None, task: str | None, limit: i
     """List dead letters, newest first."""
     letters = DeadLetters(tool.runtime.engine).find(state, reason, task, limit)
     if as_json:
-        print_json(
-            [{**asdict(letter), "body_head": letter.shown_head, "state": letter.state} for letter in letters]
-        )
+        print_json([_facts(letter, WHOLE, body_head=letter.shown_head) for letter in letters])
     elif letters:
         print_table(("id", "state", "at", "queue", "what"), map(_line, letters))
     else:
         console().print("No dead letters match.")
 
 
-def _line(letter: Summary) -> tuple[object, ...]:
+def _line(letter: DeadLetter) -> tuple[object, ...]:
     what = f"{letter.reason}: {letter.error}\n{letter.task or 'no task'}, id {letter.task_id}"
     return letter.id, letter.state, letter.at, letter.queue, what
+
+
+def _facts(letter: DeadLetter, hidden: set[str], **shown: str) -> dict[str, Any]:
+    facts = {field.name: getattr(letter, field.name) for field in fields(letter)}
+    return {
+        "state": letter.state,
+        **{name: value for name, value in facts.items() if name not in hidden},
+        **shown,
+    }
 
 
 @dead_letters.command(epilog="Example:\n  {prog} dead-letters show 0198c6a2-0000-7000-8000-000000000000")
@@ -73,11 +86,9 @@ def show(tool: Tool, letter_id: UUID, as_json: bool) -> None:
     if letter is None:
         raise Failure(f"There is no dead letter {letter_id}")
     if as_json:
-        shown = {name: value for name, value in asdict(letter).items() if not name.endswith("_head")}
-        print_json({**shown, "body": letter.shown_body, "state": letter.state})
+        print_json(_facts(letter, BEGINNINGS, body=letter.shown_body))
         return
-    hidden = {"headers", "headers_head", "properties", "body", "body_head"}
-    print_facts([("state", letter.state), *((k, v) for k, v in asdict(letter).items() if k not in hidden)])
+    print_facts(_facts(letter, WHOLE | BEGINNINGS).items())
     print_facts((f"header {name}", repr(value)) for name, value in letter.headers.items())
     print_facts((f"property {name}", repr(value)) for name, value in letter.properties.items())
     console().print("\nbody")
@@ -95,7 +106,7 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
     store, refused = DeadLetters(tool.runtime.engine), False
     for letter_id in map(str, ids):
         try:
-            letter = store.replay(tool.app, tool.runtime, letter_id, anyway=anyway)
+            letter = tool.dispatcher.replay(store, letter_id, anyway=anyway)
             console().print(f"{letter_id} sent to {letter.queue} again ({letter.task}).")
         except MessagingError as error:
             refused = True

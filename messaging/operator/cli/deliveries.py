@@ -8,8 +8,8 @@ from uuid import UUID
 
 import click
 
-from messaging.delivery import Status
-from messaging.operator.actions import DeliveryActions
+from messaging.delivery import Delivery, Status
+from messaging.messages import Event
 from messaging.operator.cli import story
 from messaging.operator.cli.options import (
     chosen,
@@ -19,12 +19,11 @@ from messaging.operator.cli.options import (
 )
 from messaging.operator.cli.output import age, console, print_json, print_table, when
 from messaging.operator.cli.tool import Failure, Group, Tool
-from messaging.operator.deliveries import Deliveries, DeliveryRow
-from messaging.operator.filters import DeliveryFilter
+from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.loading import from_text
 from messaging.operator.stats import Statistics
-from messaging.worker.housekeeping import send_known
-from messaging.worker.sender import shown_event
+from messaging.postgres.filters import DeliveryFilter
+from messaging.worker.dispatcher import shown_event
 
 SHOWN_ERROR = 120  # characters of an error in a table
 
@@ -63,7 +62,7 @@ def deliveries() -> None:
 def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, **options: Any) -> None:
     """List deliveries, those that ended last first."""
     which = chosen(tool, **options)
-    rows = Deliveries(tool.runtime.engine).find(which, _states(statuses, which), limit)
+    rows = DeliveryQueries(tool.runtime.engine).find(which, _states(statuses, which), limit)
     if as_json:
         print_json([_record(tool, row) for row in rows])
     elif rows:
@@ -78,18 +77,18 @@ def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
     return [Status(status) for status in dict.fromkeys(statuses)] or [Status.FAILED]
 
 
-def _line(tool: Tool, row: DeliveryRow) -> tuple[object, ...]:
+def _line(tool: Tool, row: Delivery) -> tuple[object, ...]:
     tries = f"{row.attempts} tries" + (f", re-run {row.reruns}" if row.reruns else "")
     error = f"\n{row.last_error[:SHOWN_ERROR]}" if row.last_error else ""
     what = f"{_event(tool, row)} for {row.handler}, {tries}{error}"
     return row.id, row.status, row.finished_at or row.created_at, what
 
 
-def _event(tool: Tool, row: DeliveryRow) -> str:
-    return shown_event(tool.project, row.event_type, row.payload)
+def _event(tool: Tool, row: Delivery) -> str:
+    return shown_event(tool.project, row)
 
 
-def _record(tool: Tool, row: DeliveryRow) -> dict[str, Any]:
+def _record(tool: Tool, row: Delivery) -> dict[str, Any]:
     return {**asdict(row), "event": _event(tool, row)}
 
 
@@ -99,11 +98,16 @@ def _record(tool: Tool, row: DeliveryRow) -> dict[str, Any]:
 @pass_tool
 def show(tool: Tool, delivery_id: UUID, as_json: bool) -> None:
     """Show one delivery: its event, its attempts, and the command that caused it with its result."""
-    found = Deliveries(tool.runtime.engine).story(str(delivery_id))
+    found = DeliveryQueries(tool.runtime.engine).story(str(delivery_id))
     if found is None:
         raise Failure(f"There is no delivery {delivery_id}")
     if as_json:
-        print_json({**asdict(found), "event": _event(tool, found.delivery)})
+        shown = {
+            "delivery": _record(tool, found.delivery),
+            "through": [_record(tool, row) for row in found.through],
+            "related": [_record(tool, row) for row in found.related],
+        }
+        print_json({**asdict(found), **shown, "event": _event(tool, found.delivery)})
     else:
         story.print_story(tool.project, found)
 
@@ -116,19 +120,18 @@ def show(tool: Tool, delivery_id: UUID, as_json: bool) -> None:
 @pass_tool
 def edit(tool: Tool, delivery_id: UUID, changes: tuple[str, ...]) -> None:
     """Run a corrected copy of a failed delivery; the original is discarded and names the copy."""
-    row = Deliveries(tool.runtime.engine).get(str(delivery_id))
+    row = DeliveryQueries(tool.runtime.engine).get(str(delivery_id))
     if row is None:
         raise Failure(f"There is no delivery {delivery_id}")
-    actions, grace_s = DeliveryActions(tool.runtime.engine, tool.actor), tool.runtime.settings.relay_grace_s
-    copy, event = actions.edit(tool.project, row.id, _changes(tool, row, changes), grace_s)
-    send_known(tool.app, tool.runtime, [copy])
-    console().print(f"{event} goes to {row.handler} as {copy.id}; {row.id} is discarded.")
-
-
-def _changes(tool: Tool, row: DeliveryRow, changes: tuple[str, ...]) -> dict[str, Any]:
     kind = tool.project.bus.event_types.get(row.event_type)
     if kind is None:
         raise Failure(f"This release has no event {row.event_type}")
+    copy = tool.runtime.outbox.edit(row.id, kind, _changes(kind, changes), tool.actor)
+    tool.dispatcher.send_known([copy])
+    console().print(f"{copy.event!r} goes to {row.handler} as {copy.id}; {row.id} is discarded.")
+
+
+def _changes(kind: type[Event], changes: tuple[str, ...]) -> dict[str, Any]:
     pairs = [change.partition("=") for change in changes]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:

@@ -9,10 +9,11 @@ import click
 from messaging.client import NotAnswered
 from messaging.errors import Unavailable
 from messaging.messages import Command
+from messaging.operator import loading
 from messaging.operator.cli.options import timeout_option
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Documented, Interrupted, NoAnswer, Tool
-from messaging.operator.loading import Line, Load, columns_of, command_for, read_lines
+from messaging.operator.loading import Line, columns_of, command_for, read_lines
 
 pass_tool = click.make_pass_decorator(Tool)
 
@@ -54,7 +55,7 @@ def load(tool: Tool, file: Path, refused: Path | None, timeout_s: float) -> None
 def _send_all(tool: Tool, lines: list[Line], settled: list[Line], timeout_s: float) -> None:
     with progress() as bar:
         task = bar.add_task("loading", total=len(lines))
-        for line in Load(tool.sender, timeout_s).run(lines):
+        for line in loading.load(tool.client, lines, tool.runtime.settings, timeout_s):
             settled.append(line)
             bar.advance(task)
 

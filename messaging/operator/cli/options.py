@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import click
 
 from messaging.operator.cli.tool import Tool
-from messaging.operator.deliveries import Deliveries, UnknownName
-from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment, parse_text
+from messaging.operator.deliveries import DeliveryQueries, UnknownName
+from messaging.operator.filters import parse_age, parse_moment, parse_text
+from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -64,7 +65,7 @@ def chosen(tool: Tool, ids: tuple[Any, ...] = (), **options: Any) -> DeliveryFil
     """Return the filter from the options; an unknown handler or event ends the command."""
     which = DeliveryFilter(ids=tuple(map(str, ids)), **options)
     try:
-        Deliveries(tool.runtime.engine).require_known(tool.project.bus, which)
+        DeliveryQueries(tool.runtime.engine).require_known(tool.project.bus, which)
     except UnknownName as error:
         raise click.UsageError(str(error)) from error
     return which

@@ -39,5 +39,5 @@ def replay(tool: Tool, line: str, idempotency_key: str | None, timeout_s: float)
         execute(tool, message, timeout_s, idempotency_key)
         return
     assert isinstance(message, Event)  # noqa: S101  # the bus knows nothing else
-    for delivery in tool.sender.raise_event(message):
+    for delivery in tool.dispatcher.raise_event(message):
         console().print(f"{message!r} goes to {delivery.handler} as {delivery.id}.", soft_wrap=True)

@@ -8,16 +8,16 @@ from uuid import UUID
 
 import click
 
-from messaging.delivery import Status
-from messaging.operator.actions import DeliveryActions
+from messaging.delivery import Delivery, Status
 from messaging.operator.cli.deliveries import deliveries
 from messaging.operator.cli.interrupts import between_turns
 from messaging.operator.cli.options import REASON, chosen, filters, ids_argument, must_choose
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
-from messaging.operator.deliveries import Deliveries, DeliveryRow
-from messaging.operator.filters import DeliveryFilter
-from messaging.operator.reruns import Rerun
+from messaging.operator.deliveries import DeliveryQueries
+from messaging.operator.reruns import outcome
+from messaging.postgres.filters import DeliveryFilter
+from messaging.worker.dispatcher import RerunTurn
 
 WAIT_STEP_S = 0.2
 
@@ -50,33 +50,33 @@ def rerun(
     rate, wait_s = options.pop("rate"), options.pop("wait_s")
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
-    counts = Deliveries(tool.runtime.engine).count_failed(which)
+    counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
     if dry_run:
         _say_what_would_happen(counts, limit, "run again")
         return
     _say_what_is_left_alone(tool, ids)
-    began = DeliveryActions(tool.runtime.engine, tool.actor).clock()
-    put_back, said = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
-    console().print(said)
+    turns = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
+    put_back = tuple(delivery.id for turn in turns for delivery in turn.deliveries)
+    console().print(outcome(turns))
     if sum(counts.values()) > limit:
         console().print(f"{sum(counts.values()) - limit:,} more are still failed; --limit takes more.")
     if wait_s is not None and put_back:
-        _wait(tool, DeliveryFilter(ids=_put_back_since(tool, began, put_back)), wait_s)
+        _wait(tool, put_back, wait_s)
     if ids and not put_back:
         raise SystemExit(REFUSED)
 
 
 def _rerun(
     tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None
-) -> tuple[int, str]:
-    """Return how many were put back, and what to say of it."""
+) -> list[RerunTurn]:
+    turns: list[RerunTurn] = []
     done = 0
     with between_turns() as stop, progress() as bar:
         task = bar.add_task("re-running", total=expected)
-        reruns = Rerun(tool.app, tool.runtime, tool.actor, stop.wait)
-        for count in reruns.run(which, limit, rate):
-            done += count
-            bar.advance(task, count)
+        for turn in tool.dispatcher.rerun(which, tool.actor, limit, rate, stop.wait):
+            turns.append(turn)
+            done += len(turn.deliveries)
+            bar.advance(task, len(turn.deliveries))
             if stop.is_set():
                 break
     if stop.is_set() and done < expected:
@@ -84,7 +84,7 @@ def _rerun(
             f"Interrupted: {done:,} of {expected:,} were put back and will run, the others are still failed."
             " Run the same command again to continue."
         )
-    return done, reruns.said(done)
+    return turns
 
 
 def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb: str) -> None:
@@ -106,21 +106,17 @@ def _say_what_is_left_alone(tool: Tool, ids: tuple[UUID, ...]) -> None:
             console().print(f"{delivery_id} is {row.status}: left unchanged.")
 
 
-def _rows(tool: Tool, ids: tuple[str, ...]) -> list[DeliveryRow]:
-    return Deliveries(tool.runtime.engine).find(DeliveryFilter(ids=ids), limit=len(ids))
+def _rows(tool: Tool, ids: tuple[str, ...]) -> list[Delivery]:
+    return DeliveryQueries(tool.runtime.engine).find(DeliveryFilter(ids=ids), limit=len(ids))
 
 
-def _put_back_since(tool: Tool, began: Any, limit: int) -> tuple[str, ...]:
-    return DeliveryActions(tool.runtime.engine, tool.actor).rerun_since(began, limit)
-
-
-def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
+def _wait(tool: Tool, ids: tuple[str, ...], wait_s: float) -> None:
     """Wait until none of these deliveries is pending, and print how they ended."""
     deadline = time.monotonic() + wait_s
-    rows = _rows(tool, which.ids)
+    rows = _rows(tool, ids)
     while any(row.status is Status.PENDING for row in rows) and time.monotonic() < deadline:
         time.sleep(WAIT_STEP_S)
-        rows = _rows(tool, which.ids)
+        rows = _rows(tool, ids)
     states = [row.status for row in rows]
     console().print(", ".join(f"{states.count(s):,} {s}" for s in Status if s in states) + ".")
     if set(states) != {Status.DONE}:
@@ -153,12 +149,11 @@ def discard(
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
     if dry_run:
-        counts = Deliveries(tool.runtime.engine).count_failed(which)
+        counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
         _say_what_would_happen(counts, limit, "discarded")
         return
     _say_what_is_left_alone(tool, ids)
-    actions = DeliveryActions(tool.runtime.engine, tool.actor)
-    gone = actions.discard(which, actions.clock(), limit, reason)
+    gone = tool.runtime.outbox.discard(which, tool.actor, limit, reason)
     console().print(f"{len(gone):,} discarded for good.")
     if ids and not gone:
         raise SystemExit(REFUSED)

@@ -15,9 +15,9 @@ def execute(
     tool: Tool, command: Command, timeout_s: float, key: str | None = None, as_json: bool = False
 ) -> None:
     """Send a command, wait for its answer and print it."""
-    sent = tool.sender.send(command, key)
+    sent = tool.client.delay(command, key=key)
     try:
-        answer = tool.sender.answer(sent, timeout_s)
+        answer = tool.client.answer(sent, timeout_s)
     except NotAnswered:
         raise NoAnswer(
             f"No answer in {timeout_s:g} s. The command is queued under the id {sent.id} and runs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -13,14 +15,15 @@ from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 
+from messaging.client import Client
 from messaging.errors import InvalidMessage, MessagingError, Unavailable, describe
 from messaging.messages import Command, Event
-from messaging.operator.actions import here
 from messaging.operator.check import settings_problem
-from messaging.operator.sending import Sender
+from messaging.postgres.inbox import known_errors
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
 from messaging.runtime import Runtime
+from messaging.worker.dispatcher import Dispatcher
 
 #: Exit status of `Failure`, for commands that have already printed what is wrong.
 REFUSED = 1
@@ -75,14 +78,31 @@ class Tool:
         return app
 
     @cached_property
-    def sender(self) -> Sender:
-        """Return what sends commands in the way of other apps."""
-        return Sender(self.app, self.runtime)
+    def dispatcher(self) -> Dispatcher:
+        """Return what sends deliveries and dead letters again."""
+        return Dispatcher(self.app, self.runtime)
+
+    @cached_property
+    def client(self) -> Client:
+        """Return the project's client, as other apps have it."""
+        settings = self.runtime.settings
+        return Client(
+            self.project.name,
+            settings.broker_url,
+            settings.result_backend_url,
+            refusals=known_errors(self.project.refusals).values(),
+            signing=settings.signing,
+            ca_file=settings.tls_ca_file,
+        )
 
     @property
     def actor(self) -> str:
-        """Return who runs the tool."""
-        return here()
+        """Return who runs this program, as `name@host`."""
+        try:
+            name = getpass.getuser()
+        except (KeyError, OSError):  # a container's user may have no name
+            name = "unknown"
+        return f"{name}@{socket.gethostname()}"
 
 
 class Documented(click.Command):
