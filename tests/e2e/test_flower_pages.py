@@ -158,7 +158,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert {status_of(backend, first), status_of(backend, second)} == {"failed"}
 
     page.click("#discard-matching")
-    assert "say why" in page.locator("#said").inner_text()
+    assert "enter a reason" in page.locator("#said").inner_text()
     assert page.input_value("#error") == "connection REFUSED"
 
     page.click("#rerun-matching")

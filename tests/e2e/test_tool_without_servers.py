@@ -62,7 +62,7 @@ def test_a_command_that_no_worker_answers_ends_with_one_line_and_status_3(redis_
     done = tool(*ALLOCATE, broker=redis_server.url_of(4), results=redis_server.url_of(5))
 
     assert done.returncode == 3
-    assert done.stderr.startswith("Error: No answer in 1 s. The command is in its queue")
+    assert done.stderr.startswith("Error: No answer in 1 s. The command is queued under the id")
     assert done.stderr.count("\n") == 1
     with redis.Redis.from_url(redis_server.url_of(4)) as client:
         client.flushdb()

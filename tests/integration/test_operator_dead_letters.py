@@ -127,7 +127,7 @@ def test_letters_are_found_by_state_reason_and_task(app: MessagingApp, letters: 
     assert ids(state="all") == [waiting, discarded]
     assert ids(state="all", reason="UNDECODABLE") == [discarded]
     assert ids(state="all", task="allocate") == [waiting]
-    with pytest.raises(NotReplayable, match="was discarded already"):
+    with pytest.raises(NotReplayable, match="has already been discarded"):
         letters.discard(discarded, "again")
 
 

@@ -95,7 +95,7 @@ def test_the_demo_plays_all_acts_and_succeeds_only_if_the_counts_agree(tmp_path:
         "refused 1 times: InvalidMessage: items must be a whole number",
         "refused 1 times: InvalidMessage: items must be at least 1",
         "refused 1 times: InvalidMessage: amount must be a whole number",
-        "What failed are 4 congratulations.",
+        "Only 4 congratulations failed.",
         "answered as the first time, without any effect",
     ):
         assert line in done.stdout
