@@ -15,6 +15,7 @@ import pytest
 import redis
 from celery.exceptions import NotRegistered
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request as CeleryRequest
 
 from local.processes.child import Child
 from local.servers.redis_server import Redis
@@ -324,6 +325,11 @@ def test_celery_is_as_we_know_it():
         CeleryConsumer.on_unknown_message: "(self, body, message)",
         CeleryConsumer.on_unknown_task: "(self, body, message, exc)",
         CeleryConsumer.on_invalid_task: "(self, body, message, exc)",
+        CeleryConsumer.update_strategies: "(self)",
+        CeleryRequest.cancel: "(self, pool, signal=None, emit_retry=True)",
+        CeleryRequest.on_timeout: "(self, soft, timeout)",
+        CeleryRequest.on_failure: "(self, exc_info, send_failed_event=True, return_ok=False)",
+        CeleryRequest.acknowledge: "(self)",
     }
 
     for function, signature in expected.items():

@@ -10,7 +10,7 @@ import redis
 from examples.plain_celery.__main__ import WORKERS, kill_under_load, opened
 from local.servers.redis_server import Redis
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLS = 2 * WORKERS  # a step; stock Celery loses a message at every third
 MAX_KILLS = 4 * KILLS
