@@ -42,7 +42,7 @@ def turns(
     app: MessagingApp, chosen: DeliveryFilter, actor: str = "test", limit: int = 100, **pace: Any
 ) -> list[int]:
     """Re-run what is chosen; return how many deliveries each turn put back."""
-    return [len(turn) for turn in app.dispatcher.rerun(chosen, actor, limit, **pace)]
+    return [len(turn.deliveries) for turn in app.dispatcher.rerun(chosen, actor, limit, **pace)]
 
 
 def test_each_filter_selects_what_it_says(app: MessagingApp, find: Callable[..., list[str]]):
