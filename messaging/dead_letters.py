@@ -23,7 +23,7 @@ class DeadLetter(reliable_celery.dead_letters.DeadLetter):
     discarded_at: datetime | None = None
     discard_reason: str | None = None
     body_bytes: int = 0
-    body_head: bytes = b""  # the beginning of the body
+    body_head: bytes | None = None  # the beginning of the body
     headers_head: str = ""  # the beginning of the headers' JSON
 
     @property
@@ -34,7 +34,8 @@ class DeadLetter(reliable_celery.dead_letters.DeadLetter):
     @property
     def shown_head(self) -> str:
         """Return the beginning of the body as text where it is text, else in base64."""
-        return _shown(self.body_head, is_all=self.body_bytes <= len(self.body_head))
+        head = self.body_head or b""
+        return _shown(head, is_all=self.body_bytes <= len(head))
 
     @property
     def shown_body(self) -> str:
