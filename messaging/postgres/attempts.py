@@ -132,7 +132,7 @@ class Attempt:
 
     @property
     def correlation_id(self) -> str:
-        """Return the id of the command that began it all."""
+        """Return the id of the command at the beginning."""
         return self.delivery.correlation_id if self.delivery else ""
 
     @property

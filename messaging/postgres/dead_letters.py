@@ -51,7 +51,7 @@ left(headers::text, {HEAD}) AS headers_head"""
 
 WHOLE = f"{SUMMARY}, headers, properties, body"
 
-#: What says in the list which letters are meant; each has an index of its own.
+#: The condition of each state; each has an index of its own.
 STATES = {
     "open": "replayed_at IS NULL AND discarded_at IS NULL",
     "replayed": "replayed_at IS NOT NULL",
@@ -83,7 +83,7 @@ class DeadLetters:
         `state` is one of `STATES`, `reason` and `task` are parts.
         """
         parts = {name: value and storable(value) for name, value in (("reason", reason), ("task", task))}
-        # Chosen first, so that no body is opened to be sorted and thrown away.
+        # Chosen first, so that no body is read only to be sorted and dropped.
         query = text(
             f"SELECT {SUMMARY} FROM dead_letters WHERE id = ANY(ARRAY("
             f" SELECT id FROM dead_letters WHERE {STATES[state]}"
@@ -115,7 +115,7 @@ class DeadLetters:
             yield letter
 
     def discard(self, letter_id: str, reason: str) -> DeadLetter:
-        """Give a letter up for good.
+        """Discard a letter for good.
 
         Raises:
             NotReplayable: it was settled before.
@@ -155,7 +155,7 @@ def _lock_open(connection: Connection, columns: str, letter_id: str) -> DeadLett
     if letter is None:
         raise NotReplayable(f"There is no dead letter {letter_id}")
     if letter.state != "open":
-        raise NotReplayable(f"Dead letter {letter_id} was {letter.state} already")
+        raise NotReplayable(f"Dead letter {letter_id} has already been {letter.state}")
     return letter
 
 

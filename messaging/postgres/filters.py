@@ -9,7 +9,7 @@ from typing import Any
 from messaging.delivery import Status
 from messaging.texts import storable
 
-#: One condition per field of `DeliveryFilter`. When something ended is when its row last changed its state.
+#: One condition per field of `DeliveryFilter`. A delivery ended when its row last changed its state.
 CONDITIONS = {
     "handler": "handler = :handler",
     "event": "event_type = :event",
@@ -24,7 +24,7 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class DeliveryFilter:
-    """What is None does not filter, nor do no ids; an empty text does."""
+    """A field that is None does not filter, nor do empty `ids`; an empty text does."""
 
     handler: str | None = None
     event: str | None = None  # the event's class name
@@ -32,7 +32,7 @@ class DeliveryFilter:
     since: datetime | None = None  # ended (for pending ones: raised) at or after this
     until: datetime | None = None  # ended (for pending ones: raised) before this
     older_than_s: float | None = None  # seconds since the event was raised
-    correlation: str | None = None  # the id of the command that began it all
+    correlation: str | None = None  # the id of the command at the beginning
     ids: tuple[str, ...] = ()
 
     @property
@@ -43,17 +43,17 @@ class DeliveryFilter:
 
     @property
     def sql(self) -> str:
-        """Return the conditions that are set, to stand after a WHERE of others; its values are `facts`."""
+        """Return the conditions that are set, to append to a WHERE clause; `facts` has their values."""
         return "".join(f" AND {CONDITIONS[name]}" for name in self.facts)
 
 
 def _bound(value: Any) -> Any:
-    """Return a condition's value as the driver takes it and as the tables hold it."""
+    """Return a condition's value as the driver expects it and the tables store it."""
     return list(value) if isinstance(value, tuple) else storable(value) if isinstance(value, str) else value
 
 
 #: What the index of each state is sorted by, so that its newest rows are found without reading the others.
-#: What is done has the primary key: ids of version 7 are in the order of time.
+#: Done deliveries use the primary key: version 7 ids sort by time.
 SORTED_BY = {
     Status.PENDING: "due_at",
     Status.FAILED: "finished_at",

@@ -196,7 +196,7 @@ class Outbox:
         return [Delivery(*row) for row in rows]
 
     def clock(self) -> datetime:
-        """Return the database's time: what fails from now on is no part of an operation begun now."""
+        """Return the database's time: an operation that begins now leaves later failures alone."""
         with self.engine.connect() as connection:
             now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         return now
@@ -249,7 +249,7 @@ class Outbox:
             return [row.id for row in connection.execute(query, {**chosen.facts, **facts})]
 
     def edit(self, delivery_id: str, kind: type[Event], changes: Mapping[str, Any], actor: str) -> Delivery:
-        """Replace a failed delivery by a corrected copy, which remembers where it came from.
+        """Replace a failed delivery with a corrected copy, which records its original.
 
         Returns the copy, to be sent, with the corrected event.
 

@@ -21,7 +21,7 @@ class Job(Protocol):
 
     @property
     def correlation_id(self) -> str:
-        """Return the id of the command that began it all."""
+        """Return the id of the command at the beginning."""
 
     def finish(self, transaction: Transaction, result: object, /) -> None:
         """Write that the job is done, in the same transaction as what it did."""

@@ -43,8 +43,10 @@ FILTERS = (
     click.option("--handler", type=TEXT, help="Only this event handler, by its function's name."),
     click.option("--event", type=TEXT, help="Only events of this class."),
     click.option("--error", type=TEXT, help="Only those whose last error has this text."),
-    click.option("--since", type=MOMENT, help="Failed (done, discarded) at or after this; or an age: 2h."),
-    click.option("--until", type=MOMENT, help="Failed (done, discarded) before this; or an age: 15m."),
+    click.option(
+        "--since", type=MOMENT, help="Failed (done, discarded) at or after this time; or an age: 2h."
+    ),
+    click.option("--until", type=MOMENT, help="Failed (done, discarded) before this time; or an age: 15m."),
     click.option(
         "--older-than", "older_than_s", type=AGE, help="Raised longer ago than this age: 90s, 2h, 7d."
     ),

@@ -59,7 +59,9 @@ def rerun(
     put_back = tuple(delivery.id for turn in turns for delivery in turn.deliveries)
     console().print(outcome(turns))
     if sum(counts.values()) > limit:
-        console().print(f"{sum(counts.values()) - limit:,} more are still failed; --limit takes more.")
+        console().print(
+            f"{sum(counts.values()) - limit:,} more are still failed; raise --limit to include them."
+        )
     if wait_s is not None and put_back:
         _wait(tool, put_back, wait_s)
     if ids and not put_back:
