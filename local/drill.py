@@ -23,7 +23,7 @@ from local.ports import is_free
 from local.processes.supervisor import Supervisor
 from local.settings import LocalSettings
 from local.stack import addresses_of
-from local.waiting import eventually
+from local.waiting import NotInTimeError, eventually
 
 LOOK_EVERY = 0.5  # seconds
 
@@ -80,6 +80,7 @@ def outage(settings: LocalSettings) -> Iterator[None]:
         raise DrillError("ALLOCATION_SMTP_URL is set, and `make up` stops no mail server but its own")
     if not is_in_use(settings.folder):
         raise DrillError("`make up` is not running: start it in another terminal")
+    _require_mail_server(settings.smtp_port)
     with _lock_file(settings.folder).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,6 +88,16 @@ def outage(settings: LocalSettings) -> Iterator[None]:
             raise DrillError("another drill is running") from None
         eventually(lambda: is_free(settings.smtp_port), 30, "the end of the mail server")
         yield
+
+
+def _require_mail_server(port: int) -> None:
+    """Refuse where `make up` serves none; the one of an earlier drill may be about to start."""
+    try:
+        eventually(lambda: not is_free(port), 5)
+    except NotInTimeError:
+        raise DrillError(
+            f"`make up` has no mail server on port {port}; its ALLOCATION_SMTP_URL may name another"
+        ) from None
 
 
 def run_out_of_stock(settings: LocalSettings) -> None:
@@ -107,7 +118,8 @@ def run_out_of_stock(settings: LocalSettings) -> None:
 
 def main() -> int:
     """Play the failure until Ctrl-C; 1 with a line on why that is not possible."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     settings = LocalSettings()
     try:
         with outage(settings):

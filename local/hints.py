@@ -39,7 +39,11 @@ def next_steps(settings: LocalSettings, environment: Mapping[str, str] = os.envi
         f"{tool()} stock LAMP",
         f"{tool()} deliveries list                  # what failed",
     ]
-    return "Try in another terminal:\n\n" + "".join(f"  {line}\n" for line in lines) + _RESTART
+    return (
+        "Try in another terminal:\n\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + (f"\n{_RESTART}" if settings.smtp_url else f"\n{_DRILL}\n{_RESTART}")
+    )
 
 
 def tool() -> str:
@@ -47,9 +51,8 @@ def tool() -> str:
     return f"{shlex.quote(_python())} -m allocation"
 
 
-_RESTART = """
-`make drill` there stops the mail server, to practise a failure with docs/how-to/operating.md.
-Workers run the code that they started with: after a change, Ctrl-C and `make up` again."""
+_DRILL = "`make drill` there stops the mail server, to practise a failure with docs/how-to/operating.md."
+_RESTART = "Workers run the code that they started with: after a change, Ctrl-C and `make up` again."
 
 
 def _exports(settings: LocalSettings, environment: Mapping[str, str]) -> Iterator[str]:

@@ -166,6 +166,8 @@ class SmtpServer:
         Raises:
             OSError, smtplib.SMTPException: the server is away, refuses or takes too long.
         """
+        if within_s <= 0:  # which a socket does not take for a timeout
+            raise TimeoutError("The mails of this handler took longer than they may together")
         with self._talk(min(within_s, self.timeout_s)) as server:
             server.send_message(mail)
 

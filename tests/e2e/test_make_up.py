@@ -91,6 +91,10 @@ def test_it_starts_while_the_mail_server_is_down_and_says_so(environment: dict[s
         said = read_until_ready(up)
 
         assert f"the mail server smtp://me:***@{LOOPBACK}:{port} does not answer" in said
+        del environment["ALLOCATION_SMTP_URL"]
+        drill = subprocess.run(DRILL, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+        assert (drill.returncode, drill.stderr.count("\n")) == (1, 1)
+        assert "`make up` has no mail server on port" in drill.stderr
         up.terminate()
         assert up.wait(60) == 0
 

@@ -178,6 +178,13 @@ def test_all_mails_of_a_job_together_end_in_time():
     assert time.monotonic() - start < 5
 
 
+def test_a_mail_after_the_time_of_its_job_says_that_it_is_too_late():
+    mails = JobMails(SmtpServer("smtp://127.0.0.1:1", 10), "a@example.com", "job", time.monotonic() - 1)
+
+    with pytest.raises(TimeoutError, match="longer than"):
+        mails.send("b@example.com", "a subject", "a text")
+
+
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
     """The app, a tarpit for its mails, and a time limit far below what one mail may take."""

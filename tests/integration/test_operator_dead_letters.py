@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,19 +150,26 @@ def keep_large(app: MessagingApp, count: int, megabytes: int, age_s: float = 0) 
         connection.execute(query, facts)
 
 
+#: Runs the tool, and prints the peak memory of its own process in KiB. What `wait4` tells of a child begins
+#: with what the parent had when it started it.
+MEASURED = """
+import atexit, re, runpy, sys
+from pathlib import Path
+peak = lambda: re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+atexit.register(lambda: print(peak(), file=sys.stderr))
+runpy.run_module("allocation", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.fixture
-def tool(app: MessagingApp, tmp_path: Path) -> Callable[..., tuple[str, float]]:
+def tool(app: MessagingApp) -> Callable[..., tuple[str, float]]:
     """`tool("dead-letters", "list")` returns what the operator's tool prints, and its peak memory in MiB."""
     env = {**os.environ, "ALLOCATION_DATABASE_URL": app.runtime.settings.database_url}
 
     def run(*arguments: str) -> tuple[str, float]:
-        command = [sys.executable, "-m", "allocation", *arguments]
-        with (tmp_path / "printed").open("w") as printed:
-            process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=printed)
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        return (tmp_path / "printed").read_text(), usage.ru_maxrss / 1024
+        command = [sys.executable, "-c", MEASURED, *arguments]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout, int(done.stderr.split()[-1]) / 1024
 
     return run
 
