@@ -13,6 +13,7 @@ WORKDIR /app
 COPY requirements-server.txt .
 RUN pip install -r requirements-server.txt
 
+COPY reliable_celery reliable_celery
 COPY messaging messaging
 COPY allocation allocation
 COPY tasks tasks

@@ -17,33 +17,40 @@ PY := $(VENV)/bin/python
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
+DOCS := $(VENV)/.installed-docs
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
-PACKAGES := $(wildcard messaging allocation tasks local celeryconfig.py flowerconfig.py benchmarks examples scripts)
+PACKAGES := $(wildcard reliable_celery messaging allocation tasks local testing celeryconfig.py flowerconfig.py benchmarks examples scripts)
 BATCHES ?= data/batches.csv
 ORDERS ?= data/orders.csv
 PURCHASES ?= data/purchases.csv
 # Of the random tests; `make test SEED=…` repeats a run's.
 SEED := $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: help demo up test test-containers check format clean docs bench bench-full chaos demo-vip
+.PHONY: help demo up drill test test-containers check format clean docs docs-site bench bench-full chaos demo-vip
 
 help: ## list these commands
 	@echo "make demo [BATCHES=FILE ORDERS=FILE]   play the real orders through real servers, and stop them"
 	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
+	@echo "make drill    stop the mail server of a running make up until Ctrl-C, to practise docs/how-to/operating.md"
 	@echo "make test [SEED=N]                     the whole test suite, on servers of its own; N repeats the random tests of a run"
-	@echo "make test-containers [WRITE_DOCS=1]    docs/on-a-server.md on the Docker of this machine; 1 writes its figures there"
-	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes docs/"
+	@echo "make test-containers [WRITE_DOCS=1]    docs/how-to/on-a-server.md on the Docker of this machine; 1 writes its figures there"
+	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes its page in docs/"
 	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
 	@echo "make demo-vip [PURCHASES=FILE]         play real purchases through the example project"
 	@echo "make check    lint, format, types, layer contracts, pinned versions, no secrets"
+	@echo "make docs     write docs/asyncapi.yaml and the tables of settings from the code"
+	@echo "make docs-site                         build the documentation into site/; a warning is an error"
 	@echo "make format   put the code into the house format"
 	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, else .data)"
 
 demo: $(RUN)
-	$(PY) -m local.demo --batches '$(BATCHES)' --orders '$(ORDERS)'
+	$(PY) -m examples.demo --batches '$(BATCHES)' --orders '$(ORDERS)'
 
 up: $(RUN)
 	@$(PY) -m local
+
+drill: $(RUN)
+	@$(PY) -m local.drill
 
 test: $(DEV)
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
@@ -67,6 +74,11 @@ clean: $(RUN)
 
 docs: $(DEV)
 	$(PY) -m allocation.contract
+	$(PY) -m scripts.settings_page
+
+docs-site: $(DOCS)
+	$(VENV)/bin/zensical build --clean --strict
+	$(PY) -m scripts.check_site
 
 bench: $(BENCH)
 	$(PY) -m benchmarks
@@ -104,4 +116,8 @@ $(DEV): requirements-dev.txt $(RUN)
 
 $(BENCH): requirements-bench.txt $(RUN)
 	$(PIP) install --quiet -r requirements-bench.txt
+	@touch $@
+
+$(DOCS): requirements-docs.txt $(RUN)
+	$(PIP) install --quiet -r requirements-docs.txt
 	@touch $@

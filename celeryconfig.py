@@ -9,12 +9,12 @@ from typing import Any
 
 from messaging import brokers, tls
 from messaging.project import Project
-from messaging.worker import result_backend
+from reliable_celery import results
 
 # Records messages that no task can read, where Celery's own consumer drops them or dies.
 worker_consumer = "messaging.worker.consumer:Consumer"
 # Ends under load without the half minute that Celery's own pool may wait. Other pools are chosen with --pool.
-worker_pool = "messaging.worker.prefork:TaskPool"
+worker_pool = "reliable_celery.pools.prefork:TaskPool"
 
 # JSON only: nothing that a sender writes is ever loaded as code.
 accept_content = ["json"]
@@ -77,7 +77,7 @@ def of_project(project: Project) -> dict[str, Any]:
         # Where messages and results are.
         "broker_url": brokers.address(settings.broker_url),
         # A success is written without reading first what was there: one round trip instead of two.
-        "result_backend": result_backend.address(settings.result_backend_url),
+        "result_backend": results.address(settings.result_backend_url),
         # A half-open connection is noticed; a Unix socket has none.
         "redis_socket_keepalive": not brokers.is_redis_socket(settings.result_backend_url),
         # Pops and registers a message in one step, so that a killed worker loses none.

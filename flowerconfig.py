@@ -11,4 +11,5 @@ from celery import current_app
 
 from messaging.flower import install
 
+tasks_columns = "name,args,state,received,runtime,worker,uuid"  # Flower's default hides the arguments
 format_task = install(current_app)

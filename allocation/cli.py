@@ -1,4 +1,4 @@
-"""The operator's tool: what every project has, and a look at the stock."""
+"""The operator's tool: the commands that every project has, and `stock`."""
 
 from __future__ import annotations
 

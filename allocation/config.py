@@ -32,7 +32,9 @@ class Settings(MessagingSettings):
     postgres_port: int = Field(5490, ge=1, le=65535, description="port of our PostgreSQL")
     smtp_port: int = Field(1025, ge=1, le=65535, description="port of the mail sink")
     mail_from: str = Field("allocation@example.com", description="the sender of our mails")
-    stock_team: str = Field("stock@example.com", description="who hears of orders that went away empty")
+    stock_team: str = Field(
+        "stock@example.com", description="address that is notified of orders that could not be allocated"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from allocation.bootstrap import project
 from messaging.contract import asyncapi
 
 PATH = Path(__file__).parents[1] / "docs" / "asyncapi.yaml"
-#: Raised by hand with the contract: the second number for additions, the first for what breaks senders.
+#: Bumped by hand: the second number for additions, the first for changes that break senders.
 VERSION = "1.0.0"
 
 

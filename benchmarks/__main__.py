@@ -100,7 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure a part")
     parser.add_argument("--lines", type=int, help="order lines a turn, where the size's own are too many")
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
-    parser.add_argument("--write-docs", action="store_true", help="write docs/performance.md and its plot")
+    parser.add_argument("--write-docs", action="store_true", help="write the page on performance")
     return parser.parse_args()
 
 

@@ -13,7 +13,7 @@ import psutil
 
 from benchmarks.peers.peer import Line, Peer
 from benchmarks.servers import Servers
-from local.child import Child
+from local.processes.child import Child
 from local.waiting import eventually
 
 START_TIMEOUT = 60.0  # seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.stock import SKUS
-from local.postgres import binaries
+from local.servers.postgres_server import binaries
 
 #: `run` and `client_id` keep the order ids of runs and clients apart.
 SCRIPT = f"""

@@ -35,5 +35,5 @@ class Began(logging.Handler):
             note("began", current_task.request.id)
 
 
-for name in ("messaging.worker.events", "benchmarks.peers.plain_celery"):
+for name in ("messaging.bus", "benchmarks.peers.plain_celery"):
     logging.getLogger(name).addHandler(Began())

@@ -1,4 +1,4 @@
-"""What is printed and what is kept: a table, JSON, plots, and the middle part of docs/performance.md."""
+"""What is printed and kept: a table, JSON, a plot, and the middle part of docs/explanation/performance.md."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rich.table import Table
 
 from benchmarks.figure import Figure
 from benchmarks.plots import goals_svg
-from local.child import ROOT
+from local import ROOT
 
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "explanation"
 PAGE = DOCS / "performance.md"
 JSON_FILE = DOCS / "performance.json"
 PLOT = DOCS / "performance.svg"
@@ -76,7 +76,7 @@ def write_json(run: Run, path: Path) -> None:
 
 
 def write_docs(run: Run) -> None:
-    """Replace the figures in docs/performance.md, and the JSON and the plot beside it."""
+    """Replace the figures in docs/explanation/performance.md, and the JSON and the plot beside it."""
     write_json(run, JSON_FILE)
     PLOT.write_text(goals_svg(run.figures))
     page = PAGE.read_text()

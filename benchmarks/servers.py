@@ -14,10 +14,11 @@ import psycopg2
 import redis
 from psycopg2.extensions import connection
 
-from local.databases import empty_database, migrate
-from local.mail import MailSink
-from local.postgres import Postgres
-from local.redis import Redis
+from local.processes.programs import migrate
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
+from testing.databases import empty_database
 
 
 @dataclass(frozen=True)

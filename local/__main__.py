@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -10,11 +11,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from local.child import ChildFailedError, die_with_parent
-from local.folder import FolderInUseError, NotOurFolderError
+from local.data_folder import FolderInUseError, NotOurFolderError
+from local.drill import LOOK_EVERY, MailOutages
 from local.hints import elsewhere, next_steps, server_of
-from local.postgres import NoPostgresError
-from local.redis import NoRedisError
+from local.processes.child import ChildFailedError, die_with_parent
+from local.servers.postgres_server import NoPostgresError
+from local.servers.redis_server import NoRedisError
 from local.settings import LocalSettings
 from local.stack import PortTakenError, Stack
 from local.waiting import NotInTimeError
@@ -49,8 +51,7 @@ def main() -> int:
         _show_login(stack)
         _say("ready")
         _say(f"\n{next_steps(settings)}")
-        while True:
-            signal.pause()
+        _serve(stack)
     except StoppedBySignal:
         _say("stopping")
     except _EXPECTED as error:
@@ -61,8 +62,17 @@ def main() -> int:
     return 0
 
 
+def _serve(stack: Stack) -> NoReturn:
+    """Leave the rest to the supervisor, but for drills."""
+    outages = MailOutages(stack.supervisor, stack.settings.folder, _say)
+    while True:
+        if stack.mail is not None:
+            outages.follow()
+        time.sleep(LOOK_EVERY)
+
+
 def _listen_for_signals() -> None:
-    """Turn the first signal into an exception, wherever we are; later ones change nothing."""
+    """Turn the first signal into an exception, wherever the program is; later ones are ignored."""
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         _ignore_signals()
@@ -80,12 +90,12 @@ def _ignore_signals() -> None:
 
 
 def _show(stack: Stack) -> None:
-    """Print where everything is, without secrets."""
+    """Print every address, without secrets."""
     table = Table("what", "address", "served by", title="allocation backend", title_justify="left")
     for name, address in stack.addresses.shown().items():
         table.add_row(name, address, server_of(name, stack.settings))
     table.add_row("data and logs", str(stack.settings.folder), "")
-    # A pipe has no width: what is in a file should not be cut to 80 columns.
+    # A pipe has no width, and a log file should not be cut to 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     _say(elsewhere(stack.settings))

@@ -1,4 +1,4 @@
-"""Where everything is, and how to show it without giving secrets away."""
+"""The addresses of a backend, and how to show them without secrets."""
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
@@ -17,7 +17,7 @@ class Addresses:
     flower_url: str
 
     def environment(self, service: Service = ALLOCATION) -> dict[str, str]:
-        """Return the variables that make the project's programs use these."""
+        """Return the variables that point the project's programs at these addresses."""
         return {
             service.variable("database_url"): self.database_url,
             service.variable("broker_url"): self.broker_url,
@@ -26,7 +26,7 @@ class Addresses:
         }
 
     def shown(self) -> dict[str, str]:
-        """Return each address by what it is, without its secrets."""
+        """Return each address by its name, without secrets."""
         return {
             "broker": masked(self.broker_url),
             "results": masked(self.result_backend_url),

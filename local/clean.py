@@ -2,7 +2,7 @@
 
 import sys
 
-from local.folder import FolderInUseError, NotOurFolderError, remove
+from local.data_folder import FolderInUseError, NotOurFolderError, remove
 from local.settings import LocalSettings
 
 

@@ -1,4 +1,4 @@
-"""Flower's login on one machine: set by the environment, else generated once and kept in the data folder."""
+"""Flower's login on one machine: set by the environment, or generated once and kept in the data folder."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ OWNER_ALONE = 0o600
 
 @dataclass(frozen=True)
 class FlowerLogin:
-    """A user and a password, and whether the password is ours to show."""
+    """A user and a password, and whether the password was generated here and may be shown."""
 
     user: str
     password: str = field(repr=False)
@@ -22,7 +22,7 @@ class FlowerLogin:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the variable from which Flower takes it, so that it is not among the arguments."""
+        """Return the variable from which Flower reads it; arguments are visible to other processes."""
         return {"FLOWER_BASIC_AUTH": f"{self.user}:{self.password}"}
 
     def address(self, url: str) -> str:
@@ -33,7 +33,7 @@ class FlowerLogin:
 
 
 def login_of(settings: LocalSettings) -> FlowerLogin:
-    """Return the login of a data folder that we hold; its password is generated if there is none yet."""
+    """Return the login of a locked data folder; a missing password is generated."""
     if settings.flower_password is not None:
         return FlowerLogin(settings.flower_user, settings.flower_password.get_secret_value(), generated=False)
     return FlowerLogin(settings.flower_user, _kept(settings.folder / FILE_NAME), generated=True)
@@ -47,7 +47,7 @@ def _kept(file: Path) -> str:
 
 
 def _write(file: Path, password: str) -> None:
-    """Write it as a whole or not at all, and never readable by others."""
+    """Write the file atomically, and never readable by others."""
     draft = file.with_name(f"{file.name}.new")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ALONE)

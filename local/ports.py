@@ -5,12 +5,12 @@ import random
 import socket
 
 LOOPBACK = "127.0.0.1"
-# Below the range from which the kernel takes ports for outgoing connections, so that none is lost in between.
+# Below the range that the kernel uses for outgoing connections, so that a free port stays free.
 _CANDIDATES = range(20_000, 32_000)
 
 
 class PortInUseError(OSError):
-    """Another program listens on the port that a server of ours should take."""
+    """Another program listens on the port of one of our servers."""
 
     def __init__(self, port: int) -> None:
         super().__init__(errno.EADDRINUSE, f"port {port} is already in use")

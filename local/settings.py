@@ -1,15 +1,15 @@
-"""What one machine can be told: addresses that are given, and the ports of what is not."""
+"""Settings of one machine: addresses of servers elsewhere, and ports of those that are served here."""
 
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from local.child import ROOT
+from local import ROOT
 
 
 class LocalSettings(BaseSettings):
-    """An address that is set is used; what is not set is served here, on loopback, at its port."""
+    """A server whose address is set is used; the others are started here, on loopback, at their ports."""
 
     model_config = SettingsConfigDict(
         env_prefix="ALLOCATION_", env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore", frozen=True
@@ -20,7 +20,7 @@ class LocalSettings(BaseSettings):
     result_backend_url: str | None = Field(None, repr=False)
     smtp_url: str | None = Field(None, repr=False)
 
-    #: The program to serve Redis with instead of the bundled Valkey.
+    #: A Redis server program to use instead of the bundled Valkey.
     redis_server: Path | None = None
     redis_port: int = Field(6390, ge=1, le=65535)
     postgres_port: int = Field(5490, ge=1, le=65535)
@@ -38,7 +38,7 @@ class LocalSettings(BaseSettings):
     def _fits_into_a_login(cls, value: str | SecretStr | None) -> str | SecretStr | None:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
         if "," in text or (isinstance(value, str) and ":" in text):
-            raise ValueError("Flower's logins hold no comma, and their users no colon")
+            raise ValueError("must not contain a comma, and a user must not contain a colon")
         return value
 
     @property
@@ -48,7 +48,7 @@ class LocalSettings(BaseSettings):
 
     @property
     def given(self) -> dict[str, str]:
-        """Return what is served elsewhere, by what it is, and the variable that says so."""
+        """Return the servers that run elsewhere, each with the variable that sets its address."""
         urls = {
             "broker": "broker_url",
             "results": "result_backend_url",
@@ -60,11 +60,11 @@ class LocalSettings(BaseSettings):
 
     @property
     def needs_redis(self) -> bool:
-        """Tell whether the broker or the results, or both, are ours to serve."""
+        """Tell whether the broker or the result backend, or both, are served here."""
         return self.broker_url is None or self.result_backend_url is None
 
     def own_ports(self) -> dict[str, int]:
-        """Return what will be listened on here, by the name of its variable."""
+        """Return the ports to listen on here, by the names of their variables."""
         served = {
             "redis_port": self.needs_redis,
             "postgres_port": self.database_url is None,

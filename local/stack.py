@@ -5,17 +5,17 @@ from smtplib import SMTPException
 from types import TracebackType
 from typing import IO, Self
 
-from local import programs, readiness
 from local.addresses import Addresses, masked
-from local.child import Child
-from local.databases import migrate
+from local.data_folder import hold
 from local.flower_login import FlowerLogin, login_of
-from local.folder import hold
-from local.mail import MailSink
 from local.ports import LOOPBACK, is_free
-from local.postgres import Postgres
-from local.processes import Supervisor
-from local.redis import Redis
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.processes.programs import migrate
+from local.processes.supervisor import Supervisor
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
 from local.service import ALLOCATION, Service
 from local.settings import LocalSettings
 from local.waiting import eventually
@@ -24,7 +24,7 @@ READY_TIMEOUT = 120.0  # seconds; five Python programs start at once, on two bus
 
 
 class PortTakenError(RuntimeError):
-    """A port of ours is taken; the text says which variable moves it."""
+    """A port is taken; the text names the variable that changes it."""
 
     def __init__(self, variable: str, port: int) -> None:
         super().__init__(variable, port)
@@ -36,10 +36,10 @@ class PortTakenError(RuntimeError):
 
 
 class Stack:
-    """Servers that the settings do not name, migration, workers, beat and Flower; a context manager.
+    """Servers whose address is not set, migration, workers, beat and Flower; a context manager.
 
     `commands`, `housekeeping`, `beat`, `flower` are children; `postgres`, `redis`, `mail` are servers, None
-    where an address was given. `supervisor` pauses and resumes each by that name.
+    where an address is set. `supervisor` pauses and resumes each by that name.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Stack:
         self.supervisor = Supervisor(report)
         self.addresses = addresses_of(self.settings)
         self.without = frozenset(without)
-        #: Known once started: a generated password is in the data folder, which has to be ours first.
+        #: Set by `start`: a generated password is in the data folder, which has to be locked first.
         self.flower_login: FlowerLogin | None = None
         self._held: IO[str] | None = None
         self._plan_servers()
         self._plan_children()
 
     def start(self) -> Self:
-        """Start everything and return when all of it answers; on any failure nothing stays behind.
+        """Start everything and return when all of it answers; on failure, stop whatever was started.
 
         Raises `PortTakenError`, `FolderInUseError`, `ChildFailedError` or `NotInTimeError`.
         """
@@ -82,7 +82,7 @@ class Stack:
         return self
 
     def stop(self) -> None:
-        """Stop everything, workers before their servers, and leave nothing behind; the data stays."""
+        """Stop everything, workers before their servers, and keep the data."""
         try:
             self.supervisor.stop_together(child.name for child in self._all_children())
         finally:
@@ -121,14 +121,14 @@ class Stack:
 
     @property
     def children(self) -> list[Child]:
-        """Return the programs that are to run, in the order of their start."""
+        """Return the programs to run, in start order."""
         return [child for child in self._all_children() if child.name not in self.without]
 
     def _all_children(self) -> tuple[Child, ...]:
         return self.commands, self.housekeeping, self.beat, self.flower
 
     def _check_ports(self) -> None:
-        """Look at all ports before anything starts."""
+        """Check all ports before anything starts."""
         for variable, port in self.settings.own_ports().items():
             if not is_free(port):
                 raise PortTakenError(variable, port)
@@ -162,7 +162,7 @@ class Stack:
             self._wait_for("the mail server", lambda: readiness.mail_answers(self.addresses.smtp_url))
 
     def _look_for_mail_server(self) -> None:
-        """Report when somebody else's mail server does not answer; the backend works without it."""
+        """Report a mail server elsewhere that does not answer; the backend works without it."""
         try:
             readiness.mail_answers(self.addresses.smtp_url)
         except (OSError, SMTPException) as error:
@@ -172,7 +172,7 @@ class Stack:
             )
 
     def _wait_for(self, what: str, answers: Callable[[], bool]) -> None:
-        """Wait for one part; a program that ends meanwhile is an error at once, with its log's tail."""
+        """Wait for one part; a program that ends meanwhile is an error at once, with the end of its log."""
         dead: list[Child] = []
 
         def answers_or_somebody_died() -> bool:
@@ -185,7 +185,7 @@ class Stack:
 
 
 def addresses_of(settings: LocalSettings) -> Addresses:
-    """Return what the settings name, and where we serve the rest."""
+    """Return the addresses that are set, and those of what is served here."""
     redis = Redis(settings.folder, settings.redis_port)
     return Addresses(
         database_url=settings.database_url or Postgres(settings.folder, settings.postgres_port).url,

@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 class NotInTimeError(AssertionError):
-    """What was waited for did not come; the text says what, how long, and what the last look saw."""
+    """A condition did not come true in time; the text names it, the time limit and what was last seen."""
 
 
 def eventually(check: Callable[[], T], timeout: float = 30.0, what: str = "", every: float = 0.05) -> T:
     """Call `check` until it returns something true, and return that.
 
-    `timeout` and `every` are seconds. An exception out of `check` means "not yet"; the last one is told and
+    `timeout` and `every` are seconds. An exception from `check` means "not yet"; the last one is named and
     chained when the time is up, so that `lambda: assert_something()` works as well as a plain condition.
     """
     deadline = time.monotonic() + timeout
@@ -34,6 +34,6 @@ def eventually(check: Callable[[], T], timeout: float = 30.0, what: str = "", ev
 
 
 def _too_late(what: str, timeout: float, seen: object, error: Exception | None) -> NotInTimeError:
-    """Name what was waited for and what the last look saw."""
+    """Name the condition and what was last seen."""
     saw = f"{type(error).__name__}: {error}" if error else f"saw {seen!r}"
     return NotInTimeError(f"{what or 'what was waited for'} did not happen within {timeout:g} s; last: {saw}")

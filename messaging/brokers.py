@@ -1,4 +1,4 @@
-"""What differs between Redis and RabbitMQ, chosen by the broker's URL alone (docs/brokers.md)."""
+"""What differs between Redis and RabbitMQ, chosen by the broker's URL alone (docs/how-to/brokers.md)."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from kombu.entity import Exchange, Queue
 
@@ -41,15 +40,7 @@ def transport(broker_url: str) -> str | None:
     if is_rabbitmq(broker_url):
         return None
     name = "SocketTransport" if is_redis_socket(broker_url) else "Transport"
-    return f"messaging.worker.redis_transport:{name}"
-
-
-def same_server(url: str, other_url: str) -> bool:
-    """Tell whether two Redis addresses lead to one server, whatever their databases."""
-    parts, others = urlsplit(url), urlsplit(other_url)
-    if parts.scheme.endswith("socket") and others.scheme.endswith("socket"):
-        return parts.path == others.path
-    return bool(parts.hostname) and (parts.hostname, parts.port) == (others.hostname, others.port)
+    return f"reliable_celery.redis.transport:{name}"
 
 
 def task_queue(project: str, name: str, broker_url: str) -> Queue:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
 from messaging.messages import Command, Event, Message
 from messaging.unit_of_work import UnitOfWork
@@ -30,19 +31,26 @@ class MessageBus:
         self.events = {kind: list(handlers) for kind, handlers in events.items()}
         self.event_types = {kind.__name__: kind for kind in self.events}
         self.command_types = {kind.__name__: kind for kind in self.commands}
+        self.event_handlers = {
+            handler.__name__: handler for handlers in self.events.values() for handler in handlers
+        }
 
     def handle(self, message: Message, uow: UnitOfWork) -> list[Any]:
-        """Handle a message and every event that comes of it; return the results of the commands.
+        """Handle a message and all that comes of it in this process; return the results of the commands.
+
+        A worker sends the deliveries instead, so that each handler has a task of its own.
 
         Raises:
             UnknownMessage: for anything that is no command or event of this project.
             Exception: whatever a command's handler raised. An event's handlers never interrupt.
         """
         results: list[Any] = []
-        queue: list[Message] = [message]
+        queue: list[Any] = [message]
         while queue:
             message = queue.pop(0)
-            if isinstance(message, Event):
+            if isinstance(message, Delivery):
+                self._deliver(self.event_handlers[message.handler], message.event, queue, uow)
+            elif isinstance(message, Event):
                 self.handle_event(message, queue, uow)
             elif isinstance(message, Command):
                 results.append(self.handle_command(message, queue, uow))
@@ -50,33 +58,50 @@ class MessageBus:
                 raise UnknownMessage(f"{message!r} is neither a command nor an event")
         return results
 
-    def handle_event(self, event: Event, queue: list[Message], uow: UnitOfWork) -> None:
+    def handle_event(self, event: Event, queue: list[Any], uow: UnitOfWork) -> None:
         """Run every handler of an event; one that fails is logged and stops nobody."""
-        for handler in self.events.get(type(event), []):
-            try:
-                self.run(handler, event, uow)
-            except Exception:
-                logger.exception("Exception handling event %r with %s", event, handler.__name__)
-                continue
-            queue.extend(uow.collect_new_events())
+        for handler in self._handlers_of(event):
+            self._deliver(handler, event, queue, uow)
 
-    def handle_command(self, command: Command, queue: list[Message], uow: UnitOfWork) -> Any:
-        """Run the one handler of a command and return its result; whatever it raises is raised."""
+    def handle_command(self, command: Command, queue: list[Any], uow: UnitOfWork) -> Any:
+        """Run the one handler of a command and return its result; whatever it raises is raised.
+
+        The deliveries that come of it are added to `queue`.
+        """
         handler = self.commands.get(type(command))
         if handler is None:
             raise UnknownMessage(f"{command!r} has no handler")
-        result = self.run(handler, command, uow)
-        queue.extend(uow.collect_new_events())
+        with uow:
+            result, deliveries = self.run(handler, command, uow)
+        queue.extend(deliveries)
         return result
 
-    def run(self, handler: Handler, message: Message, uow: UnitOfWork) -> Any:
-        """Run one handler on one message inside one transaction, and commit it."""
+    def run(self, handler: Handler, message: Message, uow: UnitOfWork) -> tuple[Any, list[Delivery]]:
+        """Run one handler in an open unit of work and commit it; return its result and what to send.
+
+        Every handler runs here: of commands and of events, in workers and on fakes.
+        """
         logger.info("Handling %r with %s", message, handler.__name__)
-        with uow:
-            result = handler(message, uow)
-            uow.commit(result)
-        return result
+        result = handler(message, uow)
+        return result, uow.commit(result)
 
     def handlers_of(self, event: Event) -> list[str]:
         """Return the names of an event's handlers."""
-        return [handler.__name__ for handler in self.events.get(type(event), [])]
+        return [handler.__name__ for handler in self._handlers_of(event)]
+
+    def _handlers_of(self, event: Event) -> list[Handler]:
+        handlers = self.events.get(type(event))
+        if handlers is None:
+            logger.warning(
+                "No handlers are registered for %r; register an empty list if it needs none", event
+            )
+        return handlers or []
+
+    def _deliver(self, handler: Handler, event: Any, queue: list[Any], uow: UnitOfWork) -> None:
+        try:
+            with uow:
+                _, deliveries = self.run(handler, event, uow)
+        except Exception:
+            logger.exception("Exception handling event %r with %s", event, handler.__name__)
+        else:
+            queue.extend(deliveries)

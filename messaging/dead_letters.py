@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import base64
+import codecs
+from dataclasses import dataclass
+from datetime import datetime
+
+import reliable_celery.dead_letters
+
+#: The reason of a letter that a worker wrote itself, about a command that it had accepted.
+PARKED = "killed its worker"
 
 
 @dataclass(frozen=True)
-class DeadLetter:
-    """A message that no task could read, as it came, with the reason."""
+class DeadLetter(reliable_celery.dead_letters.DeadLetter):
+    """A dead letter as it is kept; body, headers and properties are left out of lists."""
 
-    reason: str  # a short fixed text to group by: "unknown task", "undecodable body", …
-    error: str  # what exactly was wrong with this one
-    body: bytes = b""  # as received, in its transport's decoding
-    task: str | None = None
-    task_id: str | None = None
-    queue: str | None = None
-    content_type: str | None = None
-    content_encoding: str | None = None
-    headers: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
-    properties: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
+    id: str = ""
+    at: datetime | None = None
+    replayed_at: datetime | None = None
+    discarded_at: datetime | None = None
+    discard_reason: str | None = None
+    body_bytes: int = 0
+    body_head: bytes | None = None  # the beginning of the body
+    headers_head: str = ""  # the beginning of the headers' JSON
+
+    @property
+    def state(self) -> str:
+        """Return `open`, `replayed` or `discarded`."""
+        return "discarded" if self.discarded_at else "replayed" if self.replayed_at else "open"
+
+    @property
+    def shown_head(self) -> str:
+        """Return the beginning of the body as text where it is text, else in base64."""
+        head = self.body_head or b""
+        return _shown(head, is_all=self.body_bytes <= len(head))
+
+    @property
+    def shown_body(self) -> str:
+        """Return the body as text where it is text, else in base64."""
+        return _shown(self.body)
 
 
-class DeadLetterStore(Protocol):
-    """Where dead letters are kept."""
-
-    def add(self, letter: DeadLetter) -> None:
-        """Keep `letter` durably before returning; raise whatever prevented that."""
-        ...
+def _shown(body: bytes, *, is_all: bool = True) -> str:
+    """Return a body, or its beginning, as text where it is text, else in base64."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(body, final=is_all)
+    except UnicodeDecodeError:
+        return f"base64:{base64.b64encode(body).decode()}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
 
 from messaging.errors import describe
+from messaging.messages import Event
 from messaging.texts import trace
 
 
@@ -24,7 +26,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a message to an event handler's task needs; `id` is the task id as well."""
+    """One row of the outbox; what a row that was just written has beyond `handler`'s causes is left out.
+
+    Its `id` is the task id of each of its messages.
+    """
 
     id: str
     event_type: str
@@ -32,8 +37,18 @@ class Delivery:
     handler: str
     correlation_id: str  # the command that began it all
     causation_id: str  # the command or delivery that raised the event
-    attempts: int = 0  # of this run
-    run: int = 0  # how often it was re-run
+    attempts: int = 0  # since the last re-run
+    reruns: int = 0
+    status: Status = Status.PENDING
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+    due_at: datetime | None = None
+    worker: str | None = None
+    last_error: str | None = None
+    edited_from: str | None = None
+    reason: str | None = None
+    #: The event itself, where it was raised in this process.
+    event: Event | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

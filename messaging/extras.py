@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from messaging import __version__
-
-#: Modules of the package itself: one that is missing is a fault in the package.
-_OURS = ("allocation", "celeryconfig", "messaging", "tasks")
 
 
 class MissingExtra(ImportError):
@@ -21,7 +19,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] in _OURS:
+        if not error.name or find_spec(error.name.partition(".")[0]):  # the package is there, but incomplete
             raise
         raise MissingExtra(
             f"{error.name} is missing from this installation of allocation {__version__}:"

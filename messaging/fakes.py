@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Generic, TypeVar
 
-from messaging.messages import Event
+from messaging.delivery import Delivery, new_id
+from messaging.messages import Event, to_dict
 from messaging.unit_of_work import Aggregate, UnitOfWork
 
 A = TypeVar("A", bound=Aggregate)
@@ -44,26 +46,28 @@ class InMemoryRepository(Generic[A]):
 
 
 class InMemoryUnitOfWork(UnitOfWork):
-    """Hands its events to the bus, which handles them at once."""
+    """Commits in memory; `handlers_of` says who is owed a delivery of an event, as the outbox does."""
 
-    def __init__(self) -> None:
+    def __init__(self, handlers_of: Callable[[Event], list[str]]) -> None:
         self.committed = 0
-        self._new_events: list[Event] = []
+        self.outbox: list[Delivery] = []  # all that were ever written
+        self._handlers_of = handlers_of
 
-    def commit(self, _result: object = None) -> None:
-        """Store what was touched and keep its events for the bus."""
+    def commit(self, _result: object = None) -> list[Delivery]:
+        """Store what was touched, and return the deliveries that its events make."""
         for repository in self.repositories():
             repository.save()
         self.committed += 1
-        self._new_events += self.take_events()
+        deliveries = [
+            Delivery(new_id(), type(event).__name__, to_dict(event), handler, "", "", event=event)
+            for event in (raised.event for raised in self.take_events())
+            for handler in self._handlers_of(event)
+        ]
+        self.outbox += deliveries
+        return deliveries
 
     def rollback(self) -> None:
         """Throw away what is not committed."""
         for repository in self.repositories():
             if isinstance(repository, InMemoryRepository):
                 repository.forget()
-
-    def collect_new_events(self) -> list[Event]:
-        """Return the events since the last call."""
-        events, self._new_events = self._new_events, []
-        return events

@@ -7,19 +7,25 @@ import math
 import smtplib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from messaging.settings import MessagingSettings
 
+T = TypeVar("T")
+
 #: Seconds for a good-bye: the mail is taken by then.
 GOODBYE_S = 1.0
+
+#: Seconds to find out our own name; a mail server hears another one without it.
+OWN_NAME_S = 1.0
 
 #: Bytes that are sent in one step; the time that is left is looked at before each.
 STEP = 65_536
@@ -37,7 +43,7 @@ class Conversation(smtplib.SMTP):
 
     def __init__(self, host: str, port: int, timeout_s: float, **options: Any) -> None:
         self._timeout_s, self.ends_at = timeout_s, time.monotonic() + timeout_s
-        super().__init__(host, port, timeout=timeout_s, **options)
+        super().__init__(host, port, local_hostname=own_name(), timeout=timeout_s, **options)
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -69,9 +75,60 @@ class Conversation(smtplib.SMTP):
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         """Connect; a name's addresses are tried one after the other and share the time."""
-        tries = len(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        connected: socket.socket = super()._get_socket(host, port, timeout / tries)  # type: ignore[misc]
-        return connected
+        addresses, problem = self._addresses(host, port), None
+        for address in addresses:
+            try:
+                connected: socket.socket = super()._get_socket(  # type: ignore[misc]
+                    address, port, min(self.left(), timeout / len(addresses))
+                )
+            except OSError as error:
+                problem = error
+            else:
+                return connected
+        raise problem or OSError(f"{host} has no address")
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        infos = within(
+            self.left(), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), f"Looking up {host}"
+        )
+        return [str(info[4][0]) for info in infos]
+
+
+def within(seconds: float, ask: Callable[[], T], what: str) -> T:
+    """Return what a name server is asked for; one that is silent keeps its asker for a minute.
+
+    Raises:
+        TimeoutError: there is no answer yet.
+        OSError: the answer is an error.
+    """
+    answers: list[T | OSError] = []
+
+    def wait() -> None:
+        try:
+            answers.append(ask())
+        except OSError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answers:
+        raise TimeoutError(f"{what} took longer than {seconds:.3g} s")
+    if isinstance(answers[0], OSError):
+        raise answers[0]
+    return answers[0]
+
+
+def own_name() -> str:
+    """Return what we call ourselves before a mail server, as smtplib does."""
+    try:
+        name = within(OWN_NAME_S, socket.getfqdn, "Looking up our own name")
+        if "." in name:
+            return name
+        address = within(OWN_NAME_S, lambda: socket.gethostbyname(socket.gethostname()), "Our own address")
+    except OSError:
+        return "[127.0.0.1]"
+    return f"[{address}]"
 
 
 class TlsConversation(Conversation, smtplib.SMTP_SSL):
@@ -109,6 +166,8 @@ class SmtpServer:
         Raises:
             OSError, smtplib.SMTPException: the server is away, refuses or takes too long.
         """
+        if within_s <= 0:  # which a socket does not take for a timeout
+            raise TimeoutError("The mails of this handler took longer than they may together")
         with self._talk(min(within_s, self.timeout_s)) as server:
             server.send_message(mail)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,18 @@ from sqlalchemy import Engine
 
 from messaging.bus import MessageBus
 from messaging.messages import Command, task_name
-from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.postgres.outbox import Outbox
+from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.settings import MessagingSettings
 
 UnitOfWorkFactory = Callable[[Any, Engine, Job, Outbox], PostgresUnitOfWork]  # (settings, …)
 
 
 @dataclass(frozen=True)
-class Project:
-    """A project on the bus; `name` begins the names of its tasks and queues."""
+class Names:
+    """What is named after a project: its queues, its tasks, its environment variables."""
 
     name: str
-    bus: MessageBus
-    settings: Callable[[], MessagingSettings]
-    unit_of_work: UnitOfWorkFactory
-    migrations: Path  # a folder of Alembic versions
-    refusals: tuple[type[Exception], ...] = ()  # errors that are answers, not accidents
-    renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
 
     @property
     def commands_queue(self) -> str:
@@ -49,9 +45,26 @@ class Project:
         """Return all of them."""
         return self.commands_queue, self.events_queue, self.housekeeping_queue
 
-    def command_task(self, kind: type[Command]) -> str:
-        """Return the task name of a command: `CreateBatch` is `<project>.create_batch`."""
-        return task_name(self.name, kind)
+    def variable(self, setting: str) -> str:
+        """Return the environment variable of a setting."""
+        return f"{self.name}_{setting}".upper()
+
+
+@dataclass(frozen=True)
+class Project(Names):
+    """A project on the bus."""
+
+    bus: MessageBus
+    settings: Callable[[], MessagingSettings]
+    unit_of_work: UnitOfWorkFactory
+    migrations: Path  # a folder of Alembic versions
+    refusals: tuple[type[Exception], ...] = ()  # errors that are answers, not accidents
+    renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
+
+    @cached_property
+    def command_tasks(self) -> dict[str, type[Command]]:
+        """Return the commands by the names of their tasks: `CreateBatch` is `<project>.create_batch`."""
+        return {task_name(self.name, kind): kind for kind in self.bus.commands}
 
     def handler_task(self, handler: str) -> str:
         """Return the task name of an event handler, by the name it has now."""

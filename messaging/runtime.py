@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from messaging.errors import MessagingError
-from messaging.postgres.announcements import AnnouncementStore
-from messaging.postgres.dead_letters import PostgresDeadLetterStore
-from messaging.postgres.deliveries import DeliveryStore
+from messaging.postgres.announcements import Announcements
+from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
-from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.postgres.outbox import Outbox
+from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.project import Project
 from messaging.settings import MessagingSettings
 
@@ -27,8 +27,6 @@ class Runtime:
 
     def __init__(self, project: Project) -> None:
         self.project = project
-        #: Monotonic seconds; the events committed until then are about to be announced.
-        self.nudged_until = 0.0
         # By process id: a pool child must not write on the socket that its parent opened.
         self._built: dict[tuple[int, str], Any] = {}
 
@@ -43,9 +41,9 @@ class Runtime:
         return self._once("engine", lambda: self._connect(pool_size=5))
 
     @property
-    def deliveries(self) -> DeliveryStore:
-        """Return the outbox."""
-        return self._once("deliveries", lambda: DeliveryStore(self.engine))
+    def outbox(self) -> Outbox:
+        """Return the deliveries."""
+        return self._once("outbox", self._outbox)
 
     @property
     def inbox(self) -> Inbox:
@@ -58,7 +56,7 @@ class Runtime:
         return self._once("heartbeats", lambda: Heartbeats(self.engine))
 
     @property
-    def dead_letters(self) -> PostgresDeadLetterStore:
+    def dead_letters(self) -> DeadLetters:
         """Return the store of unreadable messages.
 
         The worker's main process uses it, now and then or for a flood of letters: one connection, looked at
@@ -66,18 +64,13 @@ class Runtime:
         """
         return self._once(
             "dead_letters",
-            lambda: PostgresDeadLetterStore(self._connect(pool_size=1, max_overflow=0, pool_pre_ping=True)),
+            lambda: DeadLetters(self._connect(pool_size=1, max_overflow=0, pool_pre_ping=True)),
         )
 
     @property
-    def announcements(self) -> AnnouncementStore:
+    def announcements(self) -> Announcements:
         """Return the events that other apps have not been told yet."""
-        return self._once("announcements", lambda: AnnouncementStore(self.engine))
-
-    @property
-    def outbox(self) -> Outbox:
-        """Return how events become deliveries."""
-        return self._once("outbox", self._outbox)
+        return self._once("announcements", lambda: Announcements(self.engine))
 
     def unit_of_work(self, job: Job) -> PostgresUnitOfWork:
         """Return a unit of work for one command or one delivery."""
@@ -94,7 +87,8 @@ class Runtime:
         return Inbox(self.engine, self.project.bus, errors)
 
     def _outbox(self) -> Outbox:
-        return Outbox(self.project.bus.handlers_of, self.settings.relay_grace_s, self.settings.announce)
+        bus, settings = self.project.bus, self.settings
+        return Outbox(self.engine, bus.handlers_of, settings.relay_grace_s, settings.announce)
 
     def _once(self, name: str, build: Callable[[], T]) -> T:
         key = os.getpid(), name

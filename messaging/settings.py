@@ -22,6 +22,7 @@ class MessagingSettings(BaseSettings):
         env_ignore_empty=True,  # a line of .env that was not filled in
         extra="ignore",
         frozen=True,
+        allow_inf_nan=False,  # PostgreSQL takes no endless interval: nothing would be deleted any more
         hide_input_in_errors=True,  # addresses hold passwords
     )
 
@@ -72,7 +73,7 @@ class MessagingSettings(BaseSettings):
         description="tries of a command at transient database errors, before its sender gets the error",
     )
     max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")
-    bulk_max: int = Field(1000, ge=1, description="commands in one `allocation.many` message")
+    bulk_max: int = Field(1000, ge=1, description="commands in one message of many")
 
     relay_interval_s: float = Field(
         5, gt=0, description="how often deliveries are looked for whose message was lost"

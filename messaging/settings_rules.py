@@ -16,7 +16,8 @@ WAITS_IN_THE_DATABASE = (
     "a retry waits in Redis, which may forget it; longer waits belong to the scheduled re-runs, which wait in"
     " the database"
 )
-SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp")
+REDIS = ("redis", "rediss", "redis+socket")
+SCHEMES = (*REDIS, "amqp", "amqps", "pyamqp")
 
 
 def broken_rules(settings: MessagingSettings) -> Iterator[str]:
@@ -34,6 +35,12 @@ def _addresses(settings: MessagingSettings) -> Iterator[str]:
         yield (
             f"broker_url must begin with one of {', '.join(SCHEMES)}, not {scheme!r}: with any other broker a"
             " killed worker loses messages"
+        )
+    scheme = settings.result_backend_url.partition("://")[0]
+    if scheme not in REDIS:
+        yield (
+            f"result_backend_url must begin with one of {', '.join(REDIS)}, not {scheme!r}: with any other a"
+            " sender may hear nothing, or that a command was revoked which is carried out"
         )
 
 

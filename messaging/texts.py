@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from traceback import TracebackException
 
+from reliable_celery.texts import storable as storable
+
 #: Characters of a message as it is shown: in Flower, in a header, in a list.
 SHOWN = 1_000
 
 #: Characters of an error, and of its traceback, that are kept.
 MAX_ERROR = 2_000
 MAX_TRACE = 20_000
-
-
-def storable(text: str) -> str:
-    """Return a text that PostgreSQL takes: without NUL and halves of surrogate pairs."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def cut(text: str, length: int = SHOWN) -> str:

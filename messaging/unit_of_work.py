@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from messaging.delivery import Delivery
 from messaging.messages import Event
 
 
@@ -54,26 +55,21 @@ class UnitOfWork(ABC):
         self.rollback()
 
     @abstractmethod
-    def commit(self, result: object = None) -> None:
-        """Make the handler's work, its result and its events permanent, all of them or none."""
+    def commit(self, result: object = None) -> list[Delivery]:
+        """Make the handler's work, its result and its events permanent, all of them or none.
+
+        Returns what is to be sent now: a delivery for each handler of each event.
+        """
 
     @abstractmethod
     def rollback(self) -> None:
         """Undo what is not committed."""
 
     @abstractmethod
-    def collect_new_events(self) -> list[Event]:
-        """Hand over the events that the bus itself must handle; none where an outbox delivers them."""
-
-    @abstractmethod
     def repositories(self) -> Iterable[Repository]:
         """Return every repository that handlers may use."""
 
-    def take_events(self) -> list[Event]:
-        """Take the events off the touched aggregates, oldest first."""
-        return [raised.event for raised in self.take_raised()]
-
-    def take_raised(self) -> list[Raised]:
+    def take_events(self) -> list[Raised]:
         """Take the events off the touched aggregates, each with its aggregate's key, oldest first."""
         taken: list[Raised] = []
         for repository in self.repositories():

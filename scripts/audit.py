@@ -1,4 +1,4 @@
-"""`make check`: what is installed is pinned, the package allows what is pinned, no file holds a secret.
+"""`make check`: installed packages are pinned, the package allows the pins, no file holds a secret.
 
 This works without a network. Known holes in dependencies need one: `pip-audit -r requirements.txt`.
 """
@@ -20,16 +20,16 @@ from packaging.utils import canonicalize_name
 from messaging import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What runs: the package has to allow it.
+#: The pins of what runs: the ranges of the package have to include them.
 RUNS = {"requirements.txt", "requirements-server.txt"}
-#: What a virtual environment brings itself.
+#: What every virtual environment contains.
 OF_THE_ENVIRONMENT = {"pip", "setuptools", "wheel"}
-#: Passwords that are no secrets: RabbitMQ's own for loopback, and what tests and examples make up.
+#: Passwords that are not secret: RabbitMQ's default for loopback, and those made up for tests and examples.
 KNOWN_PASSWORDS = r"^(guest|password|SECRET|hush.*|s3cr.*|secret.*|not-.*|example.*|\$\{?[A-Z_]+.*|\{.*)$"
 
 
 def main() -> int:
-    """Print what is wrong; 0 when nothing is."""
+    """Print every problem; return 0 if there are none."""
     findings = [
         *unpinned(),
         *mismatched(),
@@ -62,7 +62,7 @@ def unpinned() -> list[str]:
 
 
 def mismatched() -> list[str]:
-    """Return what is installed in another version than pinned, or needed by it and not pinned."""
+    """Return packages installed in another version than pinned, and dependencies that are not pinned."""
     installed = {canonicalize_name(dist.name): dist for dist in distributions()}
     wanted = [(file, Requirement(text)) for file, text in requirements()]
     pinned = {canonicalize_name(one.name) for _, one in wanted} | OF_THE_ENVIRONMENT
@@ -81,13 +81,13 @@ def mismatched() -> list[str]:
 
 
 def package() -> dict[str, Any]:
-    """Return what pyproject.toml says of the package."""
+    """Return the package's table in pyproject.toml."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return project
 
 
 def not_allowed() -> list[str]:
-    """Return the ranges of the package that no pin of what runs meets: they are not tested."""
+    """Return the package's ranges that exclude the pinned version, which is the one that is tested."""
     pins = {
         canonicalize_name(one.name): one.specifier
         for one in (Requirement(text) for file, text in requirements() if file in RUNS)
@@ -102,7 +102,7 @@ def not_allowed() -> list[str]:
 
 
 def other_versions() -> list[str]:
-    """Return where the version of the package is said otherwise."""
+    """Return the files that name another version of the package."""
     said = package()["version"]
     found = [] if said == __version__ else [f"pyproject.toml is {said}, messaging/__init__.py {__version__}"]
     if f"## [{said}]" not in (ROOT / "CHANGELOG.md").read_text():
@@ -111,15 +111,15 @@ def other_versions() -> list[str]:
 
 
 def _applies(one: Requirement) -> bool:
-    """Tell whether a requirement holds on this platform, without extras."""
+    """Tell whether a requirement applies on this platform, without extras."""
     return one.marker is None or one.marker.evaluate({"extra": ""})
 
 
 def secrets() -> list[str]:
-    """Return what looks like a password or a key in the tracked files."""
+    """Return findings that look like a password or a key in the tracked files."""
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, text=True, capture_output=True)  # noqa: S607
     if listing.returncode != 0:
-        print("no secret scan: this is no git repository", file=sys.stderr)
+        print("no secret scan: this is not a git repository", file=sys.stderr)
         return []
     hook = str(Path(sys.executable).with_name("detect-secrets-hook"))
     options = ("--no-verify", "--exclude-secrets", KNOWN_PASSWORDS)
@@ -127,7 +127,7 @@ def secrets() -> list[str]:
 
 
 def _output(what: str, *command: str) -> list[str]:
-    """Return what a program prints when it finds something."""
+    """Return a program's output if it reports a problem."""
     result = subprocess.run(command, cwd=ROOT, check=False, text=True, capture_output=True)
     return [f"{what}: {result.stdout}{result.stderr}".strip()] if result.returncode else []
 

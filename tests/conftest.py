@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from local import databases, ports
-from local.mail import MailSink
-from local.postgres import DATABASE, FAST, Postgres
-from local.rabbitmq import RabbitMQ, find_binary
-from local.redis import Redis
+from local import ports
+from local.processes import programs
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import DATABASE, Postgres
+from local.servers.redis_server import Redis
+from testing import databases
+from testing.databases import FAST
+from testing.rabbitmq import RabbitMQ, find_binary
 from tests.programs import MissingPrograms, missing
 
 
@@ -68,7 +71,7 @@ def rabbitmq_server(rabbitmq_installed: None, server_folder: Path) -> Iterator[R
 @pytest.fixture(scope="session")
 def migrated_template(postgres: Postgres) -> str:
     """The name of a migrated database that is only ever copied."""
-    databases.migrate(postgres.url)
+    programs.migrate(postgres.url)
     return DATABASE
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from allocation.domain.model import OrderLine, Product
+from allocation.service_layer.messagebus import bus
 from allocation.service_layer.unit_of_work import UnitOfWork
 from messaging.fakes import InMemoryRepository, InMemoryUnitOfWork
+from messaging.messages import Event
 
 
 class FakeProductRepository(InMemoryRepository[Product]):
@@ -47,10 +50,10 @@ class FakeNotifications:
 
 
 class FakeUnitOfWork(InMemoryUnitOfWork, UnitOfWork):
-    """Keeps everything in memory, and hands the events to the bus, which then runs whole in one process."""
+    """Keeps everything in memory; the bus then runs whole in one process."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, handlers_of: Callable[[Event], list[str]] = bus.handlers_of) -> None:
+        super().__init__(handlers_of)
         self.products: FakeProductRepository = FakeProductRepository()
         self.notifications: FakeNotifications = FakeNotifications()
 

@@ -1,4 +1,4 @@
-"""Tell the stock team by mail."""
+"""Notify the stock team by mail."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ LOCKED_SKU = "current_setting('allocation.locked_sku', true)"
 
 LOCK_PRODUCT = Statement(LOCK.format(sku="$1"), "text")
 
-# First a row: the product exists, and whether the line was reported short. Then what it has for the line.
+# The first row says that the product exists and whether the line was reported short; the batches follow.
 LOAD_FOR_LINE = Statement(
     f"""
 SELECT NULL AS reference, sku, NULL AS purchased_quantity, NULL::date AS eta, NULL AS allocated_quantity,
@@ -40,13 +40,13 @@ UNION ALL
     *("text", "text", "integer"),
 )
 
-# The insert waits for a transaction that inserts the same product, so the lock always finds a row.
+# The insert waits for any transaction that is inserting the same product, so the lock always finds a row.
 LOAD_FOR_BATCH = """
 INSERT INTO products (sku) VALUES (%s) ON CONFLICT DO NOTHING;
 SELECT FROM products WHERE sku = %s FOR NO KEY UPDATE;
 SELECT reference, sku, purchased_quantity, eta, allocated_quantity FROM batches WHERE reference = %s"""
 
-# Walks the lines from the last one back until what stays fits: k lines given back cost k steps.
+# Walks back from the line allocated last until the rest fits: k lines given back cost k steps.
 LOAD_BY_BATCHREF = f"""
 {LOCK.format(sku="(SELECT sku FROM batches WHERE reference = %(ref)s)")};
 WITH RECURSIVE batch AS (
@@ -72,7 +72,7 @@ INSERT_BATCH = """
 INSERT INTO batches (reference, sku, eta, purchased_quantity, allocated_quantity)
 VALUES (%s, %s, %s, %s, %s)"""
 
-# A batch that is not as it was read raises a serialization failure, and the command is tried again.
+# A batch that changed since it was read raises a serialization failure, and the command is retried.
 UPDATE_BATCH = Statement(
     """
 UPDATE batches SET purchased_quantity = $1, allocated_quantity =
@@ -112,7 +112,7 @@ class PostgresProductRepository(PostgresRepository[Product]):
     def __init__(self, transaction: Transaction) -> None:
         super().__init__(transaction)
         self._loaded: dict[str, Loaded] = {}
-        self._short: set[OrderLine] = set()  # as they were read
+        self._short: set[OrderLine] = set()  # as read
 
     def get_for_line(self, line: OrderLine) -> Product | None:
         """Load the batch that holds the line, if any, and the soonest one with room for it."""
@@ -120,14 +120,14 @@ class PostgresProductRepository(PostgresRepository[Product]):
         rows = self.transaction.read(LOAD_FOR_LINE, (line.sku, line.orderid, line.qty))
         if not rows:
             return None
-        # A batch that holds the line settles the matter; it may come a second time, as the one with room.
+        # A batch that holds the line is the answer; the query may return it again, as the batch with room.
         holding = [_batch(row, [line]) for row in rows if row[5]]
         with_room = [_batch(row) for row in rows if row[5] is False]
         self._short = {line for row in rows if row[6]}
         return self.track(Product(line.sku, holding or with_room, self._short))
 
     def get_or_create(self, sku: str, batchref: str) -> Product:
-        """Load the batch of that reference, of whatever SKU, so that a second one can be told apart."""
+        """Load the batch with that reference, whatever its SKU, so that a conflicting one is noticed."""
         rows = self.transaction.read(LOAD_FOR_BATCH, (sku, sku, batchref))
         return self.track(Product(sku, [_batch(row) for row in rows]))
 
@@ -149,7 +149,7 @@ class PostgresProductRepository(PostgresRepository[Product]):
             self._write_each(DELETE_SHORTAGE, map(_key, self._short - product.short))
 
     def track(self, product: Product) -> Product:
-        """Note what the product's batches were like before the handler."""
+        """Remember the product's batches as they were before the handler ran."""
         for batch in product.batches:
             self._loaded[batch.reference] = _loaded(batch)
         return super().track(product)
@@ -165,7 +165,7 @@ class PostgresProductRepository(PostgresRepository[Product]):
         before = loaded.lines if loaded else ()
         lost = [_key(line) for line in before if line not in now.lines]
         self._write_each(DELETE_LINE, lost)
-        # One that was there all the same would keep its line from being reported.
+        # A shortage left behind would keep the line from being reported again.
         self._write_each(DELETE_SHORTAGE, lost)
         self._write_each(
             INSERT_LINE, ((*_key(line), batch.reference) for line in now.lines if line not in before)

@@ -8,8 +8,11 @@ from sqlalchemy import Engine
 
 from allocation.adapters.email import MailNotifications
 from allocation.adapters.repository import PostgresProductRepository
+from allocation.config import Settings
 from allocation.service_layer.unit_of_work import UnitOfWork
-from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.mail import mails_of
+from messaging.postgres.outbox import Outbox
+from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 
 
 class PostgresAllocationUnitOfWork(PostgresUnitOfWork, UnitOfWork):
@@ -17,9 +20,9 @@ class PostgresAllocationUnitOfWork(PostgresUnitOfWork, UnitOfWork):
 
     products: PostgresProductRepository
 
-    def __init__(self, engine: Engine, job: Job, outbox: Outbox, notifications: MailNotifications) -> None:
+    def __init__(self, settings: Settings, engine: Engine, job: Job, outbox: Outbox) -> None:
         super().__init__(engine, job, outbox)
-        self.notifications = notifications
+        self.notifications = MailNotifications(mails_of(settings, job.id), settings.stock_team)
 
     def __enter__(self) -> Self:
         """Begin with no product loaded."""

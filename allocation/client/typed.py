@@ -16,7 +16,7 @@ REFUSALS = (errors.InvalidSku, errors.UnknownBatch, errors.BatchAlreadyExists)
 
 
 class Options(TypedDict, total=False):
-    """`key`: the caller's own name for this command, so that a repeat is harmless. `timeout_s`: seconds."""
+    """`key`: the idempotency key; repeating a command with the same key is harmless. `timeout_s`: seconds."""
 
     key: str | None
     timeout_s: float | None

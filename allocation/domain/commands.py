@@ -1,4 +1,4 @@
-"""What other apps can order. Limits stand beside the types and are checked where messages come in."""
+"""Commands that other apps can send. Limits stand beside the types and are checked when a message arrives."""
 
 from __future__ import annotations
 

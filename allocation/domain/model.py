@@ -1,7 +1,7 @@
 """Products, their batches and the order lines allocated to them.
 
 A product may be loaded in part: only the batches and lines that the decision at hand can need. What a batch
-has allocated in all is kept as a number, so no decision adds up lines.
+has allocated in total is kept as a number, so no decision has to add up lines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from messaging.messages import Event
 
 @dataclass(frozen=True)
 class OrderLine:
-    """So many pieces of one SKU for one order; a value, equal to every line that says the same."""
+    """A quantity of one SKU for one order; a value object, equal to any line with the same fields."""
 
     orderid: str
     sku: str
@@ -48,7 +48,7 @@ class Batch:
 
     @property
     def available_quantity(self) -> int:
-        """Pieces that no line holds; below zero only while a smaller quantity is being settled."""
+        """Pieces not allocated to any line; negative only while a reduced quantity is being settled."""
         return self.purchased_quantity - self.allocated_quantity
 
     def can_allocate(self, line: OrderLine) -> bool:
@@ -56,12 +56,20 @@ class Batch:
         return self.sku == line.sku and self.available_quantity >= line.qty
 
     def allocate(self, line: OrderLine) -> None:
-        """Give the line its pieces."""
+        """Give the line its pieces; allocating it again has no effect.
+
+        Raises:
+            ValueError: the line has another SKU, or more pieces than are available.
+        """
+        if line in self.lines:
+            return
+        if not self.can_allocate(line):
+            raise ValueError(f"{line!r} does not fit into {self!r}")
         self.lines.append(line)
         self.allocated_quantity += line.qty
 
     def deallocate_one(self) -> OrderLine:
-        """Take the pieces of the line that was allocated last back, and return that line."""
+        """Take back the pieces of the line allocated last, and return that line."""
         line = self.lines.pop()
         self.allocated_quantity -= line.qty
         return line
@@ -87,7 +95,7 @@ class Product:
         return self.sku
 
     def add_batch(self, batch: Batch) -> None:
-        """Take purchased stock in; the same batch a second time has no effect.
+        """Add purchased stock; adding the same batch again has no effect.
 
         Raises:
             BatchAlreadyExists: a batch of that reference exists with another SKU, quantity or date.

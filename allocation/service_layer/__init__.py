@@ -1,1 +1,1 @@
-"""What the project does with a message."""
+"""Handlers: what the project does with each message."""

@@ -1,4 +1,4 @@
-"""Who handles what. A new command or event is a line here, a dataclass and a function."""
+"""Which handlers a message has. A new command or event takes a dataclass, a function and a line here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The ports of the service layer: where products are kept, and how people are told."""
+"""The ports of the service layer: where products are kept, and how people are notified."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -26,14 +25,14 @@ class ProductRepository(Repository, Protocol):
         """Return the product of a SKU, new if need be, with the batch of that reference if it exists."""
 
     def get_by_batchref(self, batchref: str, qty: int) -> Product | None:
-        """Return the product with this batch and the lines, last ones first to go, that exceed `qty` pieces.
+        """Return the product with this batch and the lines allocated last that exceed `qty` pieces.
 
         None where no batch carries the reference.
         """
 
 
 class Notifications(Protocol):
-    """Tells people."""
+    """Notifies people."""
 
     def send(self, subject: str, text: str) -> None:
         """Send a message to the stock team, at least once; a repeat carries the same id."""
@@ -46,8 +45,5 @@ class UnitOfWork(MessagingUnitOfWork):
     notifications: Notifications
 
     def repositories(self) -> Iterable[Repository]:
-        """Return the one that there is."""
+        """Return the products, the only repository of this project."""
         return (self.products,)
-
-    @abstractmethod
-    def commit(self, result: object = None) -> None: ...

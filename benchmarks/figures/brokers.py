@@ -18,8 +18,8 @@ from benchmarks.peers.peer import Line, Peer, redis_url
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
 from benchmarks.turns import take_turn
-from local.rabbitmq import RabbitMQ, find_binary
 from messaging import brokers
+from testing.rabbitmq import RabbitMQ, find_binary
 
 ROUND_TRIPS = 100  # a turn
 AGAINST = "the same on RabbitMQ"

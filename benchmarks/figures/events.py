@@ -17,7 +17,6 @@ from benchmarks.scale import Scale
 from benchmarks.servers import Servers
 from benchmarks.turns import take_turn
 from messaging.delivery import Delivery, new_id
-from messaging.worker.sender import send
 from tasks import app
 
 INSERT = """
@@ -37,7 +36,7 @@ def publish_deliveries(lines: Sequence[Line]) -> None:
         rows = [(delivery.id, delivery.id, json.dumps(delivery.payload)) for delivery in deliveries]
         execute_values(run, INSERT, rows, TEMPLATE)
     connection.close()
-    send(app, app.runtime, deliveries)
+    app.dispatcher.send(deliveries)
 
 
 def publish_plain(lines: Sequence[Line]) -> None:

@@ -11,7 +11,7 @@ from allocation.domain.commands import Allocate
 from benchmarks.figure import Figure, ratios
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from messaging.postgres.unit_of_work import CommandJob
+from messaging.postgres.inbox import CommandJob
 from messaging.runtime import Runtime
 
 PAST = """

@@ -83,7 +83,7 @@ def _many(servers: Servers, pending: int) -> list[float]:
 def _relay_once(servers: Servers) -> float:
     """Return the milliseconds per row of one run."""
     start = time.perf_counter()
-    sent = relay(app, app.runtime)
+    sent = relay(app.dispatcher)
     spent = time.perf_counter() - start
     servers.flush_redis()
     return spent * 1000 / sent

@@ -8,7 +8,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from benchmarks.peers.peer import Line, Peer, redis_url
-from local.programs import WORK_QUEUES
+from local.processes.programs import WORK_QUEUES
 
 #: Another app that imports nothing of this project.
 sender = Celery("sender", broker=redis_url(0), backend=redis_url(1))

@@ -9,7 +9,7 @@ from celery import Celery
 
 from benchmarks.peers import ours
 from benchmarks.peers.peer import Line, Peer, redis_url
-from local.programs import WORK_QUEUES
+from local.processes.programs import WORK_QUEUES
 
 
 def on_servers_of_its_own(

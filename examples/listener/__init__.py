@@ -1,1 +1,1 @@
-"""Another app that hears what happened."""
+"""Another app that listens to events."""

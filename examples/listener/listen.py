@@ -1,12 +1,15 @@
-"""Another app that listens to stock: `python examples/listener/listen.py OutOfStock Deallocated`.
+"""Another app that listens to stock events: `python examples/listener/listen.py OutOfStock Deallocated`.
+
+Install: pip install "celery[redis]"
 
 Its queue is its own and stays while the app is down, so what it missed arrives later. It prints each event
 once, as a line of JSON; `--newest` also drops an event that arrives after a newer one about the same product.
 The queue grows until the app is back, so remove one that nobody reads any more: `listen.py --forget`.
 `--bind KINDS` binds the queue and ends, which an operator does for a listener without the right to
-(docs/security.md).
+(docs/how-to/security.md).
 """
 
+import argparse
 import json
 import os
 import sqlite3
@@ -18,16 +21,18 @@ from kombu.mixins import ConsumerMixin
 
 BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 QUEUE = os.environ.get("QUEUE", "warehouse.stock-news")
-#: A file remembers across restarts; best is your own database, in the transaction of what an event changes.
+#: The events of docs/asyncapi.yaml: a queue that is bound to any other name would stay empty.
+KINDS = ("Allocated", "BatchCreated", "BatchQuantityChanged", "Deallocated", "OutOfStock")
+#: A file survives restarts; better is your own database, in the transaction that handles the event.
 MEMORY = os.environ.get("MEMORY", ":memory:")
-# The backend declares it on RabbitMQ; a listener has no right to. On Redis a declaration is local.
+# On RabbitMQ the backend declares it and a listener lacks the right to; on Redis a declaration is local.
 EVENTS = Exchange(
     "allocation.events", type="topic", durable=True, no_declare=BROKER_URL.startswith(("amqp", "pyamqp"))
 )
 
 
 def bound_queue(kinds: list[str]) -> Queue:
-    """Return our queue, bound to events of these kinds, of every kind if none is named."""
+    """Return our queue, bound to events of these kinds, or of every kind."""
     return Queue(QUEUE, [binding(EVENTS, routing_key=kind) for kind in kinds or ["#"]])
 
 
@@ -44,21 +49,21 @@ DO UPDATE SET sequence = excluded.sequence WHERE excluded.sequence > newest.sequ
 
 
 class Memory:
-    """Tells a repeat by the event's `id`, and what comes too late by its `subject` and `sequence`."""
+    """Recognises a repeat by the event's `id`, and an outdated event by its `subject` and `sequence`."""
 
     def __init__(self, path: str = MEMORY) -> None:
-        """Open the file, new if need be."""
+        """Open the file, creating it if needed."""
         self.database = sqlite3.connect(path)
         self.database.executescript(TABLES)
 
     def is_repeat(self, event: dict[str, Any]) -> bool:
-        """Remember the event; True if it was here before."""
+        """Remember the event; True if it was seen before."""
         return not self.database.execute("INSERT OR IGNORE INTO heard (id) VALUES (:id)", event).rowcount
 
     def is_overtaken(self, event: dict[str, Any]) -> bool:
-        """Remember the event's place; True if one of the same subject that happened later was here before.
+        """Remember the event's place; True if a later event of the same subject was seen before.
 
-        Only for a listener to which the newest state is all: one that counts or adds up needs every event.
+        Only for a listener that needs just the newest state: one that counts or adds up needs every event.
         """
         if "subject" not in event or "sequence" not in event:
             return False
@@ -69,17 +74,26 @@ class Listener(ConsumerMixin):
     """Prints each event as a line of JSON; reconnects by itself."""
 
     def __init__(self, connection: Connection, kinds: list[str], *, only_newest: bool = False) -> None:
-        """Listen to events of these kinds, of every kind if none is named."""
+        """Listen to events of these kinds, or of every kind."""
         self.connection = connection
         self.memory, self.only_newest = Memory(), only_newest
         self._queue = bound_queue(kinds)
 
+    def on_connection_error(self, exc: Exception, interval: float) -> None:
+        """Say that the broker does not answer; kombu only logs it, and no log is set up here."""
+        print(f"The broker does not answer ({exc}); next try in {interval:g} s", file=sys.stderr)
+
+    def on_consume_ready(self, *_arguments: Any, **_more: Any) -> None:
+        """Say what is listened to."""
+        kinds = ", ".join(one.routing_key for one in self._queue.bindings).replace("#", "every event")
+        print(f"Listening to {kinds} on the queue {QUEUE}", file=sys.stderr)
+
     def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:  # noqa: ARG002  kombu's signature
         """Bind the queue and read it."""
-        return [consumer([self._queue], on_message=self.hear, prefetch_count=10)]
+        return [consumer([self._queue], on_message=self.receive, prefetch_count=10)]
 
-    def hear(self, message: Message) -> None:
-        """Do what there is to do and remember it in one transaction, and only then acknowledge the event."""
+    def receive(self, message: Message) -> None:
+        """Handle the event and remember it in one transaction, and only then acknowledge it."""
         event = json.loads(message.body)
         with self.memory.database:
             if not self.is_dropped(event):
@@ -87,22 +101,41 @@ class Listener(ConsumerMixin):
         message.ack()
 
     def is_dropped(self, event: dict[str, Any]) -> bool:
-        """Tell whether there is nothing to do for an event."""
+        """Tell whether an event can be ignored."""
         return self.memory.is_repeat(event) or (self.only_newest and self.memory.is_overtaken(event))
 
 
-def main(arguments: list[str]) -> None:
+def kind(name: str) -> str:
+    """Return the name of an event."""
+    if name not in KINDS:
+        raise argparse.ArgumentTypeError(f"no event is called {name!r}; there are {', '.join(KINDS)}")
+    return name
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kinds", nargs="*", type=kind, metavar="EVENT", help="all events if none is named")
+    parser.add_argument("--newest", action="store_true", help="drop an event that a newer one has overtaken")
+    parser.add_argument("--bind", action="store_true", help="bind the queue and end")
+    parser.add_argument("--forget", action="store_true", help="remove the queue and end")
+    return parser.parse_args()
+
+
+def main() -> None:
     """Listen until Ctrl-C, bind the queue, or forget it."""
-    kinds = [argument for argument in arguments if not argument.startswith("--")]
+    chosen = options()
     with Connection(BROKER_URL, heartbeat=10) as connection:
-        if "--forget" in arguments:
+        if chosen.forget:
             Queue(QUEUE)(connection).delete()
-        elif "--bind" in arguments:
-            bound_queue(kinds)(connection).declare()
+        elif chosen.bind:
+            bound_queue(chosen.kinds)(connection).declare()
         else:
-            listener = Listener(connection, kinds, only_newest="--newest" in arguments)
+            listener = Listener(connection, chosen.kinds, only_newest=chosen.newest)
             listener.run()  # type: ignore[no-untyped-call]  # kombu is untyped in parts
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

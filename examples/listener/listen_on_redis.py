@@ -1,5 +1,7 @@
 """A listener on Redis with rights to its own queue alone: `python examples/listener/listen_on_redis.py`.
 
+Install: pip install redis
+
 An operator has bound the queue (`listen.py --bind`). One process reads it. An event may arrive twice with the
 same `id`.
 """
@@ -19,7 +21,7 @@ WAIT_S = 5
 
 
 def messages(server: redis.Redis) -> Iterator[bytes]:
-    """Yield each message, kept under TAKEN until the next is asked for: a killed listener loses none."""
+    """Yield each message, kept under TAKEN until the next one is requested: a killed listener loses none."""
     while True:
         message = server.lindex(TAKEN, -1) or server.blmove(QUEUE, TAKEN, WAIT_S, "RIGHT", "LEFT")
         if message:

@@ -1,5 +1,8 @@
 """A shop with Django and a database of its own, which does not wait: `python examples/senders/django_app.py`.
 
+Install: pip install django "$HOME/allocation"
+where `$HOME/allocation` is your clone of this repository.
+
 POST /orders writes an order, and the command to allocate it, in one transaction, and says under which id it
 is known. GET /orders/<id> says what came of it. The relay is a process of its own, which sends the commands
 and writes the answers into the orders: `python examples/senders/django_app.py relay_commands`. One file, so
@@ -21,6 +24,7 @@ from django.core.management import call_command, execute_from_command_line
 from django.db import connection, models, transaction
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
+from django.views.decorators.http import require_GET, require_POST
 
 from allocation.client import Allocate, outbox
 from messaging.client import Outcome
@@ -64,9 +68,12 @@ class Order(models.Model):  # type: ignore[misc]  # Django is untyped
         app_label = "shop"
 
 
+@require_POST  # type: ignore[untyped-decorator]
 def take(request: HttpRequest) -> JsonResponse:
-    """Write an order and its command, or neither."""
-    line = json.loads(request.body)
+    """Write an order and its command, or neither; whether a broker answers does not matter."""
+    line = line_of(request.body)
+    if line is None:
+        return JsonResponse({"detail": "an order is a JSON object with orderid, sku and qty"}, status=400)
     crash = request.GET.get("crash")
     key = "checkout-{orderid}-{sku}-{qty}".format(**line)
     with transaction.atomic():
@@ -78,6 +85,15 @@ def take(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"id": key}, status=202)
 
 
+def line_of(body: bytes) -> dict[str, Any] | None:
+    """Return the order line in a request, None where it is not one."""
+    try:
+        line = json.loads(body)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and line.keys() == {"orderid", "sku", "qty"} else None
+
+
 def note(outcome: Outcome, _connection: Any) -> None:
     """Write the answer into the order; the relay commits that together with the note that it is done."""
     if outcome.error:
@@ -87,11 +103,12 @@ def note(outcome: Outcome, _connection: Any) -> None:
     Order.objects.filter(key=outcome.key).update(**answer)
 
 
+@require_GET  # type: ignore[untyped-decorator]
 def look(_request: HttpRequest, key: str) -> JsonResponse:
     """Say what came of an order."""
     order = Order.objects.filter(key=key).first()
     if order is None:
-        return JsonResponse({"detail": f"no order {key}"}, status=404)
+        return JsonResponse({"detail": "unknown order"}, status=404)
     answer = {"state": order.state, "batchref": order.batchref, "why": order.why}
     wanted = {"waiting": ["state"], "done": ["state", "batchref"], "refused": ["state", "why"]}[order.state]
     return JsonResponse({name: answer[name] for name in wanted})
@@ -111,7 +128,7 @@ def create_tables() -> None:
             editor.create_model(Order)
 
 
-urlpatterns = [path("orders", take), path("orders/<str:key>", look)]
+urlpatterns = [path("orders", take), path("orders/<path:key>", look)]
 
 if __name__ == "__main__":
     create_tables()

@@ -1,5 +1,8 @@
 """A shop with FastAPI, SQLAlchemy and a database of its own: `python examples/senders/fastapi_app.py`.
 
+Install: pip install fastapi uvicorn sqlalchemy "$HOME/allocation"
+where `$HOME/allocation` is your clone of this repository.
+
 POST /orders writes an order, and the command to allocate it, in one transaction: there is never one without
 the other. A relay, here a thread, sends the command and writes the answer into the order; the request waits a
 while for that. GET /orders/<key> says what came of an order, also after a restart.
@@ -41,7 +44,7 @@ from messaging.client.databases import SqlAlchemyDatabase
 DATABASE_URL = os.environ.get("DATABASE_URL", "sqlite:///fastapi-shop.db")
 BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 RESULTS_URL = os.environ.get("RESULTS_URL", "redis://127.0.0.1:6390/1")
-WAIT_S = 10.0
+WAIT_S = 5.0
 
 engine = create_engine(DATABASE_URL)
 metadata = MetaData()

@@ -1,4 +1,8 @@
-"""A checkout with Flask and the typed client: `python examples/senders/flask_app.py`."""
+"""A checkout with Flask and the typed client: `python examples/senders/flask_app.py`.
+
+Install: pip install flask "$HOME/allocation"
+where `$HOME/allocation` is your clone of this repository.
+"""
 
 import os
 from typing import Any
@@ -19,11 +23,13 @@ client = AllocationClient(
 
 @app.post("/orders")
 def order() -> tuple[dict[str, Any], int]:
-    """Allocate a line. The key is made of the order, so that a customer who clicks twice orders once."""
-    line = request.get_json()
+    """Allocate a line. The key is derived from the order, so a customer who clicks twice orders once."""
+    line = request.get_json(silent=True)
+    if not isinstance(line, dict) or set(line) != {"orderid", "sku", "qty"}:
+        return {"detail": "an order is a JSON object with orderid, sku and qty"}, 400
     try:
-        key = f"checkout-{line['orderid']}-{line['sku']}-{line['qty']}"
-        batchref = client.allocate(line["orderid"], line["sku"], line["qty"], key=key)
+        key = "checkout-{orderid}-{sku}-{qty}".format(**line)
+        batchref = client.allocate(**line, key=key)
     except (AllocationError, InvalidMessage) as refusal:
         return {"detail": str(refusal)}, 409
     except (NotAnswered, Unavailable) as error:

@@ -1,5 +1,6 @@
-"""A message of Celery's protocol 2 made by hand, for languages whose Celery client falls short.
+"""A message of Celery's protocol 2 built by hand, for languages without a good Celery client.
 
+Install: pip install "celery[redis]"
 Source: https://docs.celeryq.dev/en/stable/internals/protocol.html#version-2
 """
 
@@ -15,7 +16,7 @@ BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 def send(task: str, fields: dict[str, Any], key: str | None = None) -> str:
     """Put a command on the queue and return its id; the answer is `celery-task-meta-<id>` in the results.
 
-    `key` is the idempotency key: the command is carried out once for each.
+    `key` is the idempotency key: the command takes effect once per key.
     """
     task_id = str(uuid4())
     body: tuple[Any, ...] = ([], fields, {})  # positional arguments, fields, nothing embedded

@@ -5,14 +5,15 @@ from sqlalchemy import Engine
 from examples.vip_customers.handlers import ShopUnitOfWork
 from examples.vip_customers.model import History, Order
 from messaging.mail import mails_of
+from messaging.postgres.outbox import Outbox
 from messaging.postgres.repository import PostgresRepository
-from messaging.postgres.unit_of_work import Job, Outbox, PostgresUnitOfWork
+from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.settings import MessagingSettings
 
 INSERT_ORDER = """
 INSERT INTO orders VALUES (%(orderid)s, %(customer_id)s, %(placed_on)s, %(items)s, %(amount)s)"""
 
-# The history is locked first and read after, so that what is read is as fresh as the lock.
+# The history is locked first and read afterwards, so that the read sees everything committed before the lock.
 LOAD_HISTORY = """
 INSERT INTO histories VALUES (%(id)s) ON CONFLICT DO NOTHING;
 SELECT FROM histories WHERE customer_id = %(id)s FOR NO KEY UPDATE;

@@ -1,4 +1,4 @@
-"""What the shop does with each message, and what that stands on."""
+"""What the shop does with each message, and the ports that this needs."""
 
 from email.headerregistry import Address
 from typing import Protocol
@@ -19,7 +19,7 @@ class Orders(Repository, Protocol):
 
 
 class Histories(Repository, Protocol):
-    """Histories by customer; `get` begins one if need be, and lets nobody else change it meanwhile."""
+    """Histories by customer; `get` creates one if needed and locks it until the transaction ends."""
 
     def get(self, customer_id: str) -> History: ...
 
@@ -52,7 +52,7 @@ def update_customer_history(event: OrderCreated, uow: ShopUnitOfWork) -> None:
 
 
 def congratulate_vip_customer(event: CustomerBecameVIP, uow: ShopUnitOfWork) -> None:
-    """Write to a new VIP."""
+    """Send a mail to a new VIP."""
     recipient = Address(username=event.customer_id, domain="customers.example.com").addr_spec
     uow.mails.send(recipient, "Congratulations, you are a VIP", "Thank you for your third order.")
 

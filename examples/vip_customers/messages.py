@@ -1,4 +1,4 @@
-"""What the shop is told, and what happens then."""
+"""The shop's commands and events."""
 
 from dataclasses import dataclass
 from datetime import date

@@ -21,13 +21,13 @@ class Order:
     events: list[Event] = field(default_factory=list, compare=False)
 
     def place(self) -> None:
-        """Make the order known."""
+        """Record that the order was taken."""
         self.events.append(OrderCreated(self.orderid, self.customer_id))
 
 
 @dataclass
 class History:
-    """The orders of one customer; those of a VIP may be left out, for they decide nothing any more."""
+    """The orders of one customer; those of a VIP may be left out, since nothing depends on them."""
 
     customer_id: str
     is_vip: bool = False
@@ -35,7 +35,7 @@ class History:
     events: list[Event] = field(default_factory=list, compare=False)
 
     def record_order(self, orderid: str) -> None:
-        """Count an order once, however often and in whatever sequence it is told; the third makes a VIP."""
+        """Count an order once, however often and in whatever order events arrive; the third makes a VIP."""
         self.orders.add(orderid)
         if len(self.orders) >= ORDERS_OF_A_VIP and not self.is_vip:
             self.is_vip = True

@@ -14,7 +14,7 @@ from messaging.worker.app import make_app
 
 
 class Settings(MessagingSettings):
-    """What can be set, in the environment or a `.env` file."""
+    """The shop's settings, from the environment or a `.env` file."""
 
     model_config = SettingsConfigDict(env_prefix="VIP_")
     database_url: str = Field("postgresql+psycopg2://allocation@127.0.0.1:5490/vip", repr=False)

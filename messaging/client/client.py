@@ -35,7 +35,10 @@ CONNECTION_ERRORS = (KombuError, OSError, NotFound)
 
 
 class NotAnswered(MessagingError):
-    """A command was sent, and its answer did not come in time; sending it again with `key` is harmless."""
+    """A command was sent, and its answer did not come in time; sending it again with `key` is harmless.
+
+    `key` is empty where all that was known is the id of the message: its sender has the key.
+    """
 
     def __init__(self, text: str, key: str = "") -> None:
         super().__init__(text)
@@ -80,12 +83,7 @@ class Told:
     error: Mapping[str, str] | None = None  # {"type", "message"}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Commands that went out in one message."""
-
-    commands: list[tuple[str, Command]]  # each with its key
-    result: Answer
+Batch = tuple[list[tuple[str, Command]], Answer]  # commands with their keys, sent in one message
 
 
 class Client:
@@ -147,16 +145,15 @@ class Client:
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         result = Answer(result, app=self.app) if isinstance(result, str) else result
-        key = result.key or result.id
         try:
-            with self._clear_errors(key):
+            with self._clear_errors(result.key):
                 # To Celery 0 means for ever; disable_sync_subtasks: an app may itself be a task.
                 value = result.get(
                     timeout=max(timeout_s, 0.001), propagate=False, disable_sync_subtasks=False
                 )
         except NoResultInTime:
             raise NotAnswered(
-                f"Sent, not answered in {timeout_s:g} s; send it again with the idempotency key {key!r}", key
+                f"Sent, not answered in {timeout_s:g} s; {_again(result.key)}", result.key
             ) from None
         if isinstance(value, BaseException):
             raise self._rebuilt(type(value).__name__, str(value))
@@ -182,7 +179,7 @@ class Client:
         """
         answered = 0
         for batch in _ahead(self._sent_batches(iter(commands), size), in_flight):
-            outcomes = self._outcomes(batch, timeout_s)
+            outcomes = self._outcomes(*batch, timeout_s)
             answered += len(outcomes)
             if progress is not None:
                 progress(answered)
@@ -231,7 +228,8 @@ class Client:
         self, task: str, key: str | None, shown: str, task_id: str | None = None, **message: Any
     ) -> Answer:
         task_id = task_id or str(uuid4())  # a new one for each message: its result is found by it
-        with self._clear_errors(key or task_id):
+        key = task_id if key is None else key
+        with self._clear_errors(key):
             answer: Answer = self.app.send_task(
                 task,
                 task_id=task_id,
@@ -240,10 +238,10 @@ class Client:
                 argsrepr=shown,
                 kwargsrepr="{}",
                 confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
-                headers={IDEMPOTENCY_KEY: key or task_id},
+                headers={IDEMPOTENCY_KEY: key},
                 **message,
             )
-        answer.key = key or task_id
+        answer.key = key
         return answer
 
     def _sent_batches(self, commands: Iterator[Command | tuple[str, Command]], size: int) -> Iterator[Batch]:
@@ -257,16 +255,20 @@ class Client:
                 [task_name(self.project, type(command)), to_dict(command), key] for key, command in keyed
             ]
             shown = f"([{cut(repr(keyed[0][1]))}, …{len(keyed)} commands],)"
-            yield Batch(keyed, self._send(f"{self.project}.many", name, shown, args=(lines,)))
+            sent = self._send(f"{self.project}.many", name, shown, args=(lines,))
+            sent.key = ""  # each command has its own
+            yield keyed, sent
 
-    def _outcomes(self, batch: Batch, timeout_s: float) -> list[Outcome]:
+    def _outcomes(self, keyed: list[tuple[str, Command]], sent: Answer, timeout_s: float) -> list[Outcome]:
         try:
-            answers = self.answer(batch.result, timeout_s)
+            answers = self.answer(sent, timeout_s)
+        except NotAnswered as late:
+            return [Outcome(key, command, error=NotAnswered(str(late), key)) for key, command in keyed]
         except Exception as error:  # noqa: BLE001  it is the answer to each of them
-            return [Outcome(key, command, error=error) for key, command in batch.commands]
+            return [Outcome(key, command, error=error) for key, command in keyed]
         return [
             Outcome(key, command, answer.get("result"), self._error_of(answer))
-            for (key, command), answer in zip(batch.commands, answers, strict=True)
+            for (key, command), answer in zip(keyed, answers, strict=True)
         ]
 
     def _error_of(self, answer: Mapping[str, Any]) -> Exception | None:
@@ -295,9 +297,14 @@ class Client:
             if not isinstance(cause, away):
                 raise
             raise Unavailable(
-                f"The {_server(error)} is away ({type(cause).__name__});"
-                f" send it again with the idempotency key {key!r}"
+                f"The {_server(error)} is away ({type(cause).__name__}); {_again(key)}"
             ) from None
+
+
+def _again(key: str) -> str:
+    """Say how to send a command again; any other key than its own could carry it out twice."""
+    named = f"the idempotency key {key!r}" if key else "its idempotency key"
+    return f"send it again with {named}"
 
 
 def close_app(app: Celery) -> None:

@@ -21,7 +21,7 @@ class Page(BaseHandler):
     """A page behind Flower's login."""
 
     def set_default_headers(self) -> None:
-        """Keep what is shown out of caches."""
+        """Keep pages out of caches."""
         super().set_default_headers()
         self.set_header("Cache-Control", "no-store")
 
@@ -43,7 +43,7 @@ class Page(BaseHandler):
 
     @property
     def actor(self) -> str:
-        """Return who presses the buttons, as the deliveries' history names it."""
+        """Return the user, as the history of a delivery names them."""
         user = self.current_user
         if isinstance(user, str):
             return f"{user} in Flower"
@@ -53,12 +53,12 @@ class Page(BaseHandler):
         return "Flower"
 
     def require_writable(self) -> None:
-        """Refuse a button in read-only mode."""
+        """Refuse an action in read-only mode."""
         if self.read_only:
             raise tornado.web.HTTPError(403, "Read only mode is enabled")
 
     async def work(self, function: Callable[..., T], *args: Any) -> T:
-        """Run what waits for the database or the broker on a thread, so that Flower goes on."""
+        """Run a blocking function on a thread, so that Flower keeps responding."""
         found: T = await self.application.blocking_runner.run(
             "deliveries", function.__qualname__, _expected, function, *args, connection_errors=DATABASE_ERRORS
         )
@@ -67,22 +67,22 @@ class Page(BaseHandler):
         return found
 
     def field(self, name: str) -> str:
-        """Return what was typed into a field; templates escape it."""
+        """Return the text of a form field; templates escape it."""
         return str(self.get_argument(name, "", escape=False) or "").strip()
 
     def say(self, text: str) -> None:
-        """Show a text on the page that is seen next."""
+        """Show a text on the next page."""
         self.set_secure_cookie("said", text.encode(), expires_days=None)
 
     def said(self) -> str:
-        """Take the text that the last action left."""
+        """Return the text of the last action, and remove it."""
         text = self.get_secure_cookie("said")
         if text:
             self.clear_cookie("said")
         return text.decode() if text else ""
 
     def back_to(self, page: str, filters: Mapping[str, str]) -> None:
-        """Show a page again after an action, so that a reload does not repeat that."""
+        """Redirect to a page after an action, so that a reload does not repeat the action."""
         query = urlencode({name: value for name, value in filters.items() if value})
         self.redirect(self.reverse_url(page) + (f"?{query}" if query else ""), status=303)
 

@@ -1,7 +1,7 @@
-"""What every request to Flower has to pass before a page sees it: a known host name, and no other web site.
+"""Checks on every request before a page sees it: the host name is known, and no other web site made it.
 
-A login alone is not enough: a browser sends it along with requests that other sites make, and a site whose
-name is made to point here (DNS rebinding) counts as Flower's own.
+A login is not enough: a browser also sends it with requests made by other sites, and a site whose name is
+made to point here (DNS rebinding) counts as Flower's own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flower.app import Flower
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-#: What `Sec-Fetch-Site` says of requests that no other site made.
+#: Values of `Sec-Fetch-Site` in requests that no other site made.
 OWN = frozenset({"same-origin", "none"})
 
 
@@ -33,7 +33,7 @@ class GuardedFlower(Flower):
         self.transforms.append(SafeHeaders)
 
     def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
-        """Return the page that a request asks for, or the one that refuses it."""
+        """Return the handler of a request, or the one that refuses it."""
         reason = self._refusal(request)
         if reason is None:
             return super().find_handler(request, **options)
@@ -47,7 +47,7 @@ class GuardedFlower(Flower):
 
 
 class Refused(tornado.web.RequestHandler):
-    """The answer to a request that may not reach any page."""
+    """Answers a request that may not reach a page."""
 
     def initialize(self, reason: str) -> None:
         """Take the reason to show."""
@@ -65,12 +65,12 @@ class Refused(tornado.web.RequestHandler):
 
 
 class SafeHeaders(tornado.web.OutputTransform):
-    """Adds what every answer needs, whoever made it."""
+    """Adds security headers to every answer."""
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
     ) -> tuple[int, HTTPHeaders, bytes]:
-        """Forbid frames around the buttons; ask browsers for the login, which Flower's API does not do."""
+        """Forbid framing; ask browsers for the login, which Flower's API does not do."""
         headers["X-Frame-Options"] = "DENY"
         if status_code == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = 'Basic realm="flower"'
@@ -87,14 +87,14 @@ def require_login(basic_auth: Iterable[str] | None, oauth: str | None) -> None:
 
 
 def host_names(names: str | None) -> frozenset[str]:
-    """Return the names in a setting that separates them by commas."""
+    """Return the names in a comma-separated setting."""
     return frozenset(name.strip().lower() for name in (names or "").split(",")) - {""}
 
 
 def own_address(request: HTTPServerRequest) -> str | None:
     """Return the IP address at which a request arrived: probes and scrapers use it instead of a name.
 
-    It is no way in for other sites: what is asked for by address is Flower itself, whatever DNS says.
+    Other sites cannot use it: a request to an address reaches Flower itself, whatever DNS says.
     """
     stream = getattr(request.connection, "stream", None)
     address = stream.socket.getsockname() if stream is not None and stream.socket is not None else None

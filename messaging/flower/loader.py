@@ -8,7 +8,7 @@ from tornado.template import Loader, Template
 
 OURS = Path(__file__).parent / "templates"
 
-#: Where Flower's first list of links ends; ours come before it.
+#: The end of Flower's first list of links; ours are inserted before it.
 END_OF_LINKS = "</ul>"
 
 

@@ -1,4 +1,4 @@
-"""Deliveries in Flower's /metrics. What is scraped was counted shortly before, by a thread of its own."""
+"""Deliveries in Flower's /metrics. A thread counts them regularly; a scrape returns the last counts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from messaging.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 10.0
-#: What is done is counted by a scan of the table, hence seldom.
+#: Counting done deliveries scans the table, so it happens rarely.
 REFRESH_DONE_S = 300.0
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was counted last; no overview while the database is away."""
+    """The last counts; no overview while the database is unavailable."""
 
     overview: Overview | None = None
     done: Counts = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Snapshot:
 
 
 class DeliveryCollector(Collector):
-    """Hands over the last snapshot: a scrape runs on Flower's event loop and must neither wait nor fail."""
+    """Returns the last snapshot: a scrape runs on Flower's event loop and must neither wait nor fail."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -42,7 +42,7 @@ class DeliveryCollector(Collector):
         self._done_at = float("-inf")
 
     def start(self) -> Self:
-        """Begin to count, again and again while the process lives."""
+        """Start counting, again and again while the process runs."""
         threading.Thread(target=self._refresh_for_ever, name="delivery metrics", daemon=True).start()
         return self
 
@@ -69,16 +69,16 @@ class DeliveryCollector(Collector):
             value=overview.oldest_pending_s,
         )  # fmt: skip
         letters = {(reason,): count for reason, count in overview.dead_letters.items()}
-        yield _gauge(f"{name}_dead_letters", "Dead letters that wait, by reason", ["reason"], letters)
+        yield _gauge(f"{name}_dead_letters", "Open dead letters by reason", ["reason"], letters)
         reruns = {("schedule",): 0, ("operator",): 0} | {(by,): n for by, n in overview.reruns.items()}
         yield _gauge(f"{name}_reruns_last_hour", "Re-runs of the last hour, by whom", ["by"], reruns)
         ages = {(job,): age for job, age in snapshot.heartbeats.items()}
-        yield _gauge(f"{name}_housekeeping_age_seconds", "Time since each job ran last", ["job"], ages)
+        yield _gauge(f"{name}_housekeeping_age_seconds", "Time since each job last ran", ["job"], ages)
 
     def _zeros(self) -> Counts:
-        """Return every state of every handler: an alert's series is there before the first failure."""
-        names = (kind.__name__ for kinds in self._runtime.project.bus.events.values() for kind in kinds)
-        return {(str(status), name): 0 for name in names for status in Status}
+        """Return a zero for every state of every handler: an alert sees a series before the first failure."""
+        handlers = self._runtime.project.bus.event_handlers
+        return {(str(status), name): 0 for name in handlers for status in Status}
 
     def _refresh_for_ever(self) -> None:
         while True:

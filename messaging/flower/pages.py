@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
 from uuid import UUID
 
 import tornado.web
 from tornado.web import url
 
-from messaging.delivery import Status
+from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
 from messaging.flower.base import Page
-from messaging.operator.actions import DeliveryActions
-from messaging.operator.dead_letters import STATES, DeadLetters
-from messaging.operator.deliveries import Deliveries, DeliveryRow, Story, UnknownName
-from messaging.operator.filters import DeliveryFilter, parse_age, parse_moment
-from messaging.operator.reruns import Rerun
+from messaging.operator.deliveries import DeliveryQueries, FailureCause, Story, UnknownName
+from messaging.operator.filters import parse_age, parse_moment
+from messaging.operator.reruns import outcome
+from messaging.postgres.dead_letters import STATES, DeadLetters
+from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
-from messaging.worker.sender import shown_event
+from messaging.worker.dispatcher import shown_event
 
 SHOWN = 100  # rows of a page
-#: Deliveries that one press of a button takes; the tool takes more, at a pace.
+SHOWN_CAUSES = 20
+#: Deliveries that one click acts on; the operator's tool acts on more, at a limited rate.
 AT_ONCE = 1000
 
 DELIVERY_FIELDS = ("status", "handler", "event", "error", "since", "until", "older_than", "correlation")
 LETTER_FIELDS = ("state", "reason_has", "task")
-ID = r"([0-9a-f-]{36})"  # tornado makes no address of a pattern with groups in groups
+ID = r"([0-9a-f-]{36})"  # tornado cannot reverse a pattern with nested groups
 
 
 class DeliveriesPage(Page):
-    """Deliveries by filter, the failed ones at first, with buttons."""
+    """Deliveries by filter, failed ones by default, with buttons."""
 
     @tornado.web.authenticated
     async def get(self) -> None:
         """Show the list."""
-        filters, problem, rows, matching = self.filters(), "", [], {}
+        filters, problem, rows, matching, causes = self.filters(), "", [], {}, []
         try:
             chosen = await self.chosen(filters)
             statuses = [Status(filters["status"])] if filters["status"] else list(Status)
             rows = await self.work(self.deliveries.find, chosen, statuses, SHOWN)
             matching = await self.work(self.deliveries.count_failed, chosen)
+            causes = await self.work(self.deliveries.causes, chosen, SHOWN_CAUSES)
         except (ValueError, UnknownName) as error:
             problem = str(error)
         self.render(
             "deliveries.html",
-            rows=rows, matching=matching, filters=filters, statuses=list(Status),
+            rows=rows, matching=matching, causes=causes, only=only, filters=filters, statuses=list(Status),
             problem=problem, said=self.said(),
             shown=SHOWN, at_once=AT_ONCE, read_only=self.read_only, event_of=self.event_of,
         )  # fmt: skip
 
     @tornado.web.authenticated
     async def post(self) -> None:
-        """Do what a button says to one delivery, or to all failed ones that match."""
+        """Act on one delivery, or on all failed ones that match."""
         self.require_writable()
         filters, one = self.filters(), self.field("id")
         try:
@@ -61,23 +64,23 @@ class DeliveriesPage(Page):
         self.back_to("deliveries", filters)
 
     @property
-    def deliveries(self) -> Deliveries:
-        """Return the questions to ask."""
-        return Deliveries(self.runtime.engine)
+    def deliveries(self) -> DeliveryQueries:
+        """Return what reads deliveries."""
+        return DeliveryQueries(self.runtime.engine)
 
-    def event_of(self, row: DeliveryRow) -> str:
+    def event_of(self, row: Delivery) -> str:
         """Return a delivery's event as text."""
-        return shown_event(self.runtime.project, row.event_type, row.payload)
+        return shown_event(self.runtime.project, row)
 
     def filters(self) -> dict[str, str]:
-        """Return what the filter fields hold; the state is `failed` until another is chosen."""
+        """Return the filter fields; the state is `failed` until another is chosen."""
         filters = {name: self.field(name) for name in DELIVERY_FIELDS}
         if "status" not in self.request.arguments:
             filters["status"] = Status.FAILED
         return filters
 
     async def chosen(self, filters: dict[str, str]) -> DeliveryFilter:
-        """Return the filter that the fields make; a blank field does not filter, as the page says.
+        """Return the filter from the fields; a blank field does not filter.
 
         Raises:
             ValueError: with how to write a field.
@@ -96,35 +99,30 @@ class DeliveriesPage(Page):
         return chosen
 
     async def act(self, action: str, chosen: DeliveryFilter) -> str:
-        """Carry an action out and return what to say about it."""
+        """Carry out an action and return the text to show."""
         if action == "dry-run":
             counts = await self.work(self.deliveries.count_failed, chosen)
             parts = [f"{n:,} {event} for {handler}" for (event, handler), n in counts.items()]
             return f"Dry run: {sum(counts.values()):,} would be run again. {'; '.join(parts)}"
         if action == "rerun":
-            count = await self.work(self._rerun, chosen)
-            return (
-                f"{count:,} put back and sent."
-                if count
-                else "Nothing of it is failed; nothing was run again."
-            )
+            return await self.work(self._rerun, chosen)
         if action == "discard":
             reason = self.field("reason")
             if not reason:
-                return "Nothing was discarded: say why, in the field beside the button."
+                return "Nothing was discarded: enter a reason in the field beside the button."
             return f"{await self.work(self._discard, chosen, reason):,} discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
 
-    def _rerun(self, chosen: DeliveryFilter) -> int:
-        return sum(Rerun(self.capp, self.runtime, self.actor).run(chosen, AT_ONCE))
+    def _rerun(self, chosen: DeliveryFilter) -> str:
+        turns = list(self.capp.dispatcher.rerun(chosen, self.actor, AT_ONCE))
+        return outcome(turns) if turns else "None of these deliveries has failed; nothing was run again."
 
     def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
-        actions = DeliveryActions(self.runtime.engine, self.actor)
-        return len(actions.discard(chosen, actions.clock(), AT_ONCE, storable(reason)))
+        return len(self.runtime.outbox.discard(chosen, self.actor, AT_ONCE, storable(reason)))
 
 
 class DeliveryPage(DeliveriesPage):
-    """All that is known of one delivery."""
+    """Everything known about one delivery."""
 
     @tornado.web.authenticated
     async def get(self, delivery_id: str) -> None:
@@ -139,7 +137,7 @@ class DeliveryPage(DeliveriesPage):
 
     @tornado.web.authenticated
     async def post(self, delivery_id: str) -> None:
-        """Do what a button says."""
+        """Act on the delivery."""
         self.require_writable()
         self.say(await self.act(self.field("do"), _one(delivery_id)))
         self.redirect(self.reverse_url("delivery", delivery_id), status=303)
@@ -168,7 +166,7 @@ class DeadLettersPage(Page):
 
     @tornado.web.authenticated
     async def post(self) -> None:
-        """Do what a button says to one letter."""
+        """Act on one letter."""
         self.require_writable()
         try:
             self.say(await self.act(self.field("do"), self.field("id"), self.field("reason")))
@@ -182,27 +180,33 @@ class DeadLettersPage(Page):
         return DeadLetters(self.runtime.engine)
 
     def filters(self) -> dict[str, str]:
-        """Return what the filter fields hold."""
+        """Return the filter fields."""
         filters = {name: self.field(name) for name in LETTER_FIELDS}
         if filters["state"] not in STATES:
             filters["state"] = "open"
         return filters
 
     async def act(self, action: str, letter_id: str, reason: str) -> str:
-        """Carry an action out and return what to say about it."""
+        """Carry out an action and return the text to show."""
         if action == "replay":
-            letter = await self.work(self.letters.replay, self.capp, self.runtime, letter_id)
+            letter = await self.work(self.capp.dispatcher.replay, self.letters, letter_id)
             return f"Sent to {letter.queue} again: {letter.task}."
         if action == "discard":
             if not reason:
-                return "Nothing was discarded: say why, in the field beside the button."
+                return "Nothing was discarded: enter a reason in the field beside the button."
             await self.work(self.letters.discard, letter_id, reason)
             return "Discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
 
 
+def only(cause: FailureCause, filters: dict[str, str]) -> str:
+    """Return the query of the page that shows this cause alone."""
+    narrowed = {"status": Status.FAILED.value, "handler": cause.handler, "error": cause.error}
+    return urlencode(filters | {name: value for name, value in narrowed.items() if value})
+
+
 def _one(delivery_id: str) -> DeliveryFilter:
-    """Return the filter of one delivery, or raise ValueError for what is no id."""
+    """Return the filter of one delivery; ValueError if the text is not an id."""
     return DeliveryFilter(ids=(str(UUID(delivery_id)),))
 
 

@@ -1,4 +1,4 @@
-"""Commands of other apps come with bare arguments; Flower shows them as the message that they make."""
+"""Other apps send bare arguments; Flower shows them as the command that they stand for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import ast
 from typing import Any
 
 from messaging.errors import InvalidMessage
-from messaging.messages import Command
 from messaging.project import Project
 from messaging.validation import parse
 
 
 def shown_task(project: Project, task: Any) -> Any:
-    """Return a Flower task whose arguments read as the command, where they can be read at all."""
-    kind = _kinds(project).get(task.name)
+    """Return a Flower task whose arguments are shown as the command, if they can be parsed."""
+    kind = project.command_tasks.get(task.name)
     if kind is None:
         return task
     try:
@@ -21,9 +20,5 @@ def shown_task(project: Project, task: Any) -> Any:
         fields = ast.literal_eval(task.kwargs or "{}")
         task.args, task.kwargs = repr(parse(kind, args, fields)), ""
     except (InvalidMessage, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass  # cut off by Celery, refused, or a repr already: shown as it came
+        pass  # truncated by Celery, invalid, or a repr already: shown unchanged
     return task
-
-
-def _kinds(project: Project) -> dict[str, type[Command]]:
-    return {project.command_task(kind): kind for kind in project.bus.commands}

@@ -1,4 +1,4 @@
-"""Is everything there that the project needs? Each answer says what is wrong and what to do."""
+"""Check everything that a project needs; each finding says what is wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,18 @@ from messaging.postgres.migrate import missing
 from messaging.project import Project
 from messaging.runtime import Runtime
 
-#: Seconds that a worker gets to answer; longer than a busy one needs.
+#: Seconds that a worker has to answer; a busy one needs less.
 ANSWER_S = 3.0
 #: Seconds by which two clocks may differ before due times and expiries go wrong.
 CLOCK_S = 5.0
-#: How many intervals of the relay may pass before it counts as dead.
+#: How many of its intervals the relay may miss before it counts as dead.
 MISSED_BEATS = 4
 
 
-#: Where a check fails to be made, what it needs is what to look at.
+#: The check whose remedy is shown if this one cannot be made.
 NEEDS = {"queues": "broker", "clocks": "database", "deliveries": "database", "dead letters": "database"}
 
 DATABASE_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())::float")
-
-
-class Notice(Exception):
-    """What an operator should look at although everything is there, and how."""
-
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what, remedy)
-        self.what, self.remedy = what, remedy
 
 
 class Problem(Exception):
@@ -54,9 +46,13 @@ class Problem(Exception):
         self.what, self.remedy = what, remedy
 
 
+class Notice(Problem):
+    """Nothing is broken, but an operator should look at this."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """The answer of one check; one that is ok and has a remedy is work for an operator."""
+    """The result of one check; ok with a remedy means work for an operator."""
 
     name: str
     ok: bool
@@ -71,7 +67,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """The checks, in the order in which one that fails explains the next; wrong settings end it."""
+    """The checks, ordered so that a failing one explains those after it; invalid settings end the run."""
 
     app: Callable[[], Celery]
     runtime: Runtime
@@ -102,10 +98,8 @@ class Checkup:
     def _finding(self, name: str, check: Callable[[], str]) -> Finding:
         try:
             return Finding(name, True, check())
-        except Notice as notice:
-            return Finding(name, True, notice.what, notice.remedy)
         except Problem as problem:
-            return Finding(name, False, problem.what, problem.remedy)
+            return Finding(name, isinstance(problem, Notice), problem.what, problem.remedy)
         except Exception as error:  # noqa: BLE001  # whatever a broken server makes a driver raise
             return Finding(name, False, describe(error), self._remedy(NEEDS.get(name, name)))
 
@@ -128,7 +122,7 @@ class Checkup:
         lacking = missing(self.runtime.engine, self.runtime.project.migrations)
         if lacking:
             raise Problem(f"lacks {', '.join(sorted(lacking))}", self._remedy("migrations"))
-        return "the schema is this release's"
+        return "the schema matches this release"
 
     def broker(self) -> str:
         """Connect to the broker."""
@@ -138,7 +132,7 @@ class Checkup:
         return f"{urlsplit(self.runtime.settings.broker_url).scheme} answered in {_ms(started)} ms"
 
     def results(self) -> str:
-        """Ask the result backend for a result that is none."""
+        """Ask the result backend for a result that does not exist."""
         started = time.monotonic()
         self.app().backend.get_task_meta("check")
         return f"answered in {_ms(started)} ms"
@@ -147,13 +141,13 @@ class Checkup:
         """Greet the mail server."""
         settings = self.runtime.settings
         SmtpServer(settings.smtp_url, settings.smtp_timeout_s).greet()
-        return "the server greets"
+        return "the server answers"
 
     def workers(self) -> str:
         """Ask the workers which queues they read; every queue needs one."""
         unread = set(self.runtime.project.queues).difference(*self._read.values())
         if unread:
-            raise Problem(f"nobody reads {', '.join(sorted(unread))}", self._remedy("workers"))
+            raise Problem(f"no worker reads {', '.join(sorted(unread))}", self._remedy("workers"))
         return f"{', '.join(sorted(self._read))} read all queues"
 
     @cached_property
@@ -163,7 +157,7 @@ class Checkup:
         return {worker: {queue["name"] for queue in queues or []} for worker, queues in answers.items()}
 
     def queues(self) -> str:
-        """Look for messages in queues that nobody reads: a sender may have mistyped the name."""
+        """Look for messages in queues that no worker reads: a sender may have mistyped the name."""
         if is_rabbitmq(self.runtime.settings.broker_url):
             return "RabbitMQ itself lists them: rabbitmqctl list_queues name messages consumers"
         waiting, listening = queues.waiting(self.app()), queues.listeners(self.app())
@@ -179,26 +173,28 @@ class Checkup:
         failed = {handler: n for (status, handler), n in found.items() if status == Status.FAILED}
         if failed:
             raise Notice(f"failed: {_counts(failed)}", self._remedy("deliveries"))
-        return "none has failed"
+        return "none have failed"
 
     def dead_letters(self) -> str:
-        """Count the dead letters that nobody replayed or discarded, by reason."""
+        """Count the open dead letters by reason."""
         if self._open.dead_letters:
             raise Notice(f"waiting: {_counts(self._open.dead_letters)}", self._remedy("dead letters"))
-        return "none is waiting"
+        return "none are waiting"
 
     @cached_property
     def _open(self) -> Overview:
         return Statistics(self.runtime.engine).open()
 
     def beat(self) -> str:
-        """Look when the relay ran last, which takes a living beat and a worker for the housekeeping."""
+        """Check when the relay last ran, which takes beat and a worker for the housekeeping."""
         beat = self._relay_beat()
         interval_s = self.runtime.settings.relay_interval_s
         if beat is None or beat.age_s > MISSED_BEATS * interval_s + ANSWER_S:
             ago = f"{beat.age_s:.0f} s ago" if beat else "never"
-            raise Problem(f"the relay ran {ago}, it is due every {interval_s:g} s", self._remedy("beat"))
-        return f"the relay ran {beat.age_s:.1f} s ago on {beat.worker}"
+            raise Problem(
+                f"the relay last ran {ago}, but is due every {interval_s:g} s", self._remedy("beat")
+            )
+        return f"the relay last ran {beat.age_s:.1f} s ago on {beat.worker}"
 
     def clocks(self) -> str:
         """Compare this clock and the housekeeping worker's with the database's."""
@@ -220,16 +216,16 @@ class Checkup:
     def _remedy(self, name: str) -> str:
         prefix, celery = self.runtime.project.name.upper(), f"celery -A {self.app_module}"
         remedies: dict[str, Any] = {
-            "settings": f"correct the variable {prefix}_… that is named",
-            "database": f"start PostgreSQL, or correct {prefix}_DATABASE_URL",
+            "settings": f"fix the {prefix}_… variable named here",
+            "database": f"start PostgreSQL, or fix {prefix}_DATABASE_URL",
             "migrations": "run this tool's command: migrate",
-            "broker": f"start the broker, or correct {prefix}_BROKER_URL",
-            "results": f"start the result backend, or correct {prefix}_RESULT_BACKEND_URL",
-            "mail": f"start the mail server, or correct {prefix}_SMTP_URL; then re-run what failed",
+            "broker": f"start the broker, or fix {prefix}_BROKER_URL",
+            "results": f"start the result backend, or fix {prefix}_RESULT_BACKEND_URL",
+            "mail": f"start the mail server, or fix {prefix}_SMTP_URL; then re-run what failed",
             "workers": f"start a worker for it: {celery} worker --queues=…",
             "beat": f"start beat ({celery} beat) and a worker for the housekeeping queue",
-            "queues": f"commands belong into {self.runtime.project.commands_queue}: correct the app that"
-            " sends there, send them again, then delete the queue",
+            "queues": f"commands belong in {self.runtime.project.commands_queue}: fix the app that sends"
+            " them elsewhere, send them again, then delete the queue",
             "clocks": "synchronise the clocks (NTP)",
             "deliveries": "see why: deliveries list; once that is fixed: deliveries rerun",
             "dead letters": "see them: dead-letters list; then replay or discard each",
@@ -247,7 +243,7 @@ def _ms(started: float) -> str:
 
 
 def settings_problem(project: Project, error: pydantic.ValidationError) -> str:
-    """Name each variable that is wrong, but not its value, which may be a secret."""
+    """Name each invalid variable, but not its value, which may be a secret."""
     problems = (
         f"{'_'.join([project.name, *map(str, problem['loc'])]).upper()}: {problem['msg']}"
         for problem in error.errors(include_input=False, include_url=False)

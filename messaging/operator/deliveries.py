@@ -1,4 +1,4 @@
-"""Deliveries as an operator reads them: which there are, and what became of one."""
+"""Deliveries as an operator reads them: lists of them, and the story of one."""
 
 from __future__ import annotations
 
@@ -6,47 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
 from messaging.bus import MessageBus
-from messaging.delivery import Status
+from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
-from messaging.operator.filters import SORTED_BY, DeliveryFilter
+from messaging.postgres.filters import SORTED_BY, DeliveryFilter
 from messaging.texts import storable
 
 COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
 last_error, correlation_id, causation_id, edited_from::text, reason"""
 
-#: How far `origin` climbs from delivery to delivery; a chain that long is a loop.
+#: Characters of an error that tell one cause from another.
+CAUSE = 120
+
+#: How many deliveries a chain of causes may have; a longer one is a loop.
 MAX_CHAIN = 50
 
 
 @dataclass(frozen=True)
-class DeliveryRow:
-    """One delivery as it stands."""
-
-    id: str
-    event_type: str
-    payload: dict[str, Any]  # the event's fields as JSON values
-    handler: str
-    status: Status
-    attempts: int  # since the last re-run
-    reruns: int
-    created_at: datetime
-    finished_at: datetime | None
-    due_at: datetime
-    worker: str | None
-    last_error: str | None
-    correlation_id: str
-    causation_id: str
-    edited_from: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Attempt:
+class FailedAttempt:
     """One failed attempt; `run` counts the re-runs before it."""
 
     run: int
@@ -69,7 +51,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Cause:
-    """The command at the beginning, and what came of it."""
+    """The command at the beginning, and its result."""
 
     task_id: str
     command: str
@@ -79,34 +61,42 @@ class Cause:
 
 @dataclass(frozen=True)
 class Story:
-    """All that is known of one delivery."""
+    """Everything known about one delivery."""
 
-    delivery: DeliveryRow
-    attempts: list[Attempt]
+    delivery: Delivery
+    attempts: list[FailedAttempt]
     actions: list[Action]
     cause: Cause | None  # None once its answer has been pruned
-    through: list[DeliveryRow] = field(default_factory=list)  # deliveries between the command and this one
-    related: list[DeliveryRow] = field(default_factory=list)  # others of the same command
-
-
-class UnknownName(MessagingError):
-    """No handler, or no event, is called that, in this release or in a stored delivery."""
+    through: list[Delivery] = field(default_factory=list)  # deliveries between the command and this one
+    related: list[Delivery] = field(default_factory=list)  # others caused by the same command
 
 
 @dataclass(frozen=True)
-class Deliveries:
-    """Questions about deliveries."""
+class FailureCause:
+    """Why deliveries of a handler failed."""
+
+    handler: str
+    error: str  # the beginning of it
+    count: int
+
+
+class UnknownName(MessagingError):
+    """No handler or event has this name, in this release or in a stored delivery."""
+
+
+@dataclass(frozen=True)
+class DeliveryQueries:
+    """What an operator asks about deliveries; nothing here changes one."""
 
     engine: Engine
 
     def require_known(self, bus: MessageBus, chosen: DeliveryFilter) -> None:
-        """Refuse a filter by a misspelled name, which would seem to say that nothing has failed.
+        """Refuse a filter with a misspelled name, whose empty result would look as if nothing had failed.
 
         Raises:
             UnknownName: it names those that exist.
         """
-        handlers = {handler.__name__ for handlers in bus.events.values() for handler in handlers}
-        self._require_name("handler", "handler", chosen.handler, handlers)
+        self._require_name("handler", "handler", chosen.handler, set(bus.event_handlers))
         self._require_name("event", "event_type", chosen.event, set(bus.event_types))
 
     def _require_name(self, what: str, column: str, name: str | None, known: set[str]) -> None:
@@ -123,8 +113,8 @@ class Deliveries:
 
     def find(
         self, chosen: DeliveryFilter, statuses: Sequence[Status] = tuple(Status), limit: int = 50
-    ) -> list[DeliveryRow]:
-        """Return the newest `limit` deliveries in these states, the last that ended first."""
+    ) -> list[Delivery]:
+        """Return the newest `limit` deliveries in these states, those that ended last first."""
         # One query per state, since each state has an index of its own (done has the primary key).
         parts = " UNION ALL ".join(f"({_of_status(status, chosen)})" for status in statuses)
         query = text(
@@ -142,12 +132,24 @@ class Deliveries:
         with self.engine.connect() as connection:
             return {(event, handler): n for event, handler, n in connection.execute(query, chosen.facts)}
 
-    def get(self, delivery_id: str) -> DeliveryRow | None:
+    def causes(self, chosen: DeliveryFilter, limit: int) -> list[FailureCause]:
+        """Return why failed deliveries failed, by handler and the first line of the error, most first."""
+        query = text(
+            "SELECT handler,"
+            f" left(split_part(coalesce(last_error, ''), E'\\n', 1), {CAUSE}) AS error, count(*)"
+            f" FROM deliveries WHERE status = 'failed'{chosen.sql}"
+            " GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT :limit"
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(query, {**chosen.facts, "limit": limit})
+            return [FailureCause(*row) for row in rows]
+
+    def get(self, delivery_id: str) -> Delivery | None:
         """Return one delivery."""
         return next(iter(self.find(DeliveryFilter(ids=(delivery_id,)), limit=1)), None)
 
     def story(self, delivery_id: str) -> Story | None:
-        """Return all that is known of one delivery, None where there is none of that id."""
+        """Return everything known about one delivery, None if no delivery has this id."""
         delivery = self.get(delivery_id)
         if delivery is None:
             return None
@@ -163,13 +165,13 @@ class Deliveries:
                 [row for row in related if row.id != delivery_id],
             )
 
-    def _origin(self, delivery: DeliveryRow) -> tuple[list[DeliveryRow], Cause | None]:
-        """Climb from a delivery to the command that began it all."""
-        through: list[DeliveryRow] = []
+    def _origin(self, delivery: Delivery) -> tuple[list[Delivery], Cause | None]:
+        """Follow causes from a delivery up to the first command."""
+        through: list[Delivery] = []
         causation = delivery.causation_id
         for _ in range(MAX_CHAIN):
             cause = self._answered(causation)
-            above = None if cause or len(causation) != 36 else self.get(causation)
+            above = None if cause or not _is_id(causation) else self.get(causation)
             if above is None:
                 return through, cause
             through.append(above)
@@ -183,6 +185,14 @@ class Deliveries:
         return Cause(*row) if row else None
 
 
+def _is_id(name: str) -> bool:
+    """Tell whether a name may be a delivery's id; a sender calls its command what it likes."""
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False
+
+
 def _of_status(status: Status, chosen: DeliveryFilter) -> str:
     return (
         f"SELECT {COLUMNS} FROM deliveries WHERE status = '{status}'{chosen.sql}"
@@ -190,16 +200,16 @@ def _of_status(status: Status, chosen: DeliveryFilter) -> str:
     )
 
 
-def _row(row: Any) -> DeliveryRow:
-    return DeliveryRow(**{**row._mapping, "status": Status(row.status)})
+def _row(row: Any) -> Delivery:
+    return Delivery(**{**row._mapping, "status": Status(row.status)})
 
 
-def _attempts(connection: Connection, delivery_id: str) -> list[Attempt]:
+def _attempts(connection: Connection, delivery_id: str) -> list[FailedAttempt]:
     query = text(
         "SELECT run, number, at, worker, error, traceback FROM attempts WHERE delivery_id = :id"
         " ORDER BY run, number"
     )
-    return [Attempt(*row) for row in connection.execute(query, {"id": delivery_id})]
+    return [FailedAttempt(*row) for row in connection.execute(query, {"id": delivery_id})]
 
 
 def _actions(connection: Connection, delivery_id: str) -> list[Action]:

@@ -1,78 +1,23 @@
-"""Which deliveries an operator means, as SQL conditions."""
+"""Times, ages and texts as an operator writes them."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from messaging.delivery import Status
 from messaging.texts import storable
-
-#: One condition per field of `DeliveryFilter`. When something ended is when its row last changed its state.
-CONDITIONS = {
-    "handler": "handler = :handler",
-    "event": "event_type = :event",
-    "error": "position(lower(:error) in lower(last_error)) > 0",
-    "since": "coalesce(finished_at, created_at) >= :since",
-    "until": "coalesce(finished_at, created_at) < :until",
-    "older_than_s": "created_at < now() - make_interval(secs => :older_than_s)",
-    "correlation": "correlation_id = :correlation",
-    "ids": "id = ANY(CAST(:ids AS uuid[]))",
-}
-
-
-@dataclass(frozen=True)
-class DeliveryFilter:
-    """What is None does not filter, nor do no ids; an empty text does."""
-
-    handler: str | None = None
-    event: str | None = None  # the event's class name
-    error: str | None = None  # a part of the last error, in upper or lower case
-    since: datetime | None = None  # ended (for pending ones: raised) at or after this
-    until: datetime | None = None  # ended (for pending ones: raised) before this
-    older_than_s: float | None = None  # seconds since the event was raised
-    correlation: str | None = None  # the id of the command that began it all
-    ids: tuple[str, ...] = ()
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Return the values of the conditions that are set."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _bound(value) for name, value in found.items() if value is not None and value != ()}
-
-    @property
-    def sql(self) -> str:
-        """Return the conditions that are set, to stand after a WHERE of others; its values are `facts`."""
-        return "".join(f" AND {CONDITIONS[name]}" for name in self.facts)
-
-
-def _bound(value: Any) -> Any:
-    """Return a condition's value as the driver takes it and as the tables hold it."""
-    return list(value) if isinstance(value, tuple) else storable(value) if isinstance(value, str) else value
-
-
-#: What the index of each state is sorted by, so that its newest rows are found without reading the others.
-#: What is done has the primary key: ids of version 7 are in the order of time.
-SORTED_BY = {
-    Status.PENDING: "due_at",
-    Status.FAILED: "finished_at",
-    Status.DISCARDED: "finished_at",
-    Status.DONE: "id",
-}
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_text(text: str) -> str:
-    """Return a text that can be compared with stored ones.
+    """Return a text as it would be stored.
 
     Raises:
         ValueError: it is blank.
     """
     if not text.strip():
-        raise ValueError("it is blank; write some text, or leave the option out")
+        raise ValueError("it is blank: write some text, or leave the option out")
     return storable(text)
 
 
@@ -84,7 +29,7 @@ def parse_age(text: str) -> float:
     """
     found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smhd])", text, re.ASCII)
     if found is None:
-        raise ValueError(f"{text!r} is no age; write 90s, 15m, 2h or 7d")
+        raise ValueError(f"{text!r} is not an age: write 90s, 15m, 2h or 7d")
     return float(found[1]) * UNITS[found[2]]
 
 
@@ -101,6 +46,6 @@ def parse_moment(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(seconds=parse_age(text))
         except (ValueError, OverflowError):
             raise ValueError(
-                f"{text!r} is no time; write 2026-01-31T10:00 (UTC), or 2h for two hours ago"
+                f"{text!r} is not a time: write 2026-01-31T10:00 (UTC), or 2h for two hours ago"
             ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

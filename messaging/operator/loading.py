@@ -1,25 +1,29 @@
-"""Send a file of commands, one a line, so that it can be interrupted and begun again."""
+"""Send a file of commands, one per line; a load can be interrupted and continued."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import uuid
-from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, cast, get_args, get_type_hints
 
 from messaging.bus import MessageBus
-from messaging.client import Answer, NotAnswered
+from messaging.client import Client, NotAnswered, Outcome
 from messaging.errors import InvalidMessage, Unavailable, describe
-from messaging.messages import Command
-from messaging.operator.sending import Sender
+from messaging.messages import Command, Message
+from messaging.settings import MessagingSettings
 from messaging.validation import from_dict, model
 
-#: Commands that are under way at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
-WINDOW = 200
+#: Commands in flight at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
+LINES_IN_A_MESSAGE, MESSAGES = 25, 8
+
+#: Bytes that a command may take in a message, its texts escaped as JSON may escape them.
+LONGEST_LINE = 16_384
 
 #: Makes the idempotency keys of a file's commands: the same line of the same file always has the same.
 NAMESPACE = uuid.UUID("8d3b1f0a-6d0c-4f3e-9f4b-4a6c0c0a9f11")
@@ -38,7 +42,7 @@ class Line:
 
 
 def command_for(bus: MessageBus, columns: set[str]) -> type[Command]:
-    """Return the command whose fields the columns are; columns that it lacks are left aside.
+    """Return the command whose fields the columns are; columns that it lacks are ignored.
 
     Raises:
         InvalidMessage: no command, or more than one, has all its required fields among the columns.
@@ -76,42 +80,26 @@ def columns_of(path: Path) -> set[str]:
         return {name for name in csv.DictReader(file).fieldnames or [] if name}
 
 
-@dataclass(frozen=True)
-class Load:
-    """Sends the lines of a file and collects their answers; no line is carried out twice."""
+def load(client: Client, lines: list[Line], settings: MessagingSettings, timeout_s: float) -> Iterator[Line]:
+    """Send the lines of a file, and yield each once it has its answer; no line is carried out twice.
 
-    sender: Sender
-    timeout_s: float  # how long one answer may take
+    `timeout_s` is how long the answer to one message may take.
 
-    def run(self, lines: list[Line]) -> Iterator[Line]:
-        """Yield each line once it has its answer.
-
-        Raises:
-            NotAnswered: no answer came in time; what was sent stays in its queue.
-            Unavailable: the broker, the result backend or the database is away.
-        """
-        waiting: deque[tuple[Line, Answer]] = deque()
-        for line in lines:
-            if line.command is None:
-                yield line
-                continue
-            waiting.append((line, self.sender.send(line.command, line.key)))
-            if len(waiting) >= WINDOW:
-                yield self._collect(*waiting.popleft())
-        while waiting:
-            yield self._collect(*waiting.popleft())
-
-    def _collect(self, line: Line, sent: Answer) -> Line:
-        try:
-            return _with(line, self.sender.answer(sent, self.timeout_s), None)
-        except (NotAnswered, Unavailable):
-            raise
-        except Exception as error:  # noqa: BLE001  # a refusal, of whatever class the worker says
-            return _with(line, None, describe(error))
+    Raises:
+        NotAnswered: no answer came in time; what was sent stays in its queue.
+        Unavailable: the broker, the result backend or the database is away.
+    """
+    commands = ((line.key, line.command) for line in lines if line.command is not None)
+    size = min(LINES_IN_A_MESSAGE, settings.bulk_max, settings.message_max_bytes // LONGEST_LINE)
+    outcomes = client.many(commands, size=size, in_flight=MESSAGES, timeout_s=timeout_s)
+    for line in lines:
+        yield line if line.command is None else _answered(line, next(outcomes))
 
 
-def _with(line: Line, result: Any, refused: str | None) -> Line:
-    return Line(line.number, line.text, line.key, line.command, result, refused)
+def _answered(line: Line, outcome: Outcome) -> Line:
+    if isinstance(outcome.error, (NotAnswered, Unavailable)):
+        raise outcome.error
+    return replace(line, result=outcome.result, refused=describe(outcome.error) if outcome.error else None)
 
 
 def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any]:
@@ -123,17 +111,25 @@ def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any
     }
 
 
-def from_text(kind: type[Any], name: str, value: str) -> Any:
+def from_text(kind: type[Message], name: str, value: str) -> Any:
     """Return a field's value as JSON has it: digits become a number where the field is one."""
-    types = str(model(kind).model_json_schema()["properties"].get(name, {}))
-    if "'integer'" in types:
+    types = types_of(kind).get(name, frozenset())
+    if int in types:
         try:
             return int(value)
         except ValueError:
             return value
-    if value == "None" and "'null'" in types:
-        return None
-    return value
+    return None if value == "None" and NoneType in types else value
+
+
+def types_of(kind: type[Message]) -> dict[str, frozenset[Any]]:
+    """Return the plain types of each field: `date | None` has two."""
+    return _types_of(cast("Hashable", kind))
+
+
+@cache
+def _types_of(kind: Any) -> dict[str, frozenset[Any]]:
+    return {name: frozenset(get_args(hint) or (hint,)) for name, hint in get_type_hints(kind).items()}
 
 
 def _names(kind: type[Command]) -> set[str]:

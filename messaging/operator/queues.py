@@ -1,4 +1,4 @@
-"""Which queues are on a Redis broker, so that messages under a mistyped name are found.
+"""List the queues of a Redis broker, to find messages sent to a mistyped name.
 
 RabbitMQ tells no client which queues there are: `rabbitmqctl list_queues name messages consumers` does.
 """
@@ -12,9 +12,9 @@ from typing import Any
 from celery import Celery
 from kombu.transport.redis import Channel
 
-#: Seconds that a broker full of other keys is looked through.
+#: Longest scan of a broker full of other keys, in seconds.
 LOOK_S = 3.0
-#: Where Celery's own programs are answered, for a moment each.
+#: Short-lived queues of Celery's own replies and events.
 CELERYS_OWN = (".pidbox", "celeryev.")
 BINDINGS = "_kombu.binding."
 
@@ -31,7 +31,7 @@ def waiting(app: Celery) -> dict[str, int]:
 
 
 def listeners(app: Celery) -> set[str]:
-    """Return the queues that are bound to an exchange of another name: apps that listen have those."""
+    """Return the queues bound to an exchange of another name: those of apps that listen to events."""
     with app.connection_for_read() as connection, connection.channel() as channel:
         return {
             queue

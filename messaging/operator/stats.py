@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-#: Only what is not done: read from the partial indexes, whatever the table holds besides.
+#: All but done deliveries: read from the partial indexes, however large the table is.
 OPEN = """
 SELECT status, handler, count(*) FROM deliveries WHERE status = 'pending' GROUP BY 1, 2
 UNION ALL
@@ -39,12 +39,12 @@ Counts = dict[tuple[str, str], int]
 
 @dataclass(frozen=True)
 class Overview:
-    """How things stand."""
+    """Counts at one moment."""
 
     deliveries: Counts  # by (state, handler)
     oldest_pending_s: float  # seconds since its event was raised; 0 where nothing is pending
     failures: dict[datetime, int]  # failed attempts by hour, the last 24 hours
-    dead_letters: dict[str, int]  # those that wait, by reason
+    dead_letters: dict[str, int]  # open ones, by reason
     reruns: dict[str, int]  # of the last hour: by the "schedule", by an "operator"
 
 
@@ -55,12 +55,12 @@ class Statistics:
     engine: Engine
 
     def overview(self) -> Overview:
-        """Count everything; the deliveries that are done cost a scan of the table."""
+        """Count everything; counting done deliveries scans the table."""
         found = self.open()
         return replace(found, deliveries={**found.deliveries, **self.done()})
 
     def open(self) -> Overview:
-        """Count all but what is done; the cost does not grow with that."""
+        """Count all but done deliveries; the cost does not grow with their number."""
         with self.engine.connect() as connection:
             rows = connection.execute(text(OPEN)).all()
             return Overview(
@@ -72,7 +72,7 @@ class Statistics:
             )
 
     def done(self) -> Counts:
-        """Count what is done by handler."""
+        """Count done deliveries by handler."""
         with self.engine.connect() as connection:
             return {(status, handler): n for status, handler, n in connection.execute(text(DONE))}
 

@@ -32,7 +32,7 @@ FROM taken ORDER BY position
 
 
 @dataclass(frozen=True)
-class AnnouncementStore:
+class Announcements:
     """Events that other apps have not been told yet."""
 
     engine: Engine

@@ -1,15 +1,20 @@
-"""Messages that no task could read, kept as they came."""
+"""Dead letters: messages that no task could read, kept as they came until an operator settles them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from messaging.dead_letters import DeadLetter
 from messaging.delivery import new_id
+from messaging.errors import MessagingError
 from messaging.texts import storable
+from reliable_celery.dead_letters import DeadLetter as ReceivedLetter
 
 INSERT = text("""
 INSERT INTO dead_letters
@@ -35,17 +40,93 @@ DELETE FROM dead_letters WHERE id = ANY(ARRAY(
     ) measured WHERE bytes_before < :bytes))
 """)
 
+#: Bytes of a body, and characters of the headers, that a list shows: a body may have 16 MiB.
+HEAD = 4096
+
+SUMMARY = f"""
+id::text, reason, task, task_id, queue, content_type, content_encoding, error,
+at, replayed_at, discarded_at, discard_reason,
+octet_length(body) AS body_bytes, substring(body FROM 1 FOR {HEAD}) AS body_head,
+left(headers::text, {HEAD}) AS headers_head"""
+
+WHOLE = f"{SUMMARY}, headers, properties, body"
+
+#: The condition of each state; each has an index of its own.
+STATES = {
+    "open": "replayed_at IS NULL AND discarded_at IS NULL",
+    "replayed": "replayed_at IS NOT NULL",
+    "discarded": "discarded_at IS NOT NULL",
+    "all": "true",
+}
+
+
+class NotReplayable(MessagingError):
+    """Sending the message again would not help, or was done already."""
+
 
 @dataclass(frozen=True)
-class PostgresDeadLetterStore:
-    """Implements the port `DeadLetterStore`."""
+class DeadLetters:
+    """The dead letters of one database."""
 
     engine: Engine
 
-    def add(self, letter: DeadLetter) -> None:
+    def add(self, letter: ReceivedLetter) -> None:
         """Keep a letter, committed on return."""
         with self.engine.begin() as connection:
-            connection.execute(INSERT, {"id": new_id(), **_row(letter)})
+            connection.execute(INSERT, _row(letter))
+
+    def find(
+        self, state: str = "open", reason: str | None = None, task: str | None = None, limit: int = 50
+    ) -> list[DeadLetter]:
+        """Return the newest `limit` letters without their messages, of which they have the beginnings.
+
+        `state` is one of `STATES`, `reason` and `task` are parts.
+        """
+        parts = {name: value and storable(value) for name, value in (("reason", reason), ("task", task))}
+        # Chosen first, so that no body is read only to be sorted and dropped.
+        query = text(
+            f"SELECT {SUMMARY} FROM dead_letters WHERE id = ANY(ARRAY("
+            f" SELECT id FROM dead_letters WHERE {STATES[state]}"
+            "  AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) in lower(reason)) > 0)"
+            "  AND (CAST(:task AS text) IS NULL OR position(lower(:task) in lower(task)) > 0)"
+            "  ORDER BY at DESC LIMIT :limit)) ORDER BY at DESC"
+        )
+        with self.engine.connect() as connection:
+            return [_from_row(row) for row in connection.execute(query, {**parts, "limit": limit})]
+
+    def get(self, letter_id: str) -> DeadLetter | None:
+        """Return one letter with its whole message."""
+        with self.engine.connect() as connection:
+            return _get(connection, WHOLE, letter_id)
+
+    @contextmanager
+    def replaying(self, letter_id: str) -> Iterator[DeadLetter]:
+        """Give an open letter to send again; it is marked as replayed when the block ends well.
+
+        Raises:
+            NotReplayable: it was settled before.
+        """
+        with self.engine.begin() as connection:
+            letter = _lock_open(connection, WHOLE, letter_id)
+            # Marked first: a message that went out while the mark fails would be sent a second time.
+            connection.execute(
+                text("UPDATE dead_letters SET replayed_at = now() WHERE id = :id"), {"id": letter_id}
+            )
+            yield letter
+
+    def discard(self, letter_id: str, reason: str) -> DeadLetter:
+        """Discard a letter for good.
+
+        Raises:
+            NotReplayable: it was settled before.
+        """
+        with self.engine.begin() as connection:
+            letter = _lock_open(connection, SUMMARY, letter_id)
+            query = text(
+                "UPDATE dead_letters SET discarded_at = now(), discard_reason = :reason WHERE id = :id"
+            )
+            connection.execute(query, {"id": letter_id, "reason": storable(reason)})
+        return letter
 
     def prune(self, retention_s: float, limit: int = 5000) -> int:
         """Delete letters older than this many seconds, at most `limit`, a few in a transaction.
@@ -63,20 +144,32 @@ class PostgresDeadLetterStore:
             return connection.execute(PRUNE, facts).rowcount
 
 
-def _row(letter: DeadLetter) -> dict[str, object]:
+def _get(connection: Connection, columns: str, letter_id: str, lock: str = "") -> DeadLetter | None:
+    query = text(f"SELECT {columns} FROM dead_letters WHERE id = CAST(:id AS uuid) {lock}")
+    row = connection.execute(query, {"id": letter_id}).one_or_none()
+    return _from_row(row) if row else None
+
+
+def _lock_open(connection: Connection, columns: str, letter_id: str) -> DeadLetter:
+    letter = _get(connection, columns, letter_id, "FOR UPDATE")
+    if letter is None:
+        raise NotReplayable(f"There is no dead letter {letter_id}")
+    if letter.state != "open":
+        raise NotReplayable(f"Dead letter {letter_id} has already been {letter.state}")
+    return letter
+
+
+def _from_row(row: Any) -> DeadLetter:
+    facts: dict[str, Any] = dict(row._mapping)
+    bodies = {name: bytes(value) for name, value in facts.items() if isinstance(value, memoryview)}
+    return DeadLetter(**{**facts, **bodies})
+
+
+def _row(letter: ReceivedLetter) -> dict[str, object]:
+    facts = {name: storable(fact) if isinstance(fact, str) else fact for name, fact in vars(letter).items()}
     return {
-        "reason": _text(letter.reason),
-        "task": _text(letter.task),
-        "task_id": _text(letter.task_id),
-        "queue": _text(letter.queue),
-        "content_type": _text(letter.content_type),
-        "content_encoding": _text(letter.content_encoding),
+        **facts,
+        "id": new_id(),
         "headers": json.dumps(letter.headers, default=repr),
         "properties": json.dumps(letter.properties, default=repr),
-        "body": letter.body,
-        "error": _text(letter.error),
     }
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else storable(str(value))

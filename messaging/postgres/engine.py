@@ -26,9 +26,10 @@ def connect(url: str, longest_run_s: float, tries: int, **options: Any) -> Engin
     `options` go to `create_engine`.
     """
     engine = create_engine(url, connect_args=KEEPALIVE, **options)
+    lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would be for ever
     limits = (
-        f"SET lock_timeout = {int(longest_run_s * 1000 / (tries + 1))};"  # milliseconds
-        f"SET idle_in_transaction_session_timeout = {int(longest_run_s * 1000)}"
+        f"SET lock_timeout = {lock_timeout_ms};"
+        f"SET idle_in_transaction_session_timeout = {int(longest_run_s * 1000)}"  # milliseconds
     )
 
     @event.listens_for(engine, "connect")

@@ -14,7 +14,6 @@ from messaging.errors import InvalidMessage
 from messaging.messages import Command
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Row, Transaction
-from messaging.postgres.unit_of_work import CommandJob
 from messaging.replay import same_message
 from messaging.texts import cut
 
@@ -38,6 +37,40 @@ SELECT $1, $2, '', $3 WHERE NOT EXISTS (
 ON CONFLICT (task_id) DO NOTHING RETURNING true""",
     *("text", "text", "json"),
 )
+
+
+ANSWER = Statement(
+    "INSERT INTO inbox (task_id, idempotency_key, command, result) VALUES ($1, $2, $3, $4)",
+    *("text", "text", "text", "jsonb"),
+)
+
+
+@dataclass(frozen=True)
+class CommandJob:
+    """A command from outside: its inbox row answers copies of the message and repeats under the same key."""
+
+    id: str  # of the message, which its result is found by
+    command: Command
+    correlation_id: str
+    idempotency_key: str | None = None  # the sender's own name for the command, the id where there is none
+
+    @property
+    def key(self) -> str:
+        """Return what the effect happens once for."""
+        return self.idempotency_key or self.id
+
+    @property
+    def stored_key(self) -> str | None:
+        """Return the key as the inbox has it: null where it is the id."""
+        return self.idempotency_key if self.idempotency_key != self.id else None
+
+    def finish(self, transaction: Transaction, result: object) -> None:
+        """Write the inbox row; unique indexes allow one answer per message and one effect per key.
+
+        Nothing was claimed before: a copy waits for the aggregate's lock, then finds its id or key taken.
+        """
+        answer = (self.id, self.stored_key, repr(self.command), json.dumps(result))
+        transaction.write(ANSWER, answer)
 
 
 @dataclass(frozen=True)
@@ -77,15 +110,21 @@ class Inbox:
 
     def refuse(self, job: CommandJob, error: Exception) -> Answer:
         """Make an error the answer to a message, unless it or its key has one; return what stands."""
+        return self.refuse_all([job], error)[job.id]
+
+    def refuse_all(self, jobs: Sequence[CommandJob], error: Exception) -> dict[str, Answer]:
+        """Make an error the answer to those of these messages that have none; return what stands, by id."""
+        answers: dict[str, Answer] = {}
         with Transaction(self.engine) as transaction:
-            rows = transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error))))
+            for job in jobs:
+                if transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error)))):
+                    answers[job.id] = Answer(error=error)
             transaction.commit()
-        if rows:
-            return Answer(error=error)
-        answer = self.answer(job)
-        if answer is None:
-            raise LookupError(f"the answer to {job.id} was pruned while it was read")
-        return answer
+        if others := [job for job in jobs if job.id not in answers]:
+            answers |= self.answers(others)
+        if lost := [job.id for job in jobs if job.id not in answers]:
+            raise LookupError(f"the answer to {lost[0]} was pruned while it was read")
+        return answers
 
     def _find(self, ids: list[str], keys: list[str]) -> list[Row]:
         with Transaction(self.engine) as transaction:

@@ -81,7 +81,15 @@ class Transaction:
         self.close()
 
     def open(self) -> None:
-        """Take a connection from the pool."""
+        """Take a connection from the pool.
+
+        Raises:
+            RuntimeError: it is open already; another connection would wait for the locks of the first.
+        """
+        if self._connection is not None:
+            raise RuntimeError(
+                "The unit of work is open: the bus enters and commits it, a handler only uses it"
+            )
         self._connection = self._engine.raw_connection()
         self._connection.driver_connection.autocommit = True  # type: ignore[union-attr]  # psycopg2's
         self._cursor = self._connection.cursor()

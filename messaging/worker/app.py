@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Protocol
 
 from celery import Celery
 
-from messaging.bus import MessageBus
+from messaging.bus import Handler, MessageBus
 from messaging.project import Project
 from messaging.retry import policy_of
 from messaging.runtime import Runtime
@@ -15,17 +17,18 @@ from messaging.settings import MessagingSettings
 from messaging.settings_rules import backoff_too_long
 from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
 from messaging.worker.rabbitmq import DeclareForOthers
-from messaging.worker.shared_memory import keep_shared
+from reliable_celery.checks import MAX_COUNT
 
 
 class MessagingApp(Celery):
-    """A Celery app that knows the runtime of its project."""
+    """A Celery app that knows its project: what it works with, and what sends its deliveries."""
 
-    task_cls = "messaging.worker.request:Task"
     runtime: Runtime
+    dispatcher: Dispatcher
 
     def now(self) -> datetime:
         """Return the time in UTC, our only zone; Celery converts to it three times for each result."""
@@ -43,12 +46,38 @@ def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
     """Refuse a handler's own policy that does not agree with the settings.
 
     Raises:
-        ValueError: it waits too long between two tries.
+        ValueError: it waits too long between two tries, or tries more often than a message may say.
     """
-    for handler in {handler for handlers in bus.events.values() for handler in handlers}:
+    for handler in bus.event_handlers.values():
         policy = policy_of(handler, settings.retry_policy)
+        if not 0 <= policy.max_retries <= MAX_COUNT:
+            raise ValueError(
+                f"max_retries of the handler {handler.__name__} ({policy.max_retries}) must be 0 to"
+                f" {MAX_COUNT}: workers refuse the message of a later retry; scheduled re-runs follow anyway"
+            )
         if problem := backoff_too_long(settings, handler.__name__, policy):
             raise ValueError(problem)
+
+
+def check_handlers(project: Project, taken: Iterable[str]) -> None:
+    """Refuse event handlers that would get no event, or another handler's; `taken` are names of other tasks.
+
+    A delivery knows its handler by name alone.
+
+    Raises:
+        ValueError: it names the handler.
+    """
+    known: dict[str, Handler] = {}
+    for handler in (handler for handlers in project.bus.events.values() for handler in handlers):
+        name = handler.__name__
+        if known.setdefault(name, handler) is not handler:
+            raise ValueError(f"Two event handlers are called {name}: one would get the events of both")
+        if project.handler_task(name) in taken:
+            raise ValueError(f"No event handler may be called {name}: there is another task of that name")
+        if name in project.renamed_handlers:
+            raise ValueError(f"The event handler {name} is in renamed_handlers: another would get its events")
+        if iscoroutinefunction(handler) or isgeneratorfunction(handler) or isasyncgenfunction(handler):
+            raise ValueError(f"The event handler {name} must be a plain function: a call would not run it")
 
 
 def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
@@ -60,11 +89,12 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     check_retry_policies(project.bus, settings)
     if settings.signing:
         settings.signing.switch_on(app)
-    keep_shared()
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
-    add_command_tasks(app, app.runtime)
-    add_bulk_task(app, app.runtime)
-    add_handler_tasks(app, app.runtime)
-    add_housekeeping_tasks(app, app.runtime)
+    app.dispatcher = Dispatcher(app, app.runtime)
+    add_command_tasks(app.dispatcher)
+    add_bulk_task(app.dispatcher)
+    add_housekeeping_tasks(app.dispatcher)
+    check_handlers(project, app.tasks)
+    add_handler_tasks(app.dispatcher)
     return app

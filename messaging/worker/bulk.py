@@ -6,32 +6,79 @@ key that is not given is `<key or id of the message>.<position from 0>`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
 
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, UnknownMessage
 from messaging.messages import Command
+from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.runtime import Runtime
 from messaging.validation import from_dict
 from messaging.worker.commands import Answered, handle, logger
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
-from messaging.worker.request import CommandTask
-from messaging.worker.sender import after_commit
+from messaging.worker.request import CommandRequest, CommandTask
 
 Outcome = dict[str, Any]  # {"id", "result"} or {"id", "error": {"type", "message"}}; the id is the key
 
 
-def add_bulk_task(app: Celery, runtime: Runtime) -> None:
-    """Register the task `<project>.many`."""
+@dataclass(frozen=True)
+class Item:
+    """One command of the list."""
 
-    @app.task(
+    received: Received
+    read: Callable[[], Command]
+
+    @property
+    def job(self) -> CommandJob:
+        """Return its job, also where it cannot be read."""
+        return self.received.readable_job(self.read)
+
+    @property
+    def key(self) -> str:
+        """Return the name by which its outcome tells it from the others."""
+        return self.received.key or self.received.task_id
+
+
+class BulkRequest(CommandRequest):
+    """A message whose commands are answered one by one, hence revoked one by one."""
+
+    def answer_revoked(self, error: Exception) -> Answer:
+        """Make the revocation the answer to each command that has none."""
+        runtime, message = self.task.app.runtime, Received.of(self.name, self._context)
+        items = _items(runtime, message, _commands(runtime, self.args, self.kwargs))
+        answers = runtime.inbox.refuse_all([item.job for item in items if isinstance(item, Item)], error)
+        if all(answer.error is error for answer in answers.values()):
+            return Answer(error=error)
+        return Answer(
+            [
+                _outcome(item.key, answers[item.received.task_id]) if isinstance(item, Item) else item
+                for item in items
+            ]
+        )
+
+
+class BulkTask(CommandTask):
+    """The base of `<project>.many`."""
+
+    abstract = True
+    Request: Any = f"{__name__}:{BulkRequest.__name__}"
+
+
+def add_bulk_task(dispatcher: Dispatcher) -> None:
+    """Register the task `<project>.many`."""
+    runtime = dispatcher.runtime
+
+    @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
-        base=CommandTask,
+        base=BulkTask,
         name=f"{runtime.project.name}.many",
         typing=False,
         throws=(Exception,),
@@ -42,7 +89,7 @@ def add_bulk_task(app: Celery, runtime: Runtime) -> None:
         message = Received.of(task.name, task.request)
         outcomes, deliveries = handle_many(runtime, message, _commands(runtime, args, kwargs))
         # Once for all: should this worker die before, the relay sends them.
-        after_commit(app, runtime, deliveries)
+        dispatcher.after_commit(deliveries)
         return outcomes
 
 
@@ -52,25 +99,48 @@ def handle_many(
     """Handle one command after the other; return what each came to, in their order."""
     outcomes: list[Outcome] = []
     deliveries: list[Delivery] = []
-    for position, item in enumerate(commands):
-        try:
-            name, fields, key = _taken_apart(item)
-            one = message.one_of_many(position, name, key)
-        except InvalidMessage as error:
-            outcomes.append(_outcome(f"{message.key or message.task_id}.{position}", error=error))
+    items = _items(runtime, message, commands)
+    answers = _earlier_answers(runtime, items) if message.redelivered else {}
+    for item in items:
+        if not isinstance(item, Item):
+            outcomes.append(item)
             continue
-        answer, raised = _handle_one(runtime, one, fields)
-        outcomes.append(_outcome(one.key or one.task_id, answer.result, answer.error))
-        deliveries += raised
+        answer = answers.get(item.received.task_id)
+        if answer is None:
+            answer, raised = _handle_one(runtime, item)
+            deliveries += raised
+        outcomes.append(_outcome(item.key, answer))
     return outcomes, deliveries
 
 
-def _handle_one(runtime: Runtime, one: Received, fields: Mapping[str, Any]) -> Answered:
+def _items(runtime: Runtime, message: Received, commands: Sequence[Any]) -> list[Item | Outcome]:
+    """Take a list apart; what is no command of its own comes to an error at once."""
+    items: list[Item | Outcome] = []
+    for position, item in enumerate(commands):
+        try:
+            name, fields, key = _taken_apart(item)
+            received = message.one_of_many(position, name, key)
+        except InvalidMessage as error:
+            items.append(_outcome(f"{message.key or message.task_id}.{position}", Answer(error=error)))
+        else:
+            items.append(Item(received, partial(_read, runtime, name, fields)))
+    return items
+
+
+def _earlier_answers(runtime: Runtime, items: Iterable[Item | Outcome]) -> dict[str, Answer]:
+    """Return by task id what was answered before, at once: one by one it may take a run's whole time."""
     try:
-        return handle(runtime, one, lambda: from_dict(_kind(runtime, one.task), fields))
+        return runtime.inbox.answers([item.job for item in items if isinstance(item, Item)])
+    except DATABASE_ERRORS:
+        return {}
+
+
+def _handle_one(runtime: Runtime, item: Item) -> Answered:
+    try:
+        return handle(runtime, item.received, item.read)
     finally:
-        if one.redelivered:
-            _survived(runtime, one)
+        if item.received.redelivered:
+            _survived(runtime, item.received)
 
 
 def _survived(runtime: Runtime, one: Received) -> None:
@@ -81,10 +151,10 @@ def _survived(runtime: Runtime, one: Received) -> None:
         logger.warning("Could not forget the crashes of %s", one.task_id)
 
 
-def _outcome(key: str, result: Any = None, error: Exception | None = None) -> Outcome:
-    if error is None:
-        return {"id": key, "result": result}
-    return {"id": key, "error": {"type": type(error).__name__, "message": str(error)}}
+def _outcome(key: str, answer: Answer) -> Outcome:
+    if answer.error is None:
+        return {"id": key, "result": answer.result}
+    return {"id": key, "error": {"type": type(answer.error).__name__, "message": str(answer.error)}}
 
 
 def _commands(runtime: Runtime, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
@@ -106,9 +176,8 @@ def _taken_apart(item: object) -> tuple[str, Mapping[str, Any], str | None]:
     raise InvalidMessage("command", "must be [task name, fields] or [task name, fields, id]")
 
 
-def _kind(runtime: Runtime, name: str) -> type[Command]:
-    project = runtime.project
-    for kind in project.bus.commands:
-        if project.command_task(kind) == name:
-            return kind
-    raise UnknownMessage(f"No command is called {name[:255]!r}")
+def _read(runtime: Runtime, name: str, fields: Mapping[str, Any]) -> Command:
+    kind = runtime.project.command_tasks.get(name)
+    if kind is None:
+        raise UnknownMessage(f"No command is called {name[:255]!r}")
+    return from_dict(kind, fields)

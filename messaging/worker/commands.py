@@ -6,27 +6,27 @@ of its own. So a copy of the message gets the same answer, whichever worker runs
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
+from kombu.serialization import dumps
 
-from messaging.dead_letters import DeadLetter
+from messaging.dead_letters import PARKED, DeadLetter
 from messaging.delivery import Delivery, new_id
 from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed, describe
 from messaging.messages import IDEMPOTENCY_KEY, Command, to_dict
-from messaging.postgres.inbox import Answer
+from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WAITED_TOO_LONG
-from messaging.postgres.unit_of_work import CommandJob
 from messaging.runtime import Runtime
 from messaging.validation import parse
+from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandTask
-from messaging.worker.sender import after_commit
 
 logger = logging.getLogger(__name__)
 
@@ -36,35 +36,36 @@ FIRST_PAUSE_S = 0.05
 Answered = tuple[Answer, list[Delivery]]  # and the deliveries to send now
 
 
-def add_command_tasks(app: Celery, runtime: Runtime) -> None:
+def add_command_tasks(dispatcher: Dispatcher) -> None:
     """Register a task for every command of the project."""
-    for kind in runtime.project.bus.commands:
-        _add_command_task(app, runtime, kind)
+    for name, kind in dispatcher.project.command_tasks.items():
+        _add_command_task(dispatcher, name, kind)
 
 
-def _add_command_task(app: Celery, runtime: Runtime, kind: type[Command]) -> None:
+def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) -> None:
     # typing=False: arguments are checked by `parse`, whose errors name the field and the rule.
     # throws: an error is an answer, and what is unexpected is logged here; Celery need not log it again.
-    @app.task(
+    @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
         base=CommandTask,
-        name=runtime.project.command_task(kind),
+        name=name,
         typing=False,
         throws=(Exception,),
+        command=kind,
         __doc__=kind.__doc__,
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
-        answer, deliveries = handle(
-            runtime, Received.of(task.name, task.request), lambda: parse(kind, args, kwargs)
-        )
-        after_commit(app, runtime, deliveries)
+        message = Received.of(task.name, task.request)
+        answer, deliveries = handle(dispatcher.runtime, message, lambda: parse(kind, args, kwargs))
+        dispatcher.after_commit(deliveries)
         return answer.given()
 
 
 def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) -> Answered:
     """Carry a command out, or find out what it was answered before; `read` makes it from the message."""
     job = received.job(Command())
+    patience = Patience(runtime.settings.command_attempts, runtime.settings.task_time_limit_s)
     try:
         job = received.job(read())
         if received.redelivered:
@@ -72,29 +73,49 @@ def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) ->
             if earlier is not None:
                 return earlier, []
         if not received.expired:
-            return _execute(runtime, job)
+            return _execute(runtime, job, patience)
         error: Exception = Expired("The message expired before a worker began it; nothing was changed")
     except Exception as raised:  # noqa: BLE001  whatever it is, it is the answer
         error = raised
-    return _refuse(runtime, job, error), []
+    return _refuse(runtime, job, error, patience), []
 
 
-def _execute(runtime: Runtime, job: CommandJob) -> Answered:
+class Patience:
+    """How often a command is tried, and for how long: its sender is told before the time limit ends its task.
+
+    A server that does not answer takes seconds for each try, and pauses double.
+    """
+
+    def __init__(self, attempts: int, time_limit_s: float) -> None:
+        self.attempts = attempts
+        self._until = time.monotonic() + time_limit_s / 3
+
+    def allows(self, attempt: int, problem: Exception) -> bool:
+        """Tell whether to try again after this attempt, and pause before that."""
+        left_s = self._until - time.monotonic()
+        # Waits for locks are short enough for all tries together.
+        if attempt >= self.attempts or (left_s <= 0 and not isinstance(problem, WAITED_TOO_LONG)):
+            return False
+        pause_s = random.uniform(0, FIRST_PAUSE_S * 2 ** min(attempt, 30))  # noqa: S311  # jitter, not a secret
+        time.sleep(max(0, min(pause_s, left_s)))
+        return True
+
+
+def _execute(runtime: Runtime, job: CommandJob, patience: Patience) -> Answered:
     """Handle the command in one transaction; transient database errors are tried again from a clean start."""
-    attempts = runtime.settings.command_attempts
-    for attempt in range(1, attempts + 1):
-        uow = runtime.unit_of_work(job)
+    for attempt in count(1):
+        deliveries: list[Delivery] = []
         try:
-            [result] = runtime.project.bus.handle(job.command, uow)
+            result = runtime.project.bus.handle_command(job.command, deliveries, runtime.unit_of_work(job))
         except TRANSIENT_ERRORS as error:
             problem = error
         else:
-            return Answer(result), uow.deliveries
+            return Answer(result), deliveries
         earlier = _earlier_answer(runtime, job)
         if earlier is not None:
             return earlier, []
-        if attempt < attempts:
-            _pause(attempt)
+        if not patience.allows(attempt, problem):
+            break
     raise Unavailable(
         f"The database did not take the command ({_code(problem)}) and nothing was changed;"
         f" send it again with the idempotency key {job.key!r}"
@@ -108,36 +129,31 @@ def _earlier_answer(runtime: Runtime, job: CommandJob) -> Answer | None:
         return None
 
 
-def _refuse(runtime: Runtime, job: CommandJob, error: Exception) -> Answer:
+def _refuse(runtime: Runtime, job: CommandJob, error: Exception, patience: Patience) -> Answer:
     """Make an error the answer; where the message or its key has one, that stands."""
     refusal = _without_database_text(error)
-    answer = _recorded(runtime, job, refusal)
+    answer = _recorded(runtime, job, refusal, patience)
     if answer.error is refusal:
         logger.warning("Refused %r: %s", job.command, describe(error))
         _log_unexpected(runtime, job, error)
     return answer
 
 
-def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception) -> Answer:
+def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception, patience: Patience) -> Answer:
     """Store a refusal before it is told: no copy of the message may carry the command out afterwards."""
-    for attempt in range(1, runtime.settings.command_attempts + 1):
+    for attempt in count(1):
         try:
             return runtime.inbox.refuse(job, refusal)
         except DATABASE_ERRORS as error:
             problem = error
-        if isinstance(problem, WAITED_TOO_LONG):
+        if isinstance(problem, WAITED_TOO_LONG) or not patience.allows(attempt, problem):
             break
-        _pause(attempt)
     return Answer(
         error=Unavailable(
             f"The database did not answer ({_code(problem)}), so it is not known whether the command was"
             f" carried out; send it again with the idempotency key {job.key!r}"
         )
     )
-
-
-def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0, FIRST_PAUSE_S * 2**attempt))  # noqa: S311  # jitter, not a secret
 
 
 def _log_unexpected(runtime: Runtime, job: CommandJob, error: Exception) -> None:
@@ -160,25 +176,28 @@ def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answe
         return None
     if crashes > runtime.settings.max_crashes:
         error = WorkerCrashed(f"Parked: {crashes - 1} workers died while they handled this command")
-        runtime.dead_letters.add(_parked(received, job, error))
+        runtime.dead_letters.add(_parked(runtime, received, job, error))
         raise error
     return None
 
 
-def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
+def _parked(runtime: Runtime, received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    # A replay is sent as it is kept, so where only signed messages are accepted it is kept signed.
+    serializer = "auth" if runtime.settings.signing else "json"
+    content_type, encoding, body = dumps([[], to_dict(job.command), embed], serializer)
     # This message is answered for good; a replay is a new one, whose effect still happens once.
     headers = {"lang": "py", "task": received.task, "id": new_id(), "root_id": job.correlation_id}
     return DeadLetter(
-        reason="killed its worker",
+        reason=PARKED,
         task=received.task,
         task_id=job.id,
         queue=received.queue,
-        content_type="application/json",
-        content_encoding="utf-8",
+        content_type=content_type,
+        content_encoding=encoding,
         headers=headers | {IDEMPOTENCY_KEY: job.key},
         properties={},
-        body=json.dumps([[], to_dict(job.command), embed]).encode(),
+        body=body.encode(),
         error=str(error),
     )
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import Task
+
 from messaging.texts import cut
-from messaging.worker.request import Request, Task
+from messaging.worker.request import OwnTimeLimits
 
 
-class DeliveryRequest(Request):
-    """A delivery's message: how long the handler may take, and until when, is not the sender's to say.
+class DeliveryRequest(OwnTimeLimits):
+    """A delivery's message: until when the handler may run is not the sender's to say.
 
-    Else a short time limit would make a handler kill its worker, and a past expiry keep a worker from it.
+    Else a past expiry would keep a worker from it.
     """
-
-    @property
-    def time_limits(self) -> tuple[None, None]:
-        """Return none of the message's own, so that the task's are used."""
-        return None, None
-
-    @time_limits.setter
-    def time_limits(self, _limits: object) -> None: ...
 
     def maybe_expire(self) -> bool:
         """Return False: the row knows whether the delivery is still owed."""

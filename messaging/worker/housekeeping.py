@@ -4,96 +4,86 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
 
-from messaging.delivery import Delivery
-from messaging.errors import UnknownMessage, describe
-from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.errors import describe
 from messaging.runtime import Runtime
-from messaging.worker.announcements import announce
-from messaging.worker.rabbitmq import collect_dead_letters
-from messaging.worker.sender import send
+from messaging.worker import rabbitmq
+from messaging.worker.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
 
-#: Batches that one run of the relay takes at most, so that it ends well before the time limit.
-MAX_BATCHES = 20
+#: Seconds that one run of the relay takes, however slow the broker is; the next one goes on.
+RELAY_FOR_S = 10.0
 
 #: Seconds that one run of `prune` takes, and rows that one of its transactions deletes.
 PRUNE_FOR_S = 5.0
 PRUNE_BATCH = 1000
 
 
-def add_housekeeping_tasks(app: Celery, runtime: Runtime) -> None:
+def add_housekeeping_tasks(dispatcher: Dispatcher) -> None:
     """Register the tasks that the beat schedule names."""
     for job in (relay, announce, collect_dead_letters, rerun, prune):
-        _add_housekeeping_task(app, runtime, job, f"{runtime.project.name}.{job.__name__}")
+        _add_housekeeping_task(dispatcher, job)
 
 
-def _add_housekeeping_task(app: Celery, runtime: Runtime, job: Any, name: str) -> None:
-    @app.task(bind=True, shared=False, name=name, ignore_result=True, __doc__=job.__doc__)
+def _add_housekeeping_task(dispatcher: Dispatcher, job: Any) -> None:
+    name = f"{dispatcher.project.name}.{job.__name__}"
+
+    # send_events=False: in Flower's list they would hide the commands; `check` and the metrics watch them.
+    @dispatcher.app.task(
+        bind=True, shared=False, name=name, ignore_result=True, send_events=False, __doc__=job.__doc__
+    )
     def housekeeping_task(task: Task) -> int:
-        count: int = job(app, runtime)
-        runtime.heartbeats.note(job.__name__, task.request.hostname or "here")
+        count: int = job(dispatcher)
+        dispatcher.runtime.heartbeats.note(job.__name__, task.request.hostname or "here")
         return count
 
 
-def relay(app: Celery, runtime: Runtime) -> int:
+def relay(dispatcher: Dispatcher) -> int:
     """Send the deliveries whose message never arrived or was lost; return how many."""
-    settings, sent = runtime.settings, 0
-    for _ in range(MAX_BATCHES):
-        due = runtime.deliveries.take_due(settings.relay_batch, settings.relay_grace_max_s)
-        sent += send_known(app, runtime, due)
+    runtime, sent = dispatcher.runtime, 0
+    settings = runtime.settings
+    until = time.monotonic() + min(RELAY_FOR_S, settings.task_time_limit_s / 3)
+    while time.monotonic() < until:
+        due = runtime.outbox.take_due(settings.relay_batch, settings.relay_grace_max_s)
+        sent += dispatcher.send_known(due)
         if len(due) < settings.relay_batch:
             break
     return sent
 
 
-def send_known(app: Celery, runtime: Runtime, deliveries: Iterable[Delivery]) -> int:
-    """Send deliveries; those whose handler or event this release does not have become failed and say so."""
-    return send(app, runtime, [delivery for delivery in deliveries if _is_known(app, runtime, delivery)])
+def announce(dispatcher: Dispatcher) -> int:
+    """Publish the events that wait for other apps; return how many."""
+    return dispatcher.announce()
 
 
-def _is_known(app: Celery, runtime: Runtime, delivery: Delivery) -> bool:
-    """Fail a delivery that nobody can handle; a release that can will re-run it."""
-    if delivery.event_type not in runtime.project.bus.event_types:
-        problem = f"event {delivery.event_type}"
-    elif runtime.project.handler_task(delivery.handler) not in app.tasks:
-        problem = f"handler {delivery.handler}"
-    else:
-        return True
-    try:
-        error = UnknownMessage(f"This release has no {problem}")
-        runtime.deliveries.give_up(delivery.id, "relay", error, as_read=delivery)
-    except DATABASE_ERRORS:
-        logger.exception("Delivery %s could not be failed: this release has no %s", delivery.id, problem)
-    return False
+def collect_dead_letters(dispatcher: Dispatcher) -> int:
+    """Record what RabbitMQ has set aside; return how many."""
+    return rabbitmq.collect_dead_letters(dispatcher.app, dispatcher.runtime)
 
 
-def rerun(app: Celery, runtime: Runtime) -> int:
+def rerun(dispatcher: Dispatcher) -> int:
     """Put failed deliveries whose cool-down is over back to pending, and send them; return how many."""
-    settings = runtime.settings
-    deliveries = runtime.deliveries.rerun_cooled(
-        settings.rerun_batch,
-        settings.rerun_max,
-        settings.rerun_cooldown_s,
-        settings.rerun_cooldown_max_s,
-        settings.relay_grace_s,
+    settings = dispatcher.runtime.settings
+    deliveries = dispatcher.runtime.outbox.rerun_cooled(
+        settings.rerun_batch, settings.rerun_max, settings.rerun_cooldown_s, settings.rerun_cooldown_max_s
     )
-    send_known(app, runtime, deliveries)
+    dispatcher.send_known(deliveries)
     return len(deliveries)
 
 
-def prune(app: Celery, runtime: Runtime) -> int:
+def prune(dispatcher: Dispatcher) -> int:
     """Delete what ended long ago, in small batches; return how many rows went.
 
     After some seconds it asks for another run, so that the relay has its turn in between.
     """
+    runtime = dispatcher.runtime
     until = time.monotonic() + min(PRUNE_FOR_S, runtime.settings.task_time_limit_s / 4)
     gone, unfinished = 0, _prunings(runtime)
     while unfinished and time.monotonic() < until:
@@ -103,7 +93,7 @@ def prune(app: Celery, runtime: Runtime) -> int:
         if deleted >= pruning.batch:
             unfinished.append(pruning)
     if unfinished:
-        _ask_to_prune(app, runtime)
+        _ask_to_prune(dispatcher)
     return gone
 
 
@@ -116,27 +106,19 @@ class Pruning:
 
 
 def _prunings(runtime: Runtime) -> list[Pruning]:
-    settings, deliveries = runtime.settings, runtime.deliveries
+    settings, outbox = runtime.settings, runtime.outbox
     return [
-        Pruning(partial(deliveries.prune, settings.done_retention_s), PRUNE_BATCH),
-        Pruning(deliveries.open_attempts.prune, PRUNE_BATCH),
+        Pruning(partial(outbox.prune, settings.done_retention_s), PRUNE_BATCH),
+        Pruning(outbox.prune_open_attempts, PRUNE_BATCH),
         Pruning(partial(runtime.inbox.prune, settings.inbox_retention_s), PRUNE_BATCH),
         # Each may have megabytes.
         Pruning(partial(runtime.dead_letters.prune, settings.dead_letter_retention_s), PRUNE_BATCH // 10),
     ]
 
 
-def _ask_to_prune(app: Celery, runtime: Runtime) -> None:
+def _ask_to_prune(dispatcher: Dispatcher) -> None:
     """Have `prune` run again soon; where the housekeeping has no time for it, beat's next run goes on."""
-    project = runtime.project
     try:
-        app.send_task(
-            f"{project.name}.prune",
-            queue=project.housekeeping_queue,
-            expires=2 * PRUNE_FOR_S,
-            ignore_result=True,
-            add_to_parent=False,
-            retry=False,
-        )
+        dispatcher.ask("prune", expires=2 * PRUNE_FOR_S)
     except Exception as error:  # noqa: BLE001  whatever it is, beat asks too
         logger.warning("Pruning goes on later: %s", describe(error))

@@ -1,4 +1,4 @@
-"""What RabbitMQ itself sets aside, since it came back too often or was rejected, becomes a dead letter."""
+"""What a worker declares on RabbitMQ, and what RabbitMQ itself sets aside of this project's messages."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.
@@ -12,10 +12,7 @@ from celery.worker.consumer.connection import Connection
 
 from messaging import brokers
 from messaging.runtime import Runtime
-from messaging.worker.consumer import letter_of
-
-#: Messages that one run records at most.
-BATCH = 500
+from reliable_celery import rabbitmq
 
 
 class DeclareForOthers(bootsteps.StartStopStep):
@@ -43,15 +40,11 @@ class DeclareForOthers(bootsteps.StartStopStep):
 
 
 def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
-    """Record what RabbitMQ has set aside, and only then take it off its queue; return how many."""
-    collected = 0
-    with app.connection_for_read() as connection, connection.channel() as channel:
-        queue = brokers.dead_letter_queue(runtime.project.name)(channel)
-        queue.declare()
-        while collected < BATCH and (message := queue.get(accept=None)):
-            deaths = (message.headers or {}).get("x-death") or [{}]
-            why = f"RabbitMQ set it aside: {deaths[0].get('reason', 'rejected')}"
-            runtime.dead_letters.add(letter_of(message, "set aside by the broker", why))
-            message.ack()
-            collected += 1
-    return collected
+    """Record what RabbitMQ has set aside of this project's messages; return how many.
+
+    Expired runs of housekeeping are dropped: the next run does their work.
+    """
+    project = runtime.project
+    housekeeping = {f"{project.name}.{job}" for job in runtime.settings.housekeeping}
+    queue = brokers.dead_letter_queue(project.name)
+    return rabbitmq.collect_dead_letters(app, queue, runtime.dead_letters, may_expire=housekeeping)

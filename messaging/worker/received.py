@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from celery.app.task import Context
 
-from messaging.errors import InvalidMessage
+from messaging.errors import InvalidMessage, MessagingError
 from messaging.messages import IDEMPOTENCY_KEY, Command
-from messaging.postgres.unit_of_work import CommandJob
-from messaging.worker.message_checks import timestamp
+from messaging.postgres.inbox import CommandJob
+from reliable_celery import errors
+from reliable_celery.checks import timestamp
+from reliable_celery.routing import queue_of
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Received:
             None if key is None else checked_name(IDEMPOTENCY_KEY, key),
             request.root_id or request.id,
             bool(delivery.get("redelivered")),
-            bool(request.expires) and time.time() > timestamp("expires", request.expires),
-            delivery.get("routing_key"),
+            bool(request.expires) and time.time() > _expiry(request),
+            queue_of(delivery),
         )
 
     def one_of_many(self, position: int, task: str, key: str | None) -> Self:
@@ -60,6 +63,20 @@ class Received:
     def job(self, command: Command) -> CommandJob:
         """Return the job of carrying the command out."""
         return CommandJob(self.task_id, command, self.correlation_id, self.key)
+
+    def readable_job(self, read: Callable[[], Command]) -> CommandJob:
+        """Return the job of the command that `read` makes; plain `Command()` stands for one that is none."""
+        try:
+            return self.job(read())
+        except MessagingError:
+            return self.job(Command())
+
+
+def _expiry(request: Context) -> float:
+    try:
+        return timestamp("expires", request.expires)
+    except errors.InvalidMessage as error:
+        raise InvalidMessage(str(error)) from None
 
 
 def checked_name(field: str, value: Any) -> str:

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import psutil
 
-from local import programs
-from local.child import Child
+from local.processes import programs
+from local.processes.child import Child
 from local.waiting import eventually
 from tests.chaos import outages as outages  # registers its faults
 from tests.chaos.clock import Clock

@@ -21,7 +21,7 @@ from uuid import uuid4
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from local.child import Child
+from local.processes.child import Child
 
 QUEUE = "neighbour"
 EACH_ROUND = 3  # tasks

@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from local.databases import empty_database
 from local.waiting import NotInTimeError, eventually
+from testing.databases import empty_database
 from tests.chaos.fault import Fault
 from tests.chaos.invariants import Verdict, check
 from tests.chaos.traffic import Traffic

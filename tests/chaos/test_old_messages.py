@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from local import programs
-from local.child import Child
+from local.processes import programs
+from local.processes.child import Child
 from local.waiting import eventually
 from tests.chaos.world import WORKERS, World
 from tests.e2e.conftest import Broker, Shop

@@ -16,21 +16,22 @@ import psycopg2
 import redis
 from psycopg2.extensions import cursor
 
-from local import programs, readiness
 from local.addresses import Addresses
-from local.child import Child
-from local.databases import migrate
-from local.mail import MailSink
-from local.postgres import FAST, Postgres
-from local.processes import Supervisor
-from local.rabbitmq import RabbitMQ
-from local.redis import Redis
-from local.server import Server
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.processes.programs import migrate
+from local.processes.supervisor import Supervisor
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
+from local.servers.server import Server
 from local.waiting import eventually
+from testing.databases import FAST
+from testing.rabbitmq import RabbitMQ
 from tests.chaos import clock
 from tests.chaos.neighbour import Neighbour
 
-#: Short times, so that a round takes seconds; what they govern scales with them (docs/reliability.md).
+#: Short times, so that a round takes seconds; what they govern scales with them.
 SETTINGS = {
     "ALLOCATION_WORKER_LEASE_S": "4",
     "ALLOCATION_VISIBILITY_TIMEOUT_S": "20",

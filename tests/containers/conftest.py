@@ -15,7 +15,7 @@ FIGURES = pytest.StashKey[Figures]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Have the measured figures written where readers find them."""
-    parser.addoption("--write-docs", action="store_true", help="write the figures into docs/on-a-server.md")
+    parser.addoption("--write-docs", action="store_true", help="write the figures into the page")
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:

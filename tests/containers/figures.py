@@ -1,13 +1,13 @@
-"""What was measured, as the table in docs/on-a-server.md."""
+"""What was measured, as the table in docs/how-to/on-a-server.md."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from local.child import ROOT
+from local import ROOT
 
-PAGE = ROOT / "docs" / "on-a-server.md"
+PAGE = ROOT / "docs" / "how-to" / "on-a-server.md"
 PLACE = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""A server that somebody sets up by typing what docs/on-a-server.md says."""
+"""A server that somebody sets up by typing what docs/how-to/on-a-server.md says."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from allocation.client import AllocationClient
-from local.child import ROOT
+from local import ROOT
 from local.ports import LOOPBACK, free_port
 from tests.containers.docker import docker
 from tests.containers.figures import PAGE

@@ -1,4 +1,4 @@
-"""docs/on-a-server.md, done on whatever Docker there is. The tests tell one story, in this sequence."""
+"""docs/how-to/on-a-server.md, followed on any Docker there is. The tests tell one story, in this sequence."""
 
 from __future__ import annotations
 

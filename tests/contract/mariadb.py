@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from local.accounts import account_for, give, let_pass
-from local.child import Child
 from local.ports import LOOPBACK
-from local.server import Server
+from local.processes.child import Child
+from local.servers.accounts import account_for, give, let_pass
+from local.servers.server import Server
 from tests.programs import missing
 
 _PATH = os.pathsep.join(("/usr/sbin", os.environ.get("PATH", os.defpath)))

@@ -18,7 +18,9 @@ from allocation.service_layer.handlers import reallocate
 from allocation.service_layer.messagebus import bus
 from messaging.delivery import new_id
 from messaging.messages import Command, Event
-from messaging.postgres.unit_of_work import CommandJob, Outbox, PostgresUnitOfWork
+from messaging.postgres.inbox import CommandJob
+from messaging.postgres.outbox import Outbox
+from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from tests.fakes import FakeUnitOfWork
 
 FRIDAY, MONDAY = date(2026, 1, 2), date(2026, 1, 5)
@@ -40,15 +42,15 @@ class Warehouse(Protocol):
 
 class FakeWarehouse:
     def __init__(self) -> None:
-        self.uow = FakeUnitOfWork()
+        self.uow = FakeUnitOfWork(self._note)
         self.events: list[Event] = []
 
     def handle(self, command: Command) -> Any:
-        return bus.handle_command(command, self.events, self.uow)
+        return bus.handle_command(command, [], self.uow)
 
     def react(self, event: Deallocated) -> None:
-        bus.run(reallocate, event, self.uow)
-        self.events += self.uow.collect_new_events()
+        with self.uow:
+            bus.run(reallocate, event, self.uow)
 
     def allocated(self) -> dict[str, tuple[int, int]]:
         return {
@@ -56,6 +58,10 @@ class FakeWarehouse:
             for product in self.uow.warehouse.values()
             for batch in product.batches
         }
+
+    def _note(self, event: Event) -> list[str]:
+        self.events.append(event)
+        return []
 
 
 class PostgresWarehouse:
@@ -67,11 +73,12 @@ class PostgresWarehouse:
         return bus.handle_command(command, [], self._unit_of_work(command))
 
     def react(self, event: Deallocated) -> None:
-        bus.run(reallocate, event, self._unit_of_work(Command()))
+        with self._unit_of_work(Command()) as uow:
+            bus.run(reallocate, event, uow)
 
     def _unit_of_work(self, command: Command) -> PostgresUnitOfWork:
         job = CommandJob(new_id(), command, new_id())
-        outbox = Outbox(self._note, grace_s=60)
+        outbox = Outbox(self.engine, self._note)
         return project.unit_of_work(Settings(_env_file=None), self.engine, job, outbox)
 
     def allocated(self) -> dict[str, tuple[int, int]]:

@@ -16,14 +16,14 @@ from celery import Celery
 from kombu import Connection
 from sqlalchemy import create_engine, text
 
-from local import programs, readiness
 from local.addresses import Addresses
-from local.child import Child
-from local.mail import MailSink
-from local.rabbitmq import RabbitMQ
-from local.redis import Redis
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.servers.mail_server import MailSink
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from messaging.client import close_app
+from testing.rabbitmq import RabbitMQ
 
 #: Short times, so that failing for good takes seconds.
 FAST = {

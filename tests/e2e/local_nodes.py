@@ -8,7 +8,7 @@ from typing import Any
 from celery.utils.nodenames import gethostname
 from pytest_celery.api.container import CeleryTestContainer
 
-from local.child import Child
+from local.processes.child import Child
 from tests.e2e.conftest import Backend
 
 

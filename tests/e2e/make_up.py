@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import free_port
 
 PORTS = ("REDIS", "POSTGRES", "FLOWER", "SMTP")
@@ -30,7 +30,7 @@ def new_environment(server_folder: Path) -> dict[str, str]:
 
 @contextmanager
 def run(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`python -m local`, killed with all that it started if the test leaves it running."""
+    """`python -m local`, killed with everything it started if the test leaves it running."""
     process = subprocess.Popen(
         COMMAND, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -42,7 +42,7 @@ def run(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_until_ready(up: subprocess.Popen[str]) -> str:
-    """Return what it said up to the line `ready`."""
+    """Return what it printed up to the line `ready`."""
     said = ""
     assert up.stdout is not None
     for line in up.stdout:
@@ -53,6 +53,6 @@ def read_until_ready(up: subprocess.Popen[str]) -> str:
 
 
 def printed_login(said: str) -> str:
-    """Return `user:password` from the address of Flower that is printed to be pasted."""
+    """Return `user:password` from the printed address of Flower."""
     [login] = re.findall(r"^Flower: http://(\S+)@", said, re.MULTILINE)
     return str(login)

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from allocation.client import Allocate, AllocationClient, CreateBatch
 from allocation.domain.errors import BatchAlreadyExists, InvalidSku, UnknownBatch
 from local.ports import free_port
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from messaging.client import NotAnswered
 from messaging.errors import InvalidMessage, Unavailable
 
@@ -134,6 +134,28 @@ def test_an_answer_that_is_late_names_the_key_to_send_it_again_with(client, sku,
     engine.dispose()
 
     assert client.allocate(orderid="o1", sku=sku, qty=1, key=late.value.key) == f"b-{sku}"
+
+
+def test_a_late_answer_never_names_a_key_that_would_carry_the_command_out_twice(client, sku, backend):
+    """Neither where only the id is known, nor where a message held many."""
+    engine = create_engine(backend.addresses.database_url)
+    with engine.begin() as somebody:
+        somebody.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": sku})
+        sent = client.delay(Allocate("o1", sku, 1), key=f"checkout-{sku}")
+
+        with pytest.raises(NotAnswered, match="send it again with its idempotency key") as late:
+            client.answer(sent.id, timeout_s=0.5)
+        many = list(client.many([(f"{sku}-{n}", Allocate(f"o{n}", sku, 1)) for n in (2, 3)], timeout_s=0.5))
+    engine.dispose()
+
+    assert late.value.key == ""
+    assert [(outcome.key, outcome.error.key) for outcome in many] == [(f"{sku}-{n}",) * 2 for n in (2, 3)]
+    assert client.answer(sent) == f"b-{sku}"
+
+
+def test_an_empty_key_is_refused_and_not_taken_for_none(client, sku):
+    with pytest.raises(InvalidMessage, match="idempotency_key must be a text of 1 to 255"):
+        client.allocate(orderid="o1", sku=sku, qty=1, key="")
 
 
 def test_a_broker_that_is_away_is_a_clear_error_and_no_hang():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery import Celery
 
-from local import programs
+from local.processes import programs
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker
 

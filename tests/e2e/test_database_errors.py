@@ -12,9 +12,9 @@ import redis
 from celery.exceptions import TimeoutError as NoResultInTime
 from sqlalchemy import create_engine, text
 
-from local import databases
-from local.child import Child
-from local.postgres import DATABASE, Postgres
+from local.processes.child import Child
+from local.servers.postgres_server import DATABASE, Postgres
+from testing import databases
 from tests.e2e.conftest import Backend, Broker, Shop
 
 SKU = "SECRET-LAMP"

@@ -1,4 +1,4 @@
-"""`make demo` with files of the user's own: it tells the truth, and leaves no process behind."""
+"""`make demo` with files of the user's own: its output is true, and it leaves no process behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 import psutil
 import pytest
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import free_port
 
 BATCHES = """ref,sku,qty,eta
@@ -37,12 +37,12 @@ def environment(server_folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_demo_plays_other_files_and_stops_all_it_started(environment, tmp_path):
+def test_the_demo_plays_other_files_and_stops_everything_it_started(environment, tmp_path):
     (tmp_path / "batches.csv").write_text(BATCHES)
     (tmp_path / "orders.csv").write_text(ORDERS)
 
     ran = subprocess.run(
-        [sys.executable, "-m", "local.demo",
+        [sys.executable, "-m", "examples.demo",
          "--batches", str(tmp_path / "batches.csv"), "--orders", str(tmp_path / "orders.csv")],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip

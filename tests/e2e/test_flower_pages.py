@@ -1,4 +1,4 @@
-"""Our pages inside Flower, in a real browser: a failed event is seen, re-run by a button, and done."""
+"""Our pages inside Flower, in a real browser: a failed event is shown, re-run by a button, and done."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
-from local import programs, readiness
-from local.child import ROOT, Child
+from local import ROOT
 from local.ports import LOOPBACK, free_port
-from local.redis import Redis
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.e2e.browser import chromium
 from tests.e2e.conftest import Backend, Broker, Shop
@@ -30,7 +31,7 @@ WITH_LOGIN = {"FLOWER_BASIC_AUTH": LOGIN}
 
 @pytest.fixture(scope="module")
 def broker(redis_server: Redis) -> Broker:
-    """One kind of broker is enough here: what is tested is on this side of it."""
+    """One kind of broker is enough: what is tested does not depend on it."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return Broker(redis_server.url_of(0), redis_server.url_of(1))
@@ -74,7 +75,7 @@ def page(browser):
 
 
 def screenshot(page, name: str) -> None:
-    """Take a picture for the documentation, where that is asked for."""
+    """Take a screenshot for the documentation, if asked to."""
     if SCREENSHOTS:
         page.screenshot(path=ROOT / SCREENSHOTS / f"{name}.png")
 
@@ -145,7 +146,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     page.goto(f"{flower}/deliveries")
     page.fill("#error", "no such error")
     page.click("#filter")
-    assert "No delivery matches." in page.locator("#deliveries").inner_text()
+    assert "No deliveries match." in page.locator("#deliveries").inner_text()
     page.fill("#error", "connection REFUSED")
     page.click("#filter")
     assert page.locator("#matching").inner_text() == "2 failed match the filter."
@@ -157,7 +158,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert {status_of(backend, first), status_of(backend, second)} == {"failed"}
 
     page.click("#discard-matching")
-    assert "say why" in page.locator("#said").inner_text()
+    assert "enter a reason" in page.locator("#said").inner_text()
     assert page.input_value("#error") == "connection REFUSED"
 
     page.click("#rerun-matching")
@@ -170,6 +171,41 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     page.click("#discard-matching")
     assert page.locator("#said").inner_text() == "1 discarded."
     assert status_of(backend, third) == "discarded"
+
+
+def test_failed_deliveries_are_told_apart_by_cause(page, flower, backend):
+    errors = ("TimeoutError: timed out\nafter 10 s", "TimeoutError: timed out", "KeyError: 'a & <b>'")
+    for error in errors:
+        backend.sql(
+            "INSERT INTO deliveries (id, event_id, event_type, payload, handler, due_at, grace_s, status,"
+            " correlation_id, causation_id, finished_at, last_error, attempts)"
+            " VALUES (gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{\"sku\": \"LAMP\"}',"
+            " 'reallocate', now(), 15, 'failed', '', '', now(), :error, 6) RETURNING 1",
+            error=error,
+        )
+
+    page.goto(f"{flower}/deliveries?status=failed&handler=reallocate")
+    causes = page.locator("#causes")
+    assert "2 \N{MULTIPLICATION SIGN} TimeoutError: timed out in reallocate" in causes.inner_text()
+    causes.get_by_role("link", name="KeyError").click()
+
+    assert page.locator("#matching").inner_text() == "1 failed match the filter."
+    assert causes.count() == 0
+    backend.sql("DELETE FROM deliveries WHERE handler = 'reallocate' AND status = 'failed' RETURNING 1")
+
+
+def test_the_list_of_tasks_has_arguments_and_no_housekeeping(page, flower, shop, sku):
+    shop.ask("allocate", "o1", sku, 1)
+
+    def listed() -> str | None:
+        page.goto(f"{flower}/tasks")
+        page.wait_for_selector("#tasks-table tbody tr")
+        shown: str = page.locator("#tasks-table").inner_text()
+        return shown if f"Allocate(orderid='o1', sku='{sku}', qty=1)" in shown else None
+
+    shown = eventually(listed, 60, "the command with its arguments", every=0.5)
+    assert "allocation.relay" not in shown
+    assert "allocation.announce" not in shown
 
 
 def test_a_dead_letter_is_shown_and_replayed_or_discarded(page, flower, shop):
@@ -229,7 +265,7 @@ def test_the_pages_are_behind_the_login(flower, path):
 
 
 @pytest.mark.parametrize("path", ["/deliveries", "/dead-letters"])
-def test_no_other_site_can_press_a_button(flower, path, fail_for, backend):
+def test_no_other_site_can_submit_an_action(flower, path, fail_for, backend):
     delivery_id = fail_for("o1")
     data = f"do=rerun&id={delivery_id}".encode()
 
@@ -274,7 +310,7 @@ def test_a_page_of_dead_letters_has_the_beginning_of_each_body(flower, backend):
     assert len(shown) < 1_000_000
 
 
-def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_for):
+def test_a_read_only_flower_has_no_buttons_and_refuses_actions(backend, fail_for):
     delivery_id, port = fail_for("o1"), free_port()
     child = programs.flower(backend.folder, {**backend.env, **WITH_LOGIN, "FLOWER_READ_ONLY": "true"}, port)
     child.start()
@@ -289,7 +325,7 @@ def test_a_flower_that_only_shows_has_no_buttons_and_refuses_them(backend, fail_
         child.stop()
 
 
-def test_a_database_that_is_away_is_said_by_page_and_metrics(backend, tmp_path: Path):
+def test_page_and_metrics_report_an_unavailable_database(backend, tmp_path: Path):
     port = free_port()
     env = {
         **backend.env, **WITH_LOGIN, "ALLOCATION_DATABASE_URL": "postgresql+psycopg2://u@127.0.0.1:1/x"

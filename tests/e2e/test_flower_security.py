@@ -1,4 +1,4 @@
-"""Flower serves its operator alone: strangers and other web sites get nothing from it."""
+"""Flower serves its operator alone: strangers and other web sites get nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from flower.urls import handlers
 from sqlalchemy import create_engine, text
 from tornado.web import URLSpec
 
-from local import programs, readiness
-from local.child import ROOT, Child
+from local import ROOT
 from local.ports import LOOPBACK, free_port
+from local.processes import programs, readiness
+from local.processes.child import Child
 from local.waiting import eventually
 from messaging.flower.pages import PAGES
 from tests.e2e import make_up
@@ -41,7 +42,7 @@ OPEN = {"/metrics", "/healthcheck", "/static/js/flower.js"}
 
 
 def addresses() -> list[str]:
-    """Return an address for every page and call of Flower's, ours among them."""
+    """Return an address for every page and API call of Flower, including ours."""
     patterns = [rule.regex.pattern.rstrip("$") if isinstance(rule, URLSpec) else rule[0] for rule in handlers]
     patterns += [page.regex.pattern.rstrip("$") for page in PAGES]
     filled = {re.sub(r"\([^)]*\)", "js/flower.js", pattern) for pattern in patterns if pattern != ".*"}
@@ -82,7 +83,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(server_folder: Path) -> Iterator[Site]:
-    """A running `make up`; what it was told about Flower's API is meant to open it."""
+    """A running `make up`, with settings that would open Flower's API."""
     environment = make_up.new_environment(server_folder) | {"FLOWER_UNAUTHENTICATED_API": "true"}
     with make_up.run(environment) as up:
         said = make_up.read_until_ready(up)
@@ -112,7 +113,7 @@ def order_of(reference: str) -> bytes:
 
 
 @pytest.mark.parametrize("login", [None, "operator:wrong", ":", "operator:"])
-def test_nothing_of_flower_answers_without_the_login(site, login):
+def test_no_page_of_flower_answers_without_the_login(site, login):
     answers = {path: (site.ask(path, login), site.ask(path, login, b"{}")) for path in addresses()}
 
     opened = {path for path, found in answers.items() if {200} & {answer.status for answer in found}}
@@ -194,13 +195,13 @@ def test_loopback_is_a_name_of_flower(site, host):
     assert site.ask("/deliveries", site.login, Host=host).status == 200
 
 
-def test_no_page_can_be_drawn_inside_another(site):
+def test_no_page_can_be_framed(site):
     for path in addresses():
         assert site.ask(path, site.login).headers["X-Frame-Options"] == "DENY", path
 
 
 class EvilSite(BaseHTTPRequestHandler):
-    """A page that tries what a page can try, and says when it is through."""
+    """A page that tries everything that a page can, and reports when it has finished."""
 
     page = b""
 

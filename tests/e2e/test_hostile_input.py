@@ -13,8 +13,8 @@ import pytest
 import redis
 from celery.result import AsyncResult
 
-from local.child import Child
-from local.mail import MailSink
+from local.processes.child import Child
+from local.servers.mail_server import MailSink
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker, Shop
 from tests.e2e.hostile_messages import COMMANDS, hostile

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import psycopg2
 import pytest
 import redis
 
-from local.child import ROOT, Child
-from local.postgres import Postgres
-from local.redis import Redis
+from local import ROOT
+from local.ports import free_port
+from local.processes.child import Child
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
+from local.waiting import eventually
 from messaging import __version__
 from tests.e2e import pythons
 from tests.e2e.conftest import Backend, Broker
@@ -27,6 +34,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 #: The lowest that the package allows.
 OLDEST_CELERY = "5.5"
 INSTALL_TIMEOUT = 300  # seconds; some megabytes from an index
+#: What the first lines of an example say must be installed; a clone of this repository is the wheel here.
+INSTALL = re.compile("^Install: pip install (.+)$", re.MULTILINE)
+CLONE = "$HOME/allocation"
+#: Each example in Python, and what it prints once it works.
+EXAMPLES = {
+    ROOT / "examples" / name: printed
+    for name, printed in {
+        "senders/plain.py": "plain-batch\n",
+        "senders/kombu_by_hand.py": "-",
+        "senders/fastapi_app.py": "Uvicorn running",
+        "senders/flask_app.py": "Running on",
+        "senders/django_app.py": "development server at",
+        "listener/listen.py": "Listening to every event",
+    }.items()
+}
 SENDER = """
 import os, sys
 from allocation.client import AllocationClient
@@ -68,9 +90,9 @@ class Environment:
             capture_output=True, timeout=timeout,
         )  # fmt: skip
 
-    def install(self, what: str) -> None:
+    def install(self, *what: str) -> None:
         """Install with pip."""
-        done = self.run("-m", "pip", "install", "--quiet", what, timeout=INSTALL_TIMEOUT)
+        done = self.run("-m", "pip", "install", "--quiet", *what, timeout=INSTALL_TIMEOUT)
         assert done.returncode == 0, done.stderr
 
 
@@ -146,6 +168,41 @@ def test_the_wheel_alone_sends_commands_from_each_python(
 
     _send(app, f"LAMP-{version}")
     assert app.run("-m", "pip", "check").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def installed_for(wheel: Path, environment_of: Callable[[str], Environment]) -> Callable[[Path], Environment]:
+    """A function that does what the first lines of an example say must be installed."""
+
+    @cache
+    def environment(line: str) -> Environment:
+        environment = environment_of(list(pythons.found())[-1])
+        environment.install(*(word.replace(CLONE, str(wheel)) for word in shlex.split(line)))
+        return environment
+
+    return lambda example: environment(INSTALL.findall(example.read_text())[0])
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_runs_from_an_empty_folder_with_what_it_says_must_be_installed(
+    example: Path, installed_for: Callable[[Path], Environment], backend: Backend, worker: Child
+):
+    environment = installed_for(example)
+    program = Child(
+        example.name, [environment.python, shutil.copy(example, environment.empty)],
+        log=backend.folder / f"{example.name}.log", cwd=environment.empty,
+        env={
+            **environment.variables, "PORT": str(free_port()), "PYTHONUNBUFFERED": "1",
+            "BROKER_URL": environment.variables["ALLOCATION_BROKER_URL"],
+            "RESULTS_URL": environment.variables["ALLOCATION_RESULT_BACKEND_URL"],
+        },
+    )  # fmt: skip
+    program.start()
+
+    try:
+        eventually(lambda: EXAMPLES[example] in program.log_text(), 60, f"an answer, see {program.log}")
+    finally:
+        program.stop()
 
 
 def test_an_app_keeps_the_older_celery_that_it_has(
@@ -236,9 +293,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
 
     assert {name.partition("/")[0] for name in names} == {
-        "allocation", "messaging", "tasks", "celeryconfig.py", f"allocation-{__version__}.dist-info",
+        "allocation", "messaging", "reliable_celery", "tasks", "celeryconfig.py",
+        f"allocation-{__version__}.dist-info",
     }  # fmt: skip
-    assert {"allocation/py.typed", "messaging/py.typed", "tasks/py.typed"} <= set(names)
+    assert {"allocation/py.typed", "messaging/py.typed", "reliable_celery/py.typed", "tasks/py.typed"} <= set(
+        names
+    )
     assert set(_files("messaging/postgres/migrations/versions/*.py")) <= set(names)
     assert set(_files("allocation/adapters/migrations/*.py")) <= set(names)
     assert set(_files("messaging/flower/templates/*.html")) <= set(names)

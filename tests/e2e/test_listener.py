@@ -13,7 +13,10 @@ from uuid import uuid4
 
 import pytest
 
-from local.child import ROOT, Child
+from allocation.service_layer.messagebus import bus
+from examples.listener.listen import KINDS
+from local import ROOT
+from local.processes.child import Child
 from local.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("worker", "housekeeping")
@@ -26,9 +29,9 @@ def listener(broker, server_folder: Path) -> Iterator[Callable[..., Child]]:
     folder = Path(tempfile.mkdtemp(prefix="listener-", dir=server_folder))
     env = {**os.environ, "BROKER_URL": broker.broker_url, "QUEUE": f"shop-{uuid4()}"}
 
-    def listen(*arguments: str) -> Child:
+    def listen(*arguments: str, **more: str) -> Child:
         command = [sys.executable, "examples/listener/listen.py", *arguments]
-        child = Child("listener", command, log=folder / "listener.log", env=env, cwd=ROOT)
+        child = Child("listener", command, log=folder / "listener.log", env={**env, **more}, cwd=ROOT)
         child.start()
         children.append(child)
         return child
@@ -97,3 +100,21 @@ def test_a_listener_gets_what_it_missed_while_it_was_down(shop, listener):
 
     child = listener("BatchCreated", "OutOfStock")
     eventually(lambda: told(child, sku) == ["BatchCreated", *["OutOfStock"] * 5], 30, "what was missed")
+
+
+def test_an_event_that_does_not_exist_is_refused_with_the_names_of_those_that_do(listener):
+    child = listener("OutOfStok")
+
+    eventually(lambda: not child.running, what="its end")
+    assert child.exit_code == 2
+    assert "no event is called 'OutOfStok'; there are Allocated, BatchCreated" in child.log_text()
+
+
+def test_the_listener_knows_the_events_of_the_contract():
+    assert set(KINDS) == set(bus.event_types)
+
+
+def test_a_listener_says_that_its_broker_does_not_answer(listener, free_port):
+    child = listener("OutOfStock", BROKER_URL=f"redis://127.0.0.1:{free_port}/0")
+
+    eventually(lambda: "The broker does not answer" in child.log_text(), what="a line about it")

@@ -7,17 +7,20 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import LOOPBACK, free_port
 from local.waiting import eventually
 from tests.e2e.make_up import COMMAND, PORTS, new_environment, printed_login, read_until_ready, run
 from tests.e2e.web import request
+
+DRILL = [sys.executable, "-m", "local.drill"]
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def environment(server_folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[str, str]):
-    """It says `ready` when all of it is, and ends with status 0."""
+    """It prints `ready` once everything is, and exits with status 0."""
     with run(environment) as up:
         said = read_until_ready(up)
         family = psutil.Process(up.pid).children(recursive=True)
@@ -51,8 +54,8 @@ def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_worker_comes_back_and_ctrl_c_ends_it_all(environment: dict[str, str]):
-    """What dies is restarted; what was started again is stopped as well."""
+def test_a_killed_worker_is_restarted_and_ctrl_c_stops_everything(environment: dict[str, str]):
+    """A program that was restarted is stopped as well."""
     with run(environment) as up:
         read_until_ready(up)
         worker = _worker(up)
@@ -81,21 +84,61 @@ def test_nothing_outlives_a_killed_supervisor(environment: dict[str, str]):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_it_starts_while_the_mail_server_is_down_and_says_so(environment: dict[str, str]):
-    """The backend lives with that; nothing of ours listens in its place."""
+    """The backend works without it; no mail sink of ours takes its place."""
     port = free_port()
     environment["ALLOCATION_SMTP_URL"] = f"smtp://me:s3cr3t@{LOOPBACK}:{port}"
     with run(environment) as up:
         said = read_until_ready(up)
 
         assert f"the mail server smtp://me:***@{LOOPBACK}:{port} does not answer" in said
+        del environment["ALLOCATION_SMTP_URL"]
+        drill = subprocess.run(DRILL, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+        assert (drill.returncode, drill.stderr.count("\n")) == (1, 1)
+        assert "`make up` has no mail server on port" in drill.stderr
         up.terminate()
         assert up.wait(60) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_drill_fails_a_delivery_that_can_be_rerun_once_the_drill_is_over(environment: dict[str, str]):
+    environment["ALLOCATION_EVENT_MAX_RETRIES"] = "0"
+    with run(environment) as up:
+        read_until_ready(up)
+        with subprocess.Popen(DRILL, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as drill:
+            assert drill.stdout is not None
+            drill.stdout.readline()
+            eventually(lambda: "ConnectionRefusedError" in _tool(environment, "deliveries", "list"), 60)
+            checked = _tool(environment, "check", status=1)
+
+            drill.send_signal(signal.SIGINT)
+            assert drill.wait(60) == 0
+        rerun = eventually(lambda: _tool(environment, "deliveries", "rerun", "--all", "--wait", "30"), 60)
+        up.terminate()
+        assert up.wait(60) == 0
+
+    assert re.search("mail +wrong", checked)
+    assert "1 done." in rerun
+
+
+def test_a_drill_without_make_up_is_refused_in_one_line(environment: dict[str, str]):
+    refused = subprocess.run(DRILL, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+
+    assert refused.returncode == 1
+    assert refused.stderr == "no drill: `make up` is not running: start it in another terminal\n"
+
+
+def _tool(environment: dict[str, str], *arguments: str, status: int = 0) -> str:
+    command = [sys.executable, "-m", "allocation", *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=False, **_CAPTURED)
+    assert done.returncode == status, done.stdout + done.stderr
+    return str(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_login_of_flower_is_printed_kept_for_the_next_start_and_readable_by_its_owner_alone(environment):
-    """What is printed can be pasted; what the environment sets wins, and is not printed."""
+    """The printed one can be pasted; one from the environment wins, and is not printed."""
     with run(environment) as up:
         first = printed_login(read_until_ready(up))
         assert _flower_pages(environment, first) == 200
@@ -121,7 +164,7 @@ def test_the_login_of_flower_is_printed_kept_for_the_next_start_and_readable_by_
 
 
 def test_a_login_that_flower_could_not_read_is_refused_in_one_line(environment: dict[str, str]):
-    """A comma would make two logins of it; the password is not shown."""
+    """A comma would split it into two logins; the password is not shown."""
     environment["ALLOCATION_FLOWER_PASSWORD"] = "s3cr3t,x"
 
     result = subprocess.run(COMMAND, env=environment, cwd=ROOT, check=False, **_CAPTURED)
@@ -164,14 +207,14 @@ def test_given_addresses_are_shown_without_their_passwords(environment: dict[str
 
 
 def test_a_server_that_is_set_is_shown_as_not_started_here(environment: dict[str, str], free_port: int):
-    """All four are set, so nothing but our programs would be started; the database is away."""
+    """All four are set, so only our own programs would be started; the database is down."""
     for name, scheme in ADDRESSES.items():
         environment[f"ALLOCATION_{name}"] = f"{scheme}://{LOOPBACK}:{free_port}/0"
 
     result = subprocess.run(COMMAND, env=environment, cwd=ROOT, check=False, **_CAPTURED)
 
     assert result.returncode == 1
-    assert "Not started here, because an address is set: broker, results, database, mail." in result.stdout
+    assert "Not started here because its address is set: broker, results, database, mail." in result.stdout
     assert result.stdout.count("elsewhere, by ALLOCATION_") == 4
     assert "The database does not answer" in result.stderr
 
@@ -186,14 +229,14 @@ _CAPTURED = {"capture_output": True, "text": True, "timeout": 60}
 
 
 def _read_next_steps(up: subprocess.Popen[str]) -> list[str]:
-    """Return the lines that it offers for another terminal after `ready`."""
+    """Return the lines that it prints for another terminal after `ready`."""
     assert up.stdout is not None
     lines = list(itertools.takewhile(lambda line: "after a change" not in line, up.stdout))
     return [line.strip() for line in lines if line.startswith("  ")]
 
 
 def _paste(lines: list[str]) -> str:
-    """Run the lines in a shell that knows nothing of the settings here, and return what they print."""
+    """Run the lines in a shell without the settings of this one, and return what they print."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         ["/bin/sh", "-ec", "\n".join(lines)],

@@ -16,7 +16,7 @@ import redis
 from celery import Celery
 from sqlalchemy import create_engine, text
 
-from local.child import Child
+from local.processes.child import Child
 from local.waiting import eventually
 from tests.e2e.conftest import FAST, Backend, Broker
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from local import programs
-from local.child import Child
+from local.processes import programs
+from local.processes.child import Child
 from local.service import ALLOCATION
 from local.waiting import eventually
 from messaging.delivery import new_id

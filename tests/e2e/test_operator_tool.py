@@ -17,8 +17,8 @@ import pytest
 import redis
 from kombu import Connection, Exchange, Queue
 
-from local.child import ROOT
-from local.redis import Redis
+from local import ROOT
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker
 
@@ -30,7 +30,7 @@ ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @pytest.fixture(scope="module")
 def broker(redis_server: Redis) -> Broker:
-    """One kind of broker is enough here: what is tested is on this side of it."""
+    """One kind of broker is enough: what is tested does not depend on it."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return Broker(redis_server.url_of(0), redis_server.url_of(1))
@@ -68,7 +68,7 @@ def failed(backend: Backend, tool: Tool) -> Callable[[str], dict]:
 def test_an_operator_who_reads_only_help_finds_fixes_and_proves_one_orders_mail(
     tool, shop, sku, mail_is_down, failed
 ):
-    """Which words to type is learned from one help text after the other."""
+    """Each help text leads to the next command."""
     order = shop.send("allocate", "o1", sku, 2)
     assert order.get(timeout=30) is None
     failed(sku)
@@ -98,7 +98,7 @@ def test_an_operator_who_reads_only_help_finds_fixes_and_proves_one_orders_mail(
     assert f"<{delivery_id}.1@example.com>" in mail_is_down.mails.message_ids()
 
 
-def test_what_is_done_is_never_run_again(tool, shop, sku, backend, module_mail):
+def test_a_done_delivery_is_never_run_again(tool, shop, sku, backend, module_mail):
     order = shop.send("allocate", "o1", sku, 2)
     [[delivery_id]] = eventually(
         lambda: backend.sql(
@@ -110,7 +110,7 @@ def test_what_is_done_is_never_run_again(tool, shop, sku, backend, module_mail):
 
     said = tool("deliveries", "rerun", delivery_id, status=1).stdout
 
-    assert f"{delivery_id} is done, and left alone." in said
+    assert f"{delivery_id} is done: left unchanged." in said
     assert len(module_mail.mails) == mails
 
 
@@ -126,7 +126,7 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(tool, shop, sku, mail
     tool("deliveries", "discard", row["id"], "--reason", "a test")
 
 
-def test_nothing_is_chosen_without_saying_so(tool):
+def test_a_rerun_needs_ids_a_filter_or_all(tool):
     assert "--all" in tool("deliveries", "rerun", status=2).stderr
 
 
@@ -191,7 +191,7 @@ def test_a_dead_letter_is_listed_shown_and_replayed_once_the_code_knows_it(tool,
     tool("dead-letters", "replay", letter["id"])
 
     eventually(lambda: backend.sql("SELECT 1 FROM inbox WHERE task_id = :id", id=result.id), 60)
-    assert "was replayed already" in tool("dead-letters", "replay", letter["id"], status=1).stdout
+    assert "has already been replayed" in tool("dead-letters", "replay", letter["id"], status=1).stdout
     assert letter["id"] not in tool("dead-letters", "list").stdout
 
 
@@ -222,7 +222,7 @@ def test_check_says_what_is_wrong_and_what_to_do(tool, mail_is_down):
     assert "ALLOCATION_SMTP_URL" in said
 
 
-def test_a_server_that_is_away_is_named_without_a_traceback(tool, backend):
+def test_an_unavailable_server_is_named_without_a_traceback(tool, backend):
     backend_env, backend.env["ALLOCATION_DATABASE_URL"] = (
         dict(backend.env),
         "postgresql+psycopg2://u@127.0.0.1:1/x",
@@ -236,7 +236,7 @@ def test_a_server_that_is_away_is_named_without_a_traceback(tool, backend):
     assert "Traceback" not in said
 
 
-def test_a_setting_that_is_wrong_is_named_without_its_value(tool, backend):
+def test_an_invalid_setting_is_named_without_its_value(tool, backend):
     backend.env["ALLOCATION_RELAY_BATCH"] = "s3cret"
     try:
         said = tool("check", status=1).stdout + tool("deliveries", "list", status=1).stderr
@@ -247,7 +247,7 @@ def test_a_setting_that_is_wrong_is_named_without_its_value(tool, backend):
     assert "s3cret" not in said
 
 
-def test_a_logged_line_goes_back_into_the_system(tool, shop):
+def test_a_logged_command_can_be_replayed(tool, shop):
     sku = f"LAMP-{uuid4()}"
     line = (
         f"[x] Handling CreateBatch(ref='b-{sku}', sku='{sku}', qty=5, eta=datetime.date(2031, 1, 2)) with add"
@@ -260,14 +260,14 @@ def test_a_logged_line_goes_back_into_the_system(tool, shop):
     assert re.search(rf"b-{sku} +5 +3 +2 +2031-01-02", tool("stock", sku).stdout)
 
 
-def test_a_logged_event_goes_to_its_handlers_again(tool, module_mail):
+def test_a_logged_event_is_replayed_to_its_handlers(tool, module_mail):
     said = tool("replay", "OutOfStock(sku='BY-HAND')").stdout
 
     [delivery_id] = ID.findall(said)
     eventually(lambda: f"<{delivery_id}.1@example.com>" in module_mail.mails.message_ids(), 60)
 
 
-def test_commands_by_hand_have_results_and_named_refusals(tool):
+def test_commands_print_results_and_named_refusals(tool):
     sku = f"LAMP-{uuid4()}"
 
     tool("create-batch", f"b-{sku}", sku, "10", "--eta", "2031-01-02")
@@ -313,7 +313,7 @@ def test_an_interrupted_rerun_says_what_is_done_and_leaves_the_rest_failed(backe
 
 
 def start(command: list[str], backend: Backend) -> subprocess.Popen[str]:
-    """Start the tool so that Ctrl-C reaches it, also where this suite runs in the background."""
+    """Start the tool so that Ctrl-C reaches it, even if this suite runs in the background."""
     return subprocess.Popen(
         command,
         env={**os.environ, **backend.env},
@@ -350,7 +350,7 @@ def test_files_are_loaded_and_refused_lines_reported(tool, tmp_path):
     assert re.search(r"total +50 +40 +10", tool("stock", sku).stdout)
 
 
-def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backend):
+def test_an_interrupted_load_can_be_continued(tool, tmp_path, backend):
     sku = f"LAMP-{uuid4()}"
     tool("create-batch", f"b-{sku}", sku, "5000")
     file = orders_file(tmp_path, sku, 3000)
@@ -361,7 +361,7 @@ def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backen
         load.send_signal(signal.SIGINT)
         _, said = load.communicate(timeout=60)
         assert load.returncode == 130, said
-    assert "of 3,000 lines have their answer" in said
+    assert "of 3,000 lines are answered" in said
 
     for _ in "again", "once more":
         assert "3,000 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
@@ -371,7 +371,7 @@ def test_an_interrupted_load_is_taken_up_where_it_stopped(tool, tmp_path, backen
     assert backend.sql(answers, sku=sku) == [(3000,)]
 
 
-def test_check_names_a_mistyped_queue_that_nobody_reads(tool, shop, backend, broker):
+def test_check_names_a_mistyped_queue_that_no_worker_reads(tool, shop, backend, broker):
     shop.app.send_task("allocation.allocate", queue="allocation.comands", declare=())
     shop.app.send_task("allocation.allocate", queue="alocation.commands")
     try:
@@ -382,11 +382,11 @@ def test_check_names_a_mistyped_queue_that_nobody_reads(tool, shop, backend, bro
 
     assert re.search(r"queues +wrong", said)
     assert "no worker reads allocation.comands (1), alocation.commands (1)" in said
-    assert "commands belong into allocation.commands" in said
+    assert "commands belong in allocation.commands" in said
     assert not re.search(r"queues +wrong", what_check_says(tool))
 
 
-def test_the_queue_of_a_listener_is_not_taken_for_a_mistyped_one(tool, broker):
+def test_check_does_not_report_the_queue_of_a_listener(tool, broker):
     queue = Queue("shop.news", Exchange("allocation.events", type="topic"), routing_key="OutOfStock")
     with Connection(broker.broker_url) as connection:
         queue(connection).declare()
@@ -399,7 +399,7 @@ def test_the_queue_of_a_listener_is_not_taken_for_a_mistyped_one(tool, broker):
     assert re.search(r"queues +ok +waiting: shop.news \(1\)", said)
 
 
-def test_check_names_failed_deliveries_and_dead_letters_that_wait(tool, shop, sku, mail_is_down, failed):
+def test_check_names_failed_deliveries_and_open_dead_letters(tool, shop, sku, mail_is_down, failed):
     shop.ask("allocate", "o1", sku, 2)
     row = failed(sku)
     shop.app.send_task("allocation.no_such_task", queue="allocation.commands", declare=())
@@ -414,11 +414,11 @@ def test_check_names_failed_deliveries_and_dead_letters_that_wait(tool, shop, sk
 
 
 def what_check_says(tool: Tool) -> str:
-    """Return what `check` prints once everything is there."""
+    """Return what `check` prints once everything works."""
     return str(eventually(lambda: tool("check"), 60, "everything in order", every=1).stdout)
 
 
-def test_out_of_stock_is_said_in_words_and_stays_null_in_json(tool, shop, sku):
+def test_out_of_stock_is_printed_in_words_and_is_null_in_json(tool, shop, sku):
     created = tool("create-batch", f"b2-{sku}", sku, "1").stdout
     assert created.endswith(": done (None)\n")
 

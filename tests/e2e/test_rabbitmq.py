@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,16 +16,28 @@ from kombu import Connection
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from local.ports import free_port
-from local.rabbitmq import RabbitMQ
+from local.processes.child import ROOT
 from local.waiting import eventually
 from messaging import brokers, tls
+from messaging.delivery import new_id
+from testing.rabbitmq import RabbitMQ
 from tests.e2e.certificates import make_pair
+from tests.e2e.conftest import Backend
 
 
 @pytest.fixture(scope="module")
 def broker(rabbitmq_server, broker_of):
     """RabbitMQ alone."""
     return broker_of("rabbitmq")
+
+
+def operate(backend: Backend, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the operator's tool."""
+    command = [sys.executable, "-m", "allocation", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **backend.env}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
 
 
 def test_the_queues_are_quorum_queues(worker, broker):
@@ -133,3 +148,53 @@ def test_a_sender_is_told_that_its_command_expired_in_the_queue(worker, housekee
     worker.start()
 
     assert type(sent.get(timeout=20, propagate=False)).__name__ == "Expired"
+
+
+def test_a_dead_letter_that_had_waited_in_the_broker_goes_back_to_the_queue_where_it_came_from(
+    worker, broker, backend
+):
+    """Its routing key begins with its delay; RabbitMQ drops what is sent to a queue of such a name."""
+    key = calculate_routing_key(1, "allocation.commands")
+    with Celery(broker=broker.broker_url, set_as_current=False) as app:
+        app.send_task(
+            "allocation.later", task_id="later", exchange="celery_delayed_27", routing_key=key, declare=()
+        )
+    letters = "SELECT id::text, queue FROM dead_letters WHERE task_id = 'later' ORDER BY at"
+    [(letter_id, queue)] = eventually(lambda: backend.sql(letters), 30, "the dead letter")
+    assert queue == "allocation.commands"
+
+    replayed = operate(backend, "dead-letters", "replay", "--anyway", letter_id)
+
+    assert (replayed.returncode, replayed.stderr) == (0, "")
+    eventually(lambda: len(backend.sql(letters)) == 2, 30, "its next refusal")
+
+
+def test_a_dead_letter_whose_queue_is_gone_is_not_sent_into_nowhere(worker, backend):
+    backend.sql(
+        "INSERT INTO dead_letters (id, reason, error, queue, task, headers, properties, body) VALUES"
+        " (:id, 'unknown task', '', 'gone', 'allocation.allocate', '{}', '{}', '') RETURNING 1",
+        id=(letter_id := new_id()),
+    )
+
+    replayed = operate(backend, "dead-letters", "replay", letter_id)
+
+    assert (replayed.returncode, "did not take it for the queue gone" in replayed.stdout) == (1, True)
+    assert backend.sql("SELECT replayed_at FROM dead_letters WHERE queue = 'gone'") == [(None,)]
+
+
+def test_runs_of_housekeeping_that_nobody_took_are_no_dead_letters(worker, broker, backend, shop):
+    """A housekeeping worker that was away for an hour would find more than a thousand of them."""
+    options = {"queue": "allocation.commands", "declare": (), "expires": 0.1}
+    worker.stop()
+    for job in ("relay", "announce", "rerun", "prune", "unheard_of"):
+        shop.app.send_task(f"allocation.{job}", task_id=f"run of {job}", **options)
+    eventually(lambda: broker.waiting("allocation.commands") == 0, what="their expiry")
+    worker.start()
+    backend.wait_for_worker(worker)
+
+    shop.app.send_task("allocation.collect_dead_letters", queue="allocation.commands", declare=())
+
+    letters = "SELECT task_id FROM dead_letters WHERE task_id LIKE 'run of%'"
+    eventually(lambda: backend.sql(letters), 30, "the dead letter")
+    eventually(lambda: broker.waiting("allocation.dead") == 0, 30, "the end of the collection")
+    assert backend.sql(letters) == [("run of unheard_of",)]

@@ -12,7 +12,7 @@ from pytest_celery.api.setup import CeleryTestSetup
 from pytest_celery.api.worker import CeleryTestWorker, CeleryWorkerCluster
 from sqlalchemy import create_engine, text
 
-from local.programs import commands_worker
+from local.processes.programs import commands_worker
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker
 from tests.e2e.local_nodes import LocalServer, LocalWorker

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 import pytest
 import redis
 
-from local import programs
-from local.child import ROOT
-from local.redis import Redis
+from local import ROOT
+from local.processes import programs
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker
 

@@ -79,15 +79,79 @@ def test_a_command_that_was_terminated_before_it_committed_is_told_revoked_and_h
     ]
 
 
-def test_a_soft_time_limit_of_a_sender_is_not_told_as_the_outcome(shop, sku, backend):
-    """It would be raised at any moment, also after the commit."""
+def test_a_command_that_one_worker_carries_out_is_not_told_revoked_by_another(shop, sku, backend):
+    """Celery's control command reaches every worker, and those that do not have the message know nothing."""
+    second = backend.worker("second", concurrency=1)
+    try:
+        with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
+            sent = shop.send("allocate", "o1", sku, 1)
+            eventually(lambda: waiting(backend, "BEGIN"), what="the command at the lock")
+            assert len(shop.app.control.revoke(sent.id, reply=True, timeout=10, limit=2)) == 2
+        assert sent.get(timeout=30) == f"batch-{sku}"
+    finally:
+        second.stop()
+
+
+def test_a_repeat_that_is_revoked_is_told_the_first_result(shop, sku):
+    task_id, key, stock = str(uuid4()), f"stock-{sku}", {"ref": f"more-{sku}", "sku": sku, "qty": 1}
+    shop.ask("create_batch", key=key, **stock)
+    shop.app.control.revoke(task_id, reply=True)
+
+    assert shop.send("create_batch", key=key, task_id=task_id, **stock).get(timeout=30) is None
+
+
+def test_many_commands_that_were_terminated_in_the_middle_are_told_what_each_came_to(shop, sku, backend):
+    """Those before were carried out, so that none of it happened is no answer."""
+    other = f"DESK-{uuid4()}"
+    shop.ask("create_batch", ref=f"batch-{other}", sku=other, qty=1)
+    lines = [["allocation.allocate", {"orderid": "o1", "sku": one, "qty": 1}] for one in (sku, other)]
+    lines += [["allocation.allocate", {"orderid": "o1"}], "no command"]
+    with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=other):
+        sent = shop.send("many", lines)
+        eventually(lambda: waiting(backend, "BEGIN"), what="the second command at the lock")
+        shop.app.control.revoke(sent.id, terminate=True, signal="SIGKILL")
+        first, *others = sent.get(timeout=30)
+
+    assert first == {"id": f"{sent.id}.0", "result": f"batch-{sku}"}
+    assert [outcome["error"]["type"] for outcome in others] == [
+        "TaskRevokedError",
+        "TaskRevokedError",
+        "InvalidMessage",
+    ]
+    assert allocated(backend, sku) == [("o1",)]
+    assert allocated(backend, other) == []
+
+
+def test_many_commands_that_were_revoked_before_a_worker_began_them_are_told_revoked(shop, sku, backend):
+    task_id = str(uuid4())
+    shop.app.control.revoke(task_id, reply=True)
+    line = ["allocation.allocate", {"orderid": "o1", "sku": sku, "qty": 1}]
+
+    with pytest.raises(exceptions.TaskRevokedError):
+        shop.send("many", [line], task_id=task_id).get(timeout=30)
+    assert allocated(backend, sku) == []
+
+
+@pytest.mark.parametrize(("task", "arguments"), [("allocate", ()), ("many", ("no list",))])
+def test_a_revoked_message_that_no_worker_would_carry_out_is_answered_once(shop, task, arguments):
+    """Its key, or its list, cannot be one; it went round for ever."""
+    task_id = str(uuid4())
+    shop.app.control.revoke(task_id, reply=True)
+
+    with pytest.raises(exceptions.TaskRevokedError):
+        shop.send(task, *arguments, task_id=task_id, key="two\nlines").get(timeout=30)
+
+
+@pytest.mark.parametrize("limit", ["soft_time_limit", "time_limit"])
+def test_a_sender_s_time_limit_does_not_end_what_carries_its_command_out(shop, sku, backend, limit):
+    """A soft one is raised at any moment, also after the commit; a short hard one ended each run for ever."""
     with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
         sent = shop.app.send_task(
             "allocation.allocate",
             ("o1", sku, 1),
             queue="allocation.commands",
-            soft_time_limit=0.2,
             declare=(),
+            **{limit: 0.001},
         )
         eventually(lambda: waiting(backend, "BEGIN"), what="the command at the lock")
         with pytest.raises(exceptions.TimeoutError):

@@ -14,12 +14,12 @@ from celery.utils.nodenames import gethostname
 
 from allocation.client import AllocationClient
 from allocation.config import Settings
-from local import programs
+from local import ROOT
 from local.addresses import Addresses
-from local.child import ROOT
 from local.ports import LOOPBACK, free_port
-from local.readiness import flower_answers
-from local.redis import Redis
+from local.processes import programs
+from local.processes.readiness import flower_answers
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from messaging.errors import Unavailable
 from tests.e2e.conftest import Backend, Broker

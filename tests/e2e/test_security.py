@@ -1,4 +1,4 @@
-"""What an account with the rights of docs/security.md can do on the broker, and what it cannot.
+"""What an account with the rights of docs/how-to/security.md can do on the broker, and what it cannot.
 
 Each line of rights is read from that page and carried out as it stands.
 """
@@ -31,14 +31,15 @@ from redis.exceptions import NoPermissionError
 
 from allocation.client import Allocate, AllocationClient
 from allocation.domain.errors import InvalidSku
-from local.child import ROOT, Child
-from local.rabbitmq import RabbitMQ
+from local import ROOT
+from local.processes.child import Child
 from local.waiting import eventually
 from messaging.client import CommandFailed
 from messaging.errors import Unavailable
+from testing.rabbitmq import RabbitMQ
 from tests.e2e.conftest import Broker
 
-SECURITY = (ROOT / "docs" / "security.md").read_text()
+SECURITY = (ROOT / "docs" / "how-to" / "security.md").read_text()
 QUEUE = "allocation.commands"
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
-from local.child import ROOT, Child
+from local import ROOT
 from local.ports import free_port
+from local.processes.child import Child
 from local.waiting import eventually
 from tests.programs import missing
 
@@ -61,6 +63,24 @@ def test_plain_celery(environment):
     assert run(sys.executable, str(SENDERS / "plain.py"), env=environment) == "plain-batch"
 
 
+def test_plain_celery_gives_up_after_seconds_where_nobody_answers(nowhere):
+    done = subprocess.run(
+        [sys.executable, str(SENDERS / "plain.py")],
+        env=nowhere, capture_output=True, text=True, timeout=15, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("The broker or the result backend does not answer")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def nowhere(environment, free_port) -> dict[str, str]:
+    """An environment whose servers are on a wrong port."""
+    address = f"redis://127.0.0.1:{free_port}"
+    return {**environment, "BROKER_URL": f"{address}/0", "RESULTS_URL": f"{address}/1"}
+
+
 def test_a_message_made_by_hand(environment, broker):
     task_id = run(sys.executable, str(SENDERS / "kombu_by_hand.py"), env=environment)
 
@@ -71,11 +91,11 @@ def test_a_message_made_by_hand(environment, broker):
 
 
 @pytest.fixture
-def web_app(environment, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+def web_app(environment, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """A function that serves one of the examples and returns its address."""
     children: list[Child] = []
 
-    def serve(name: str) -> str:
+    def serve(name: str, environment: dict[str, str] = environment) -> str:
         port = free_port()
         env = {**environment, "PORT": str(port)}
         command = [sys.executable, str(SENDERS / name)]
@@ -152,6 +172,42 @@ def test_a_shop_that_dies_and_comes_back(web_app, sku, name):
 
     eventually(lambda: state(after) == "done", what="the answer to what was committed")
     assert state(before) == 404
+
+
+def test_an_order_that_was_never_sent_is_unknown_and_does_not_wait_for_ever(web_app):
+    orders = web_app("django_app.py") + "/orders"
+
+    assert call(f"{orders}/{uuid4()}") == (404, {"detail": "unknown order"})
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("fastapi_app.py", 422), ("flask_app.py", 400), ("django_app.py", 400)]
+)
+def test_a_web_app_refuses_an_order_that_lacks_a_field(web_app, name, status):
+    refused, body = call(web_app(name) + "/orders", {"orderid": "o1", "sku": "LAMP"})
+
+    assert refused == status
+    assert "qty" in json.dumps(body)
+
+
+@pytest.mark.parametrize("name", ["fastapi_app.py", "flask_app.py"])
+def test_a_web_app_answers_503_within_seconds_while_nobody_answers_it(web_app, nowhere, name):
+    orders = web_app(name, nowhere) + "/orders"
+
+    began = time.monotonic()
+    status, body = call(orders, {"orderid": "o1", "sku": "LAMP", "qty": 1})
+
+    assert (status, list(body)) == (503, ["detail"])
+    assert time.monotonic() - began < 15
+
+
+def test_a_shop_that_does_not_wait_takes_orders_while_nobody_answers(web_app, nowhere):
+    orders = web_app("django_app.py", nowhere) + "/orders"
+
+    status, taken = call(orders, {"orderid": "o1", "sku": "LAMP", "qty": 1})
+
+    assert status == 202
+    assert call(f"{orders}/{taken['id']}") == (200, {"state": "waiting"})
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from local import programs
-from local.child import ROOT, Child
-from local.readiness import workers_answer
+from local import ROOT
+from local.processes import programs
+from local.processes.child import Child
+from local.processes.readiness import workers_answer
 from local.waiting import eventually
+from messaging.delivery import new_id
 from tests.e2e.certificates import Pair, make_pair
 
 CLIENT = """
@@ -72,8 +76,16 @@ def send_signed(broker, pair: Pair, store: Pair, sku: str, qty: int = 10) -> str
         sys.executable, "-c", CLIENT, broker.broker_url, broker.result_backend_url,
         str(pair.key), str(pair.certificate), str(store.key.parent / "*.pem"), sku, str(qty),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stderr
+    return run(*command)
+
+
+def run(*command: str, env: Mapping[str, str] | None = None) -> str:
+    """Run a program in a process of its own; return what it says."""
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=90,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
 
@@ -140,3 +152,26 @@ def test_a_worker_does_not_start_with_an_expired_certificate_in_its_store(backen
         child.stop()
 
     assert "Expired certificate" in child.log_text()
+
+
+PARKED = """
+INSERT INTO dead_letters
+    (id, reason, error, queue, task, content_type, content_encoding, headers, properties, body)
+VALUES (:id, 'killed its worker', 'Parked', 'allocation.commands', 'allocation.allocate', 'application/json',
+        'utf-8', :headers, '{}', convert_to(:body, 'UTF8')) RETURNING 1"""
+
+
+def test_a_parked_command_is_carried_out_when_it_is_replayed(
+    signing_worker, backend, broker, ours, shop_key, sku
+):
+    """Its letter was written by a worker, which had seen the signature; what goes out is signed again."""
+    assert send_signed(broker, shop_key, ours, sku) == f"b-{sku}"
+    letter_id, headers = new_id(), {"task": "allocation.allocate", "id": f"again-{sku}", "lang": "py"}
+    body = [[], {"orderid": "parked", "sku": sku, "qty": 1}, {}]
+    backend.sql(PARKED, id=letter_id, headers=json.dumps(headers), body=json.dumps(body))
+
+    run(sys.executable, "-m", "allocation", "dead-letters", "replay", letter_id, env=backend.env)
+
+    answer = "SELECT command FROM inbox WHERE task_id = :id AND error IS NULL"
+    [(command,)] = eventually(lambda: backend.sql(answer, id=f"again-{sku}"), 30, "its answer")
+    assert "orderid='parked'" in command

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from allocation.client import AllocationClient
-from local import programs
-from local.child import ROOT
+from local import ROOT
+from local.processes import programs
 from local.waiting import eventually
 from messaging.errors import Unavailable
 from tests.e2e.certificates import Pair, make_pair

@@ -1,4 +1,4 @@
-"""The operator's tool where something it needs is not there: one line, and a status for scripts."""
+"""The operator's tool without a server that it needs: one line, and an exit status for scripts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from local.child import ROOT
+from local import ROOT
 from local.ports import LOOPBACK
-from local.redis import Redis
+from local.servers.redis_server import Redis
 
 ALLOCATE = ("allocate", "o1", "LAMP", "3", "--timeout", "1")
 
@@ -29,12 +29,12 @@ def tool(*arguments: str, broker: str, results: str, folder: Path = ROOT) -> sub
 
 @pytest.fixture
 def nobody(free_port: int) -> str:
-    """The address of a Redis that is not there."""
+    """An address at which no Redis listens."""
     return f"redis://{LOOPBACK}:{free_port}/0"
 
 
 @pytest.mark.parametrize("away", ["broker", "result backend"])
-def test_a_command_whose_broker_or_results_are_away_ends_with_one_line_and_status_3(
+def test_a_command_without_its_broker_or_results_ends_with_one_line_and_status_3(
     nobody: str, redis_server: Redis, away: str
 ):
     there = redis_server.url_of(0)
@@ -47,7 +47,7 @@ def test_a_command_whose_broker_or_results_are_away_ends_with_one_line_and_statu
     assert done.stderr.startswith(f"Error: The {away} is away")
 
 
-def test_a_load_whose_broker_is_away_ends_with_one_line_and_status_3(nobody: str, tmp_path: Path):
+def test_a_load_without_its_broker_ends_with_one_line_and_status_3(nobody: str, tmp_path: Path):
     file = tmp_path / "orders.csv"
     file.write_text("orderid,sku,qty\no1,LAMP,1\n")
 
@@ -55,14 +55,14 @@ def test_a_load_whose_broker_is_away_ends_with_one_line_and_status_3(nobody: str
 
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
-    assert "0 of 1 lines have their answer" in done.stderr
+    assert "0 of 1 lines are answered" in done.stderr
 
 
 def test_a_command_that_no_worker_answers_ends_with_one_line_and_status_3(redis_server: Redis):
     done = tool(*ALLOCATE, broker=redis_server.url_of(4), results=redis_server.url_of(5))
 
     assert done.returncode == 3
-    assert done.stderr.startswith("Error: No answer in 1 s. The command is in its queue")
+    assert done.stderr.startswith("Error: No answer in 1 s. The command is queued under the id")
     assert done.stderr.count("\n") == 1
     with redis.Redis.from_url(redis_server.url_of(4)) as client:
         client.flushdb()

@@ -22,8 +22,8 @@ from sqlalchemy import Engine, create_engine, text
 
 from allocation.client import Allocate, outbox
 from allocation.domain.errors import InvalidSku
-from local import programs
-from local.child import Child
+from local.processes import programs
+from local.processes.child import Child
 from local.waiting import eventually
 from messaging.client.client import Outcome
 from messaging.client.databases import SqlAlchemyDatabase

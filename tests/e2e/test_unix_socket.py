@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from local.redis import find_binary
+from local.servers.redis_server import find_binary
 from local.waiting import eventually
 from tests.e2e.conftest import Broker
 

@@ -1,4 +1,4 @@
-"""docs/your-own-project.md, followed to the letter in an empty folder; only its addresses are the test's."""
+"""docs/how-to/your-own-project.md, followed word for word in an empty folder, with addresses of the test."""
 
 import os
 import re
@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from local.child import ROOT, Child
-from local.mail import MailSink
-from local.postgres import Postgres
-from local.redis import Redis
+from local import ROOT
+from local.processes.child import Child
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-PAGE = (ROOT / "docs" / "your-own-project.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "your-own-project.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

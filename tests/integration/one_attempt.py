@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from allocation.domain.events import OutOfStock
-from local.child import ROOT
+from local import ROOT
 from messaging.worker.app import MessagingApp
 from tests.integration.outbox import app_on, receive
 

@@ -29,12 +29,11 @@ from allocation.domain.errors import InvalidSku
 from allocation.domain.model import Batch
 from examples.listener.listen import Memory
 from local.ports import LOOPBACK, free_port
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from local.waiting import eventually
 from messaging.messages import Command
 from messaging.postgres.announcements import TAKE
-from messaging.postgres.unit_of_work import CommandJob
-from messaging.worker.announcements import announce, nudge, publish
+from messaging.postgres.inbox import CommandJob
 from messaging.worker.app import MessagingApp, make_app
 
 
@@ -95,7 +94,7 @@ def listener(redis_server: Redis, settings: Settings) -> Listener:
 def test_an_event_is_published_as_a_cloud_event(app, listener):
     command_id = handle(app, CreateBatch("b1", "LAMP", 10))
 
-    assert announce(app, app.runtime) == 1
+    assert app.dispatcher.announce() == 1
     [event] = listener.heard()
 
     assert event == {
@@ -120,8 +119,8 @@ def test_every_event_is_told_once_and_in_order(app, listener):
     handle(app, Allocate("o2", "LAMP", 1))
     handle(app, ChangeBatchQuantity("b1", 5))
 
-    announce(app, app.runtime)
-    announce(app, app.runtime)
+    app.dispatcher.announce()
+    app.dispatcher.announce()
 
     told = [event["type"].removeprefix("allocation.") for event in listener.heard()]
     assert told == ["BatchCreated", "Allocated", "OutOfStock", "BatchQuantityChanged", "Deallocated"]
@@ -133,7 +132,7 @@ def test_a_listener_hears_the_events_it_asked_for(app, redis_server):
     handle(app, CreateBatch("b1", "LAMP", 10))
     handle(app, Allocate("o1", "LAMP", 11))
 
-    announce(app, app.runtime)
+    app.dispatcher.announce()
 
     assert [event["data"] for event in listener.heard()] == [{"sku": "LAMP"}]
 
@@ -142,7 +141,7 @@ def test_more_events_than_a_batch_are_all_told(app, listener):
     for number in range(1201):
         handle(app, CreateBatch(f"b{number}", "LAMP", 1))
 
-    assert announce(app, app.runtime) == 1201
+    assert app.dispatcher.announce() == 1201
 
     assert [event["data"]["ref"] for event in listener.heard()] == [f"b{number}" for number in range(1201)]
 
@@ -159,10 +158,10 @@ def test_events_wait_for_a_broker_that_is_away(app, settings, listener):
     nowhere = settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{free_port()}/0"})
     for lost in started(nowhere):
         with pytest.raises(Exception, match="Connection refused"):
-            announce(lost, lost.runtime)
+            lost.dispatcher.announce()
 
     assert app.runtime.announcements.count() == 1
-    announce(app, app.runtime)
+    app.dispatcher.announce()
     assert len(listener.heard()) == 1
 
 
@@ -170,7 +169,7 @@ def test_only_one_process_publishes_at_a_time(app, listener):
     handle(app, CreateBatch("b1", "LAMP", 10))
 
     with app.runtime.announcements.take(10) as mine:
-        assert announce(app, app.runtime) == 0
+        assert app.dispatcher.announce() == 0
 
     assert len(mine) == 1
 
@@ -178,7 +177,7 @@ def test_only_one_process_publishes_at_a_time(app, listener):
 def test_without_a_listener_nothing_stays_in_the_broker(app, redis_server):
     handle(app, CreateBatch("b1", "LAMP", 10))
 
-    announce(app, app.runtime)
+    app.dispatcher.announce()
 
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.keys("*") == []
@@ -213,9 +212,9 @@ def test_the_sequence_rises_with_the_commits_of_one_product_while_others_are_pub
     with ThreadPoolExecutor(4) as pool:
         changes = [pool.submit(change, thread) for thread in range(4)]
         while not all(done.done() for done in changes):
-            announce(app, app.runtime)
+            app.dispatcher.announce()
     assert [done.result() for done in changes] == [None] * 4
-    announce(app, app.runtime)
+    app.dispatcher.announce()
 
     events = listener.heard()
     assert len(events) == 163
@@ -250,8 +249,8 @@ def test_what_a_frozen_announcer_tells_late_is_dropped_by_id_or_by_sequence(app,
         with frozen.runtime.announcements.take(10) as old:
             end_sessions(app)
             handle(app, ChangeBatchQuantity("b1", 30))
-            announce(app, app.runtime)
-            publish(frozen, frozen.runtime, old)
+            app.dispatcher.announce()
+            frozen.dispatcher.publish(old)
 
     with pytest.raises(SQLAlchemyError):
         freeze_and_go_on()
@@ -273,7 +272,7 @@ def test_the_time_of_one_products_events_never_runs_backwards(app, listener):
         early.products.get_or_create("LAMP", "late").add_batch(Batch("late", "LAMP", 1))
         early.commit()
 
-    announce(app, app.runtime)
+    app.dispatcher.announce()
 
     events = listener.heard()
     assert [event["data"]["ref"] for event in events] == ["b1", "late"]
@@ -290,7 +289,7 @@ def test_what_an_older_release_wrote_is_told_without_a_subject(app, listener):
             )
         )
 
-    announce(app, app.runtime)
+    app.dispatcher.announce()
 
     [event] = listener.heard()
     assert "subject" not in event
@@ -318,14 +317,14 @@ def test_asking_for_announcements_does_not_pile_up_while_housekeeping_is_away(ha
         queue(connection).purge()
 
         for _ in range(20):
-            nudge(hasty, hasty.runtime)
+            hasty.dispatcher.nudge()
             wait_for_timers()
         # RabbitMQ counts what was published a moment later.
         eventually(lambda: queue(connection).queue_declare(passive=True).message_count > 0, 10)
         asked = queue(connection).purge()
         assert 1 <= asked <= 5
 
-        nudge(hasty, hasty.runtime)
+        hasty.dispatcher.nudge()
         wait_for_timers()
         eventually(lambda: queue(connection).purge() == 1, 10, "the next one, once that is taken")
 
@@ -377,7 +376,7 @@ def test_publishing_500_at_once_makes_progress_even_if_it_is_cut_short_each_time
             waiting = [500]
             while waiting[-1]:
                 with suppress(BatchPublishError, OperationalError, redis.exceptions.ConnectionError):
-                    announce(unlucky, unlucky.runtime)
+                    unlucky.dispatcher.announce()
                 waiting.append(app.runtime.announcements.count())
                 assert waiting[-1] < waiting[-2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,22 +15,25 @@ from typing import Any
 
 import psycopg2
 import pytest
-from sqlalchemy import text
+from kombu.serialization import loads
+from sqlalchemy import event, text
 
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import InvalidSku
 from allocation.service_layer.handlers import allocate
-from local import databases
-from local.postgres import FAST, Postgres
+from local.processes import programs
+from local.servers.postgres_server import Postgres
 from local.waiting import eventually
 from messaging.delivery import new_id
 from messaging.errors import Expired, InvalidMessage, Unavailable, WorkerCrashed
-from messaging.messages import Command
+from messaging.messages import Command, to_dict
 from messaging.postgres.inbox import Answer
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.commands import handle
 from messaging.worker.received import Received
+from testing.databases import FAST
+from tests.e2e.certificates import make_pair
 from tests.integration.outbox import app_on, ask
 
 #: How long a wait for a lock lasts here: the time limit by the attempts and one.
@@ -248,6 +252,27 @@ def test_a_command_that_keeps_killing_its_workers_is_parked_for_every_copy(app: 
     assert tell(ORDER, replayed) == Answer("b1")
 
 
+def test_a_parked_command_is_kept_signed_where_only_what_is_signed_is_accepted(
+    clean_database: str, tmp_path: Path
+):
+    """Its replay is sent as it is kept."""
+    pair = make_pair(tmp_path, "backend")
+    signing = {
+        "signing_key": pair.key,
+        "signing_certificate": pair.certificate,
+        "signing_store": str(pair.certificate),
+    }
+    for app in app_on(clean_database, **signing):
+        killer = message()
+        for _ in range(app.runtime.settings.max_crashes):
+            app.runtime.inbox.count_crash(killer.task_id)
+        handle(app.runtime, again(killer), lambda: ORDER)
+
+        [letter] = ask(app, "SELECT body, content_type, content_encoding FROM dead_letters")
+        accepted = app.conf.accept_content
+        assert loads(bytes(letter[0]), *letter[1:], accept=accepted)[:2] == [[], to_dict(ORDER)]
+
+
 def test_the_text_of_a_database_error_is_not_told(app: MessagingApp, tell):
     """A worker that was started before its migration."""
     ask(app, "ALTER TABLE allocations RENAME TO hidden; SELECT 1")
@@ -295,6 +320,35 @@ def test_many_commands_that_are_cut_off_again_and_again_come_to_their_end(app: M
     assert attempts == 8
 
 
+def test_answers_of_many_commands_are_found_at_once_when_the_message_is_redelivered(app: MessagingApp):
+    """One by one, those of a thousand from a database 8 ms away took longer than the time limit, for ever."""
+    commands = [["allocation.allocate", {"orderid": f"o{n}", "sku": "NONE", "qty": 1}] for n in range(50)]
+    first, connections = message(), 0
+    outcomes, _ = handle_many(app.runtime, first, commands)
+
+    def count_one(*_: Any) -> None:
+        nonlocal connections
+        connections += 1
+
+    event.listen(app.runtime.engine, "checkout", count_one)
+    again_told, _ = handle_many(app.runtime, again(first), commands)
+
+    assert again_told == outcomes
+    assert connections == 1
+
+
+@pytest.mark.timeout(30)
+def test_unavailable_is_told_within_the_time_limit_however_many_tries_are_set(free_port: int):
+    """Else the task is ended each time and its sender never told."""
+    nowhere = f"postgresql+psycopg2://allocation@127.0.0.1:{free_port}/allocation"
+    for app in app_on(nowhere, **SHORT_WAITS | {"command_attempts": 100}):
+        began = time.monotonic()
+        answer, _ = handle(app.runtime, message(), lambda: ORDER)
+
+        assert isinstance(answer.error, Unavailable)
+        assert time.monotonic() - began < SHORT_WAITS["task_time_limit_s"]
+
+
 @contextmanager
 def handled_by(app: MessagingApp, kind: type[Command], handler: Callable[..., Any]) -> Iterator[None]:
     """Another handler for one command inside the block."""
@@ -338,7 +392,7 @@ class Standby:
 def standby(server_folder: Path) -> Iterator[Standby]:
     """A server of the test's own."""
     with Postgres(server_folder / f"synchronous-{new_id()}", settings=FAST) as server:
-        databases.migrate(server.url)
+        programs.migrate(server.url)
         yield Standby(server)
 
 

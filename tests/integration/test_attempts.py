@@ -15,9 +15,9 @@ from celery.exceptions import Ignore, Reject, Retry
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
 from messaging.delivery import Failure
-from messaging.operator.actions import DeliveryActions
-from messaging.operator.filters import DeliveryFilter
-from messaging.postgres.open_attempts import AttemptKey
+from messaging.operator.deliveries import DeliveryQueries
+from messaging.postgres.attempts import Attempt
+from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
 from tests.integration.one_attempt import app_with, kills_its_process
@@ -167,9 +167,8 @@ def test_what_a_handler_raises_is_sent_on_in_bounded_size(app: MessagingApp):
 
 def fail_for_good_elsewhere(app: MessagingApp, delivery_id: str) -> None:
     """Let another copy fail for good, and an operator re-run the delivery."""
-    app.runtime.deliveries.give_up(delivery_id, "another", ValueError("for good"))
-    actions = DeliveryActions(app.runtime.engine, "ann@desk")
-    actions.put_back(DeliveryFilter(ids=(delivery_id,)), actions.clock(), 1, 1)
+    app.runtime.outbox.give_up(delivery_id, "another", ValueError("for good"))
+    app.runtime.outbox.rerun(DeliveryFilter(ids=(delivery_id,)), "ann@desk", 1)
 
 
 def test_nothing_gets_between_a_failure_and_its_count(app: MessagingApp):
@@ -252,9 +251,10 @@ def test_a_failure_that_is_noted_twice_is_counted_once(app: MessagingApp):
     behaviour.append(lambda _event, _uow: fail_with("once"))
     delivery_id = owed(app)
     receive(app, delivery_id, "handle_oddly")
-    [(token, run)] = ask(app, "SELECT token::text, run FROM attempts")
+    [(token,)] = ask(app, "SELECT token::text FROM attempts")
     failure = Failure.of("worker", ValueError("once"))
-    app.runtime.deliveries.open_attempts.fail(AttemptKey(token, delivery_id, run), failure)
+    delivery = DeliveryQueries(app.runtime.engine).get(delivery_id)
+    Attempt(app.runtime.engine, delivery_id, "worker", delivery=delivery, token=token).note_failed(failure)
 
     receive(app, delivery_id, "handle_oddly")
 
@@ -364,6 +364,27 @@ def test_a_handler_that_ends_its_own_transaction_is_counted_too(app: MessagingAp
         receive(app, delivery_id, "handle_oddly")
 
     assert standing(app) == ("failed", 0, 3)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_handler_that_enters_its_unit_of_work_again_is_counted_too(app: MessagingApp, commits: bool):
+    """As handlers do where no bus opens it: the second session waited for the first one's lock."""
+
+    def enter(_event: OutOfStock, uow: Any) -> None:
+        with uow:
+            uow.transaction.write("INSERT INTO products VALUES ('twice')")
+            if commits:
+                uow.commit()
+
+    behaviour.append(enter)
+    delivery_id = owed(app)
+    for _ in range(4):
+        receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("failed", 0, 3)
+    [(error,)] = ask(app, "SELECT last_error FROM deliveries")
+    assert "the bus enters and commits it" in error
+    assert ask(app, "SELECT sku FROM products") == []
 
 
 def test_a_successful_delivery_takes_two_round_trips(app: MessagingApp):

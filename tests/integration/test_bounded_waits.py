@@ -124,5 +124,5 @@ def test_a_worker_whose_clock_jumps_sends_nothing_too_soon_and_reruns_nothing(
     for jump in (-86_400.0, 86_400.0):
         monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
 
-        assert rerun(app, app.runtime) == 0
-        assert relay(app, app.runtime) == 0
+        assert rerun(app.dispatcher) == 0
+        assert relay(app.dispatcher) == 0

@@ -12,11 +12,10 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, text
 
 from messaging.delivery import Status
-from messaging.operator.actions import DeliveryActions
-from messaging.operator.deliveries import Deliveries
-from messaging.operator.filters import DeliveryFilter
+from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.stats import Statistics
-from messaging.postgres.deliveries import DeliveryStore
+from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.outbox import Outbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -72,25 +71,28 @@ def table(request: pytest.FixtureRequest, new_database: Callable[[], str]) -> It
 USUAL = DeliveryFilter(event="OutOfStock", error="AN ERR")
 
 QUESTIONS: dict[str, tuple[Callable[[Engine], object], str]] = {
-    "list": (lambda engine: Deliveries(engine).find(DeliveryFilter(), [Status.FAILED]), "deliveries_failed"),
-    "list some": (lambda engine: Deliveries(engine).find(USUAL, [Status.FAILED]), "deliveries_failed"),
-    "list all": (lambda engine: Deliveries(engine).find(DeliveryFilter()), "deliveries_pkey"),
-    "dry run": (lambda engine: Deliveries(engine).count_failed(USUAL), "deliveries_failed"),
+    "list": (
+        lambda engine: DeliveryQueries(engine).find(DeliveryFilter(), [Status.FAILED]),
+        "deliveries_failed",
+    ),
+    "list some": (lambda engine: DeliveryQueries(engine).find(USUAL, [Status.FAILED]), "deliveries_failed"),
+    "list all": (lambda engine: DeliveryQueries(engine).find(DeliveryFilter()), "deliveries_pkey"),
+    "dry run": (lambda engine: DeliveryQueries(engine).count_failed(USUAL), "deliveries_failed"),
     "a command's": (
-        lambda engine: Deliveries(engine).find(DeliveryFilter(correlation="c7")),
+        lambda engine: DeliveryQueries(engine).find(DeliveryFilter(correlation="c7")),
         "deliveries_correlation",
     ),
     "metrics": (lambda engine: Statistics(engine).open(), "deliveries_pending"),
-    "relay": (lambda engine: DeliveryStore(engine).take_due(1, 600), "deliveries_pending"),
-    "schedule": (lambda engine: DeliveryStore(engine).rerun_cooled(1, 5, 60, 600, 15), "deliveries_failed"),
-    "rerun": (lambda engine: put_back_one(DeliveryActions(engine, "test")), "deliveries_failed"),
-    "prune": (lambda engine: DeliveryStore(engine).prune(7 * 86400), "deliveries_ended"),
+    "relay": (lambda engine: Outbox(engine).take_due(1, 600), "deliveries_pending"),
+    "schedule": (lambda engine: Outbox(engine).rerun_cooled(1, 5, 60, 600), "deliveries_failed"),
+    "rerun": (lambda engine: put_back_one(Outbox(engine)), "deliveries_failed"),
+    "prune": (lambda engine: Outbox(engine).prune(7 * 86400), "deliveries_ended"),
 }
 
 
-def put_back_one(actions: DeliveryActions) -> None:
+def put_back_one(outbox: Outbox) -> None:
     """Re-run the delivery that failed first."""
-    actions.put_back(DeliveryFilter(), actions.clock(), 1, 15)
+    outbox.rerun(DeliveryFilter(), "test", 1, outbox.clock())
 
 
 MEDIANS: dict[tuple[str, int], float] = {}  # seconds, by question and deliveries that are done
@@ -125,7 +127,7 @@ def test_each_question_takes_the_same_time_as_with_none_done(table: Table, name:
 
 def test_pruning_keeps_up_with_ten_times_the_rate_at_which_deliveries_come(table: Table):
     """The benchmark makes 400 a second. The last batch takes no longer than the first."""
-    store, times = DeliveryStore(table.engine), []
+    store, times = Outbox(table.engine), []
     for _ in range(60):
         began = time.perf_counter()
         assert store.prune(0.0) == min(table.done, 1000)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from sqlalchemy import text
 
 from local.waiting import eventually
-from messaging.delivery import new_id
 from messaging.messages import Event, Text
-from messaging.operator.actions import DeliveryActions
-from messaging.operator.filters import DeliveryFilter
-from messaging.postgres.open_attempts import AttemptKey
+from messaging.operator.deliveries import DeliveryQueries
+from messaging.postgres.attempts import Attempt
+from messaging.postgres.filters import DeliveryFilter
 from messaging.worker.app import MessagingApp
-from messaging.worker.housekeeping import prune, relay, rerun, send_known
-from messaging.worker.message_checks import Limits, check_message
+from messaging.worker.housekeeping import prune, relay, rerun
+from reliable_celery.checks import Limits, check_message
 from tests.integration.outbox import app_on, ask, put, sent, state
 
 DAY = 86400.0
@@ -36,7 +36,7 @@ def app(clean_database: str) -> Iterator[MessagingApp]:
 def test_a_failed_delivery_is_put_back_and_sent_once_its_cooldown_is_over(app: MessagingApp):
     cooled, hot = put(app, age_s=101), put(app, age_s=50)
 
-    assert rerun(app, app.runtime) == 1
+    assert rerun(app.dispatcher) == 1
 
     assert (state(app, cooled), state(app, hot)) == ("pending", "failed")
     assert sent(app) == [cooled]
@@ -48,7 +48,7 @@ def test_the_cooldown_grows_with_each_rerun(app: MessagingApp, reruns: int, cool
     hot = put(app, auto_reruns=reruns, age_s=cooldown_s - 10)
     cooled = put(app, auto_reruns=reruns, age_s=cooldown_s + 10)
 
-    rerun(app, app.runtime)
+    rerun(app.dispatcher)
 
     assert (state(app, hot), state(app, cooled)) == ("failed", "pending")
 
@@ -69,7 +69,7 @@ def slow_schedule(app: MessagingApp) -> Iterator[Callable[[Callable[[], None]], 
     def in_the_middle(meanwhile: Callable[[], None]) -> None:
         with app.runtime.engine.begin() as holder, ThreadPoolExecutor(1) as pool:
             holder.execute(text("SELECT pg_advisory_xact_lock(42)"))
-            running = pool.submit(rerun, app, app.runtime)
+            running = pool.submit(rerun, app.dispatcher)
             waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted"
             eventually(lambda: ask(app, waiting), 30, "the schedule to wait")
             meanwhile()
@@ -82,8 +82,7 @@ def slow_schedule(app: MessagingApp) -> Iterator[Callable[[Callable[[], None]], 
 
 def fail_again(app: MessagingApp, delivery_id: str) -> None:
     """Have an operator re-run a delivery, which fails again."""
-    actions = DeliveryActions(app.runtime.engine, "ann@desk")
-    actions.put_back(DeliveryFilter(ids=(delivery_id,)), actions.clock(), 1, 1)
+    app.runtime.outbox.rerun(DeliveryFilter(ids=(delivery_id,)), "ann@desk", 1)
     ask(app, "UPDATE deliveries SET status = 'failed', finished_at = clock_timestamp() RETURNING 1")
 
 
@@ -121,7 +120,7 @@ def test_a_delivery_that_the_schedule_may_still_take_is_put_back(
 def test_the_schedule_gives_up_after_its_cap(app: MessagingApp):
     delivery_id = put(app, auto_reruns=3, age_s=DAY)
 
-    assert rerun(app, app.runtime) == 0
+    assert rerun(app.dispatcher) == 0
     assert state(app, delivery_id) == "failed"
 
 
@@ -129,12 +128,12 @@ def test_a_flood_of_failures_returns_in_small_shares(app: MessagingApp):
     for _ in range(40):
         put(app)
 
-    assert rerun(app, app.runtime) == 6
-    assert rerun(app, app.runtime) == 0  # those six are under way still
+    assert rerun(app.dispatcher) == 6
+    assert rerun(app.dispatcher) == 0  # those six are under way still
     ask(
         app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'pending' RETURNING 1"
     )
-    assert rerun(app, app.runtime) == 6
+    assert rerun(app.dispatcher) == 6
 
 
 def test_a_handler_that_always_fails_holds_up_no_other(app: MessagingApp):
@@ -142,11 +141,11 @@ def test_a_handler_that_always_fails_holds_up_no_other(app: MessagingApp):
         put(app, age_s=DAY)
     other = put(app, handler="reallocate", event_type="Deallocated", age_s=200)
 
-    rerun(app, app.runtime)
+    rerun(app.dispatcher)
 
     assert state(app, other) == "pending"
     late = put(app, handler="reallocate", event_type="Deallocated", age_s=200)
-    rerun(app, app.runtime)
+    rerun(app.dispatcher)
     assert state(app, late) == "pending"
 
 
@@ -155,7 +154,7 @@ def test_three_schedulers_and_three_relays_at_once_take_each_delivery_once(app: 
     due = [put(app, status="pending", age_s=500) for _ in range(200)]
 
     with ThreadPoolExecutor(6) as pool:
-        runs = [pool.submit(job, app, app.runtime) for job in (rerun, relay, rerun, relay, rerun, relay)]
+        runs = [pool.submit(job, app.dispatcher) for job in (rerun, relay, rerun, relay, rerun, relay)]
         for run in runs:
             run.result(timeout=60)
 
@@ -165,17 +164,40 @@ def test_three_schedulers_and_three_relays_at_once_take_each_delivery_once(app: 
 def test_the_relay_sends_what_is_overdue_and_waits_twice_as_long_for_the_next(app: MessagingApp):
     delivery_id = put(app, status="pending")
 
-    assert relay(app, app.runtime) == 1
-    assert relay(app, app.runtime) == 0
+    assert relay(app.dispatcher) == 1
+    assert relay(app.dispatcher) == 0
     assert sent(app) == [delivery_id]
     assert ask(app, "SELECT grace_s, due_at > now() FROM deliveries") == [(2.0, True)]
+
+
+def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
+    clean_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    for app in app_on(clean_database, relay_batch=5, task_time_limit_s=6, smtp_timeout_s=1):
+        for _ in range(100):
+            put(app, status="pending")
+        at_once = app.send_task
+
+        def slowly(*args: Any, at_once: Any = at_once, **options: Any) -> Any:
+            time.sleep(0.1)
+            return at_once(*args, **options)
+
+        monkeypatch.setattr(app, "send_task", slowly)
+        start = time.monotonic()
+
+        some = relay(app.dispatcher)
+
+        assert time.monotonic() - start < 6
+        assert 0 < some < 100
+        assert relay(app.dispatcher) > 0
+        assert len(set(sent(app))) > some
 
 
 def test_a_delivery_whose_handler_nobody_knows_becomes_failed_and_says_so(app: MessagingApp):
     unknown = put(app, handler="forgotten", status="pending")
     known = put(app, status="pending")
 
-    relay(app, app.runtime)
+    relay(app.dispatcher)
 
     assert sent(app) == [known]
     [(status, error)] = ask(
@@ -229,7 +251,7 @@ def test_a_delivery_that_cannot_be_shown_holds_up_no_other(odd_app: MessagingApp
         put(odd_app, status="pending", age_s=40),
     ]
 
-    assert relay(odd_app, odd_app.runtime) == 3
+    assert relay(odd_app.dispatcher) == 3
 
     assert sorted(sent(odd_app)) == sorted(ids)
 
@@ -237,11 +259,11 @@ def test_a_delivery_that_cannot_be_shown_holds_up_no_other(odd_app: MessagingApp
 def test_a_delivery_that_another_copy_has_taken_meanwhile_holds_up_no_other(app: MessagingApp):
     unknown = put(app, handler="forgotten", status="pending")
     known = put(app, status="pending")
-    due = app.runtime.deliveries.take_due(10, 60)
+    due = app.runtime.outbox.take_due(10, 60)
 
     with app.runtime.engine.begin() as other:
         other.execute(text("SELECT FROM deliveries WHERE handler = 'forgotten' FOR UPDATE"))
-        assert send_known(app, app.runtime, due) == 1
+        assert app.dispatcher.send_known(due) == 1
 
     assert sent(app) == [known]
     assert state(app, unknown) == "pending"
@@ -249,10 +271,10 @@ def test_a_delivery_that_another_copy_has_taken_meanwhile_holds_up_no_other(app:
 
 def test_a_delivery_that_was_rerun_meanwhile_is_not_given_up_by_the_relay(app: MessagingApp):
     delivery_id = put(app, handler="forgotten", status="pending")
-    due = app.runtime.deliveries.take_due(10, 60)
+    due = app.runtime.outbox.take_due(10, 60)
     ask(app, "UPDATE deliveries SET reruns = reruns + 1, attempts = 0 RETURNING 1")
 
-    send_known(app, app.runtime, due)
+    app.dispatcher.send_known(due)
 
     assert state(app, delivery_id) == "pending"
 
@@ -260,7 +282,7 @@ def test_a_delivery_that_was_rerun_meanwhile_is_not_given_up_by_the_relay(app: M
 def test_an_event_with_a_long_text_is_delivered(odd_app: MessagingApp):
     put(odd_app, event_type="Lengthy", handler="ignore", sku="x" * 100_000, status="pending")
 
-    relay(odd_app, odd_app.runtime)
+    relay(odd_app.dispatcher)
 
     with odd_app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
         message = queue.get(timeout=10)
@@ -273,7 +295,7 @@ def test_an_event_with_a_long_text_is_delivered(odd_app: MessagingApp):
 def test_a_renamed_handler_gets_what_was_owed_to_its_old_name(app: MessagingApp):
     delivery_id = put(app, handler="announce_to_the_team", status="pending")
 
-    assert relay(app, app.runtime) == 1
+    assert relay(app.dispatcher) == 1
 
     with app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
         message = queue.get(timeout=10)
@@ -285,7 +307,7 @@ def test_a_renamed_handler_gets_what_was_owed_to_its_old_name(app: MessagingApp)
 def test_a_message_names_the_command_that_began_it_and_shows_its_event(app: MessagingApp):
     put(app, status="pending", correlation="the-command")
 
-    relay(app, app.runtime)
+    relay(app.dispatcher)
 
     with app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
         message = queue.get(timeout=10)
@@ -301,7 +323,7 @@ def test_what_ended_long_ago_is_pruned_and_what_failed_is_kept(app: MessagingApp
     )
     kept = [put(app, status="done"), put(app, age_s=900 * DAY), put(app, status="pending", age_s=900 * DAY)]
 
-    assert prune(app, app.runtime) == 2
+    assert prune(app.dispatcher) == 2
 
     left = {row[0] for row in ask(app, "SELECT id::text FROM deliveries")}
     assert left == set(kept)
@@ -338,9 +360,9 @@ def test_pruning_goes_on_until_nothing_old_is_left_and_gives_others_their_turn(h
     app = hurried_app
     ask(app, MANY_DONE, count=105_000)
 
-    gone = [prune(app, app.runtime)]
+    gone = [prune(app.dispatcher)]
     while sent(app, "allocation.housekeeping"):
-        gone.append(prune(app, app.runtime))
+        gone.append(prune(app.dispatcher))
 
     assert len(gone) > 1
     assert sum(gone) == 105_000
@@ -353,7 +375,7 @@ def test_pruning_waits_for_no_other(app: MessagingApp):
 
     with app.runtime.engine.begin() as other:
         other.execute(text("SELECT FROM deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE"), {"id": held})
-        assert prune(app, app.runtime) == 1
+        assert prune(app.dispatcher) == 1
 
     assert ask(app, "SELECT id::text FROM deliveries") == [(held,)]
     assert free != held
@@ -363,7 +385,7 @@ def test_two_that_prune_at_once_share_the_work(app: MessagingApp):
     ask(app, MANY_DONE, count=10_000)
 
     with ThreadPoolExecutor(2) as pool:
-        gone = [run.result(60) for run in [pool.submit(prune, app, app.runtime) for _ in "12"]]
+        gone = [run.result(60) for run in [pool.submit(prune, app.dispatcher) for _ in "12"]]
 
     assert sum(gone) == 10_000
     assert ask(app, LEFT) == [(0, 0, 0)]
@@ -372,12 +394,12 @@ def test_two_that_prune_at_once_share_the_work(app: MessagingApp):
 def test_notes_of_attempts_go_with_their_run(app: MessagingApp):
     pending = put(app, status="pending")
     over = [put(app, status="pending"), put(app, status="done")]
-    notes = app.runtime.deliveries.open_attempts
     for delivery_id in (pending, *over):
-        notes.begin(AttemptKey(new_id(), delivery_id, 0), "worker")
+        delivery = DeliveryQueries(app.runtime.engine).get(delivery_id)
+        Attempt(app.runtime.engine, delivery_id, "worker", delivery=delivery).note_begun()
     ask(app, "UPDATE deliveries SET reruns = 1 WHERE id = CAST(:id AS uuid) RETURNING 1", id=over[0])
 
-    assert prune(app, app.runtime) == 2
+    assert prune(app.dispatcher) == 2
 
     assert ask(app, "SELECT delivery_id::text FROM open_attempts") == [(pending,)]
 

@@ -1,4 +1,4 @@
-"""Child processes: kept running while wanted, gone when not, also when their parent is killed."""
+"""Child processes: restarted while wanted, stopped otherwise, and gone when their parent is killed."""
 
 import os
 import signal
@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.child import ROOT, Child
-from local.processes import Supervisor
+from local import ROOT
+from local.processes.child import Child
+from local.processes.supervisor import Supervisor
 from local.waiting import NotInTimeError, eventually
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -25,7 +26,7 @@ time.sleep(600)
 PARENT = """
 import sys, time
 from pathlib import Path
-from local.child import Child
+from local.processes.child import Child
 child = Child("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"], Path(sys.argv[1]))
 child.start()
 print(child.pid, flush=True)
@@ -41,7 +42,7 @@ def supervisor() -> Iterator[Supervisor]:
     supervisor.stop()
 
 
-def test_a_child_that_dies_is_started_again(supervisor: Supervisor, tmp_path: Path):
+def test_a_child_that_dies_is_restarted(supervisor: Supervisor, tmp_path: Path):
     """Whatever kills it."""
     child = Child("sleeper", SLEEPER, tmp_path / "log")
     supervisor.start("sleeper", child)
@@ -53,8 +54,8 @@ def test_a_child_that_dies_is_started_again(supervisor: Supervisor, tmp_path: Pa
     eventually(lambda: child.pid != first and child.running, what="the restart")
 
 
-def test_a_child_that_keeps_dying_is_started_ever_more_rarely(tmp_path: Path):
-    """The pauses between its starts grow."""
+def test_a_child_that_keeps_dying_is_restarted_less_and_less_often(tmp_path: Path):
+    """The pauses between its restarts grow."""
     lines: list[str] = []
     supervisor = Supervisor(lines.append)
     supervisor.start("fails", Child("fails", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log"))
@@ -70,7 +71,7 @@ def test_a_child_that_keeps_dying_is_started_ever_more_rarely(tmp_path: Path):
 
 
 def test_a_paused_child_stays_down_until_it_is_resumed(supervisor: Supervisor, tmp_path: Path):
-    """A stop on purpose is no death; its neighbour's death shows that the supervisor was looking."""
+    """A deliberate stop is not a death; its neighbour's death shows that the supervisor was watching."""
     paused, neighbour = (Child(name, SLEEPER, tmp_path / name) for name in ("paused", "neighbour"))
     supervisor.start("paused", paused)
     supervisor.start("neighbour", neighbour)
@@ -86,8 +87,8 @@ def test_a_paused_child_stays_down_until_it_is_resumed(supervisor: Supervisor, t
     assert paused.running
 
 
-def test_a_child_that_ignores_sigterm_is_killed_with_all_that_it_started(tmp_path: Path):
-    """Also with what it started in a session of its own."""
+def test_a_child_that_ignores_sigterm_is_killed_with_everything_it_started(tmp_path: Path):
+    """Including processes in a session of their own."""
     child = Child("stubborn", [sys.executable, "-c", STUBBORN], tmp_path / "log", stop_timeout=0.3)
     child.start()
     eventually(lambda: "deaf" in child.log_text(), what="the child being deaf to SIGTERM")
@@ -101,7 +102,7 @@ def test_a_child_that_ignores_sigterm_is_killed_with_all_that_it_started(tmp_pat
 
 
 def test_children_die_with_a_parent_that_is_killed(tmp_path: Path):
-    """SIGKILL leaves a parent no time to stop anything: the kernel does it."""
+    """SIGKILL leaves a parent no time to stop anything, so the kernel does."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "log")], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -115,20 +116,20 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path):
     eventually(lambda: not _lives(child), what="the end of the orphan")
 
 
-def test_waiting_tells_what_did_not_come_and_what_it_saw():
+def test_a_timeout_names_the_condition_and_what_was_last_seen():
     """The message alone says what went wrong."""
     with pytest.raises(NotInTimeError, match=r"three mails did not happen within 0.1 s; last: saw 0"):
         eventually(lambda: 0, timeout=0.1, what="three mails")
 
 
-def test_waiting_takes_an_error_for_not_yet():
-    """The last one is told."""
+def test_an_error_while_waiting_means_not_yet():
+    """The last error is reported."""
     with pytest.raises(NotInTimeError, match="ZeroDivisionError"):
         eventually(lambda: 1 / 0, timeout=0.1, what="a quotient")
 
 
 def _lives(pid: int) -> bool:
-    """An orphan that nobody has collected yet no longer counts."""
+    """An orphan that nobody has reaped yet does not count as running."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

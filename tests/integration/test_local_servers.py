@@ -11,12 +11,13 @@ import psycopg2
 import pytest
 import redis
 
-from local.child import ChildFailedError
-from local.mail import MailSink
 from local.ports import LOOPBACK, PortInUseError, free_port, is_free
-from local.postgres import FAST, Postgres
-from local.redis import NoRedisError, Redis, find_binary
-from local.server import Server
+from local.processes.child import ChildFailedError
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import Postgres
+from local.servers.redis_server import NoRedisError, Redis, find_binary
+from local.servers.server import Server
+from testing.databases import FAST
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_postgres_stops_while_somebody_is_connected(own_postgres: Postgres):
 
 
 def test_postgres_gives_the_role_no_power_over_the_machine(own_postgres: Postgres):
-    """Who reaches the port may use the database, but not run programs as the server's account."""
+    """Whoever can reach the port can use the database, but not run programs as the server's account."""
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         _query(own_postgres, "COPY (SELECT 1) TO PROGRAM 'true'")
 
@@ -84,7 +85,7 @@ def test_redis_refuses_rather_than_forgets(own_redis: Redis):
 
 
 def test_a_server_that_does_not_start_shows_its_log(server_folder: Path):
-    """The error ends with what the program said."""
+    """The error ends with what the program printed."""
     broken = Postgres(server_folder / "broken", settings={"shared_buffers": "nonsense"})
 
     with pytest.raises(ChildFailedError, match="invalid value for parameter"):
@@ -104,7 +105,7 @@ def test_a_taken_port_is_an_error_that_names_it(kind: type[Server], server_folde
 
 
 def test_a_free_port_can_be_listened_on():
-    """What free_port gives is free."""
+    """What free_port returns is free."""
     assert is_free(free_port())
 
 
@@ -119,7 +120,7 @@ def test_the_sink_keeps_every_mail_with_its_message_id(mail_sink: MailSink):
 
 
 def test_the_sink_keeps_its_mails_over_a_kill(mail_sink: MailSink):
-    """What was accepted stays."""
+    """Accepted mails stay."""
     _send(mail_sink, "<kept@test>")
 
     mail_sink.kill()
@@ -129,7 +130,7 @@ def test_the_sink_keeps_its_mails_over_a_kill(mail_sink: MailSink):
 
 
 def test_the_sink_can_refuse_and_then_keeps_nothing(mail_sink: MailSink):
-    """A 451 asks the sender to come again."""
+    """A 451 asks the sender to try again."""
     _restart_with(mail_sink, "--reply", "451 try later")
 
     with pytest.raises(smtplib.SMTPDataError, match="451"):
@@ -139,7 +140,7 @@ def test_the_sink_can_refuse_and_then_keeps_nothing(mail_sink: MailSink):
 
 
 def test_the_sink_can_hang_up_on_a_sender_whose_mail_it_has(mail_sink: MailSink):
-    """The sender cannot know; the mail is there."""
+    """The sender cannot know that the mail arrived."""
     _restart_with(mail_sink, "--drop-after-data")
 
     with pytest.raises((smtplib.SMTPServerDisconnected, ConnectionError)):
@@ -149,7 +150,7 @@ def test_the_sink_can_hang_up_on_a_sender_whose_mail_it_has(mail_sink: MailSink)
 
 
 def test_the_sink_can_be_slower_than_a_sender_waits(mail_sink: MailSink):
-    """A sender's timeout is what ends it."""
+    """The sender's timeout ends the attempt."""
     _restart_with(mail_sink, "--delay", "30")
 
     with pytest.raises(smtplib.SMTPServerDisconnected, match="timed out"):
@@ -207,8 +208,8 @@ def test_the_setting_names_another_redis(tmp_path: Path, monkeypatch: pytest.Mon
         assert find_binary() == program
 
 
-def test_a_redis_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
-    """No other one is run in its place."""
+def test_a_missing_redis_program_is_named(monkeypatch: pytest.MonkeyPatch):
+    """No other server runs in its place."""
     monkeypatch.setenv("ALLOCATION_REDIS_SERVER", "/nowhere/redis-server")
 
     with pytest.raises(NoRedisError, match="ALLOCATION_REDIS_SERVER=/nowhere/redis-server: no such program"):

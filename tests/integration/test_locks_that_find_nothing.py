@@ -20,8 +20,10 @@ from allocation.service_layer.messagebus import bus
 from local.waiting import eventually
 from messaging.delivery import new_id
 from messaging.messages import Command
+from messaging.postgres.inbox import CommandJob
+from messaging.postgres.outbox import Outbox
 from messaging.postgres.transaction import Transaction
-from messaging.postgres.unit_of_work import CommandJob, Outbox, PostgresUnitOfWork
+from messaging.postgres.unit_of_work import PostgresUnitOfWork
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def other(clean_database: str) -> Iterator[Connection]:
 
 def unit_of_work(engine: Engine, command: Command) -> PostgresUnitOfWork:
     task_id = new_id()
-    outbox = Outbox(lambda _event: [], grace_s=60)
+    outbox = Outbox(engine)
     return project.unit_of_work(
         Settings(_env_file=None), engine, CommandJob(task_id, command, task_id), outbox
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from local.mail import MailSink
+from local.servers.mail_server import MailSink
 from messaging.mail import JobMails, SmtpServer, compose
 from messaging.worker.app import MessagingApp
 from tests.e2e.certificates import make_pair
@@ -100,6 +100,26 @@ def test_a_mail_takes_no_longer_than_it_may_however_slowly_the_server_answers(ta
     assert time.monotonic() - start < 4
 
 
+def test_a_mail_takes_no_longer_than_it_may_however_slowly_names_are_looked_up(
+    mail_sink: MailSink, monkeypatch: pytest.MonkeyPatch
+):
+    """Name servers that do not answer keep the resolver for a minute, longer than a task may run."""
+    silent = threading.Event()
+    for function in "getaddrinfo", "getfqdn":
+        monkeypatch.setattr(socket, function, lambda *_args, **_options: silent.wait(60))
+    start = time.monotonic()
+
+    with pytest.raises(TimeoutError, match=r"Looking up mail\.example took longer than"):
+        SmtpServer("smtp://mail.example:25", 1.5).send(MAIL)
+
+    assert time.monotonic() - start < 4
+    monkeypatch.undo()
+    monkeypatch.setattr(socket, "getfqdn", lambda: silent.wait(60))
+    SmtpServer(mail_sink.url, 10).send(MAIL)  # our own name is not worth a failure
+    silent.set()
+    assert len(mail_sink.mails) == 1
+
+
 def test_a_slow_mail_server_behind_tls_is_left_in_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pair = make_pair(tmp_path, "mail")
     monkeypatch.setenv("SSL_CERT_FILE", str(pair.certificate))
@@ -156,6 +176,13 @@ def test_all_mails_of_a_job_together_end_in_time():
             send_many()
 
     assert time.monotonic() - start < 5
+
+
+def test_a_mail_after_the_time_of_its_job_says_that_it_is_too_late():
+    mails = JobMails(SmtpServer("smtp://127.0.0.1:1", 10), "a@example.com", "job", time.monotonic() - 1)
+
+    with pytest.raises(TimeoutError, match="longer than"):
+        mails.send("b@example.com", "a subject", "a text")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from allocation.cli import tool as command_line
 from messaging.operator.cli.tool import Tool
-from messaging.operator.deliveries import Deliveries
-from messaging.operator.filters import DeliveryFilter
+from messaging.operator.deliveries import DeliveryQueries
+from messaging.postgres.filters import DeliveryFilter
 from messaging.worker.app import MessagingApp
 from tests.integration.outbox import app_on, put, state
 
@@ -57,8 +57,15 @@ def test_a_blank_reason_is_refused(tool, app, noun):
     done = tool(noun, "discard", delivery_id, "--reason", " ")
 
     assert done.exit_code == 2
-    assert "it is blank" in done.stderr
+    assert "it is blank; say why" in done.stderr
     assert state(app, delivery_id) == "failed"
+
+
+def test_a_discard_says_that_it_is_final(tool, app):
+    done = tool("deliveries", "discard", put(app), "--reason", "a test")
+
+    assert done.output == "1 discarded for good.\n"
+    assert "This is final" in tool("deliveries", "discard", "--help").output
 
 
 @pytest.mark.parametrize("option", ["--reason", "--task"])
@@ -69,8 +76,8 @@ def test_a_blank_filter_of_dead_letters_is_refused(tool, option):
 def test_a_filter_by_an_empty_text_is_not_a_filter_by_nothing(app):
     put(app)
 
-    assert Deliveries(app.runtime.engine).find(DeliveryFilter(handler="")) == []
-    assert len(Deliveries(app.runtime.engine).find(DeliveryFilter(handler=None))) == 1
+    assert DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handler="")) == []
+    assert len(DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handler=None))) == 1
 
 
 @pytest.mark.parametrize("command", [("list",), ("rerun", "--dry-run"), ("discard", "--reason", "a test")])

@@ -16,7 +16,8 @@ from allocation.service_layer.messagebus import bus
 from messaging.delivery import new_id
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
-from messaging.postgres.unit_of_work import CommandJob, Outbox
+from messaging.postgres.inbox import CommandJob
+from messaging.postgres.outbox import Outbox
 from messaging.validation import parse
 
 DATA = Path(__file__).parents[2] / "data"
@@ -51,7 +52,7 @@ def simulate() -> list[str | None]:
 
 def test_every_real_line_gets_the_batch_that_a_simulation_gives_it(clean_database):
     engine = create_engine(clean_database)
-    settings, outbox = Settings(_env_file=None), Outbox(bus.handlers_of, 60)
+    settings, outbox = Settings(_env_file=None), Outbox(engine, bus.handlers_of)
 
     def handle(command: Command) -> Any:
         task_id = new_id()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import celeryconfig
 from allocation.bootstrap import project
 from allocation.config import Settings
-from local.redis import Redis
+from local.servers.redis_server import Redis
 from messaging.worker.app import MessagingApp, make_app
 from tests.property.strategies import NASTY, json_values
 

@@ -24,7 +24,8 @@ from allocation.domain.errors import AllocationError
 from allocation.service_layer.messagebus import bus
 from messaging.delivery import new_id
 from messaging.messages import Command
-from messaging.postgres.unit_of_work import CommandJob, Outbox
+from messaging.postgres.inbox import CommandJob
+from messaging.postgres.outbox import Outbox
 
 State = dict[str, tuple[int, tuple[tuple[str, int], ...]]]  # batch → purchased, (order, qty) in order
 
@@ -126,7 +127,7 @@ class Products(RuleBasedStateMachine):
         names = {"ref", "orderid", "sku"}
         own = {name: self.prefix + value if name in names else value for name, value in vars(command).items()}
         command, task_id = type(command)(**own), new_id()
-        job, outbox = CommandJob(task_id, command, task_id), Outbox(lambda _event: [], grace_s=60)
+        job, outbox = CommandJob(task_id, command, task_id), Outbox(self.engine)
         uow = project.unit_of_work(Settings(_env_file=None), self.engine, job, outbox)
         try:
             result = bus.handle_command(command, [], uow)

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from local.child import Child
+from local.processes.child import Child
 from local.waiting import eventually
 from tests.transactional_send import shop
 from tests.transactional_send.tracing import lines

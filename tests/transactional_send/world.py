@@ -11,16 +11,16 @@ from typing import Any, Self
 
 import psycopg2
 
-from local import programs, readiness
 from local.addresses import Addresses
-from local.child import Child
-from local.databases import migrate
-from local.mail import MailSink
-from local.postgres import FAST, Postgres
-from local.rabbitmq import RabbitMQ
-from local.redis import Redis
-from local.server import Server
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.processes.programs import migrate
+from local.servers.mail_server import MailSink
+from local.servers.postgres_server import FAST, Postgres
+from local.servers.redis_server import Redis
+from local.servers.server import Server
 from local.waiting import eventually
+from testing.rabbitmq import RabbitMQ
 from tests.transactional_send import shop
 
 SETTINGS = {

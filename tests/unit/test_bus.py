@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from messaging.bus import MessageBus
+from messaging.delivery import Delivery
 from messaging.errors import UnknownMessage
 from messaging.messages import Command, Event
 from tests.fakes import FakeUnitOfWork
@@ -70,8 +71,18 @@ def test_an_event_reaches_every_handler_although_one_of_them_fails(recorder, cap
     assert "Exception handling event Greeted(name='Ada') with second" in caplog.text
 
 
-def test_an_event_without_handlers_is_nobodys_business():
+def test_an_event_without_handlers_is_nobodys_business(caplog):
     assert MessageBus({}, {Greeted: []}).handle(Greeted("Ada"), FakeUnitOfWork()) == []
+    assert caplog.text == ""
+
+
+def test_an_event_that_was_never_registered_is_warned_of(caplog):
+    bus = MessageBus({}, {})
+
+    assert bus.handle(Greeted("Ada"), FakeUnitOfWork()) == []
+    assert bus.handlers_of(Greeted("Bob")) == []
+    assert "No handlers are registered for Greeted(name='Ada')" in caplog.text
+    assert "No handlers are registered for Greeted(name='Bob')" in caplog.text
 
 
 @pytest.mark.parametrize("message", ["Greet", None, {"name": "Ada"}, Greet])
@@ -87,9 +98,9 @@ def test_a_command_without_a_handler_is_refused_by_name():
 
 def test_handlers_run_inside_a_unit_of_work_that_is_committed_with_their_result(recorder):
     class WatchedUnitOfWork(FakeUnitOfWork):
-        def commit(self, result: object = None) -> None:
+        def commit(self, result: object = None) -> list[Delivery]:
             recorder.calls.append(("commit", result))
-            super().commit(result)
+            return super().commit(result)
 
     MessageBus({Greet: recorder.handler("greet", result=7)}, {}).handle(Greet("Ada"), WatchedUnitOfWork())
 

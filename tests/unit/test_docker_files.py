@@ -1,4 +1,4 @@
-"""The container files hold what they promise, as far as that shows without a Docker engine."""
+"""The container files keep their promises, as far as can be checked without a Docker engine."""
 
 import importlib.util
 import re
@@ -75,8 +75,8 @@ def test_the_workers_serve_every_queue_exactly_once():
     assert sorted(queues) == ["allocation.commands", "allocation.events", "allocation.housekeeping"]
 
 
-def test_every_variable_of_a_container_is_one_that_the_settings_know():
-    """A misspelt variable would be a default, silently."""
+def test_every_variable_of_a_container_is_a_setting():
+    """A misspelt variable would silently be ignored."""
     given = {
         variable
         for name in OURS
@@ -169,13 +169,13 @@ def test_no_file_holds_a_secret():
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_ports_are_open_on_loopback_only(name: str):
-    """Nothing of it is reachable from another machine."""
+    """No service is reachable from another machine."""
     for port in SERVICES[name].get("ports", []):
         assert port.startswith("127.0.0.1:"), port
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - {"migrate"}))
-def test_every_service_that_stays_has_a_health_check(name: str):
+def test_every_long_running_service_has_a_health_check(name: str):
     """A one-shot migration needs none."""
     check = SERVICES[name]["healthcheck"]
 

@@ -58,6 +58,19 @@ def test_the_stock_team_hears_of_an_order_that_went_away_empty(uow):
     assert uow.notifications.sent == ["Out of stock for LAMP"]
 
 
+def test_a_command_leaves_its_deliveries_to_be_sent_and_runs_none_of_them(uow):
+    messagebus.handle(commands.CreateBatch("b1", "LAMP", 9), uow)
+    owed = []
+
+    messagebus.handle_command(commands.Allocate("o1", "LAMP", 10), owed, uow)
+
+    assert [(delivery.event, delivery.handler) for delivery in owed] == [
+        (events.OutOfStock("LAMP"), "send_out_of_stock_notification")
+    ]
+    assert uow.outbox == owed
+    assert uow.notifications.sent == []
+
+
 def test_a_mail_server_that_is_away_does_not_touch_the_command(uow, caplog):
     messagebus.handle(commands.CreateBatch("b1", "LAMP", 9), uow)
     uow.notifications.down = True

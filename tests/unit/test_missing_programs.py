@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local.child import ROOT
+from local import ROOT
 
 CONFTEST = """
 from tests.programs import MissingPrograms

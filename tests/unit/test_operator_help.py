@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from allocation.bootstrap import project
 from allocation.cli import tool
-from local.child import ROOT
+from local import ROOT
 from messaging import __version__
 from messaging.operator.cli import operator_tool
 
@@ -54,7 +54,7 @@ def test_every_help_text_has_an_example_and_names_its_environment(path: tuple[st
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_every_example_is_a_line_that_the_tool_takes(example: str, monkeypatch: pytest.MonkeyPatch):
+def test_every_example_is_a_valid_command_line(example: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT / "data")
     words = [word.replace("QTY", "3") for word in shlex.split(example)]
     command: click.Command = tool
@@ -74,11 +74,11 @@ def test_exit_statuses_are_documented():
         assert f"\n  {status}" in text
 
 
-def test_the_tool_says_its_version():
+def test_the_tool_prints_its_version():
     assert CliRunner().invoke(tool, ["--version"]).output == f"allocation {__version__}\n"
 
 
-def test_the_tool_of_another_project_says_on_which_version_it_stands():
+def test_the_tool_of_another_project_prints_the_version_of_the_bus():
     other = operator_tool(replace(project, name="cinema"), app="cinema.tasks:app")
 
     assert CliRunner().invoke(other, ["--version"]).output == f"cinema, on allocation {__version__}\n"

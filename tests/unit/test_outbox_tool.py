@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import create_engine
 
 from allocation.client import Allocate, outbox
-from local.child import ROOT
+from local import ROOT
 from messaging.client.tool import outbox_tool
 
 

@@ -57,6 +57,27 @@ def test_allocating_reduces_what_is_available_and_is_recorded():
     assert product.events == [events.Allocated("o1", "LAMP", 2, "b1")]
 
 
+def test_a_batch_gives_a_line_its_pieces_once():
+    batch, line = Batch("b1", "LAMP", 3), OrderLine("o1", "LAMP", 2)
+
+    batch.allocate(line)
+    batch.allocate(line)
+
+    assert batch.lines == [line]
+    assert batch.available_quantity == 1
+
+
+@pytest.mark.parametrize("line", [OrderLine("o1", "LAMP", 4), OrderLine("o1", "CHAIR", 1)])
+def test_a_batch_refuses_a_line_that_does_not_fit(line):
+    batch = Batch("b1", "LAMP", 3)
+
+    with pytest.raises(ValueError, match="does not fit into <Batch b1: 3 of 3 LAMP>"):
+        batch.allocate(line)
+
+    assert batch.lines == []
+    assert batch.available_quantity == 3
+
+
 def test_allocating_a_line_twice_has_no_further_effect():
     batch = Batch("b1", "LAMP", 20)
     product = lamps(batch)

@@ -40,6 +40,8 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"prune_interval_s": 8 * 86400}, ["prune_interval_s", "done_retention_s"]),
     ({"broker_url": "memory://"}, ["broker_url", "'memory'"]),
+    ({"result_backend_url": "memory://"}, ["result_backend_url", "'memory'", "hear nothing"]),
+    ({"done_retention_s": float("inf")}, ["done_retention_s", "finite"]),
     ({"signing_certificate": "c.pem", "signing_store": "*.pem"}, ["signing_key", HALF]),
     ({"signing_key": "k.pem"}, ["signing_certificate and signing_store", HALF]),
     ({"signing_key": "k.pem", "signing_certificate": "c.pem"}, ["signing_store", HALF]),
@@ -50,7 +52,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("given", "named"), REFUSED, ids=[", ".join(row[0]) for row in REFUSED])
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], named: list[str]):
-    with pytest.raises(ValueError, match=r"settings|must|greater") as refusal:
+    with pytest.raises(ValueError, match=r"settings|must|greater|finite") as refusal:
         Settings(_env_file=None, **given)
 
     assert [part for part in named if part not in str(refusal.value)] == []
@@ -106,6 +108,14 @@ def test_a_handler_with_a_policy_of_its_own_may_leave_out_the_longest_wait():
     handler = retrying(max_retries=8)(lambda: None)
 
     check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
+
+
+@pytest.mark.parametrize("max_retries", [-1, 1001])
+def test_a_handler_cannot_be_tried_more_often_than_a_message_may_say(max_retries: int):
+    handler = retrying(max_retries=max_retries)(lambda: None)
+
+    with pytest.raises(ValueError, match=r"max_retries of the handler <lambda> .* must be 0 to 1000"):
+        check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
 
 
 def no_key(folder: Path) -> Signing:

@@ -7,9 +7,10 @@ import pytest
 
 from examples.vip_customers.demo import VIP
 from examples.vip_customers.tasks import Settings, project
-from local import databases
-from local.postgres import Postgres
+from local.processes import programs
+from local.servers.postgres_server import Postgres
 from messaging.runtime import Runtime
+from testing import databases
 from tests.vip_customers.shops import FakeShop, PostgresShop, Shop
 
 
@@ -17,7 +18,7 @@ from tests.vip_customers.shops import FakeShop, PostgresShop, Shop
 def vip_template(postgres: Postgres) -> str:
     """The name of a migrated database of the shop that is only ever copied."""
     url = databases.copy_database(postgres, "template1")
-    databases.migrate(url, VIP)
+    programs.migrate(url, VIP)
     return url.rpartition("/")[2]
 
 

@@ -7,14 +7,15 @@ from datetime import date
 from typing import Protocol
 
 from examples.vip_customers.handlers import ShopUnitOfWork, bus
-from examples.vip_customers.messages import CreateOrder, CustomerBecameVIP, OrderCreated
+from examples.vip_customers.messages import CreateOrder, OrderCreated
 from examples.vip_customers.model import History, Order
 from messaging.delivery import Delivery, new_id
 from messaging.fakes import InMemoryRepository, InMemoryUnitOfWork
-from messaging.postgres.deliveries import DeliveryJob
-from messaging.postgres.unit_of_work import CommandJob
+from messaging.postgres.attempts import Attempt
+from messaging.postgres.inbox import CommandJob
+from messaging.retry import RetryPolicy
 from messaging.runtime import Runtime
-from messaging.validation import from_dict
+from messaging.worker.events import deliver
 
 
 def order(number: int, customer_id: str = "harry", items: int = 1) -> CreateOrder:
@@ -66,7 +67,7 @@ class FakeShop(InMemoryUnitOfWork, ShopUnitOfWork):
     """The unit of work in memory; the bus runs whole in one process."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(bus.handlers_of)
         self.orders: FakeOrders = FakeOrders()
         self.histories: FakeHistories = FakeHistories()
         self.mails: FakeMails = FakeMails()
@@ -94,23 +95,19 @@ class PostgresShop:
 
     def take(self, order: CreateOrder) -> list[Delivery]:
         """Take an order and return the deliveries that are owed."""
-        uow = self.runtime.unit_of_work(CommandJob(new_id(), order, new_id()))
-        bus.handle(order, uow)
-        return uow.deliveries
+        owed: list[Delivery] = []
+        bus.handle_command(order, owed, self.runtime.unit_of_work(CommandJob(new_id(), order, new_id())))
+        return owed
 
     def deliver(self, delivery: Delivery) -> list[Delivery]:
         """Make a delivery, unless it was made, and return those that come of it."""
         if delivery.handler == "congratulate_vip_customer":
             self.congratulations.append(delivery.payload["customer_id"])
             return []
-        job = DeliveryJob(delivery.id, "test")
-        uow = self.runtime.unit_of_work(job)
-        with uow:
-            if job.delivery is None:
-                return []
-            self._handle(delivery, uow)
-            uow.commit()
-        return uow.deliveries
+        [handler] = bus.events[bus.event_types[delivery.event_type]]
+        return deliver(
+            self.runtime, handler, RetryPolicy(), Attempt(self.runtime.engine, delivery.id, "test")
+        )
 
     def deliver_all(self, deliveries: list[Delivery]) -> None:
         """Make deliveries and what comes of them."""
@@ -125,9 +122,8 @@ class PostgresShop:
         """Handle the event outside of any delivery, as an operator's edited copy would be."""
         uow = self.runtime.unit_of_work(CommandJob(new_id(), order(1), new_id()))
         with uow:
-            bus.events[OrderCreated][0](event, uow)
-            uow.commit()
-        self.deliver_all(uow.deliveries)
+            _, owed = bus.run(bus.events[OrderCreated][0], event, uow)
+        self.deliver_all(owed)
 
     def is_vip(self, customer_id: str) -> bool:
         with self.runtime.engine.begin() as connection:
@@ -136,8 +132,3 @@ class PostgresShop:
 
     def congratulated(self) -> list[str]:
         return self.congratulations
-
-    def _handle(self, delivery: Delivery, uow: object) -> None:
-        kind = {"OrderCreated": OrderCreated, "CustomerBecameVIP": CustomerBecameVIP}[delivery.event_type]
-        [handler] = bus.events[kind]
-        handler(from_dict(kind, delivery.payload), uow)

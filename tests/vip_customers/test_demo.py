@@ -11,7 +11,7 @@ import pytest
 
 from examples.vip_customers.demo.picture import draw
 from examples.vip_customers.demo.purchases import Count, growth, read
-from local.child import ROOT
+from local import ROOT
 
 PURCHASES = ROOT / "data" / "purchases.csv"
 HEADER = "customer_id,orderid,date,cds,amount\n"
@@ -42,7 +42,7 @@ def test_the_file_counts_746_customers_with_three_orders_or_more():
     assert growth(count.vips())[-1] == (date(1998, 6, 30), 746)
 
 
-def test_a_vip_is_one_since_the_third_order_by_date_however_the_lines_are_sorted(tmp_path: Path):
+def test_a_customer_is_a_vip_from_the_third_order_by_date_however_the_lines_are_sorted(tmp_path: Path):
     file = tmp_path / "purchases.csv"
     file.write_text(HEADER + "".join(sorted(CLEAN.splitlines(keepends=True), reverse=True)))
     count = Count()
@@ -70,7 +70,7 @@ def test_one_vip_on_one_day_can_be_drawn(tmp_path: Path):
     assert len(_svg(tmp_path / "growth.svg"))
 
 
-def test_a_file_of_another_shape_is_an_error_that_names_the_columns(tmp_path: Path):
+def test_a_file_without_the_expected_columns_is_an_error_that_names_them(tmp_path: Path):
     file = tmp_path / "other.csv"
     file.write_text("customer_id,orderid,date\n")
 
@@ -82,7 +82,7 @@ def test_a_file_of_another_shape_is_an_error_that_names_the_columns(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_demo_tells_its_story_and_ends_well_only_if_it_is_true(tmp_path: Path):
+def test_the_demo_plays_all_acts_and_succeeds_only_if_the_counts_agree(tmp_path: Path):
     file, data = tmp_path / "purchases.csv", tmp_path / "data"
     file.write_text(HEADER + CLEAN + DIRTY, encoding="utf-8")
 
@@ -95,7 +95,7 @@ def test_the_demo_tells_its_story_and_ends_well_only_if_it_is_true(tmp_path: Pat
         "refused 1 times: InvalidMessage: items must be a whole number",
         "refused 1 times: InvalidMessage: items must be at least 1",
         "refused 1 times: InvalidMessage: amount must be a whole number",
-        "What failed are 4 congratulations.",
+        "Only 4 congratulations failed.",
         "answered as the first time, without any effect",
     ):
         assert line in done.stdout

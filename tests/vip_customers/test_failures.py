@@ -1,4 +1,4 @@
-"""Failure apart: what goes wrong behind an order loses neither the order nor the congratulation."""
+"""Independent failures: what fails after an order loses neither the order nor the congratulation."""
 
 import os
 import subprocess
@@ -15,11 +15,12 @@ from celery import Celery
 from sqlalchemy import create_engine, text
 
 from examples.vip_customers.demo import VIP
-from local import programs, readiness
+from local import ROOT
 from local.addresses import Addresses
-from local.child import ROOT, Child
-from local.mail import MailSink
-from local.redis import Redis
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.servers.mail_server import MailSink
+from local.servers.redis_server import Redis
 from local.service import Service
 from local.waiting import eventually
 
@@ -136,7 +137,7 @@ def test_with_the_mail_server_down_every_order_is_taken_and_every_vip_congratula
         ("crashing_history", "WorkerCrashed: Parked"),
     ],
 )
-def test_with_a_bad_release_every_order_is_taken_and_the_repaired_one_makes_the_vips(
+def test_with_a_bad_release_every_order_is_taken_and_the_fixed_one_makes_the_vips(
     shop: RunningShop, mail_sink: MailSink, release: str, error: str
 ):
     bad = shop.worker(replace(VIP, app=f"tests.vip_customers.releases.{release}"), name=release)

@@ -1,4 +1,4 @@
-"""Histories in PostgreSQL under workers that deliver again, out of sequence and at the same time."""
+"""Histories in PostgreSQL under workers that deliver repeatedly, out of order and concurrently."""
 
 import random
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ def test_with_several_workers_each_customer_becomes_a_vip_once_at_the_third_orde
     assert all(postgres_shop.is_vip(customer) for customer in CUSTOMERS)
 
 
-def test_two_orders_that_are_recorded_at_once_by_several_workers_make_no_vip(postgres_shop):
+def test_two_orders_recorded_concurrently_make_no_vip(postgres_shop):
     owed = _shuffled(
         delivery for number in (1, 2) for delivery in postgres_shop.take(order(number)) * WORKERS
     )
@@ -42,7 +42,7 @@ def test_two_orders_that_are_recorded_at_once_by_several_workers_make_no_vip(pos
 
 
 def test_the_same_order_under_other_delivery_ids_counts_once(postgres_shop):
-    """An operator's edited copy is a delivery of its own, of the same event."""
+    """An operator's edited copy is another delivery of the same event."""
     [delivery] = postgres_shop.take(order(1))
     copies = [_copy(postgres_shop, delivery) for _ in range(6)]
 
@@ -52,7 +52,7 @@ def test_the_same_order_under_other_delivery_ids_counts_once(postgres_shop):
     assert not postgres_shop.is_vip("harry")
 
 
-def test_the_same_order_that_is_placed_at_once_by_several_senders_is_one_order(postgres_shop):
+def test_the_same_order_placed_concurrently_by_several_senders_is_one_order(postgres_shop):
     with ThreadPoolExecutor(WORKERS) as workers:
         answers = [workers.submit(postgres_shop.take, order(1)) for _ in range(WORKERS)]
         owed = [delivery for answer in answers if answer.exception() is None for delivery in answer.result()]

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from examples.vip_customers.demo import VIP
-from local.child import ROOT
+from local import ROOT
 from messaging.delivery import Status
 from tests.vip_customers.shops import PostgresShop, order
 
 
 @pytest.mark.parametrize("status", [*Status, "all"])
-def test_deliveries_are_listed_by_each_status_as_help_spells_it(postgres_shop: PostgresShop, status: str):
+def test_deliveries_are_listed_by_each_status_in_the_help(postgres_shop: PostgresShop, status: str):
     [delivery] = postgres_shop.take(order(1))
 
     listed = _tool(postgres_shop, "deliveries", "list", "--status", str(status), "--json")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from examples import vip_customers
-from local.child import ROOT
+from local import ROOT
 
 FOLDER = Path(vip_customers.__file__).parent
 

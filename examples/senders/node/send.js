@@ -1,5 +1,5 @@
 // Enqueue from Node.js: `npm install`, then `node send.js allocation.allocate '{"orderid": "o1", "sku": "LAMP", "qty": 3}'`.
-// Prints the result as JSON; a refusal is printed on the other stream, and the exit status is 1.
+// Prints the result as JSON, or an error on standard error with exit status 1.
 const celery = require("celery-node");
 
 const broker = process.env.BROKER_URL || "redis://127.0.0.1:6390/0";
@@ -9,7 +9,7 @@ const [task, fields] = process.argv.slice(2);
 async function main() {
   const client = celery.createClient(broker, results, "allocation.commands");
   if (broker.startsWith("amqp")) {
-    // The queue is the backend's: look whether it is there instead of declaring another kind of queue.
+    // The backend owns the queue: check that it exists instead of declaring it differently.
     const channel = await client.broker.channel;
     channel.assertQueue = (name) => channel.checkQueue(name);
   }

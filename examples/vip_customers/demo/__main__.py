@@ -15,19 +15,19 @@ from rich.text import Text
 from examples.vip_customers.demo import VIP
 from examples.vip_customers.demo.play import Play
 from examples.vip_customers.demo.purchases import read
-from local.child import ROOT
-from local.folder import FolderInUseError, hold, remove
+from local import ROOT
+from local.data_folder import FolderInUseError, hold, remove
 from local.ports import free_port
 from local.settings import LocalSettings
 from local.stack import Stack
 
-#: Quick failures, and no re-run but the operator's; what the user has set wins.
+#: Fail quickly, and leave re-runs to the operator; variables that the user has set win.
 QUICK = {
     "VIP_EVENT_MAX_RETRIES": "1",
     "VIP_EVENT_BACKOFF_MAX_S": "2",
     "VIP_RERUN_MAX": "0",
     "VIP_ANNOUNCE": "false",  # no other app listens
-    "VIP_RELAY_GRACE_S": "600",  # events queue up behind a sale like this; the relay need not send them again
+    "VIP_RELAY_GRACE_S": "600",  # events queue up behind such a sale; the relay need not send them again
 }
 
 
@@ -37,7 +37,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     for name, value in QUICK.items():
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does: all is stopped
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the demo as Ctrl-C does
     try:
         lines = sum(1 for _ in read(purchases))
         with (
@@ -56,10 +56,10 @@ def main() -> int:
 
 
 def _own_settings() -> LocalSettings:
-    """Return servers of the demo's own, empty and on free ports, whatever else runs on this machine."""
+    """Return settings for servers of the demo's own, empty and on free ports."""
     data = LocalSettings().folder
     with suppress(FolderInUseError):
-        hold(data).close()  # marks it as ours, so that `make clean` will remove it
+        hold(data).close()  # marks it as a data folder, so that `make clean` removes it
     remove(data / "vip")
     return LocalSettings(
         data_dir=data / "vip",

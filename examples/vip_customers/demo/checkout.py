@@ -1,4 +1,4 @@
-"""The shop's checkout: another app, which knows a task's name and the broker."""
+"""The shop's checkout: another app, which knows a task's name and the broker's address."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,34 +10,34 @@ from celery.result import AsyncResult
 
 from examples.vip_customers.demo.purchases import Order
 
-#: Orders in one message, and messages under way at once: the workers stay busy, and memory stays bounded.
+#: Orders in one message, and messages in flight at once: the workers stay busy, and memory stays bounded.
 BATCH, WINDOW = 50, 10
 ANSWER_TIMEOUT = 300.0  # seconds
 
 
 @dataclass
 class Checkout:
-    """Sends orders and hears of each whether it was taken."""
+    """Sends orders and reports which were taken."""
 
     app: Celery
     on_taken: Callable[[Order], object]
     refusals: Counter[str] = field(default_factory=Counter)  # by reason
 
     def send(self, orders: Iterable[Order], advance: Callable[[int], object]) -> None:
-        """Send orders as long as they come; `advance` is told how many were answered."""
+        """Send all orders; `advance` is called with the number answered."""
         under_way: deque[tuple[list[Order], AsyncResult]] = deque()
         for batch in _batches(orders):
             commands = [["vip.create_order", order] for order in batch]
-            # declare=(): the queue is the shop's to declare; another kind of queue would be refused.
+            # declare=(): the shop declares the queue; a different declaration would be rejected.
             sent = self.app.send_task("vip.many", (commands,), queue="vip.commands", declare=())
             under_way.append((batch, sent))
             if len(under_way) == WINDOW:
-                advance(self._hear(*under_way.popleft()))
+                advance(self._collect(*under_way.popleft()))
         while under_way:
-            advance(self._hear(*under_way.popleft()))
+            advance(self._collect(*under_way.popleft()))
 
-    def _hear(self, batch: list[Order], sent: AsyncResult) -> int:
-        """Take the answers to a message, and forget it, so that neither we nor Redis keep what is over."""
+    def _collect(self, batch: list[Order], sent: AsyncResult) -> int:
+        """Collect the answers to a message, then forget it: neither this process nor Redis keeps it."""
         for order, answer in zip(batch, sent.get(timeout=ANSWER_TIMEOUT), strict=True):
             if "error" in answer:
                 self.refusals["{type}: {message}".format(**answer["error"])] += 1

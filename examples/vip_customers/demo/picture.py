@@ -47,7 +47,7 @@ class Plot:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * vips / self.most, 1)
 
     def stairs(self, growth: Growth) -> str:
-        """Return the path of a number that stays the same until the day it grows."""
+        """Return the path of a number that stays constant between the days on which it grows."""
         steps = "".join(f"H{self.x(day)}V{self.y(vips)}" for day, vips in growth)
         return f"M{LEFT} {self.y(0)}{steps}H{WIDTH - RIGHT}"
 

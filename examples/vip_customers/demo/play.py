@@ -1,4 +1,4 @@
-"""The story that `make demo-vip` tells: a sale without a mail server, whose VIPs get their mail anyway."""
+"""The acts of `make demo-vip`: a sale while the mail server is down, whose VIPs get their mail anyway."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from examples.vip_customers.demo.checkout import Checkout
 from examples.vip_customers.demo.picture import draw
 from examples.vip_customers.demo.purchases import Count, growth, read
-from local.child import ROOT
+from local import ROOT
 from local.stack import Stack
 from local.waiting import eventually
 
@@ -28,7 +28,7 @@ CONGRATULATE = "congratulate_vip_customer"
 SENT_AGAIN = 200  # orders
 REASONS_SHOWN = 10
 
-# Whoever is a VIP, with the date of the third order; the sequence in which the events came does not matter.
+# Every VIP with the date of the third order, whatever the order in which the events arrived.
 VIPS = """
 SELECT customer_id, placed_on FROM (
     SELECT histories.customer_id, placed_on,
@@ -42,14 +42,14 @@ class PlayFailedError(RuntimeError):
 
 
 class Play:
-    """One play of a file on a running shop whose mail server is down."""
+    """One run of a file on a started shop whose mail server is down."""
 
     def __init__(self, console: Console, stack: Stack, checkout: Celery, purchases: Path, lines: int) -> None:
         self.console = console
         self.stack = stack
         self.purchases = purchases
         self.lines = lines
-        self.count = Count()  # of what was taken
+        self.count = Count()  # of the orders taken
         self.checkout = Checkout(checkout, self.count.add)
 
     def all_acts(self) -> None:
@@ -62,16 +62,16 @@ class Play:
         self._sell()
         vips = len(self.count.vips())
         self._wait_until("failed", vips)
-        self._act(f"Every order was taken all the same. What failed are {vips:,} congratulations.")
+        self._act(f"Every order was taken anyway. Only {vips:,} congratulations failed.")
         self._show_deliveries()
-        self._act("The mail server comes back, and an operator has what failed run again.")
+        self._act("The mail server comes back, and an operator re-runs the failed deliveries.")
         self.stack.supervisor.resume("mail")
         self._operator("deliveries", "rerun", "--handler", CONGRATULATE, "--limit", str(max(vips, 1)))
-        self._act("Some customers press the button twice: their orders are sent once more.")
+        self._act("Some customers click twice: their orders are sent again.")
         self._sell_again()
         self._wait_until("done", vips)
         self._show_deliveries()
-        self._act("What the shop knows, beside an account kept from the file alone.")
+        self._act("The shop's records are compared with a count of the file.")
         self._compare()
         self._draw()
 
@@ -121,7 +121,7 @@ class Play:
         subprocess.run(tool, env=environment, cwd=ROOT, check=True)
 
     def _compare(self) -> None:
-        """Show both accounts, and see that they agree."""
+        """Show both counts and check that they agree."""
         counted, mails = self.count.vips(), self.stack.mail.mails.all() if self.stack.mail else []
         accounts = {
             "orders": (self.count.number_of_orders, self._sql("SELECT count(*) FROM orders")[0][0]),
@@ -140,7 +140,7 @@ class Play:
         if counted != self.vips:
             wrong.append("who is a VIP since when")
         if wrong:
-            raise PlayFailedError(f"the accounts differ: {', '.join(wrong)}")
+            raise PlayFailedError(f"the counts differ: {', '.join(wrong)}")
 
     def _draw(self) -> None:
         if not self.vips:
@@ -169,6 +169,6 @@ class Play:
 
 
 def _customer_of(mail: EmailMessage) -> str:
-    """Return whom a mail is for; Python's reader leaves letters beyond ASCII in an address undecoded."""
+    """Return a mail's recipient; Python's parser leaves non-ASCII letters of an address undecoded."""
     username: str = mail["To"].addresses[0].username
     return username.encode("utf-8", "surrogateescape").decode("utf-8")

@@ -1,4 +1,4 @@
-"""The file of purchases, and what it says by itself about who is a VIP and since when."""
+"""The file of purchases, and an independent count of who became a VIP and when."""
 
 import csv
 from collections import Counter, defaultdict
@@ -15,11 +15,11 @@ COLUMNS = ("customer_id", "orderid", "date", "cds", "amount")
 
 
 class NotPurchasesError(RuntimeError):
-    """The file is not of that shape."""
+    """The file lacks expected columns."""
 
 
 def read(file: Path) -> Iterator[Order]:
-    """Yield the file's lines as orders, one at a time; values that are none stay for the shop to refuse.
+    """Yield the file's lines as orders, one at a time; invalid values are left for the shop to refuse.
 
     Raises:
         NotPurchasesError: naming the columns that are missing.
@@ -40,12 +40,12 @@ def read(file: Path) -> Iterator[Order]:
 
 @dataclass
 class Count:
-    """An account of its own, kept in this process: the third order by date makes a VIP."""
+    """An independent count in this process: the third order by date makes a VIP."""
 
     orders: dict[str, dict[str, date]] = field(default_factory=lambda: defaultdict(dict))
 
     def add(self, order: Order) -> None:
-        """Note an order that was taken; a second line of the same order changes nothing."""
+        """Record an order that was taken; a second line of the same order changes nothing."""
         self.orders[order["customer_id"]][order["orderid"]] = date.fromisoformat(order["placed_on"])
 
     @property
@@ -61,7 +61,7 @@ class Count:
 
 
 def growth(vips: dict[str, date]) -> list[tuple[date, int]]:
-    """Return how many VIPs there were at the end of each day on which one was made."""
+    """Return the number of VIPs at the end of each day on which it grew."""
     total, steps = 0, []
     for day, new in sorted(Counter(vips.values()).items()):
         total += new

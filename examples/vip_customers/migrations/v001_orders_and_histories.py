@@ -1,4 +1,4 @@
-"""Orders, and what they come to per customer."""
+"""Orders, and the histories of customers."""
 
 from alembic import op
 

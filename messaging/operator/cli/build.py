@@ -1,4 +1,4 @@
-"""Put the tool of a project together."""
+"""Build the tool of a project."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import click
 
 from messaging import __version__
 from messaging.operator.cli import reruns  # noqa: F401  # adds to `deliveries`
+from messaging.operator.cli.check import check
+from messaging.operator.cli.commands import commands_of
 from messaging.operator.cli.dead_letters import dead_letters
 from messaging.operator.cli.deliveries import deliveries
-from messaging.operator.cli.everyday import check, commands_of, load, migrate, replay
+from messaging.operator.cli.load import load
+from messaging.operator.cli.migrate import migrate
+from messaging.operator.cli.replay import replay
 from messaging.operator.cli.tool import EXIT_STATUSES, Tool, ToolGroup
 from messaging.project import Project
 
 
 def operator_tool(project: Project, app: str, version: str | None = None) -> click.Group:
-    """Return the command line of a project; add commands of its own with `add_command`.
+    """Return the command line of a project; add further commands with `add_command`.
 
     Args:
-        project: whose messages, settings and tables it works with.
+        project: the project whose messages, settings and tables it uses.
         app: where the Celery app is, as "module:name"; imported when a command first needs it.
         version: what `--version` prints, else the version of the bus.
     """
@@ -28,7 +32,7 @@ def operator_tool(project: Project, app: str, version: str | None = None) -> cli
             "help_option_names": ["-h", "--help"],
             "max_content_width": 110,
         },
-        help=f"The operator's tool of {project.name}: look, understand, re-run, and send by hand.",
+        help=f"Operator's tool of {project.name}: check, re-run deliveries, replay messages, send commands.",
         epilog=f"""Example:
   {{prog}} check
   {{prog}} deliveries list
@@ -36,7 +40,7 @@ def operator_tool(project: Project, app: str, version: str | None = None) -> cli
 
 Environment: {{PROJECT}}_DATABASE_URL, {{PROJECT}}_BROKER_URL,
 {{PROJECT}}_RESULT_BACKEND_URL, {{PROJECT}}_SMTP_URL
-and all other settings; a file .env is read as well. NO_COLOR turns colours off.
+and every other setting; a .env file is read too. NO_COLOR turns colours off.
 
 {EXIT_STATUSES}""",
         no_args_is_help=True,

@@ -1,4 +1,4 @@
-"""`deliveries …`: what is owed to event handlers, what failed, and what to do about it."""
+"""`deliveries …`: list, show, edit and count the deliveries of events to their handlers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from uuid import UUID
 
 import click
 
-from messaging.delivery import Status
-from messaging.operator.actions import DeliveryActions
+from messaging.delivery import Delivery, Status
+from messaging.messages import Event
 from messaging.operator.cli import story
 from messaging.operator.cli.options import (
     chosen,
@@ -19,12 +19,11 @@ from messaging.operator.cli.options import (
 )
 from messaging.operator.cli.output import age, console, print_json, print_table, when
 from messaging.operator.cli.tool import Failure, Group, Tool
-from messaging.operator.deliveries import Deliveries, DeliveryRow
-from messaging.operator.filters import DeliveryFilter
+from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.loading import from_text
 from messaging.operator.stats import Statistics
-from messaging.worker.housekeeping import send_known
-from messaging.worker.sender import shown_event
+from messaging.postgres.filters import DeliveryFilter
+from messaging.worker.dispatcher import shown_event
 
 SHOWN_ERROR = 120  # characters of an error in a table
 
@@ -39,37 +38,37 @@ pass_tool = click.make_pass_decorator(Tool)
   {prog} deliveries rerun --error "Connection refused" --dry-run""",
 )
 def deliveries() -> None:
-    """See, understand and re-run what event handlers failed to do.
+    """Inspect and re-run deliveries of events to their handlers.
 
-    A delivery is one event for one handler. It is pending until its handler has done it, failed when the
-    attempts are used up, and discarded when somebody gave it up.
+    A delivery is one event for one handler. It is pending until its handler succeeds, failed once its
+    attempts are used up, and discarded if an operator gives it up.
     """
 
 
 @deliveries.command(
     "list",
     epilog="""Example:
-  {prog} deliveries list --status failed --handler send_out_of_stock_notification --since 2h
+  {prog} deliveries list --status failed --handler {handler} --since 2h
   {prog} deliveries list --correlation 4c1e7b0e-8f53-4a40-9a3c-0d2f5c9c7d11""",
 )
 @click.option(
     "--status", "statuses", multiple=True, type=click.Choice([*(status.value for status in Status), "all"]),
-    help="State, may be given again.  [default: failed; with --correlation: all]",
+    help="State; may be repeated.  [default: failed; with --correlation: all]",
 )  # fmt: skip
 @filters
 @list_limit_option
 @json_option
 @pass_tool
 def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, **options: Any) -> None:
-    """List deliveries, the last that ended first."""
+    """List deliveries, those that ended last first."""
     which = chosen(tool, **options)
-    rows = Deliveries(tool.runtime.engine).find(which, _states(statuses, which), limit)
+    rows = DeliveryQueries(tool.runtime.engine).find(which, _states(statuses, which), limit)
     if as_json:
         print_json([_record(tool, row) for row in rows])
     elif rows:
         print_table(("id", "status", "since", "what"), (_line(tool, row) for row in rows))
     else:
-        console().print("There is none.")
+        console().print("No deliveries match.")
 
 
 def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
@@ -78,18 +77,18 @@ def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
     return [Status(status) for status in dict.fromkeys(statuses)] or [Status.FAILED]
 
 
-def _line(tool: Tool, row: DeliveryRow) -> tuple[object, ...]:
+def _line(tool: Tool, row: Delivery) -> tuple[object, ...]:
     tries = f"{row.attempts} tries" + (f", re-run {row.reruns}" if row.reruns else "")
     error = f"\n{row.last_error[:SHOWN_ERROR]}" if row.last_error else ""
     what = f"{_event(tool, row)} for {row.handler}, {tries}{error}"
     return row.id, row.status, row.finished_at or row.created_at, what
 
 
-def _event(tool: Tool, row: DeliveryRow) -> str:
-    return shown_event(tool.project, row.event_type, row.payload)
+def _event(tool: Tool, row: Delivery) -> str:
+    return shown_event(tool.project, row)
 
 
-def _record(tool: Tool, row: DeliveryRow) -> dict[str, Any]:
+def _record(tool: Tool, row: Delivery) -> dict[str, Any]:
     return {**asdict(row), "event": _event(tool, row)}
 
 
@@ -98,41 +97,45 @@ def _record(tool: Tool, row: DeliveryRow) -> dict[str, Any]:
 @json_option
 @pass_tool
 def show(tool: Tool, delivery_id: UUID, as_json: bool) -> None:
-    """Show one delivery: the event, each attempt, the command that caused it and what came of that."""
-    found = Deliveries(tool.runtime.engine).story(str(delivery_id))
+    """Show one delivery: its event, its attempts, and the command that caused it with its result."""
+    found = DeliveryQueries(tool.runtime.engine).story(str(delivery_id))
     if found is None:
         raise Failure(f"There is no delivery {delivery_id}")
     if as_json:
-        print_json({**asdict(found), "event": _event(tool, found.delivery)})
+        shown = {
+            "delivery": _record(tool, found.delivery),
+            "through": [_record(tool, row) for row in found.through],
+            "related": [_record(tool, row) for row in found.related],
+        }
+        print_json({**asdict(found), **shown, "event": _event(tool, found.delivery)})
     else:
         story.print_story(tool.project, found)
 
 
 @deliveries.command(
-    epilog="Example:\n  {prog} deliveries edit 0198c6a2-0000-7000-8000-000000000000 sku=LAMP-2"
+    epilog="Example:\n  {prog} deliveries edit 0198c6a2-0000-7000-8000-000000000000 {field}=VALUE"
 )
 @click.argument("delivery_id", metavar="ID", type=click.UUID)
 @click.argument("changes", metavar="FIELD=VALUE...", nargs=-1, required=True)
 @pass_tool
 def edit(tool: Tool, delivery_id: UUID, changes: tuple[str, ...]) -> None:
-    """Run a corrected copy of a failed delivery; the original becomes discarded, and names the copy."""
-    row = Deliveries(tool.runtime.engine).get(str(delivery_id))
+    """Run a corrected copy of a failed delivery; the original is discarded and names the copy."""
+    row = DeliveryQueries(tool.runtime.engine).get(str(delivery_id))
     if row is None:
         raise Failure(f"There is no delivery {delivery_id}")
-    actions, grace_s = DeliveryActions(tool.runtime.engine, tool.actor), tool.runtime.settings.relay_grace_s
-    copy, event = actions.edit(tool.project, row.id, _changes(tool, row, changes), grace_s)
-    send_known(tool.app, tool.runtime, [copy])
-    console().print(f"{event} goes to {row.handler} as {copy.id}; {row.id} is discarded.")
-
-
-def _changes(tool: Tool, row: DeliveryRow, changes: tuple[str, ...]) -> dict[str, Any]:
     kind = tool.project.bus.event_types.get(row.event_type)
     if kind is None:
         raise Failure(f"This release has no event {row.event_type}")
+    copy = tool.runtime.outbox.edit(row.id, kind, _changes(kind, changes), tool.actor)
+    tool.dispatcher.send_known([copy])
+    console().print(f"{copy.event!r} goes to {row.handler} as {copy.id}; {row.id} is discarded.")
+
+
+def _changes(kind: type[Event], changes: tuple[str, ...]) -> dict[str, Any]:
     pairs = [change.partition("=") for change in changes]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:
-        raise click.UsageError(f"{wrong[0]!r} is not written FIELD=VALUE.")
+        raise click.UsageError(f"Write {wrong[0]!r} as FIELD=VALUE.")
     return {name: from_text(kind, name, value) for name, _, value in pairs}
 
 
@@ -140,7 +143,7 @@ def _changes(tool: Tool, row: DeliveryRow, changes: tuple[str, ...]) -> dict[str
 @json_option
 @pass_tool
 def stats(tool: Tool, as_json: bool) -> None:
-    """Count deliveries by state and handler, failures by hour, and say how old the oldest pending one is."""
+    """Count deliveries by state and handler and failures by hour; show the age of the oldest pending one."""
     found = Statistics(tool.runtime.engine).overview()
     counts = [
         {"status": status, "handler": handler, "count": n}
@@ -153,7 +156,7 @@ def stats(tool: Tool, as_json: bool) -> None:
     rows = ((f"{c['count']:,}", c["status"], c["handler"]) for c in counts)
     print_table(("count", "status", "handler"), rows)
     console().print(f"\noldest pending: {age(found.oldest_pending_s)}")
-    console().print(f"dead letters that wait: {sum(found.dead_letters.values()):,}")
+    console().print(f"open dead letters: {sum(found.dead_letters.values()):,}")
     if found.failures:
         console().print("\nfailed attempts by hour")
         print_table(("hour", "count"), ((when(hour), n) for hour, n in found.failures.items()))

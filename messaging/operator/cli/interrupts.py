@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a turn, so that what is done can be said to the last one."""
+"""Ctrl-C that waits for the end of a turn, so that the tool can report exactly what was done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def between_turns() -> Iterator[threading.Event]:
-    """Give an event that the first Ctrl-C sets; the second one interrupts as ever."""
+    """Yield an event that the first Ctrl-C sets; a second one interrupts as usual."""
     stop = threading.Event()
 
     def first(_number: int, _frame: object) -> None:

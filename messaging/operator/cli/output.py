@@ -1,4 +1,4 @@
-"""Tables and times for people, JSON for scripts. Colour only on a terminal, and not where NO_COLOR is set."""
+"""Tables and times for people, JSON for scripts. Colour only on a terminal, unless NO_COLOR is set."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-#: Columns of a table that goes into a file or a pipe, which have no width of their own.
+#: Width of a table in a file or a pipe, in characters.
 PIPE_WIDTH = 200
+
+#: Characters that a column with sentences needs to be readable.
+SENTENCE = 30
+INDENT = (0, 0, 0, 2)
 
 STYLES = {
     "pending": "yellow", "done": "green", "failed": "red", "discarded": "dim",
@@ -24,12 +29,12 @@ STYLES = {
 
 
 def console() -> Console:
-    """Return where results go."""
+    """Return the console for results."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
 
 
 def progress() -> Progress:
-    """Return a progress bar on the error stream; none where that is no terminal."""
+    """Return a progress bar on standard error, disabled unless that is a terminal."""
     errors = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -42,18 +47,35 @@ def progress() -> Progress:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows; what is too wide for the terminal wraps, but for the first column, which is for copying."""
-    console().print(table_of(columns, rows))
+    """Print rows as a table, or as paragraphs where the terminal is too narrow for one."""
+    out = console()
+    out.print(laid_out(columns, rows, out.width))
 
 
-def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return rows as a table."""
+def laid_out(columns: Sequence[str], rows: Iterable[Sequence[object]], width: int) -> RenderableType:
+    """Return rows as a table; as paragraphs if its last column would have to wrap at less than `SENTENCE`."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    if not cells or width - sum(widths[:-1]) - 2 * len(widths) >= min(SENTENCE, widths[-1]):
+        return _table(columns, cells)
+    paragraphs: list[RenderableType] = []
+    for *first, last in cells:
+        paragraphs += [Text("  ").join(first), Padding(last, INDENT)]
+    return Group(*paragraphs)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Text]]) -> Table:
+    """Return rows as a table; the first column never wraps, since it is for copying."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         table.add_column(name, no_wrap=number == 0, overflow="fold")
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*row)
     return table
+
+
+def _width(cell: Text) -> int:
+    return max((line.cell_len for line in cell.split("\n")), default=0)
 
 
 def print_json(value: object) -> None:
@@ -62,7 +84,7 @@ def print_json(value: object) -> None:
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, a line each; what is None is left out."""
+    """Print names and values, one per line, leaving out those without a value."""
     for name, value in facts:
         if value is not None and value != "":
             console().print(Text(f"{name + ':':<13}", "bold") + _cell(value), soft_wrap=True)
@@ -87,7 +109,7 @@ def _cell(value: object) -> Text:
 
 
 def printable(text: str) -> str:
-    """Return a text that cannot drive the terminal: control characters are shown, newlines and tabs stay."""
+    """Return a text that is safe to print: control characters are escaped, newlines and tabs stay."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
         for letter in text
@@ -101,4 +123,4 @@ def _jsonable(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
-    raise TypeError(f"{type(value).__name__} has no JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,4 +1,4 @@
-"""`deliveries rerun` and `deliveries discard`: what happens to many at once."""
+"""`deliveries rerun` and `deliveries discard`: actions on many deliveries at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from uuid import UUID
 
 import click
 
-from messaging.delivery import Status
-from messaging.operator.actions import DeliveryActions
+from messaging.delivery import Delivery, Status
 from messaging.operator.cli.deliveries import deliveries
 from messaging.operator.cli.interrupts import between_turns
-from messaging.operator.cli.options import TEXT, chosen, filters, ids_argument, must_choose
+from messaging.operator.cli.options import REASON, chosen, filters, ids_argument, must_choose
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
-from messaging.operator.deliveries import Deliveries, DeliveryRow
-from messaging.operator.filters import DeliveryFilter
-from messaging.operator.reruns import Rerun
+from messaging.operator.deliveries import DeliveryQueries
+from messaging.operator.reruns import outcome
+from messaging.postgres.filters import DeliveryFilter
+from messaging.worker.dispatcher import RerunTurn
 
 WAIT_STEP_S = 0.2
 
@@ -30,55 +30,63 @@ pass_tool = click.make_pass_decorator(Tool)
   {prog} deliveries rerun --error "Connection refused" --since 2h --dry-run
   {prog} deliveries rerun --all --limit 5000 --rate 20
 
-A delivery that is done or running is never run again. Ctrl-C stops between two turns: what was put back
-goes on, the rest stays failed, and the same line takes up where it stopped.""",
+A delivery that is done or running is never run again. Ctrl-C stops between two turns: deliveries that were
+put back will run, the rest stay failed. Run the same command again to continue.""",
 )
 @ids_argument
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be run again.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be run again.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
-@click.option("--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="Not faster than this.")
-@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait that long for what comes of it.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="At most this many a second."
+)
+@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait up to this long for the outcome.")
 @pass_tool
 def rerun(
     tool: Tool, /, ids: tuple[UUID, ...], everything: bool, dry_run: bool, limit: int, **options: Any
 ) -> None:
-    """Run failed deliveries again, by id or by filter, those that failed first."""
+    """Run failed deliveries again, by id or by filter, the earliest failures first."""
     rate, wait_s = options.pop("rate"), options.pop("wait_s")
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
-    counts = Deliveries(tool.runtime.engine).count_failed(which)
+    counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
     if dry_run:
         _say_what_would_happen(counts, limit, "run again")
         return
     _say_what_is_left_alone(tool, ids)
-    began = DeliveryActions(tool.runtime.engine, tool.actor).clock()
-    put_back = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
-    console().print(f"{put_back:,} put back and sent.")
+    turns = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
+    put_back = tuple(delivery.id for turn in turns for delivery in turn.deliveries)
+    console().print(outcome(turns))
     if sum(counts.values()) > limit:
-        console().print(f"{sum(counts.values()) - limit:,} more are still failed; --limit takes more.")
+        console().print(
+            f"{sum(counts.values()) - limit:,} more are still failed; raise --limit to include them."
+        )
     if wait_s is not None and put_back:
-        _wait(tool, DeliveryFilter(ids=_put_back_since(tool, began, put_back)), wait_s)
+        _wait(tool, put_back, wait_s)
     if ids and not put_back:
         raise SystemExit(REFUSED)
 
 
-def _rerun(tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None) -> int:
+def _rerun(
+    tool: Tool, which: DeliveryFilter, expected: int, limit: int, rate: float | None
+) -> list[RerunTurn]:
+    turns: list[RerunTurn] = []
     done = 0
     with between_turns() as stop, progress() as bar:
         task = bar.add_task("re-running", total=expected)
-        for count in Rerun(tool.app, tool.runtime, tool.actor, stop.wait).run(which, limit, rate):
-            done += count
-            bar.advance(task, count)
+        for turn in tool.dispatcher.rerun(which, tool.actor, limit, rate, stop.wait):
+            turns.append(turn)
+            done += len(turn.deliveries)
+            bar.advance(task, len(turn.deliveries))
             if stop.is_set():
                 break
     if stop.is_set() and done < expected:
         raise Interrupted(
-            f"Interrupted: {done:,} of {expected:,} were put back and are on their way, the others are still"
-            " failed. The same line again goes on with those."
+            f"Interrupted: {done:,} of {expected:,} were put back and will run, the others are still failed."
+            " Run the same command again to continue."
         )
-    return done
+    return turns
 
 
 def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb: str) -> None:
@@ -86,7 +94,7 @@ def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb:
     if counts:
         rows = ((f"{n:,}", event, handler) for (event, handler), n in counts.items())
         print_table(("failed", "event", "handler"), rows)
-    capped = f"; --limit {limit} takes those that failed first" if total > limit else ""
+    capped = f"; --limit {limit} takes the earliest failures" if total > limit else ""
     console().print(f"{min(total, limit):,} of {total:,} would be {verb}{capped}.")
 
 
@@ -95,26 +103,22 @@ def _say_what_is_left_alone(tool: Tool, ids: tuple[UUID, ...]) -> None:
     for delivery_id in map(str, ids):
         row = known.get(delivery_id)
         if row is None:
-            console().print(f"{delivery_id} is no delivery.")
+            console().print(f"There is no delivery {delivery_id}.")
         elif row.status is not Status.FAILED:
-            console().print(f"{delivery_id} is {row.status}, and left alone.")
+            console().print(f"{delivery_id} is {row.status}: left unchanged.")
 
 
-def _rows(tool: Tool, ids: tuple[str, ...]) -> list[DeliveryRow]:
-    return Deliveries(tool.runtime.engine).find(DeliveryFilter(ids=ids), limit=len(ids))
+def _rows(tool: Tool, ids: tuple[str, ...]) -> list[Delivery]:
+    return DeliveryQueries(tool.runtime.engine).find(DeliveryFilter(ids=ids), limit=len(ids))
 
 
-def _put_back_since(tool: Tool, began: Any, limit: int) -> tuple[str, ...]:
-    return DeliveryActions(tool.runtime.engine, tool.actor).rerun_since(began, limit)
-
-
-def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
-    """Wait until nothing of it is pending, and say what came of it."""
+def _wait(tool: Tool, ids: tuple[str, ...], wait_s: float) -> None:
+    """Wait until none of these deliveries is pending, and print how they ended."""
     deadline = time.monotonic() + wait_s
-    rows = _rows(tool, which.ids)
+    rows = _rows(tool, ids)
     while any(row.status is Status.PENDING for row in rows) and time.monotonic() < deadline:
         time.sleep(WAIT_STEP_S)
-        rows = _rows(tool, which.ids)
+        rows = _rows(tool, ids)
     states = [row.status for row in rows]
     console().print(", ".join(f"{states.count(s):,} {s}" for s in Status if s in states) + ".")
     if set(states) != {Status.DONE}:
@@ -123,14 +127,14 @@ def _wait(tool: Tool, which: DeliveryFilter, wait_s: float) -> None:
 
 @deliveries.command(
     epilog="""Example:
-  {prog} deliveries discard --event OutOfStock --older-than 7d --reason "long ago"
+  {prog} deliveries discard --event {event} --older-than 7d --reason "long ago"
 """
 )
 @ids_argument
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
-@click.option("--reason", required=True, type=TEXT, help="Why; it is kept with the delivery.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be discarded.")
+@click.option("--reason", required=True, type=REASON, help="Why; stored with the delivery.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be discarded.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
 @pass_tool
 def discard(
@@ -143,16 +147,15 @@ def discard(
     limit: int,
     **options: Any,
 ) -> None:
-    """Give failed deliveries up for good, with a reason."""
+    """Discard failed deliveries, with a reason. This is final: a discarded delivery cannot be re-run."""
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
     if dry_run:
-        counts = Deliveries(tool.runtime.engine).count_failed(which)
+        counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
         _say_what_would_happen(counts, limit, "discarded")
         return
     _say_what_is_left_alone(tool, ids)
-    actions = DeliveryActions(tool.runtime.engine, tool.actor)
-    gone = actions.discard(which, actions.clock(), limit, reason)
-    console().print(f"{len(gone):,} discarded.")
+    gone = tool.runtime.outbox.discard(which, tool.actor, limit, reason)
+    console().print(f"{len(gone):,} discarded for good.")
     if ids and not gone:
         raise SystemExit(REFUSED)

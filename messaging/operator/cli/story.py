@@ -5,15 +5,15 @@ from __future__ import annotations
 from rich.text import Text
 
 from messaging.operator.cli.output import console, print_facts, printable, when
-from messaging.operator.deliveries import Attempt, DeliveryRow, Story
+from messaging.operator.deliveries import FailedAttempt, Story
 from messaging.project import Project
-from messaging.worker.sender import shown_event
+from messaging.worker.dispatcher import shown_event
 
 
 def print_story(project: Project, story: Story) -> None:
-    """Print all that is known of a delivery; its event first, as a line to paste into Python."""
+    """Print everything known about a delivery; its event first, as a line to paste into Python."""
     row = story.delivery
-    console().print(Text(_event(project, row), "bold"), soft_wrap=True)
+    console().print(Text(shown_event(project, row), "bold"), soft_wrap=True)
     print_facts(
         (
             ("delivery", row.id),
@@ -33,22 +33,18 @@ def print_story(project: Project, story: Story) -> None:
     _print_related(project, story)
 
 
-def _event(project: Project, row: DeliveryRow) -> str:
-    return shown_event(project, row.event_type, row.payload)
-
-
 def _print_cause(project: Project, story: Story) -> None:
     _title("Caused by")
     for row in story.through:
-        _say(f"{_event(project, row)} for {row.handler}, delivery {row.id}")
+        _say(f"{shown_event(project, row)} for {row.handler}, delivery {row.id}")
     if story.cause:
         _say(f"{story.cause.command}, task {story.cause.task_id}")
         _say(f"answered {story.cause.result!r} at {when(story.cause.at)}")
     else:
-        _say(f"command {story.delivery.correlation_id}, whose answer is no longer kept or never was")
+        _say(f"command {story.delivery.correlation_id}, whose answer was pruned, or never stored")
 
 
-def _print_attempts(attempts: list[Attempt]) -> None:
+def _print_attempts(attempts: list[FailedAttempt]) -> None:
     _title("Failed attempts")
     if not attempts:
         _say("none")
@@ -72,7 +68,7 @@ def _print_related(project: Project, story: Story) -> None:
     if story.related:
         _title("Other deliveries of the same command")
     for row in story.related:
-        _say(f"{row.id} {row.status}: {_event(project, row)} for {row.handler}")
+        _say(f"{row.id} {row.status}: {shown_event(project, row)} for {row.handler}")
 
 
 def _title(text: str) -> None:

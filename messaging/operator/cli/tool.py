@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import getpass
+import socket
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -13,15 +15,17 @@ from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 
+from messaging.client import Client
 from messaging.errors import InvalidMessage, MessagingError, Unavailable, describe
-from messaging.operator.actions import here
+from messaging.messages import Command, Event
 from messaging.operator.check import settings_problem
-from messaging.operator.sending import Sender
+from messaging.postgres.inbox import known_errors
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
 from messaging.runtime import Runtime
+from messaging.worker.dispatcher import Dispatcher
 
-#: Exit status of `Failure`, for commands that have said already what is wrong.
+#: Exit status of `Failure`, for commands that have already printed what is wrong.
 REFUSED = 1
 
 EXIT_STATUSES = """\b
@@ -30,15 +34,15 @@ Exit status:
   1    refused, not found, or something is not in order
   2    the command line is wrong
   3    a server or a worker does not answer
-  130  interrupted by Ctrl-C; what was done stays done, and is said"""
+  130  interrupted by Ctrl-C; what was done is kept and printed"""
 
 
-#: What most commands work with; those that need other servers name them.
+#: What most commands read; those that need other servers name their own.
 ENVIRONMENT = "Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL; NO_COLOR turns colours off."
 
 
 class Failure(click.ClickException):
-    """Ends the tool with a line on the error stream: what was asked for is refused or not there."""
+    """Ends the tool with a line on standard error: the request was refused, or something was not found."""
 
     exit_code = 1
 
@@ -74,23 +78,40 @@ class Tool:
         return app
 
     @cached_property
-    def sender(self) -> Sender:
-        """Return what sends commands as another app does."""
-        return Sender(self.app, self.runtime)
+    def dispatcher(self) -> Dispatcher:
+        """Return what sends deliveries and dead letters again."""
+        return Dispatcher(self.app, self.runtime)
+
+    @cached_property
+    def client(self) -> Client:
+        """Return the project's client, as other apps have it."""
+        settings = self.runtime.settings
+        return Client(
+            self.project.name,
+            settings.broker_url,
+            settings.result_backend_url,
+            refusals=known_errors(self.project.refusals).values(),
+            signing=settings.signing,
+            ca_file=settings.tls_ca_file,
+        )
 
     @property
     def actor(self) -> str:
-        """Return who works with the tool."""
-        return here()
+        """Return who runs this program, as `name@host`."""
+        try:
+            name = getpass.getuser()
+        except (KeyError, OSError):  # a container's user may have no name
+            name = "unknown"
+        return f"{name}@{socket.gethostname()}"
 
 
 class Documented(click.Command):
-    """A command whose epilog names the program: `{prog}` becomes `python -m <project>`."""
+    """A command whose epilog has placeholders: `{prog}` becomes `python -m <project>`."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples."""
+        """Write the epilog."""
         if self.epilog:
-            names = {"{prog}": ctx.find_root().info_name or "", "{PROJECT}": ctx.obj.project.name.upper()}
+            names = {"{prog}": ctx.find_root().info_name or "", **placeholders(ctx.obj.project)}
             text = (
                 self.epilog if "Environment:" in self.epilog else f"{self.epilog.rstrip()}\n\n{ENVIRONMENT}"
             )
@@ -102,7 +123,7 @@ class Documented(click.Command):
 
 
 class Group(Documented, click.Group):
-    """A group of commands; its commands are documented the same way."""
+    """A group whose commands are documented the same way."""
 
     command_class = Documented
     group_class = type
@@ -131,6 +152,21 @@ class ToolGroup(Group):
             raise NoAnswer(f"The broker or the result backend is away: {describe(error)}") from error
         except KeyboardInterrupt:
             raise Interrupted("Interrupted") from None
+
+
+def placeholders(project: Project) -> dict[str, str]:
+    """Return names of the project for the examples of an epilog, by their placeholders."""
+    command = next(iter(project.bus.commands), Command)
+    handled = ((kind, handlers[0].__name__) for kind, handlers in project.bus.events.items() if handlers)
+    event, handler = next(handled, (Event, "HANDLER"))
+    return {
+        "{project}": project.name,
+        "{PROJECT}": project.name.upper(),
+        "{message}": f"{command.__name__}({', '.join(f'{field.name}=…' for field in fields(command))})",
+        "{event}": event.__name__,
+        "{handler}": handler,
+        "{field}": next((field.name for field in fields(event)), "FIELD"),
+    }
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,33 @@
+"""Readiness checks: one function per kind of program."""
+
+import smtplib
+import urllib.request
+from urllib.parse import urlsplit
+
+from celery import Celery
+from celery.utils.nodenames import gethostname
+
+from local.ports import LOOPBACK
+
+
+def workers_answer(broker_url: str, *names: str) -> bool:
+    """Tell whether the workers `<name>@<this host>` all answer a ping over the broker."""
+    wanted = {f"{name}@{gethostname()}" for name in names}
+    with Celery(broker=broker_url, set_as_current=False) as app:
+        replies = app.control.ping(destination=sorted(wanted), timeout=1.0)
+    return wanted <= {node for reply in replies for node in reply}
+
+
+def flower_answers(port: int) -> bool:
+    """Tell whether Flower's health check passes."""
+    with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/healthcheck", timeout=2) as response:
+        return bool(response.status == 200)
+
+
+def mail_answers(url: str) -> bool:
+    """Tell whether the SMTP server at `url` greets."""
+    parts = urlsplit(url)
+    secure = parts.scheme == "smtps"
+    kind = smtplib.SMTP_SSL if secure else smtplib.SMTP
+    with kind(parts.hostname or LOOPBACK, parts.port or (465 if secure else 25), timeout=5) as client:
+        return client.noop()[0] == 250

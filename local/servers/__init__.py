@@ -1,0 +1,1 @@
+"""Servers on loopback over folders of their own: PostgreSQL, Redis, the mail sink."""

@@ -1,0 +1,40 @@
+"""`check`: run the checks of a deployment and print what each one found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from messaging.operator.check import Checkup, Finding
+from messaging.operator.cli.options import json_option
+from messaging.operator.cli.output import print_json, print_table
+from messaging.operator.cli.tool import REFUSED, Documented, Tool
+
+pass_tool = click.make_pass_decorator(Tool)
+
+
+@click.command(
+    cls=Documented,
+    epilog="""Example:
+  {prog} check || echo "something is wrong"
+
+Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL, {PROJECT}_RESULT_BACKEND_URL, {PROJECT}_SMTP_URL.
+Exit status: 0 if everything works, else 1; "look" marks work for an operator.""",
+)
+@json_option
+@pass_tool
+def check(tool: Tool, as_json: bool) -> None:
+    """Check settings, servers, schema, workers, queues, beat, clocks, failed deliveries and dead letters."""
+    findings = list(Checkup(lambda: tool.app, tool.runtime, tool.app_path.partition(":")[0]).run())
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table(("check", "", "what"), map(_finding, findings))
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(REFUSED)
+
+
+def _finding(finding: Finding) -> tuple[str, str, str]:
+    remedy = f"\n{finding.remedy}" if finding.remedy else ""
+    return finding.name, finding.state, finding.detail + remedy

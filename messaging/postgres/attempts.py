@@ -1,0 +1,219 @@
+"""One worker's attempt at a delivery: it claims the row, and counts how it ends.
+
+An attempt whose end the row cannot know, since its worker died or lost the row's lock, is a row of its own in
+`open_attempts`. That is written in a transaction that waits for no lock, and counted by whoever holds the
+delivery next. (docs/adr/022)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from messaging.delivery import Delivery, Failure, Status, new_id
+from messaging.postgres.statement import Statement
+from messaging.postgres.transaction import Transaction
+from messaging.retry import RetryPolicy
+
+CLAIM = Statement(
+    """
+SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+       EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns)
+FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED""",
+    "uuid",
+)
+
+DONE = Statement(
+    """
+UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = $1
+WHERE id = $2""",
+    *("text", "uuid"),
+)
+
+#: `run` and `attempts` are those that the caller knows; NULL fits any.
+FAIL = """
+WITH held AS (
+    SELECT id FROM deliveries
+    WHERE id = %(id)s AND status = 'pending' AND reruns = coalesce(%(run)s, reruns)
+      AND attempts = coalesce(%(attempts)s, attempts)
+    FOR UPDATE SKIP LOCKED
+), failed AS (
+    UPDATE deliveries SET
+        attempts = attempts + 1,
+        status = CASE WHEN attempts + 1 >= %(attempts_allowed)s THEN 'failed' ELSE 'pending' END,
+        finished_at = CASE WHEN attempts + 1 >= %(attempts_allowed)s THEN clock_timestamp() END,
+        due_at = clock_timestamp() + make_interval(secs =>
+            least(%(backoff_max_s)s, %(backoff_s)s * power(2, least(attempts, 30))) + %(grace_s)s),
+        grace_s = %(grace_s)s,
+        crashes = %(crashes)s,
+        last_error = %(error)s, last_traceback = %(traceback)s, worker = %(worker)s
+    FROM held WHERE deliveries.id = held.id
+    RETURNING deliveries.id, status, attempts, reruns
+), listed AS (
+    INSERT INTO attempts (delivery_id, run, number, worker, error, traceback, token)
+    SELECT id, reruns, attempts, %(worker)s, %(error)s, %(traceback)s, %(token)s FROM failed
+), closed AS (
+    DELETE FROM open_attempts WHERE token = %(token)s
+)
+SELECT status FROM failed
+"""
+
+#: Written before an attempt begins that could be the next to kill its worker.
+NOTE_BEGUN = text("""
+INSERT INTO open_attempts (token, delivery_id, run, state, worker)
+VALUES (:token, :id, :run, 'begun', :worker)
+""")
+
+#: The same attempt may say so again, where it cannot know whether it was committed.
+NOTE_FAILED = text("""
+INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback)
+SELECT :token, id, reruns, 'failed', :worker, :error, :traceback FROM deliveries
+WHERE id = :id AND status = 'pending' AND reruns = :run
+ON CONFLICT (token) DO UPDATE SET state = 'failed', error = excluded.error, traceback = excluded.traceback
+""")
+
+#: Whoever holds the lock may be a dead worker's session, so the next attempt leaves a mark.
+NOTE_SEEN = text("""
+INSERT INTO open_attempts (token, delivery_id, run, state, worker)
+SELECT :token, id, reruns, 'seen', :worker FROM deliveries WHERE id = :id AND status = 'pending'
+ON CONFLICT DO NOTHING
+""")
+
+#: Adds the failures to the row, which the caller holds; counts the attempts that began and never ended.
+#: What was seen stays: who sees the row locked again must not wait until this transaction ends.
+COUNT_OPEN = """
+WITH taken AS (
+    DELETE FROM open_attempts WHERE delivery_id = %(id)s AND run = %(run)s AND state = 'failed' RETURNING *
+), failed AS (
+    SELECT taken.*, attempts + row_number() OVER (ORDER BY taken.at) AS number
+    FROM taken JOIN deliveries ON id = delivery_id
+    WHERE NOT EXISTS (
+        SELECT FROM attempts WHERE attempts.delivery_id = taken.delivery_id AND token = taken.token)
+), listed AS (
+    INSERT INTO attempts (delivery_id, run, number, at, worker, error, traceback, token)
+    SELECT delivery_id, run, number, at, worker, error, traceback, token FROM failed
+), counted AS (
+    UPDATE deliveries SET
+        attempts = number,
+        status = CASE WHEN number >= %(attempts_allowed)s THEN 'failed' ELSE 'pending' END,
+        finished_at = CASE WHEN number >= %(attempts_allowed)s THEN clock_timestamp() END,
+        last_error = error, last_traceback = traceback, worker = failed.worker
+    FROM failed WHERE id = delivery_id AND number = (SELECT max(number) FROM failed)
+    RETURNING status
+)
+SELECT coalesce((SELECT status FROM counted), 'pending'),
+       (SELECT count(*) FROM open_attempts
+        WHERE delivery_id = %(id)s AND run = %(run)s AND state = 'begun')
+"""
+
+FORGET_OPEN = "DELETE FROM open_attempts WHERE delivery_id = %(id)s"
+
+#: The policy of an attempt that no other may follow.
+NO_MORE = RetryPolicy(max_retries=-1)
+
+
+@dataclass
+class Attempt:
+    """One attempt at one run of a delivery. The row's lock keeps other copies of its message out.
+
+    A worker that dies leaves no trace in the row. Where one may have died (the broker delivered the message
+    before, or an attempt is open), the attempt is doubtful: it is noted as begun before the handler runs.
+    """
+
+    engine: Engine
+    id: str  # the delivery's
+    worker: str
+    redelivered: bool = False
+    delivery: Delivery | None = None  # as it was claimed
+    token: str = field(default_factory=new_id)
+    has_open: bool = False  # earlier attempts of this run are open
+
+    @property
+    def correlation_id(self) -> str:
+        """Return the id of the command at the beginning."""
+        return self.delivery.correlation_id if self.delivery else ""
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Tell whether an earlier attempt may have ended without being counted."""
+        return self.redelivered or self.has_open
+
+    def claim(self, transaction: Transaction) -> Delivery | None:
+        """Lock the delivery and return it; None when it is done, or another copy is doing it."""
+        rows = transaction.read(CLAIM, (self.id,))
+        if rows:
+            *facts, self.has_open = rows[0]
+            self.delivery = Delivery(*facts)
+        return self.delivery
+
+    def count_open(self, transaction: Transaction, attempts_allowed: int) -> tuple[Status, int]:
+        """Count what earlier attempts of this run left open; return the state, and how many workers died."""
+        [(status, deaths)] = transaction.read(COUNT_OPEN, self._facts(attempts_allowed=attempts_allowed))
+        return Status(status), deaths
+
+    def finish(self, transaction: Transaction, _result: object) -> None:
+        """Write `done` beside the handler's own effects."""
+        transaction.release()
+        transaction.write(DONE, (self.worker, self.id))
+        if self.is_doubtful:
+            transaction.write(FORGET_OPEN, self._facts())
+
+    def fail(
+        self, transaction: Transaction, failure: Failure, policy: RetryPolicy, grace_s: float
+    ) -> Status | None:
+        """Undo the handler's effects and count the attempt, while the row is still locked.
+
+        The next attempt is due after the back-off; the relay sends it when its message is lost.
+        """
+        transaction.undo()
+        status = self.count_failure(transaction, failure, policy, grace_s)
+        transaction.commit()
+        return status
+
+    def park(self, transaction: Transaction, failure: Failure, deaths: int) -> None:
+        """Fail the delivery for good, since workers died of it."""
+        self.count_failure(transaction, failure, NO_MORE, crashes=deaths)
+        transaction.commit()
+
+    def count_failure(
+        self,
+        transaction: Transaction,
+        failure: Failure,
+        policy: RetryPolicy,
+        grace_s: float = 0.0,
+        crashes: int = 0,
+        attempts: int | None = None,
+    ) -> Status | None:
+        """Count a failed attempt and return the delivery's state; None if it has moved on."""
+        facts = {
+            "attempts": attempts,
+            "attempts_allowed": policy.max_retries + 1,
+            "backoff_s": float(policy.backoff_s),
+            "backoff_max_s": float(policy.backoff_max_s),
+            "grace_s": grace_s,
+            "crashes": crashes,
+        }
+        rows = transaction.read(FAIL, self._facts(**vars(failure), **facts))
+        return Status(rows[0][0]) if rows else None
+
+    def note_begun(self) -> None:
+        """Note that this attempt begins; where it does not end, its worker died."""
+        self._note(NOTE_BEGUN)
+
+    def note_failed(self, failure: Failure) -> None:
+        """Note that this attempt failed although its transaction is gone, unless its run is over."""
+        self._note(NOTE_FAILED, **vars(failure))
+
+    def note_seen(self) -> None:
+        """Note that a redelivered message found its pending delivery locked."""
+        self._note(NOTE_SEEN)
+
+    def _note(self, statement: Any, **facts: Any) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(statement, self._facts(**facts))
+
+    def _facts(self, **facts: Any) -> dict[str, Any]:
+        run = self.delivery.reruns if self.delivery else None
+        return {"token": self.token, "id": self.id, "run": run, "worker": self.worker, **facts}

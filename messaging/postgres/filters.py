@@ -1,0 +1,62 @@
+"""Which deliveries are meant, as SQL conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from messaging.delivery import Status
+from messaging.texts import storable
+
+#: One condition per field of `DeliveryFilter`. A delivery ended when its row last changed its state.
+CONDITIONS = {
+    "handler": "handler = :handler",
+    "event": "event_type = :event",
+    "error": "position(lower(:error) in lower(last_error)) > 0",
+    "since": "coalesce(finished_at, created_at) >= :since",
+    "until": "coalesce(finished_at, created_at) < :until",
+    "older_than_s": "created_at < now() - make_interval(secs => :older_than_s)",
+    "correlation": "correlation_id = :correlation",
+    "ids": "id = ANY(CAST(:ids AS uuid[]))",
+}
+
+
+@dataclass(frozen=True)
+class DeliveryFilter:
+    """A field that is None does not filter, nor do empty `ids`; an empty text does."""
+
+    handler: str | None = None
+    event: str | None = None  # the event's class name
+    error: str | None = None  # a part of the last error, in upper or lower case
+    since: datetime | None = None  # ended (for pending ones: raised) at or after this
+    until: datetime | None = None  # ended (for pending ones: raised) before this
+    older_than_s: float | None = None  # seconds since the event was raised
+    correlation: str | None = None  # the id of the command at the beginning
+    ids: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return the values of the conditions that are set."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _bound(value) for name, value in found.items() if value is not None and value != ()}
+
+    @property
+    def sql(self) -> str:
+        """Return the conditions that are set, to append to a WHERE clause; `facts` has their values."""
+        return "".join(f" AND {CONDITIONS[name]}" for name in self.facts)
+
+
+def _bound(value: Any) -> Any:
+    """Return a condition's value as the driver expects it and the tables store it."""
+    return list(value) if isinstance(value, tuple) else storable(value) if isinstance(value, str) else value
+
+
+#: What the index of each state is sorted by, so that its newest rows are found without reading the others.
+#: Done deliveries use the primary key: version 7 ids sort by time.
+SORTED_BY = {
+    Status.PENDING: "due_at",
+    Status.FAILED: "finished_at",
+    Status.DISCARDED: "finished_at",
+    Status.DONE: "id",
+}

@@ -1,0 +1,300 @@
+"""The outbox: an event becomes a row per handler, in the transaction that raised it, and is sent from there.
+
+How a worker claims a delivery and what its attempt comes to is in attempts.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from messaging.delivery import Delivery, Failure, Status, new_id
+from messaging.errors import MessagingError
+from messaging.messages import Event, to_dict
+from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
+from messaging.postgres.attempts import NO_MORE, Attempt
+from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.statement import Statement
+from messaging.postgres.transaction import Transaction
+from messaging.unit_of_work import Raised
+from messaging.validation import from_dict
+
+INSERT_DELIVERY = Statement(
+    """
+INSERT INTO deliveries
+    (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id, causation_id)
+VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8)""",
+    *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text"),
+)
+
+#: Who re-runs by the clock, as `actions.actor` names it.
+SCHEDULE = "schedule"
+
+#: Any constant will do; it keeps two schedulers from counting the same re-runs under way.
+SCHEDULER_LOCK = 4_177_012
+
+TAKE_DUE = text("""
+WITH due AS (
+    SELECT id FROM deliveries WHERE status = 'pending' AND due_at <= now()
+    ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+UPDATE deliveries SET
+    grace_s = least(grace_s * 2, :grace_max_s),
+    due_at = now() + make_interval(secs => least(grace_s * 2, :grace_max_s))
+FROM due WHERE deliveries.id = due.id
+RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns
+""")
+
+#: Puts the rows of `chosen` back to pending and returns them as `Delivery` has its fields.
+PUT_BACK = """
+back AS (
+    UPDATE deliveries SET
+        status = 'pending', finished_at = NULL, attempts = 0, crashes = 0, reruns = reruns + 1,
+        auto_reruns = CASE WHEN :automatic THEN auto_reruns + 1 ELSE 0 END,
+        grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
+    FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
+    RETURNING deliveries.*
+), noted AS (
+    INSERT INTO actions (delivery_id, action, actor) SELECT id, 'rerun', :actor FROM back
+)
+SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns FROM back
+"""
+
+#: What an operator chooses; the conditions of the filter are filled in.
+CHOSEN = """
+chosen AS (
+    SELECT id FROM deliveries WHERE status = 'failed' AND finished_at <= coalesce(:before, now()){filter}
+    ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED
+)"""
+
+ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
+
+#: What the schedule may put back. It holds for a row as it was when it was looked for, and again for the
+#: row as it is once it is locked: an operator may have re-run it meanwhile, and it may have failed again.
+HAS_COOLED = """
+status = 'failed' AND auto_reruns < :rerun_max
+AND crashes = 0  -- what kills its workers waits for an operator
+AND finished_at < now() - make_interval(secs =>
+    least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
+"""
+
+RERUN_COOLED = text(f"""
+WITH under_way AS (
+    SELECT handler, count(*) AS count FROM deliveries
+    WHERE status = 'pending' AND auto_reruns > 0 GROUP BY handler
+), cooled AS (
+    SELECT id, coalesce(under_way.count, 0)
+               + row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
+    FROM deliveries LEFT JOIN under_way USING (handler) WHERE {HAS_COOLED}
+), chosen AS (
+    SELECT deliveries.id FROM deliveries JOIN cooled USING (id)
+    WHERE {HAS_COOLED} AND turn <= :limit ORDER BY turn LIMIT :limit
+    FOR UPDATE OF deliveries SKIP LOCKED
+), {PUT_BACK}""")
+
+DISCARD = """
+gone AS (
+    UPDATE deliveries SET status = 'discarded', finished_at = now(), reason = :reason
+    FROM chosen WHERE deliveries.id = chosen.id AND status = 'failed' RETURNING deliveries.id
+)
+INSERT INTO actions (delivery_id, action, actor, reason)
+SELECT id, 'discard', :actor, :reason FROM gone RETURNING delivery_id::text AS id
+"""
+
+REPLACE = text("""
+WITH copy AS (
+    INSERT INTO deliveries (id, event_id, event_type, payload, handler, due_at, grace_s,
+                            correlation_id, causation_id, edited_from)
+    VALUES (:id, :event_id, :event_type, :payload, :handler,
+            now() + make_interval(secs => :grace_s), :grace_s, :correlation_id, :causation_id, :old)
+), original AS (
+    UPDATE deliveries SET status = 'discarded', finished_at = now(), reason = :reason WHERE id = :old
+)
+INSERT INTO actions (delivery_id, action, actor, reason) VALUES (:old, 'edit', :actor, :reason)
+""")
+
+#: By `ctid`, since the rows are locked; two that prune at once take different ones.
+PRUNE = text("""
+DELETE FROM deliveries WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM deliveries
+    WHERE status IN ('done', 'discarded') AND finished_at < now() - make_interval(secs => :age)
+    ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED))
+""")
+
+PRUNE_OPEN_ATTEMPTS = text("""
+DELETE FROM open_attempts WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM open_attempts
+    WHERE NOT EXISTS (SELECT FROM deliveries WHERE id = delivery_id AND status = 'pending' AND reruns = run)
+    LIMIT :limit FOR UPDATE SKIP LOCKED))
+""")
+
+
+class NotFailed(MessagingError):
+    """Only a failed delivery can be re-run, discarded or corrected."""
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """The deliveries of one database. Only what failed is ever re-run, discarded or edited."""
+
+    engine: Engine
+    handlers_of: Callable[[Event], list[str]] = lambda _event: []  # by name
+    grace_s: float = 15.0  # seconds that a message may take before the relay sends another
+    announced: bool = False  # whether other apps are told of each event
+
+    def write(
+        self, transaction: Transaction, raised: list[Raised], correlation_id: str, causation_id: str
+    ) -> list[Delivery]:
+        """Write one row per event and handler, and return the deliveries to send once committed."""
+        deliveries = []
+        for event, key in ((one.event, one.key) for one in raised):
+            event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
+            payload, causes = json.dumps(values), (correlation_id, causation_id)
+            if self.announced:
+                transaction.write(INSERT_ANNOUNCEMENT, (event_id, kind, payload, *causes, key))
+            for handler in self.handlers_of(event):
+                delivery = Delivery(new_id(), kind, values, handler, *causes, event=event)
+                row = (delivery.id, event_id, kind, payload, handler, self.grace_s, *causes)
+                transaction.write(INSERT_DELIVERY, row)
+                deliveries.append(delivery)
+        return deliveries
+
+    def raise_by_hand(self, event: Event) -> list[Delivery]:
+        """Write the deliveries of an event that no command or handler raised, and return them for sending."""
+        with Transaction(self.engine) as transaction:
+            deliveries = self.write(transaction, [Raised(event)], new_id(), new_id())
+            transaction.commit()
+        return deliveries
+
+    def give_up(
+        self, delivery_id: str, worker: str, error: BaseException, as_read: Delivery | None = None
+    ) -> Status | None:
+        """Fail a pending delivery for good that nobody handles; None if it is not pending.
+
+        `as_read` restricts that to the run and the attempt that the caller has read.
+        """
+        attempt = Attempt(self.engine, delivery_id, worker, delivery=as_read)
+        attempts = as_read.attempts if as_read else None
+        with Transaction(self.engine) as transaction:
+            failure = Failure.of(worker, error)
+            status = attempt.count_failure(transaction, failure, NO_MORE, attempts=attempts)
+            transaction.commit()
+        return status
+
+    def take_due(self, limit: int, grace_max_s: float) -> list[Delivery]:
+        """Take pending deliveries whose message is overdue, and put their next turn off by twice the grace.
+
+        Rows that a handler holds are skipped, so any number of relays share the work.
+        """
+        with self.engine.begin() as connection:
+            rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
+        return [Delivery(*row) for row in rows]
+
+    def clock(self) -> datetime:
+        """Return the database's time: an operation that begins now leaves later failures alone."""
+        with self.engine.connect() as connection:
+            now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        return now
+
+    def rerun(
+        self, chosen: DeliveryFilter, actor: str, limit: int, before: datetime | None = None
+    ) -> list[Delivery]:
+        """Put failed deliveries back to pending, those that failed first, and return them for sending.
+
+        Args:
+            chosen: only those that match.
+            actor: who does it, for the history.
+            limit: at most that many.
+            before: only those that failed before this, so that one that fails again is not taken twice.
+        """
+        query = text(f"WITH {CHOSEN.format(filter=chosen.sql)}, {PUT_BACK}")
+        facts = {"limit": limit, "before": before, "actor": actor, "automatic": False}
+        with self.engine.begin() as connection:
+            rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s})
+            return [Delivery(*row) for row in rows]
+
+    def rerun_cooled(
+        self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float
+    ) -> list[Delivery]:
+        """Put failed deliveries back to pending whose cool-down is over; it doubles with every re-run.
+
+        No handler has more than `limit` such re-runs under way, and those that have the fewest come first,
+        so one that always fails holds up no other. Returns what to send; nothing while another scheduler
+        is at it.
+        """
+        facts = {
+            "limit": limit,
+            "rerun_max": rerun_max,
+            "cooldown_s": cooldown_s,
+            "cooldown_max_s": cooldown_max_s,
+            "grace_s": self.grace_s,
+            "automatic": True,
+            "actor": SCHEDULE,
+        }
+        with self.engine.begin() as connection:
+            if not connection.execute(ONE_SCHEDULER, {"lock": SCHEDULER_LOCK}).scalar_one():
+                return []
+            return [Delivery(*row) for row in connection.execute(RERUN_COOLED, facts)]
+
+    def discard(self, chosen: DeliveryFilter, actor: str, limit: int, reason: str) -> list[str]:
+        """Discard failed deliveries for good, with the reason; return their ids."""
+        query = text(f"WITH {CHOSEN.format(filter=chosen.sql)}, {DISCARD}")
+        facts = {"before": None, "limit": limit, "reason": reason, "actor": actor}
+        with self.engine.begin() as connection:
+            return [row.id for row in connection.execute(query, {**chosen.facts, **facts})]
+
+    def edit(self, delivery_id: str, kind: type[Event], changes: Mapping[str, Any], actor: str) -> Delivery:
+        """Replace a failed delivery with a corrected copy, which records its original.
+
+        Returns the copy, to be sent, with the corrected event.
+
+        Raises:
+            NotFailed: it is in another state, or no delivery has this id.
+            InvalidMessage: a changed field breaks a rule of the event.
+        """
+        with self.engine.begin() as connection:
+            old = _lock_failed(connection, delivery_id)
+            # A field that an older release stored and this one lacks is left out.
+            known = {one.name for one in fields(kind)}
+            kept = {name: value for name, value in old.payload.items() if name in known}
+            event = from_dict(kind, {**kept, **changes})
+            copy = replace(old, id=new_id(), payload=to_dict(event), event=event)
+            edited = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+            facts = {
+                "old": delivery_id,
+                "event_id": new_id(),
+                "grace_s": self.grace_s,
+                "actor": actor,
+                "payload": json.dumps(copy.payload),
+                "reason": f"replaced by {copy.id}, in which {edited}",
+            }
+            connection.execute(REPLACE, {**vars(copy), **facts})
+        return copy
+
+    def prune(self, retention_s: float, limit: int = 1000) -> int:
+        """Delete deliveries that ended this many seconds ago, at most `limit`; return how many went."""
+        with self.engine.begin() as connection:
+            return connection.execute(PRUNE, {"age": retention_s, "limit": limit}).rowcount
+
+    def prune_open_attempts(self, limit: int) -> int:
+        """Delete open attempts of runs that are over, at most `limit`; return how many went."""
+        with self.engine.begin() as connection:
+            return connection.execute(PRUNE_OPEN_ATTEMPTS, {"limit": limit}).rowcount
+
+
+def _lock_failed(connection: Connection, delivery_id: str) -> Delivery:
+    query = text(
+        "SELECT id::text, event_type, payload, handler, correlation_id, causation_id, status"
+        " FROM deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE"
+    )
+    row = connection.execute(query, {"id": delivery_id}).one_or_none()
+    if row is None:
+        raise NotFailed(f"There is no delivery {delivery_id}")
+    if row.status != Status.FAILED:
+        raise NotFailed(f"Delivery {delivery_id} is {row.status}; only a failed one can be corrected")
+    return Delivery(*row[:6])

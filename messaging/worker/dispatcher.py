@@ -1,0 +1,326 @@
+"""What a commit owes the world goes out here: deliveries to their handlers' tasks, events to other apps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from kombu.serialization import dumps
+
+from messaging import brokers
+from messaging.announcements import CONTENT_TYPE, Announcement, cloud_event
+from messaging.dead_letters import PARKED, DeadLetter
+from messaging.delivery import Delivery
+from messaging.errors import InvalidMessage, UnknownMessage, describe
+from messaging.messages import Event
+from messaging.postgres.dead_letters import DeadLetters, NotReplayable
+from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.project import Project
+from messaging.runtime import Runtime
+from messaging.texts import cut
+from messaging.validation import from_dict
+
+logger = logging.getLogger(__name__)
+
+#: Events in one transaction. A run begins with few and takes twice as many each time, so that one that is cut
+#: short (a lost connection, a killed process, the time limit) leaves fewer for the next.
+FIRST_BATCH, BATCH = 10, 160
+
+#: Seconds after which a run leaves the rest to the next one, so that relay and re-runs have their turn.
+LONGEST_RUN_S = 5.0
+
+#: Failed deliveries that one transaction puts back; what a Ctrl-C finds undone is less than that.
+TURN = 200
+
+#: Properties that belong to a message; the others were written by the transport that carried it.
+OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
+
+
+@dataclass(frozen=True)
+class RerunTurn:
+    """Failed deliveries that were put back together."""
+
+    deliveries: list[Delivery]
+    sent: int  # how many of them; the relay will send the others, unless this release lacks their handler
+
+
+@dataclass
+class Dispatcher:
+    """Sends a project's deliveries, re-runs what failed, replays dead letters and announces events."""
+
+    app: Celery
+    runtime: Runtime
+    #: Monotonic seconds; the events committed until then are about to be announced.
+    nudged_until: float = 0.0
+
+    @property
+    def project(self) -> Project:
+        """Return whose deliveries they are."""
+        return self.runtime.project
+
+    def after_commit(self, deliveries: Iterable[Delivery]) -> None:
+        """Send a commit's deliveries, and have its events announced.
+
+        Nothing that goes wrong here may be the answer to a command that is committed; the relay makes up for
+        it.
+        """
+        try:
+            self.send(deliveries)
+            self.nudge()
+        except Exception:
+            logger.exception("Sent nothing or not all after a commit; the relay will")
+
+    def send(self, deliveries: Iterable[Delivery]) -> int:
+        """Send a message per delivery and return how many went out; what did not, the relay will send.
+
+        Stops where the broker is lost. Any other error is one delivery's own, and the next ones go on.
+        """
+        sent = 0
+        deliveries = list(deliveries)
+        if not deliveries:
+            return sent
+        try:
+            with self.app.producer_or_acquire() as producer:
+                for delivery in deliveries:
+                    sent += self._sent(delivery, producer)
+        except self._broker_is_lost as error:
+            logger.warning("The broker is lost: %s", error)
+        if sent < len(deliveries):
+            logger.warning("Sent %d of %d deliveries, the relay will send the rest", sent, len(deliveries))
+        return sent
+
+    def send_known(self, deliveries: Iterable[Delivery]) -> int:
+        """Send deliveries; those whose handler or event this release does not have become failed."""
+        return self.send([delivery for delivery in deliveries if self._is_known(delivery)])
+
+    def rerun(
+        self,
+        chosen: DeliveryFilter,
+        actor: str,
+        limit: int,
+        rate: float | None = None,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> Iterator[RerunTurn]:
+        """Re-run failed deliveries in turns, and yield each turn.
+
+        At most `rate` a second and `limit` in all. Only what failed before this began, so that it ends even
+        where everything fails again.
+        """
+        outbox, turn = self.runtime.outbox, TURN if rate is None else max(1, min(TURN, int(rate)))
+        before = outbox.clock()
+        while limit > 0:
+            started, wanted = time.monotonic(), min(turn, limit)
+            deliveries = outbox.rerun(chosen, actor, wanted, before)
+            sent = self.send_known(deliveries)
+            if deliveries:
+                yield RerunTurn(deliveries, sent)
+            limit -= len(deliveries)
+            if len(deliveries) < wanted:
+                return
+            if rate is not None and limit > 0:
+                pause(max(0.0, turn / rate - (time.monotonic() - started)))
+
+    def raise_event(self, event: Event) -> list[Delivery]:
+        """Write a delivery for every handler of an event, send them and return them."""
+        deliveries = self.runtime.outbox.raise_by_hand(event)
+        self.send_known(deliveries)
+        return deliveries
+
+    def replay(self, letters: DeadLetters, letter_id: str, *, anyway: bool = False) -> DeadLetter:
+        """Send a dead letter's message again, to the queue that it came from.
+
+        Raises:
+            NotReplayable: it was settled before, this release has no such task (unless `anyway`), or the
+                broker has no such queue.
+        """
+        with letters.replaying(letter_id) as letter:
+            if not anyway and letter.task not in self.app.tasks:
+                raise NotReplayable(
+                    f"This release has no task {letter.task}; the message would come back as a dead letter"
+                )
+            self._publish_again(letter)
+        return letter
+
+    def announce(self) -> int:
+        """Publish the events that wait, oldest first; return how many."""
+        until = time.monotonic() + min(LONGEST_RUN_S, self.runtime.settings.task_time_limit_s / 2)
+        published, size = 0, FIRST_BATCH
+        while time.monotonic() < until:
+            with self.runtime.announcements.take(size) as announcements:
+                self.publish(announcements)
+            published += len(announcements)
+            if len(announcements) < size:
+                break
+            size = min(2 * size, BATCH)
+        return published
+
+    def publish(self, announcements: list[Announcement]) -> None:
+        """Hand events to the broker; return when it has them all, raise when it may not."""
+        if not announcements:
+            return
+        exchange = brokers.events_exchange(self.project.name)
+        with self.app.producer_or_acquire() as producer, producer.batch(BATCH):
+            for announcement in announcements:
+                producer.publish(
+                    json.dumps(cloud_event(self.project.name, announcement)),
+                    exchange=exchange,
+                    routing_key=announcement.event_type,
+                    declare=[exchange],
+                    content_type=CONTENT_TYPE,
+                    content_encoding="utf-8",
+                    delivery_mode="persistent",
+                    confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
+                )
+
+    def nudge(self) -> None:
+        """Ask for `announce` soon after a commit, at most once per `announce_delay_s` and process.
+
+        It runs that long after the first event, and so has all that came in between; a nudge that is lost
+        costs the time until beat's next `announce`.
+        """
+        settings, now = self.runtime.settings, time.monotonic()
+        if not settings.announce or now < self.nudged_until:
+            return
+        self.nudged_until = now + settings.announce_delay_s
+        # No countdown: its ETA would be by our clock, and a worker with another one would hold it till then.
+        timer = threading.Timer(settings.announce_delay_s, self._ask_to_announce)
+        timer.daemon = True
+        timer.start()
+
+    def ask(self, job: str, **options: Any) -> None:
+        """Have a housekeeping job run soon."""
+        self.app.send_task(
+            f"{self.project.name}.{job}",
+            queue=self.project.housekeeping_queue,
+            ignore_result=True,
+            add_to_parent=False,
+            retry=False,
+            **options,
+        )
+
+    def _ask_to_announce(self) -> None:
+        """Ask for `announce`, unless the housekeeping has messages waiting: it is away or busy then.
+
+        An expiry would not bound the queue: brokers keep what has expired until a worker takes it.
+        """
+        try:
+            with self.app.producer_or_acquire() as producer:
+                if not _waiting(producer.connection, self.project.housekeeping_queue):
+                    self.ask("announce", producer=producer)
+        except Exception as error:  # noqa: BLE001  whatever it is, beat asks too
+            logger.warning("Events will be announced later: %s", error)
+
+    @property
+    def _broker_is_lost(self) -> tuple[type[Exception], ...]:
+        connection = self.app.producer_pool.connections.connection
+        errors: tuple[type[Exception], ...] = connection.recoverable_connection_errors
+        return OperationalError, *errors  # kombu's own, where it cannot connect: each try takes seconds
+
+    def _sent(self, delivery: Delivery, producer: Any) -> bool:
+        try:
+            self._send_one(delivery, producer)
+        except self._broker_is_lost:
+            raise
+        except Exception:
+            logger.exception("Delivery %s could not be sent", delivery.id)
+            return False
+        return True
+
+    def _send_one(self, delivery: Delivery, producer: Any) -> None:
+        self.app.send_task(
+            self.project.handler_task(delivery.handler),
+            task_id=delivery.id,
+            queue=self.project.events_queue,
+            producer=producer,
+            # The row counts the attempts; with them the back-off goes on where it was.
+            retries=delivery.attempts,
+            root_id=delivery.correlation_id,
+            parent_id=delivery.causation_id,
+            argsrepr=cut(shown_event(self.project, delivery)),
+            kwargsrepr="{}",
+            ignore_result=True,
+            add_to_parent=False,
+            retry=False,
+        )
+
+    def _is_known(self, delivery: Delivery) -> bool:
+        """Fail a delivery that nobody can handle; a release that can will re-run it."""
+        if delivery.event_type not in self.project.bus.event_types:
+            problem = f"event {delivery.event_type}"
+        elif self.project.handler_task(delivery.handler) not in self.app.tasks:
+            problem = f"handler {delivery.handler}"
+        else:
+            return True
+        try:
+            error = UnknownMessage(f"This release has no {problem}")
+            self.runtime.outbox.give_up(delivery.id, "relay", error, as_read=delivery)
+        except DATABASE_ERRORS:
+            logger.exception("Delivery %s could not be failed: this release has no %s", delivery.id, problem)
+        return False
+
+    def _publish_again(self, letter: DeadLetter) -> None:
+        own = {name: letter.properties[name] for name in OWN_PROPERTIES if letter.properties.get(name)}
+        queue = letter.queue or self.project.commands_queue
+        content_type, content_encoding, body = self._message_of(letter)
+        with self.app.producer_or_acquire() as producer:
+            try:
+                producer.publish(
+                    body,
+                    exchange="",
+                    routing_key=queue,
+                    content_type=content_type,
+                    content_encoding=content_encoding,
+                    headers=letter.headers,
+                    mandatory=True,  # RabbitMQ would drop a message for a queue that does not exist
+                    retry=True,
+                    retry_policy=self.app.conf.task_publish_retry_policy,
+                    **own,
+                )
+            except producer.connection.channel_errors as error:
+                raise NotReplayable(
+                    f"The broker did not take it for the queue {queue}: {describe(error)}"
+                ) from None
+
+    def _message_of(self, letter: DeadLetter) -> tuple[str, str, bytes | str]:
+        """Return content type, encoding and body as they came; sign what a worker wrote, where we sign."""
+        if letter.reason == PARKED:
+            content_type, encoding, body = dumps(json.loads(letter.body), self.app.conf.task_serializer)
+            return content_type, encoding, body
+        return (
+            letter.content_type or "application/octet-stream",
+            letter.content_encoding or "binary",
+            letter.body,
+        )
+
+
+def shown_event(project: Project, delivery: Delivery) -> str:
+    """Return a delivery's event as it is shown: its repr, or its name and why it cannot be built or shown."""
+    kind = project.bus.event_types.get(delivery.event_type)
+    try:
+        if kind is None:
+            return f"{delivery.event_type}(**{delivery.payload!r})"
+        return repr(delivery.event or from_dict(kind, delivery.payload, ignore_unknown=True))
+    except InvalidMessage as error:
+        return f"{delivery.event_type}: {error}"
+    except Exception as error:  # noqa: BLE001  an event's own code may raise anything
+        return f"{delivery.event_type}: {describe(error)}"
+
+
+def _waiting(connection: Connection, queue: str) -> int:
+    """Return how many messages wait in a queue; those that a worker holds do not count."""
+    # A channel of its own: RabbitMQ closes one on which it is asked for a queue that is not there.
+    with connection.channel() as channel:
+        try:
+            count: int = channel.queue_declare(queue=queue, passive=True).message_count
+        except connection.channel_errors:  # on Redis an empty queue is no queue
+            return 0
+    return count

@@ -1,0 +1,31 @@
+"""Dead letters: what is kept of a message that no task can run, and the port of what keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that no task can run, as it was received, and the reason."""
+
+    reason: str  # a short fixed text to group by: "unknown task", "undecodable body", …
+    error: str  # what exactly is wrong with this one
+    body: bytes = b""  # as received, in its transport's decoding
+    task: str | None = None
+    task_id: str | None = None
+    queue: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
+    properties: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
+
+
+class DeadLetterStore(Protocol):
+    """Where dead letters are kept."""
+
+    def add(self, letter: DeadLetter) -> None:
+        """Keep `letter` durably before returning; raise whatever prevented that."""
+        ...

@@ -1,0 +1,23 @@
+"""Errors that senders are told when their message cannot be run.
+
+A sender without this package sees the class name and `args`. So each error has one argument, its text.
+"""
+
+from __future__ import annotations
+
+
+class MessageRefused(Exception):
+    """A message was set aside as a dead letter."""
+
+
+class InvalidMessage(MessageRefused):
+    """No task can read a message; `field` says where it is wrong, `rule` what must hold there."""
+
+    def __init__(self, field: str, rule: str = "") -> None:
+        text = f"{field} {rule}".rstrip()
+        super().__init__(text)
+        self.field, _, self.rule = text.partition(" ")
+
+
+class WorkerCrashed(MessageRefused):
+    """The workers that ran a message died too often."""

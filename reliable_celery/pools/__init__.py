@@ -1,0 +1,1 @@
+"""Pools that stop in time and share their memory."""

@@ -1,0 +1,38 @@
+"""In the solo pool the event loop runs the tasks itself: what it need not wait for, and must not put off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.concurrency.solo import TaskPool as SoloPool
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from reliable_celery.results import ResultBackend
+
+
+class SoloConsumer(CeleryConsumer):
+    """Settles messages between the turns of the event loop; with another pool it is Celery's consumer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_solo and isinstance(self.app.backend, ResultBackend):
+            self.app.backend.confirm_later(self.call_soon)
+
+    @property
+    def is_solo(self) -> bool:
+        """Whether tasks run in this very thread."""
+        return isinstance(self.pool, SoloPool)
+
+    def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+        """Settle a message at once: the loop may have had its last turn when a worker stops."""
+        if not self.is_solo:
+            return super().call_soon_ack(p, *args, **kwargs)
+        p(*args, **kwargs)
+        return p
+
+    def stop(self) -> None:
+        """Settle what was answered last while there is a connection."""
+        if isinstance(self.app.backend, ResultBackend):
+            self.app.backend.confirm()
+        super().stop()

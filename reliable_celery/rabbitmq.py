@@ -1,0 +1,38 @@
+"""What RabbitMQ itself sets aside, since it came back too often or was rejected, becomes a dead letter."""
+
+# mypy: disable-error-code="no-untyped-call"
+# kombu is untyped in parts, although it says otherwise.
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from celery import Celery
+from kombu import Queue
+
+from reliable_celery.dead_letters import DeadLetterStore
+from reliable_celery.letters import letter_of
+
+REASON = "set aside by the broker"
+
+
+def collect_dead_letters(
+    app: Celery, queue: Queue, store: DeadLetterStore, limit: int = 500, may_expire: Container[str] = ()
+) -> int:
+    """Record what RabbitMQ put on its dead-letter queue, and only then take it off; return how many.
+
+    `queue` is declared first. At most `limit` are taken: call this periodically. Expired messages of the
+    tasks named in `may_expire` are dropped.
+    """
+    collected = 0
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        bound = queue(channel)
+        bound.declare()
+        while collected < limit and (message := bound.get(accept=None)):
+            deaths = (message.headers or {}).get("x-death") or [{}]
+            reason = deaths[0].get("reason", "rejected")
+            if reason != "expired" or message.headers.get("task") not in may_expire:
+                store.add(letter_of(message, REASON, f"RabbitMQ set it aside: {reason}"))
+            message.ack()
+            collected += 1
+    return collected

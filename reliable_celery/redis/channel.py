@@ -1,0 +1,142 @@
+"""A channel of kombu's Redis transport that loses no message (docs/adr/030).
+
+Each of its parts is a file of its own: `trips` fetches and registers messages in one step, `news` waits for
+them, `unreadable` sorts out what is no message, `settling` acknowledges and lets go; `leases`, `later` and
+`adoption` give back what others held, what is due, and what earlier releases left; `full` works on a full
+Redis, `crashes` counts. This file hands messages over, and closes.
+"""
+
+# mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
+# kombu is untyped in parts, and gives attributes the type of their first value (`_in_poll = False`).
+
+from __future__ import annotations
+
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+from kombu.transport import virtual
+from redis import exceptions
+
+from reliable_celery.redis.crashes import CountingChannel
+from reliable_celery.redis.envelope import Message, read_envelope
+from reliable_celery.redis.fetch import FETCH, FETCH_SHA
+from reliable_celery.redis.full import FrugalChannel
+from reliable_celery.redis.trips import FetchingChannel
+
+REPLY_GRACE = 1.0  # seconds a closing channel waits for a reply that is on its way
+SLICE = 0.05  # seconds the event loop is kept with deliveries; the solo pool runs its tasks inside them
+
+
+class Channel(FetchingChannel, CountingChannel, FrugalChannel):
+    """A channel that pops and registers in one step, and waits without popping."""
+
+    Message = Message
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        if self.global_keyprefix:
+            self.close()
+            raise ValueError(
+                "global_keyprefix is not supported here: give each project a Redis database of its own"
+            )
+
+    # Handing over
+
+    def _brpop_read(self, **options: Any) -> bool:  # noqa: ARG002  kombu calls it
+        """Handle what Redis sent; Empty when no message came of it."""
+        self.read_socket()
+        if not self.deliver():
+            raise Empty
+        return True
+
+    def deliver(self) -> bool:
+        """Hand over what arrived, one message a call without an event loop; True when there was one."""
+        loop, until, delivered = self.connection.cycle.loop, monotonic() + SLICE, False
+        while self.arrived:
+            delivered = self._deliver_one(*self.arrived.popleft()) or delivered
+            if self.arrived and loop and monotonic() >= until:
+                loop.call_soon(self.deliver)
+                break
+            if delivered and not loop:
+                break
+        return delivered
+
+    def _deliver_one(self, queue: str, tag: str, item: bytes) -> bool:
+        payload = self.read_item(queue, tag, item)
+        if payload is None:
+            return False
+        if queue not in self.connection._callbacks:  # cancelled while the message was on its way
+            self._give_back(queue, tag, item)
+            return False
+        self.connection._deliver(_stamped(payload, tag, queue), queue)
+        return True
+
+    def _give_back(self, queue: str, tag: str, item: bytes) -> None:
+        if queue in self._no_ack_queues:
+            with self.conn_or_acquire() as client:
+                client.rpush(queue, item)
+        else:
+            self.qos.restore_by_tag(tag)
+
+    # One message, asked for
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> virtual.Message | None:  # noqa: ARG002  as kombu
+        for tag, item in iter(lambda: self._pop_one(queue, no_ack), None):
+            payload = self.read_item(queue, tag, item)
+            if payload is None:
+                continue
+            message = self.Message(_stamped(payload, tag, queue), channel=self)
+            if not no_ack:
+                self.qos.append(message, tag)
+            return message
+        return None
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:  # noqa: ARG002  as kombu
+        """The next message of `queue`, not registered; raises Empty."""
+        found = self._pop_one(queue, no_ack=True)
+        payload = read_envelope(found[1]) if found else None
+        if payload is None:
+            raise Empty
+        return payload
+
+    def _pop_one(self, queue: str, no_ack: bool) -> tuple[str, bytes] | None:
+        trip = self.new_trip([queue], 1, {queue} if no_ack else set())
+        with self.conn_or_acquire() as client:
+            self._maybe_update_queues_expire(client, queue)
+            try:
+                found = client.evalsha(FETCH_SHA, *self.arguments(trip))
+            except exceptions.NoScriptError:
+                found = client.eval(FETCH, *self.arguments(trip))
+        return (found[0][1].decode(), found[0][2]) if found else None
+
+    # The end
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        result = super()._basic_cancel(consumer_tag)
+        if not self.active_queues:
+            # From here on no trip takes the acknowledgements along, and nobody gives signs of life.
+            self.attempt(self.flush_acks)
+            if self.own_lease:
+                self.attempt(self.give_up_lease)
+        return result
+
+    def close(self) -> None:
+        if not self.closed and self._registered:
+            self.attempt(self._settle)
+        self._in_poll = None
+        super().close()
+
+    def _settle(self) -> None:
+        self.end_trip(REPLY_GRACE)
+        self.flush_acks()
+        while self.arrived:
+            self._give_back(*self.arrived.popleft())
+
+
+def _stamped(payload: dict[str, Any], tag: str, queue: str) -> dict[str, Any]:
+    """Give a message the tag under which it is registered, and the queue on which it really was."""
+    properties = payload["properties"]
+    properties["delivery_tag"] = tag
+    properties["delivery_info"] = {**(properties.get("delivery_info") or {}), "queue": queue}
+    return payload

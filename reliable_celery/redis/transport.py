@@ -1,0 +1,95 @@
+"""kombu's Redis transport without its hole and with fewer round trips (docs/adr/030).
+
+Setting: `broker_transport = "reliable_celery.redis.transport:Transport"` with a `redis://` or `rediss://`
+URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL. What stands
+on the queues stays kombu's, so stock senders share a broker with this one.
+"""
+
+# mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
+# kombu is untyped in parts, and gives attributes the type of their first value (`_in_poll = False`).
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from kombu.transport import redis as stock
+from redis import exceptions
+
+from reliable_celery.redis.channel import Channel
+
+logger = logging.getLogger(__name__)
+
+
+class Poller(stock.MultiChannelPoller):
+    """Starts a trip when there is something to send or room, and reads every answer."""
+
+    loop: Any = None  # the event loop, None under drain_events
+
+    @property
+    def in_loop(self) -> bool:
+        return self.loop is not None
+
+    def on_poll_start(self) -> None:
+        for channel in list(self._channels):
+            if channel.active_queues:
+                channel.tend_leases()
+                if channel.wants_trip():
+                    self._register_BRPOP(channel)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
+
+    def on_poll_init(self, poller: Any) -> None:
+        self.poller = poller
+        self.maybe_restore_messages()
+
+    def maybe_restore_messages(self) -> None:
+        try:
+            super().maybe_restore_messages()
+        except exceptions.ResponseError:
+            logger.warning("Redis refused to give back old messages; the next sweep will try", exc_info=True)
+
+    def on_readable(self, fileno: int) -> None:
+        channel, kind = self._fd_to_chan.get(fileno, (None, None))
+        if kind == "BRPOP":
+            channel.handlers[kind]()
+        else:
+            super().on_readable(fileno)
+
+    def get(self, callback: Any, timeout: float | None = None) -> None:
+        if any(channel.deliver() for channel in list(self._channels)):
+            return
+        longest = min((channel.brpop_timeout for channel in self._channels), default=1)
+        super().get(callback, longest if timeout is None else min(timeout, longest))
+
+
+class Transport(stock.Transport):
+    """kombu's Redis transport with these channels."""
+
+    Channel = Channel
+    #: Whether its consumers promise to turn their event loop every few seconds. A pool that runs tasks inside
+    #: the loop cannot: its messages come back after the visibility timeout.
+    holds_leases = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+        #: Called as (queue, raw bytes) for what is no kombu message, in the thread that consumes. It returns
+        #: once that is recorded; when it raises, the message comes back after the visibility timeout.
+        self.on_unreadable: Callable[[str, bytes], object] = self._refuse_unreadable
+
+    @staticmethod
+    def _refuse_unreadable(queue: str, raw: bytes) -> None:
+        raise LookupError(f"set transport.on_unreadable to record the {len(raw)} bytes from {queue}")
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        poller: Any = self.cycle
+        poller.loop = loop
+        super().register_with_event_loop(connection, loop)
+
+
+class SocketTransport(Transport):
+    """The same over a Unix socket: its address is read by the channel, which knows what a path is."""
+
+    can_parse_url = True

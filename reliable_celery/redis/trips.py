@@ -1,0 +1,168 @@
+"""Trips to Redis for messages: when one is worth it, how it is sent, and what its reply brings."""
+
+# mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
+# kombu is untyped in parts, and gives attributes the type of their first value (`_in_poll = False`).
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from redis import exceptions
+
+from reliable_celery.redis.fetch import FETCH, FETCH_SHA, Trip
+from reliable_celery.redis.news import News
+from reliable_celery.redis.unreadable import SortingChannel
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 16  # messages a trip; more would only keep them from other workers
+
+
+class FetchingChannel(SortingChannel):
+    """A channel that pops and registers messages in one step, into `arrived`."""
+
+    _trip: Trip | None = None  # sent and not yet answered
+    _prefetch_at_once = 0  # the prefetch without what a stock consumer holds for later
+    _pause_until = 0.0  # monotonic seconds; Redis refused a trip
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        self._trips = 0
+        self._no_ack_queues: set[str] = set()
+        self.news = News()
+        self.arrived: deque[tuple[str, str, bytes]] = deque()  # (queue, tag, item), not yet delivered
+        self._read_reply: Callable[[Any], None] = self._read_batch
+        super().__init__(connection, **kwargs)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
+        self.news.look_now()
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Celery's own consumer raises the prefetch by one for each message that it holds for later."""
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self._prefetch_at_once = min(self._prefetch_at_once or prefetch_count, prefetch_count)
+
+    @property
+    def acknowledged_queues(self) -> list[str]:
+        """The queues read here whose messages stay registered until they are acknowledged."""
+        return [queue for queue in self.active_queues if queue not in self._no_ack_queues]
+
+    def held_tags(self) -> list[str]:
+        """Return the tags of all messages here that are not settled."""
+        return [*super().held_tags(), *(tag for _, tag, _ in self.arrived)]
+
+    # When
+
+    def wants_trip(self) -> bool:
+        """Tell whether there is something to send, or room for messages that may be there."""
+        now = monotonic()
+        if self._in_poll or now < self._pause_until:
+            return False
+        if now < self.news.look_at:
+            return bool(self.acks)
+        return self._room() >= self._worthwhile() or (bool(self.acks) and now >= self.ack_until)
+
+    def _worthwhile(self) -> int:
+        """How many free places are worth a trip; while fewer are free, there is enough to do."""
+        return min(max(1, self._prefetch_at_once // 4), MAX_BATCH)
+
+    def _room(self) -> int:
+        """How many messages may be taken now."""
+        if self.arrived or not self.qos.can_consume():
+            return 0
+        if not self.qos.prefetch_count or "can_consume" in vars(self.qos):
+            # No limit: one at a time, as kombu does. Or worker_disable_prefetch limits otherwise.
+            return 1
+        return min(self.qos.can_consume_max_estimate(), MAX_BATCH)
+
+    # There
+
+    def new_trip(self, queues: list[str], room: int, no_ack: set[str]) -> Trip:
+        """Return a trip for up to `room` messages of `queues`, which takes acknowledgements along."""
+        lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
+        self._trips += 1
+        prefix = f"{self.tag_prefix}{self._trips}."
+        return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, self.own_lease, self.lease_s)
+
+    def arguments(self, trip: Trip) -> list[str | int | float]:
+        """Return what follows the script on a trip."""
+        return trip.arguments(self.unacked_key, self.unacked_index_key, self.leases_key)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  kombu calls it
+        if self._trip is not None:
+            self._put_right(self._trip)
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        room = self._room() if monotonic() >= self.news.look_at else 0
+        self._trip = trip = self.new_trip(queues, room, self._no_ack_queues)
+        self._send(self._read_batch, ["EVALSHA", FETCH_SHA, *self.arguments(trip)])
+
+    def _send(self, read_reply: Callable[[Any], None], *commands: list[Any]) -> None:
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        self._read_reply = read_reply
+        connection.send_packed_command(connection.pack_commands(commands))
+
+    # And back
+
+    def read_socket(self) -> None:
+        """Read a reply, or news, from the connection on which Redis has sent something."""
+        connection = self.client.connection
+        try:
+            if self._in_poll:
+                self._read_reply(connection)
+            else:
+                self.news.read(connection)
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+
+    def _read_batch(self, connection: Any) -> None:
+        trip = self._trip
+        if trip is None:
+            raise RuntimeError("an answer to no question")
+        try:
+            found = connection.read_response()
+        except exceptions.NoScriptError:
+            self._send(self._read_batch, ["EVAL", FETCH, *self.arguments(trip)])
+            return
+        except exceptions.ReadOnlyError as exc:
+            raise exceptions.ConnectionError("Redis became a replica") from exc
+        except exceptions.ResponseError:
+            logger.exception("Redis refused to hand out messages; trying again in %s s", self.brpop_timeout)
+            self._pause_until = monotonic() + self.brpop_timeout
+            self._trip, self._in_poll = None, None
+            self.acks.extendleft(trip.acks)
+            return
+        self._trip, self._in_poll = None, None
+        for index, tag, item in found:
+            queue = trip.lists[index][1]
+            self.arrived.append((queue, tag.decode(), item))
+            self._queue_cycle.rotate(queue)  # the next trip begins with another, so that none starves
+        if len(found) < trip.room or monotonic() < self.news.look_at:
+            # In the second case news may have come ahead of the reply, and redis-py dropped them.
+            self._send(self._read_armed, *self.news.request([key for key, _ in trip.lists]))
+
+    def _read_armed(self, connection: Any) -> None:
+        self.news.read_reply(connection, self.brpop_timeout)
+        self._in_poll = None
+
+    def _put_right(self, trip: Trip) -> None:
+        """Repeat what a trip without an answer may or may not have done."""
+        self._trip = None
+        self.acks.extend(trip.acks)
+        for tag in trip.tags():
+            self.qos.restore_by_tag(tag)
+
+    def end_trip(self, patience_s: float) -> None:
+        """Read the reply that is on its way; put right what a trip did whose reply does not come."""
+        connection: Any = self._in_poll
+        if connection and connection.can_read(timeout=patience_s):
+            self._read_reply(connection)
+        if self._trip is not None:
+            self._put_right(self._trip)

@@ -1,0 +1,69 @@
+"""What is on a list and is no kombu message: it is handed to the transport's hook, and stops nobody."""
+
+# mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
+# kombu is untyped in parts, and gives attributes the type of their first value.
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from kombu.utils.json import dumps
+
+from reliable_celery.redis.envelope import UNREADABLE, hide, is_envelope, read_envelope
+from reliable_celery.redis.restore import hidden
+from reliable_celery.redis.settling import SettlingChannel
+
+logger = logging.getLogger(__name__)
+
+
+class SortingChannel(SettlingChannel):
+    """A channel that sorts out what is no kombu message."""
+
+    def read_item(self, queue: str, tag: str, item: bytes) -> dict[str, Any] | None:
+        """Return the message that was on a list, None when it is none, which is then set aside."""
+        payload = read_envelope(item)
+        if payload is None or payload.get("content-type") == UNREADABLE:
+            self._set_aside(queue, tag, item, payload)
+            return None
+        return payload
+
+    def _set_aside(self, queue: str, tag: str, item: bytes, payload: dict[str, Any] | None) -> None:
+        """Give `item` to the transport's hook; when that fails, leave it for the visibility timeout."""
+        try:
+            raw = item if payload is None else bytes.fromhex(payload["body"])
+            self.connection.on_unreadable(queue, raw)
+        except Exception:
+            logger.exception("Kept unacknowledged, from queue %s: %r", queue, item[:1024])
+            self.attempt(lambda: self._keep_aside(tag, payload is None))
+        else:
+            self.qos.ack(tag)
+
+    def _keep_aside(self, tag: str, unreadable: bool) -> None:
+        if unreadable:
+            self.hide_unreadable(tag)
+        self.disown(tag)
+
+    def hide_unreadable(self, tag: str | bytes) -> None:
+        """Replace what is registered under `tag` by an envelope around it, which stock sweeps can carry."""
+        with self.conn_or_acquire() as client:
+            value = client.hget(self.unacked_key, tag)
+            if value is None:
+                return
+            client.hset(self.unacked_key, tag, dumps(hidden(value)))
+
+    def _do_restore_message(
+        self, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
+    ) -> None:
+        if not is_envelope(payload):
+            payload = hide(dumps(payload).encode(), routing_key)
+        for table, name in (payload, "headers"), (payload["properties"], "delivery_info"):
+            table[name] = table.get(name) or {}  # kombu marks both as redelivered
+        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
+
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> bool | None:
+        if not is_envelope(message) or "delivery_tag" not in message["properties"]:
+            logger.warning("Ignored a broadcast on %s that is no kombu message: %.1024r", exchange, message)
+            return None
+        delivered: bool | None = super()._deliver_fanout_message(message, exchange)
+        return delivered

@@ -1,0 +1,195 @@
+"""Celery's Redis result backend with one round trip for a success, or none to wait for (docs/adr/011).
+
+Setting: `result_backend = "reliable_celery.results:ResultBackend+redis://…"`. Keys, values and
+announcements stay Celery's, so a sender keeps its plain `redis://` address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import states
+from celery.backends.redis import RedisBackend
+from celery.exceptions import BackendError, BackendStoreError
+from kombu.utils.encoding import bytes_to_str
+from redis import Connection
+from redis.exceptions import OutOfMemoryError, RedisError
+
+#: Stores and announces a result also on a Redis that is full: it lets a script through that begins by freeing
+#: memory. KEYS: the result's key. ARGV: the result, the options of SET.
+SET_THOUGH_FULL = """
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], unpack(ARGV))
+redis.call('PUBLISH', KEYS[1], ARGV[1])
+"""
+
+
+@dataclass
+class Unconfirmed:
+    """A result that is on its way: Redis' replies have not been read yet."""
+
+    task_id: str
+    connection: Connection
+    key: str | bytes
+    value: str | bytes
+    stored: Callable[[], object] = lambda: None
+    lost: Callable[[Exception], object] = lambda _error: None
+
+
+class ResultBackend(RedisBackend):
+    """Writes a success without reading what was there before.
+
+    Celery reads first so that nothing replaces a success. Here another success may, of a redelivered message
+    that ran twice. Every other state still takes Celery's way.
+    """
+
+    _call_soon: Callable[[Callable[[], None]], object] | None = None
+    _unconfirmed: Unconfirmed | None = None
+
+    def confirm_later(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """Let the next task begin while Redis stores a success; `call_soon` is the worker's event loop.
+
+        Only where that loop runs the tasks itself, one at a time: it holds the messages then, and
+        acknowledges each when `when_stored` says so.
+        """
+        self._call_soon = call_soon
+
+    def when_stored(
+        self, task_id: str, stored: Callable[[], object], lost: Callable[[Exception], object]
+    ) -> bool:
+        """Call one of the two when Redis has said what became of this result; False when it is known."""
+        waiting = self._unconfirmed
+        if waiting is None or waiting.task_id != task_id:
+            return False
+        waiting.stored, waiting.lost = stored, lost
+        return True
+
+    def confirm(self) -> None:
+        """Read what Redis said to the result that was sent last."""
+        waiting, self._unconfirmed = self._unconfirmed, None
+        if waiting is None:
+            return
+        try:
+            self._read_replies(waiting)
+        except (RedisError, OSError) as error:
+            # The other reply may be on its way.
+            waiting.connection.disconnect()  # type: ignore[no-untyped-call]
+            waiting.lost(error)
+        else:
+            waiting.stored()
+        finally:
+            self.client.connection_pool.release(waiting.connection)
+
+    def _read_replies(self, waiting: Unconfirmed) -> None:
+        try:
+            waiting.connection.read_response()  # to SET
+        except OutOfMemoryError as error:
+            self._set_though_full(waiting.key, waiting.value, self.expires, error)
+        waiting.connection.read_response()  # to PUBLISH
+
+    def _set_though_full(
+        self, key: str | bytes, value: str | bytes, life: int | None, error: OutOfMemoryError
+    ) -> None:
+        """Store a result on the broker's Redis although it is full: the result's message leaves it then.
+
+        Without that nothing could drain a Redis that is full of commands. Results that are elsewhere are not
+        made room for by a message that is done.
+        """
+        if not same_server(str(self.app.conf.broker_url), str(self.url)):
+            raise error
+        self.client.eval(SET_THOUGH_FULL, 1, key, value, *_life_options(life))
+
+    def _store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        self.confirm()
+        try:
+            if state != states.SUCCESS:
+                return super()._store_result(task_id, result, state, traceback, request=request, **kwargs)
+            meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+            meta["task_id"] = bytes_to_str(task_id)
+            key, value = self.get_key_for_task(task_id), self.encode(meta)
+            if self._call_soon is None or not self._send(task_id, key, value, self._call_soon):
+                self._set_with_state(key, value, state)
+        except (BackendError, RedisError, OSError) as error:
+            raise BackendStoreError(str(error), state=state, task_id=task_id) from error
+        return result
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+        """Leave unsaid that an answer could not be stored: the message comes back, and is answered then.
+
+        Where Redis is back by now, Celery would tell the sender so, as if it were the outcome of the task.
+        """
+        if not isinstance(exc, BackendError):
+            return super().mark_as_failure(task_id, exc, *args, **kwargs)
+        return None
+
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Tell a sender of a revocation only when a worker has the message in hand.
+
+        The control command itself would tell it from every worker, while another one carries the command out.
+        """
+        return None if request is None else super().mark_as_revoked(task_id, reason, request, *args, **kwargs)
+
+    def _send(
+        self, task_id: str, key: str | bytes, value: str | bytes, call_soon: Callable[..., object]
+    ) -> bool:
+        """Send a result and leave the replies to `confirm`; False when it could not be sent."""
+        pool = self.client.connection_pool
+        try:
+            connection = pool.get_connection()
+        except (RedisError, OSError):
+            return False
+        try:
+            connection.send_packed_command(connection.pack_commands(self._commands(key, value)))
+        except (RedisError, OSError):
+            pool.release(connection)
+            return False
+        self._unconfirmed = Unconfirmed(task_id, connection, key, value)
+        call_soon(self.confirm)
+        return True
+
+    def _set(self, key: str | bytes, value: str | bytes, expires: int | None = None) -> None:
+        with self.client.pipeline(transaction=False) as pipe:
+            for command in self._commands(key, value, expires):
+                pipe.execute_command(*command)
+            try:
+                pipe.execute()
+            except OutOfMemoryError as error:
+                self._set_though_full(key, value, expires or self.expires, error)
+
+    def _commands(
+        self, key: str | bytes, value: str | bytes, expires: int | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Keep and announce a result; MULTI around the two would double the replies to read."""
+        return [("SET", key, value, *_life_options(expires or self.expires)), ("PUBLISH", key, value)]
+
+
+def _life_options(life: int | None) -> tuple[str | int, ...]:
+    return ("EX", life) if life else ()
+
+
+def address(url: str) -> str:
+    """Return Celery's `result_backend` for the address of the results; what is not Redis stays as it is."""
+    if not url.startswith(("redis:", "rediss:", "redis+socket:")):
+        return url
+    return f"{__name__}:{ResultBackend.__name__}+{url.removeprefix('redis+')}"
+
+
+def same_server(url: str, other_url: str) -> bool:
+    """Tell whether two Redis addresses lead to one server, whatever their databases."""
+    parts, others = urlsplit(url), urlsplit(other_url)
+    if parts.scheme.endswith("socket") and others.scheme.endswith("socket"):
+        return parts.path == others.path
+    return bool(parts.hostname) and (parts.hostname, parts.port) == (others.hostname, others.port)

@@ -1,0 +1,85 @@
+"""The app that test workers run: `celery -A tests.reliable_celery.celery_fixtures.worker_app worker`.
+
+FIXTURE_CONFIG is a JSON table of Celery settings, FIXTURE_LETTERS the file of dead letters, and FIXTURE_MARKS
+the address of what tasks count. While a file named like the letters but `.refuse` exists, none is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import redis
+from celery import Celery, Task
+from celery.exceptions import Reject
+
+from reliable_celery.dead_letters import DeadLetter
+
+
+class LetterFile:
+    """Dead letters as JSON lines; a body is in hex."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, letter: DeadLetter) -> None:
+        if self.path.with_suffix(".refuse").exists():
+            raise OSError("disk full")
+        line = dataclasses.asdict(letter) | {"body": letter.body.hex()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+app = Celery("fixture")
+app.conf.update(json.loads(os.environ["FIXTURE_CONFIG"]))
+if not app.conf.get("dead_letter_store"):
+    letters = LetterFile(Path(os.environ.get("FIXTURE_LETTERS", "letters.jsonl")))
+    app.conf.dead_letter_store = lambda _app: letters
+
+
+@app.task(name="fixture.mark")
+def mark(number: int, seconds: float = 0.0) -> None:
+    """Count a run of `number` in the table `marks`, after `seconds`."""
+    time.sleep(seconds)
+    with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
+        client.hincrby("marks", str(number), 1)
+
+
+@app.task(name="fixture.die")
+def die(number: int, whole_worker: bool = False) -> None:
+    """Count a run of `number`, then kill the process that runs it, or the worker's main process."""
+    with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
+        client.hincrby("marks", str(number), 1)
+    os.kill(os.getppid() if whole_worker else os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="fixture.reject", bind=True)
+def reject(task: Task, number: int, times: int) -> None:
+    """Count a run of `number`, and have the message redelivered until it ran so many times."""
+    with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
+        if client.hincrby("marks", str(number), 1) < times:
+            raise Reject("again", requeue=True)
+
+
+@app.task(name="fixture.add")
+def add(x: int, y: int) -> int:
+    """Return the sum."""
+    return x + y
+
+
+@app.task(name="fixture.collect_garbage")
+def collect_garbage() -> float:
+    """Collect garbage; return by how many MiB this process then shares less of its memory with others."""
+    before = _private_mib()
+    gc.collect()
+    return _private_mib() - before
+
+
+def _private_mib() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024

@@ -1,0 +1,200 @@
+"""A message leaves the broker when its answer is stored, also where its worker has gone on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from celery import Celery, states
+
+from local.servers.redis_server import Redis
+from local.waiting import eventually
+from reliable_celery.results import ResultBackend, address
+from tests.reliable_celery.celery_fixtures.processes import (
+    CONFIG,
+    OUR_CONSUMER,
+    make_worker,
+    marks,
+    running,
+    sender,
+    unfinished,
+)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Iterator[Redis]:
+    """A Redis for results alone, since the tests break it."""
+    with Redis(tmp_path / "results") as server:
+        yield server
+
+
+@pytest.fixture
+def client(results: Redis) -> Iterator[redis.Redis]:
+    """A connection to it."""
+    with redis.Redis.from_url(results.url) as client:
+        yield client
+
+
+class Message:
+    """What became of a message that waits for its answer to be stored."""
+
+    def __init__(self) -> None:
+        self.fate: list[str | type[Exception]] = []
+
+    def acknowledge(self) -> None:
+        """Note that it may go."""
+        self.fate.append("acknowledged")
+
+    def give_back(self, error: Exception) -> None:
+        """Note that it must come again."""
+        self.fate.append(type(error))
+
+
+class Loop(list[Callable[[], None]]):
+    """A worker's event loop that turns when it is told to."""
+
+    def turn(self) -> None:
+        """Do what was put off."""
+        while self:
+            self.pop(0)()
+
+
+@pytest.fixture
+def loop() -> Loop:
+    """The event loop."""
+    return Loop()
+
+
+@pytest.fixture
+def backend(results: Redis, loop: Loop) -> ResultBackend:
+    """The results of a worker whose event loop runs its tasks."""
+    backend: ResultBackend = Celery("worker", backend=address(results.url), set_as_current=False).backend
+    backend.confirm_later(loop.append)
+    return backend
+
+
+def store(backend: ResultBackend, task_id: str) -> Message:
+    """Store a success, as a task does that has ended, then acknowledge, as its request does."""
+    message = Message()
+    backend.store_result(task_id, task_id, states.SUCCESS)
+    assert backend.when_stored(task_id, message.acknowledge, message.give_back)
+    return message
+
+
+def test_the_sender_need_not_wait_until_the_worker_has_seen_the_reply(
+    backend: ResultBackend, results: Redis, loop: Loop
+):
+    message = store(backend, "first")
+
+    plain = Celery("sender", backend=results.url, set_as_current=False)
+    assert plain.AsyncResult("first").get(timeout=10) == "first"
+    assert message.fate == []
+    loop.turn()
+    assert message.fate == ["acknowledged"]
+
+
+def test_the_next_result_settles_the_one_before(backend: ResultBackend, loop: Loop):
+    first = store(backend, "first")
+    second = store(backend, "second")
+
+    assert (first.fate, second.fate) == (["acknowledged"], [])
+    loop.turn()
+    assert (first.fate, second.fate) == (["acknowledged"], ["acknowledged"])
+
+
+def refuse(client: redis.Redis) -> None:
+    """Have Redis refuse what it is told to keep."""
+    client.config_set("maxmemory", 1)
+
+
+def accept(client: redis.Redis) -> None:
+    """Have it keep all again."""
+    client.config_set("maxmemory", 0)
+
+
+def test_a_message_whose_answer_redis_refuses_is_given_back_and_no_other(
+    backend: ResultBackend, client: redis.Redis, loop: Loop
+):
+    before = store(backend, "before")
+    refuse(client)
+    refused = store(backend, "refused")
+    loop.turn()
+    accept(client)
+    after = store(backend, "after")
+    loop.turn()
+
+    assert before.fate == after.fate == ["acknowledged"]
+    assert refused.fate == [redis.exceptions.OutOfMemoryError]
+
+
+def test_a_message_is_given_back_when_the_connection_ends_before_the_reply(
+    backend: ResultBackend, client: redis.Redis, loop: Loop
+):
+    client.execute_command("CLIENT PAUSE", 60_000, "WRITE")
+    message = store(backend, "unheard")
+    client.client_kill_filter(_type="normal", skipme=True)
+    client.client_unpause()
+    loop.turn()
+    after = store(backend, "after")
+    loop.turn()
+
+    assert issubclass(message.fate.pop(), redis.exceptions.ConnectionError)
+    assert after.fate == ["acknowledged"]
+
+
+def test_nothing_is_put_off_for_what_is_no_success_or_has_been_confirmed(backend: ResultBackend, loop: Loop):
+    backend.store_result("failed", ValueError("no"), states.FAILURE)
+    store(backend, "first")
+    loop.turn()
+
+    message = Message()
+    for task_id in ("failed", "first", "unknown"):
+        assert not backend.when_stored(task_id, message.acknowledge, message.give_back)
+    assert message.fate == []
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_worker_answers_what_it_could_not_answer_at_first(
+    redis_server: Redis, broker: redis.Redis, results: Redis, client: redis.Redis, tmp_path: Path, pool: str
+):
+    settings = {"result_backend": address(results.url), "worker_consumer": OUR_CONSUMER}
+    worker = make_worker(redis_server, tmp_path, "w", pool, **settings)
+    app = sender(redis_server)
+    app.conf.result_backend = results.url
+    with running(worker):
+        refuse(client)
+        sent = [app.send_task("fixture.add", (number, 1)) for number in range(3)]
+        eventually(
+            lambda: all(f"{each.id}] could not be answered" in worker.log_text() for each in sent),
+            what="all three given back",
+        )
+        eventually(lambda: unfinished(redis_server) == 3, what="all three in the broker")
+        accept(client)
+
+        assert [each.get(timeout=30) for each in sent] == [1, 2, 3]
+        eventually(lambda: unfinished(redis_server) == 0, what="nothing left in the broker")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_worker_that_stops_leaves_nothing_to_be_done_again(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
+):
+    settings = {
+        "result_backend": address(redis_server.url_of(1)),
+        "worker_consumer": OUR_CONSUMER,
+        "broker_transport_options": CONFIG["broker_transport_options"] | {"visibility_timeout": 600},
+    }
+    worker = make_worker(redis_server, tmp_path, "w", pool, **settings)
+    app = sender(redis_server)
+    with running(worker):
+        sent = [app.send_task("fixture.mark", (number, number / 2)) for number in range(3)]
+        eventually(lambda: marks(redis_server) == {0: 1, 1: 1}, what="the slow task alone at work")
+        psutil.Process(worker.pid).terminate()
+        eventually(lambda: not worker.running, 60, "the end of the worker")
+
+    assert marks(redis_server) == {0: 1, 1: 1, 2: 1}
+    assert [each.get(timeout=10) for each in sent] == [None] * 3
+    assert unfinished(redis_server) == 0

@@ -1,0 +1,75 @@
+"""A delivery knows its handler by name alone, so a project whose names lead astray does not start."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import celeryconfig
+from allocation.bootstrap import project
+from allocation.domain.events import Deallocated, OutOfStock
+from messaging.bus import MessageBus
+from messaging.messages import Event
+from messaging.worker.app import make_app
+
+
+def called(name: str) -> Callable[..., None]:
+    """Return a handler of that name."""
+
+    def handler(_event: Event, _uow: object) -> None:
+        """Do nothing."""
+
+    handler.__name__ = name
+    return handler
+
+
+async def wait(_event: Event, _uow: object) -> None:
+    """Do nothing, later."""
+
+
+def count(_event: Event, _uow: object) -> Iterator[int]:
+    """Do nothing until somebody asks for a number."""
+    yield 1
+
+
+async def count_later(_event: Event, _uow: object) -> AsyncIterator[int]:
+    """Do both."""
+    yield 1
+
+
+REFUSED: list[tuple[dict[type[Event], list[Any]], str]] = [
+    (
+        {OutOfStock: [called("notify")], Deallocated: [called("notify")]},
+        "Two event handlers are called notify",
+    ),
+    ({OutOfStock: [called("allocate")]}, "called allocate: there is another task"),
+    ({OutOfStock: [called("many")]}, "called many: there is another task"),
+    ({OutOfStock: [called("prune")]}, "called prune: there is another task"),
+    ({OutOfStock: [called("before")]}, "before is in renamed_handlers"),
+    ({OutOfStock: [wait]}, "wait must be a plain function"),
+    ({OutOfStock: [count]}, "count must be a plain function"),
+    ({OutOfStock: [count_later]}, "count_later must be a plain function"),
+]
+
+
+def started(events: dict[type[Event], list[Any]]) -> object:
+    """Start the project with these handlers of events."""
+    changed = replace(
+        project, bus=MessageBus(project.bus.commands, events), renamed_handlers={"before": "reallocate"}
+    )
+    return make_app(changed, celeryconfig)
+
+
+@pytest.mark.parametrize(("events", "problem"), REFUSED, ids=[row[1] for row in REFUSED])
+def test_no_event_goes_to_a_handler_that_it_is_not_for(events: dict[type[Event], list[Any]], problem: str):
+    with pytest.raises(ValueError, match=problem):
+        started(events)
+
+
+def test_one_handler_may_be_for_several_events():
+    handler = called("notify")
+
+    assert started({OutOfStock: [handler], Deallocated: [handler, called("reallocate")]})
