@@ -68,7 +68,6 @@ class Order(models.Model):  # type: ignore[misc]  # Django is untyped
         app_label = "shop"
 
 
-@require_POST  # type: ignore[untyped-decorator]
 def take(request: HttpRequest) -> JsonResponse:
     """Write an order and its command, or neither; whether a broker answers does not matter."""
     line = line_of(request.body)
@@ -103,7 +102,6 @@ def note(outcome: Outcome, _connection: Any) -> None:
     Order.objects.filter(key=outcome.key).update(**answer)
 
 
-@require_GET  # type: ignore[untyped-decorator]
 def look(_request: HttpRequest, key: str) -> JsonResponse:
     """Say what came of an order."""
     order = Order.objects.filter(key=key).first()
@@ -128,7 +126,7 @@ def create_tables() -> None:
             editor.create_model(Order)
 
 
-urlpatterns = [path("orders", take), path("orders/<path:key>", look)]
+urlpatterns = [path("orders", require_POST(take)), path("orders/<path:key>", require_GET(look))]
 
 if __name__ == "__main__":
     create_tables()

@@ -16,10 +16,11 @@ from local.processes import programs, readiness
 from local.processes.child import Child
 from local.processes.programs import migrate
 from local.servers.mail_server import MailSink
-from local.servers.postgres_server import FAST, Postgres
+from local.servers.postgres_server import Postgres
 from local.servers.redis_server import Redis
 from local.servers.server import Server
 from local.waiting import eventually
+from testing.databases import FAST
 from testing.rabbitmq import RabbitMQ
 from tests.transactional_send import shop
 
