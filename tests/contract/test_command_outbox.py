@@ -326,6 +326,18 @@ def test_what_was_handled_long_ago_is_pruned(shop):
     assert (waiting.unsent, waiting.unhandled) == (1, 1)
 
 
+def test_a_send_is_one_insert():
+    outbox, statements_run = Outbox("allocation", (Allocate,)), list[str]()
+    with closing(sqlite3.connect(":memory:")) as connection:
+        outbox.create_table(connection)
+        connection.commit()
+        connection.set_trace_callback(statements_run.append)
+        outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+        connection.set_trace_callback(None)
+
+    assert [statement.split()[0] for statement in statements_run] == ["BEGIN", "INSERT"]
+
+
 def test_a_connection_that_commits_each_statement_is_refused(postgres):
     with closing(psycopg2.connect(postgres.url.replace("+psycopg2", ""))) as connection:
         connection.autocommit = True
