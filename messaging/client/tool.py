@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -114,9 +115,7 @@ def _relay_command(outbox: Outbox, prefix: str) -> click.Command:
             raise click.UsageError(
                 "name who hears of the answers: --on-answer, or --keep-answers to leave them"
             )
-        signing = None
-        if signing_key and signing_certificate and signing_store:
-            signing = Signing(signing_key, signing_certificate, signing_store)
+        signing = _signing(prefix, signing_key, signing_certificate, signing_store)
         one = outbox.relay(
             _database(database_url, connect),
             broker_url,
@@ -172,6 +171,15 @@ def run(relay: Relay, *, once: bool = False) -> None:
         sys.exit(0 if relay.drain(60.0) else 1)
     logging.getLogger(__name__).info("The relay runs")
     relay.run(stop)
+
+
+def _signing(prefix: str, key: Path | None, certificate: Path | None, store: str | None) -> Signing | None:
+    """Return how messages are signed; None where none of the three is named."""
+    if key and certificate and store:
+        return Signing(key, certificate, store, os.environ.get(f"{prefix}_SIGNING_KEY_PASSWORD"))
+    if key or certificate or store:
+        raise click.UsageError("name all of --signing-key, --signing-certificate and --signing-store")
+    return None
 
 
 def _database(url: str | None, connect: str | None) -> Database:

@@ -70,6 +70,7 @@ def test_the_statements_of_the_table_are_printed(dialect):
         (["--database-url", "sqlite://", "--on-answer", "a:b", "--keep-answers"], "name who hears of"),
         (["--database-url", "sqlite://", "--on-answer", "no.such.module:f"], "No module named"),
         (["--database-url", "sqlite://", "--on-answer", "json"], "decorates no function with on_answer"),
+        (["--database-url", "sqlite://", "--keep-answers", "--signing-key", "k.pem"], "name all of"),
         (["--connect", "json:nothing", "--keep-answers"], "has no attribute 'nothing'"),
     ],
 )
