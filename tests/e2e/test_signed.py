@@ -12,7 +12,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import create_engine
 
+from allocation.client import CreateBatch, outbox
 from local import ROOT
 from local.processes import programs
 from local.processes.child import Child
@@ -103,6 +105,30 @@ def batches(backend, sku: str) -> int:
 def refused_letters(backend) -> list[str]:
     """Return why messages were refused."""
     return [error for (error,) in backend.sql("SELECT error FROM dead_letters ORDER BY at")]
+
+
+def test_a_relay_signs_what_an_app_has_committed(
+    signing_worker, backend, broker, ours, shop_key, sku, tmp_path
+):
+    database = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    with database.begin() as connection:
+        outbox.create_table(connection)
+        outbox.send(connection, CreateBatch(f"b-{sku}", sku, 10), key=sku)
+
+    run(
+        sys.executable, "-m", "allocation.client", "relay", "--once", "--keep-answers",
+        "--database-url", str(database.url),
+        "--broker-url", broker.broker_url, "--results-url", broker.result_backend_url,
+        "--signing-key", str(shop_key.key), "--signing-certificate", str(shop_key.certificate),
+        "--signing-store", str(ours.key.parent / "*.pem"),
+    )  # fmt: skip
+
+    assert batches(backend, sku) == 1
+    with database.connect() as connection:
+        outcome = outbox.outcome(connection, sku)
+    assert outcome is not None
+    assert (outcome.result, outcome.error) == (None, None)
+    database.dispose()
 
 
 def test_a_message_signed_by_a_known_key_is_carried_out(signing_worker, broker, ours, shop_key, sku):
