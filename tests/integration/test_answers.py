@@ -343,6 +343,25 @@ def test_answers_of_many_commands_are_found_at_once_when_the_message_is_redelive
     assert connections == 1
 
 
+@pytest.mark.parametrize(("first_limit", "limit"), [(1, 2), (2, 1)])
+def test_many_commands_are_answered_as_before_when_they_come_again_under_another_limit(
+    clean_database: str, first_limit: int, limit: int
+):
+    """Its worker was killed after it had told the sender, and the next one has other settings."""
+    first, told = message(), []
+    commands = [["allocation.create_batch", {"ref": ref, "sku": "LAMP", "qty": 1}] for ref in ("b1", "b2")]
+    for copy, bulk_max in (first, first_limit), (again(first), limit):
+        for app in app_on(clean_database, bulk_max=bulk_max):
+            try:
+                told.append(handle_many(app.runtime, copy, commands)[0])
+            except InvalidMessage as error:
+                told.append(str(error))
+            stored = ask(app, "SELECT reference FROM batches")
+
+    assert told[0] == told[1]
+    assert len(stored) == (2 if first_limit == 2 else 0)
+
+
 @pytest.mark.timeout(30)
 def test_unavailable_is_told_within_the_time_limit_however_many_tries_are_set(free_port: int):
     """Else the task is ended each time and its sender never told."""
