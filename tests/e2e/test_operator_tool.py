@@ -350,6 +350,24 @@ def test_files_are_loaded_and_refused_lines_reported(tool, tmp_path):
     assert re.search(r"total +50 +40 +10", tool("stock", sku).stdout)
 
 
+def test_a_file_that_is_no_csv_is_refused_by_name(tool, tmp_path):
+    file = tmp_path / "orders.csv"
+    for content in b"orderid,sku,qty\no1,L\xe4MP,1\n", b"orderid,sku,qty\no1," + b"x" * 200_000 + b",1\n":
+        file.write_bytes(content)
+
+        assert "file cannot be read as CSV in UTF-8" in tool("load", str(file), status=1).stderr
+
+
+def test_a_line_with_more_values_than_columns_is_refused(tool, tmp_path):
+    """A quantity of 1,000 without quotes was loaded as 1."""
+    file = tmp_path / "orders.csv"
+    file.write_text("orderid,sku,qty\no1,LAMP,1,000\n")
+
+    said = tool("load", str(file), status=1).stdout
+
+    assert re.search(r"o1,LAMP,1,000 +the line has more values than", said)
+
+
 def test_an_interrupted_load_can_be_continued(tool, tmp_path, backend):
     sku = f"LAMP-{uuid4()}"
     tool("create-batch", f"b-{sku}", sku, "5000")
