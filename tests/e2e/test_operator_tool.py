@@ -371,7 +371,7 @@ def test_a_line_with_more_values_than_columns_is_refused(tool, tmp_path):
 def test_an_interrupted_load_can_be_continued(tool, tmp_path, backend):
     sku = f"LAMP-{uuid4()}"
     tool("create-batch", f"b-{sku}", sku, "5000")
-    file = orders_file(tmp_path, sku, 3000)
+    file = orders_file(tmp_path, sku, 1000)
     command = [sys.executable, "-m", "allocation", "load", str(file)]
     with start(command, backend) as load:
         done = "SELECT allocated_quantity FROM batches WHERE sku = :sku"
@@ -379,14 +379,14 @@ def test_an_interrupted_load_can_be_continued(tool, tmp_path, backend):
         load.send_signal(signal.SIGINT)
         _, said = load.communicate(timeout=60)
         assert load.returncode == 130, said
-    assert "of 3,000 lines are answered" in said
+    assert "of 1,000 lines are answered" in said
 
     for _ in "again", "once more":
-        assert "3,000 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
+        assert "1,000 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
 
-    assert backend.sql(done, sku=sku) == [(3000,)]
+    assert backend.sql(done, sku=sku) == [(1000,)]
     answers = "SELECT count(*) FROM inbox WHERE command LIKE 'Allocate%' || :sku || '%'"
-    assert backend.sql(answers, sku=sku) == [(3000,)]
+    assert backend.sql(answers, sku=sku) == [(1000,)]
 
 
 def test_check_names_a_mistyped_queue_that_no_worker_reads(tool, shop, backend, broker):
