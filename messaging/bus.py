@@ -82,7 +82,11 @@ class MessageBus:
         Every handler runs here: of commands and of events, in workers and on fakes.
         """
         logger.info("Handling %r with %s", message, handler.__name__)
-        result = handler(message, uow)
+        uow.in_handler = True
+        try:
+            result = handler(message, uow)
+        finally:
+            uow.in_handler = False
         return result, uow.commit(result)
 
     def handlers_of(self, event: Event) -> list[str]:

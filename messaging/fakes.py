@@ -55,6 +55,7 @@ class InMemoryUnitOfWork(UnitOfWork):
 
     def commit(self, _result: object = None) -> list[Delivery]:
         """Store what was touched, and return the deliveries that its events make."""
+        self.require_ended()
         for repository in self.repositories():
             repository.save()
         self.committed += 1

@@ -69,3 +69,7 @@ class Project(Names):
     def handler_task(self, handler: str) -> str:
         """Return the task name of an event handler, by the name it has now."""
         return f"{self.name}.{self.renamed_handlers.get(handler, handler)}"
+
+    def handler_names(self, handler: str) -> tuple[str, ...]:
+        """Return the names under which deliveries of an event handler are stored: this one and older ones."""
+        return handler, *(old for old, new in self.renamed_handlers.items() if new == handler)

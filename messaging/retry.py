@@ -18,10 +18,6 @@ class RetryPolicy:
     backoff_max_s: int = 30  # seconds
     jitter: bool = True
 
-    def next_delay_s(self, retries: int) -> int:
-        """Return the longest wait before retry number `retries` (from 0), in seconds."""
-        return min(self.backoff_max_s, self.backoff_s << min(retries, 30))
-
 
 def retrying(**options: Any) -> Callable[[Handler], Handler]:
     """Give one event handler a `RetryPolicy` of its own: `@retrying(max_retries=8)`."""

@@ -44,6 +44,9 @@ class Repository(Protocol):
 class UnitOfWork(ABC):
     """One database transaction around one handler; the bus opens and commits it, handlers only use it."""
 
+    #: Whether a handler runs in it; set by the bus.
+    in_handler = False
+
     def __enter__(self) -> Self:
         """Begin; nothing is kept until `commit`."""
         return self
@@ -68,6 +71,15 @@ class UnitOfWork(ABC):
     @abstractmethod
     def repositories(self) -> Iterable[Repository]:
         """Return every repository that handlers may use."""
+
+    def require_ended(self) -> None:
+        """Refuse a commit while the handler runs: what it raises afterwards could not undo it.
+
+        Raises:
+            RuntimeError: the handler commits.
+        """
+        if self.in_handler:
+            raise RuntimeError("The bus commits the unit of work when the handler has ended")
 
     def take_events(self) -> list[Raised]:
         """Take the events off the touched aggregates, each with its aggregate's key, oldest first."""

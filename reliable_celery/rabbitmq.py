@@ -29,10 +29,18 @@ def collect_dead_letters(
         bound = queue(channel)
         bound.declare()
         while collected < limit and (message := bound.get(accept=None)):
-            deaths = (message.headers or {}).get("x-death") or [{}]
-            reason = deaths[0].get("reason", "rejected")
-            if reason != "expired" or message.headers.get("task") not in may_expire:
+            headers = message.headers or {}
+            reason = _reason(headers.get("x-death"))
+            if reason != "expired" or headers.get("task") not in may_expire:
                 store.add(letter_of(message, REASON, f"RabbitMQ set it aside: {reason}"))
             message.ack()
             collected += 1
     return collected
+
+
+def _reason(deaths: object) -> str:
+    """Return why RabbitMQ set a message aside; who puts one on the queue itself may claim anything."""
+    match deaths:
+        case [{"reason": str(reason)}, *_]:
+            return reason
+    return "rejected"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from celery.exceptions import ImproperlyConfigured
 from kombu.utils.imports import symbol_by_name
 
 from reliable_celery.dead_letters import DeadLetter, DeadLetterStore
+
+logger = logging.getLogger(__name__)
 
 #: Adds a letter. KEYS: the list. ARGV: the letter. A full Redis runs a script that begins with a command that
 #: may free memory; this one trims nothing. The letter's message leaves Redis next.
@@ -80,9 +83,9 @@ class JsonLines:
 
     def add(self, letter: DeadLetter) -> None:
         """Append a letter to the file, and have it on the disk before returning."""
-        line = to_json(letter).encode() + b"\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
+            line = _end_of_line(file) + to_json(letter).encode() + b"\n"
             if os.write(file, line) < len(line):
                 raise OSError(errno.ENOSPC, "No room for a dead letter", str(self.path))
             os.fsync(file)
@@ -90,9 +93,21 @@ class JsonLines:
             os.close(file)
 
     def letters(self) -> Iterator[DeadLetter]:
-        """Return the letters, oldest first."""
+        """Return the letters, oldest first; a line that was cut off is no letter."""
         with self.path.open() as file:
-            yield from map(from_json, file)
+            for line in file:
+                try:
+                    letter = from_json(line)
+                except ValueError:
+                    logger.warning("%s has a line that is no dead letter: %.60r", self.path, line)
+                else:
+                    yield letter
+
+
+def _end_of_line(file: int) -> bytes:
+    """Return what ends a line that was cut off, by a full disk or a kill."""
+    size = os.fstat(file).st_size
+    return b"" if size == 0 or os.pread(file, 1, size - 1) == b"\n" else b"\n"
 
 
 def to_json(letter: DeadLetter) -> str:

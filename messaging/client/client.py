@@ -135,8 +135,13 @@ class Client:
         Raises:
             Unavailable: the broker or the result backend stayed away for some seconds.
         """
+        task_id = str(uuid4())  # a new one for each message: its result is found by it
+        key = task_id if key is None else key
         shown = cut(repr(command))
-        return self._send(task_name(self.project, type(command)), key, shown, kwargs=to_dict(command))
+        with self._clear_errors(key):
+            return self._send(
+                task_name(self.project, type(command)), task_id, key, shown, kwargs=to_dict(command)
+            )
 
     def answer(self, result: Answer | str, timeout_s: float | None = None) -> Any:
         """Wait for the answer to a command that was sent, given what `delay` returned or the id of that.
@@ -192,7 +197,8 @@ class Client:
             Unavailable: the broker stayed away for some seconds.
         """
         shown = f"([{cut(repr(lines[0]))}, …{len(lines)} commands],)"
-        self._send(f"{self.project}.many", task_id, shown, task_id, args=(lines,))
+        with self._clear_errors(""):  # each command has a key of its own
+            self._send(f"{self.project}.many", task_id, task_id, shown, args=(lines,))
 
     def told(self, task_ids: Sequence[str]) -> dict[str, Told]:
         """Return the answers that have come to messages of `send_lines`, by task id, without waiting.
@@ -224,23 +230,18 @@ class Client:
         """Close."""
         self.close()
 
-    def _send(
-        self, task: str, key: str | None, shown: str, task_id: str | None = None, **message: Any
-    ) -> Answer:
-        task_id = task_id or str(uuid4())  # a new one for each message: its result is found by it
-        key = task_id if key is None else key
-        with self._clear_errors(key):
-            answer: Answer = self.app.send_task(
-                task,
-                task_id=task_id,
-                result_cls=partial(Answer, app=self.app),
-                **self._route,
-                argsrepr=shown,
-                kwargsrepr="{}",
-                confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
-                headers={IDEMPOTENCY_KEY: key},
-                **message,
-            )
+    def _send(self, task: str, task_id: str, key: str, shown: str, **message: Any) -> Answer:
+        answer: Answer = self.app.send_task(
+            task,
+            task_id=task_id,
+            result_cls=partial(Answer, app=self.app),
+            **self._route,
+            argsrepr=shown,
+            kwargsrepr="{}",
+            confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
+            headers={IDEMPOTENCY_KEY: key},
+            **message,
+        )
         answer.key = key
         return answer
 
@@ -255,8 +256,9 @@ class Client:
                 [task_name(self.project, type(command)), to_dict(command), key] for key, command in keyed
             ]
             shown = f"([{cut(repr(keyed[0][1]))}, …{len(keyed)} commands],)"
-            sent = self._send(f"{self.project}.many", name, shown, args=(lines,))
-            sent.key = ""  # each command has its own
+            with self._clear_errors(""):  # each command has a key of its own
+                sent = self._send(f"{self.project}.many", name, name, shown, args=(lines,))
+            sent.key = ""
             yield keyed, sent
 
     def _outcomes(self, keyed: list[tuple[str, Command]], sent: Answer, timeout_s: float) -> list[Outcome]:

@@ -11,7 +11,7 @@ from tornado.web import url
 from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
 from messaging.flower.base import Page
-from messaging.operator.deliveries import DeliveryQueries, FailureCause, Story, UnknownName
+from messaging.operator.deliveries import DeliveryQueries, FailureCause, UnknownName
 from messaging.operator.filters import parse_age, parse_moment
 from messaging.operator.reruns import outcome
 from messaging.postgres.dead_letters import STATES, DeadLetters
@@ -26,7 +26,8 @@ AT_ONCE = 1000
 
 DELIVERY_FIELDS = ("status", "handler", "event", "error", "since", "until", "older_than", "correlation")
 LETTER_FIELDS = ("state", "reason_has", "task")
-ID = r"([0-9a-f-]{36})"  # tornado cannot reverse a pattern with nested groups
+#: A UUID; tornado cannot reverse a pattern with nested groups.
+ID = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 
 
 class DeliveriesPage(Page):
@@ -86,8 +87,9 @@ class DeliveriesPage(Page):
             ValueError: with how to write a field.
             UnknownName: with the names that exist.
         """
+        project, handler = self.runtime.project, filters["handler"]
         chosen = DeliveryFilter(
-            handler=filters["handler"] or None,
+            handlers=project.handler_names(handler) if handler else (),
             event=filters["event"] or None,
             error=filters["error"] or None,
             since=parse_moment(filters["since"]) if filters["since"] else None,
@@ -95,7 +97,7 @@ class DeliveriesPage(Page):
             older_than_s=parse_age(filters["older_than"]) if filters["older_than"] else None,
             correlation=filters["correlation"] or None,
         )
-        await self.work(self.deliveries.require_known, self.runtime.project.bus, chosen)
+        await self.work(self.deliveries.require_known, project.bus, chosen)
         return chosen
 
     async def act(self, action: str, chosen: DeliveryFilter) -> str:
@@ -127,7 +129,7 @@ class DeliveryPage(DeliveriesPage):
     @tornado.web.authenticated
     async def get(self, delivery_id: str) -> None:
         """Show it."""
-        story = await self.work(self._story, delivery_id)
+        story = await self.work(self.deliveries.story, delivery_id)
         if story is None:
             raise tornado.web.HTTPError(404, f"Unknown delivery '{delivery_id}'")
         self.render(
@@ -141,12 +143,6 @@ class DeliveryPage(DeliveriesPage):
         self.require_writable()
         self.say(await self.act(self.field("do"), _one(delivery_id)))
         self.redirect(self.reverse_url("delivery", delivery_id), status=303)
-
-    def _story(self, delivery_id: str) -> Story | None:
-        try:
-            return self.deliveries.story(str(UUID(delivery_id)))
-        except ValueError:
-            return None
 
 
 class DeadLettersPage(Page):
@@ -169,8 +165,9 @@ class DeadLettersPage(Page):
         """Act on one letter."""
         self.require_writable()
         try:
-            self.say(await self.act(self.field("do"), self.field("id"), self.field("reason")))
-        except MessagingError as error:
+            letter_id = str(UUID(self.field("id")))
+            self.say(await self.act(self.field("do"), letter_id, self.field("reason")))
+        except (ValueError, MessagingError) as error:
             self.say(str(error))
         self.back_to("dead_letters", self.filters())
 

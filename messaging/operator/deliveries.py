@@ -96,7 +96,7 @@ class DeliveryQueries:
         Raises:
             UnknownName: it names those that exist.
         """
-        self._require_name("handler", "handler", chosen.handler, set(bus.event_handlers))
+        self._require_name("handler", "handler", next(iter(chosen.handlers), None), set(bus.event_handlers))
         self._require_name("event", "event_type", chosen.event, set(bus.event_types))
 
     def _require_name(self, what: str, column: str, name: str | None, known: set[str]) -> None:

@@ -39,13 +39,19 @@ def parse_moment(text: str) -> datetime:
     Raises:
         ValueError: it is neither.
     """
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+    for parse in _absolute, _relative:
         try:
-            return datetime.now(UTC) - timedelta(seconds=parse_age(text))
+            return parse(text)
         except (ValueError, OverflowError):
-            raise ValueError(
-                f"{text!r} is not a time: write 2026-01-31T10:00 (UTC), or 2h for two hours ago"
-            ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            continue
+    raise ValueError(f"{text!r} is not a time: write 2026-01-31T10:00 (UTC), or 2h for two hours ago")
+
+
+def _absolute(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    # PostgreSQL knows fewer offsets from UTC than Python.
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _relative(text: str) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=parse_age(text))

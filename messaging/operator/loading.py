@@ -6,6 +6,7 @@ import csv
 import hashlib
 import uuid
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -59,13 +60,22 @@ def command_for(bus: MessageBus, columns: set[str]) -> type[Command]:
 
 
 def read_lines(kind: type[Command], path: Path) -> Iterator[Line]:
-    """Yield every line as a command, or refused with the field and the rule."""
+    """Yield every line as a command, or refused with the field and the rule.
+
+    Raises:
+        InvalidMessage: the file is no CSV.
+    """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+    with _opened(path) as rows:
         for row in rows:
-            shown = ",".join(str(value) for value in row.values() if value is not None)
+            more = row.pop(None, [])  # what is in no column
+            shown = ",".join([*(value for value in row.values() if value is not None), *more])
             key = str(uuid.uuid5(NAMESPACE, f"{digest}:{rows.line_num}"))
+            if any(more):
+                yield Line(
+                    rows.line_num, shown, key, refused="the line has more values than the file has columns"
+                )
+                continue
             try:
                 command = from_dict(kind, _values(kind, row))
             except InvalidMessage as error:
@@ -75,9 +85,24 @@ def read_lines(kind: type[Command], path: Path) -> Iterator[Line]:
 
 
 def columns_of(path: Path) -> set[str]:
-    """Return the names in the first line of a CSV file."""
+    """Return the names in the first line of a CSV file.
+
+    Raises:
+        InvalidMessage: the file is no CSV.
+    """
+    with _opened(path) as rows:
+        return {name for name in rows.fieldnames or [] if name}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[csv.DictReader[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return {name for name in csv.DictReader(file).fieldnames or [] if name}
+        rows = csv.DictReader(file)
+        try:
+            yield rows
+        except (csv.Error, UnicodeDecodeError) as error:
+            place = f"after line {rows.line_num}: {error}"
+            raise InvalidMessage("file", f"cannot be read as CSV in UTF-8 {place}") from None
 
 
 def load(client: Client, lines: list[Line], settings: MessagingSettings, timeout_s: float) -> Iterator[Line]:

@@ -11,7 +11,7 @@ from messaging.texts import storable
 
 #: One condition per field of `DeliveryFilter`. A delivery ended when its row last changed its state.
 CONDITIONS = {
-    "handler": "handler = :handler",
+    "handlers": "handler = ANY(:handlers)",
     "event": "event_type = :event",
     "error": "position(lower(:error) in lower(last_error)) > 0",
     "since": "coalesce(finished_at, created_at) >= :since",
@@ -24,9 +24,9 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class DeliveryFilter:
-    """A field that is None does not filter, nor do empty `ids`; an empty text does."""
+    """A field that is None does not filter, nor do empty `ids` or `handlers`; an empty text does."""
 
-    handler: str | None = None
+    handlers: tuple[str, ...] = ()  # one handler, by its name and those it had before
     event: str | None = None  # the event's class name
     error: str | None = None  # a part of the last error, in upper or lower case
     since: datetime | None = None  # ended (for pending ones: raised) at or after this
@@ -49,7 +49,9 @@ class DeliveryFilter:
 
 def _bound(value: Any) -> Any:
     """Return a condition's value as the driver expects it and the tables store it."""
-    return list(value) if isinstance(value, tuple) else storable(value) if isinstance(value, str) else value
+    if isinstance(value, tuple):
+        return [storable(item) for item in value]
+    return storable(value) if isinstance(value, str) else value
 
 
 #: What the index of each state is sorted by, so that its newest rows are found without reading the others.

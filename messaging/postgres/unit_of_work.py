@@ -42,6 +42,7 @@ class PostgresUnitOfWork(UnitOfWork):
 
     def commit(self, result: object = None) -> list[Delivery]:
         """Write state, deliveries and answer in one transaction."""
+        self.require_ended()
         for repository in self.repositories():
             repository.save()
         job = self.job

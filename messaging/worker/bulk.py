@@ -7,7 +7,7 @@ key that is not given is `<key or id of the message>.<position from 0>`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,11 @@ class BulkRequest(CommandRequest):
     def answer_revoked(self, error: Exception) -> Answer:
         """Make the revocation the answer to each command that has none."""
         runtime, message = self.task.app.runtime, Received.of(self.name, self._context)
-        items = _items(runtime, message, _commands(runtime, self.args, self.kwargs))
+        commands = _commands(self.args, self.kwargs)
+        if len(commands) > runtime.settings.bulk_max:
+            refusal: Answer = runtime.inbox.refuse(message.job_of_all(), error)
+            return refusal
+        items = _items(runtime, message, commands)
         answers = runtime.inbox.refuse_all([item.job for item in items if isinstance(item, Item)], error)
         if all(answer.error is error for answer in answers.values()):
             return Answer(error=error)
@@ -87,7 +91,7 @@ def add_bulk_task(dispatcher: Dispatcher) -> None:
     def bulk_task(task: Task, *args: Any, **kwargs: Any) -> list[Outcome]:
         """Handle a list of commands, each in a transaction of its own."""
         message = Received.of(task.name, task.request)
-        outcomes, deliveries = handle_many(runtime, message, _commands(runtime, args, kwargs))
+        outcomes, deliveries = handle_many(runtime, message, _commands(args, kwargs))
         # Once for all: should this worker die before, the relay sends them.
         dispatcher.after_commit(deliveries)
         return outcomes
@@ -96,11 +100,18 @@ def add_bulk_task(dispatcher: Dispatcher) -> None:
 def handle_many(
     runtime: Runtime, message: Received, commands: Sequence[Any]
 ) -> tuple[list[Outcome], list[Delivery]]:
-    """Handle one command after the other; return what each came to, in their order."""
+    """Handle one command after the other; return what each came to, in their order.
+
+    Raises:
+        InvalidMessage: they are too many. A list that was begun before, under another limit, is continued.
+    """
     outcomes: list[Outcome] = []
     deliveries: list[Delivery] = []
     items = _items(runtime, message, commands)
-    answers = _earlier_answers(runtime, items) if message.redelivered else {}
+    answers = _earlier_answers(runtime, message, items) if message.redelivered else {}
+    refused = answers.pop(message.task_id, None)
+    if not answers and (refused or len(commands) > runtime.settings.bulk_max):
+        _refuse_whole(runtime, message).given()
     for item in items:
         if not isinstance(item, Item):
             outcomes.append(item)
@@ -127,12 +138,26 @@ def _items(runtime: Runtime, message: Received, commands: Sequence[Any]) -> list
     return items
 
 
-def _earlier_answers(runtime: Runtime, items: Iterable[Item | Outcome]) -> dict[str, Answer]:
+def _earlier_answers(
+    runtime: Runtime, message: Received, items: Iterable[Item | Outcome]
+) -> dict[str, Answer]:
     """Return by task id what was answered before, at once: one by one it may take a run's whole time."""
+    jobs = [item.job for item in items if isinstance(item, Item)]
     try:
-        return runtime.inbox.answers([item.job for item in items if isinstance(item, Item)])
+        return runtime.inbox.answers([message.job_of_all(), *jobs])
     except DATABASE_ERRORS:
         return {}
+
+
+def _refuse_whole(runtime: Runtime, message: Received) -> Answer:
+    """Make the refusal of a list that is too long the answer to its message; return the one that stands."""
+    limit = runtime.settings.bulk_max
+
+    def read() -> Command:
+        raise InvalidMessage("commands", f"must be at most {limit} in one message")
+
+    answer, _ = handle(runtime, replace(message, key=None), read)
+    return answer
 
 
 def _handle_one(runtime: Runtime, item: Item) -> Answered:
@@ -157,13 +182,10 @@ def _outcome(key: str, answer: Answer) -> Outcome:
     return {"id": key, "error": {"type": type(answer.error).__name__, "message": str(answer.error)}}
 
 
-def _commands(runtime: Runtime, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+def _commands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
     given = [*args, *kwargs.values()]
     if len(given) != 1 or not isinstance(given[0], list) or kwargs.keys() - {"commands"}:
         raise InvalidMessage("commands", "must be one list, and the only argument")
-    limit = runtime.settings.bulk_max
-    if len(given[0]) > limit:
-        raise InvalidMessage("commands", f"must be at most {limit} in one message")
     return given[0]
 
 

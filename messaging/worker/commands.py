@@ -176,16 +176,15 @@ def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answe
         return None
     if crashes > runtime.settings.max_crashes:
         error = WorkerCrashed(f"Parked: {crashes - 1} workers died while they handled this command")
-        runtime.dead_letters.add(_parked(runtime, received, job, error))
+        runtime.dead_letters.add(_parked(received, job, error))
         raise error
     return None
 
 
-def _parked(runtime: Runtime, received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
+def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    # A replay is sent as it is kept, so where only signed messages are accepted it is kept signed.
-    serializer = "auth" if runtime.settings.signing else "json"
-    content_type, encoding, body = dumps([[], to_dict(job.command), embed], serializer)
+    # Where messages are signed, its replay signs it.
+    content_type, encoding, body = dumps([[], to_dict(job.command), embed], "json")
     # This message is answered for good; a replay is a new one, whose effect still happens once.
     headers = {"lang": "py", "task": received.task, "id": new_id(), "root_id": job.correlation_id}
     return DeadLetter(

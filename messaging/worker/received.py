@@ -64,6 +64,10 @@ class Received:
         """Return the job of carrying the command out."""
         return CommandJob(self.task_id, command, self.correlation_id, self.key)
 
+    def job_of_all(self) -> CommandJob:
+        """Return the job of a message with many: it is answered whole only where it is refused whole."""
+        return CommandJob(self.task_id, Command(), self.correlation_id)
+
     def readable_job(self, read: Callable[[], Command]) -> CommandJob:
         """Return the job of the command that `read` makes; plain `Command()` stands for one that is none."""
         try:

@@ -172,6 +172,16 @@ def test_a_broker_that_is_away_is_a_clear_error_and_no_hang():
     assert time.monotonic() - begun < 25
 
 
+def test_many_commands_to_a_broker_that_is_away_name_no_key_of_the_message_s_own():
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
+
+    with (
+        AllocationClient(nowhere, nowhere) as client,
+        pytest.raises(Unavailable, match=r"send it again with its idempotency key$"),
+    ):
+        next(client.many([("order-1", Allocate("o1", "LAMP", 1))]))
+
+
 def test_a_broker_that_is_away_for_a_moment_goes_unnoticed(server_folder: Path):
     with (
         Redis(server_folder / "restarted") as server,

@@ -282,6 +282,17 @@ def test_a_filter_that_cannot_be_read_says_how_to_write_it(flower):
     assert request(f"{flower}/deliveries/{uuid4()}", LOGIN).status == 404
 
 
+def test_what_is_no_time_and_no_id_is_told_apart_from_a_database_that_is_away(flower):
+    """Each of them was answered with 500 or 503."""
+    token = {"Cookie": "_xsrf=same", "X-XSRFToken": "same"}
+    act = b"do=discard&reason=a+test&id=no-id"
+
+    page = request(f"{flower}/deliveries?since=2026-01-01T00:00-15:59:59.5", LOGIN)
+    assert page.status == 200
+    assert request(f"{flower}/deliveries/{'-' * 36}", LOGIN, act, token).status == 404
+    assert request(f"{flower}/dead-letters", LOGIN, act, token).status == 200  # after the redirect
+
+
 def test_a_blank_field_does_not_filter_and_a_misspelled_name_is_refused(flower, fail_for):
     delivery_id = fail_for("o1")
 

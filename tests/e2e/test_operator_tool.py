@@ -350,10 +350,28 @@ def test_files_are_loaded_and_refused_lines_reported(tool, tmp_path):
     assert re.search(r"total +50 +40 +10", tool("stock", sku).stdout)
 
 
+def test_a_file_that_is_no_csv_is_refused_by_name(tool, tmp_path):
+    file = tmp_path / "orders.csv"
+    for content in b"orderid,sku,qty\no1,L\xe4MP,1\n", b"orderid,sku,qty\no1," + b"x" * 200_000 + b",1\n":
+        file.write_bytes(content)
+
+        assert "file cannot be read as CSV in UTF-8" in tool("load", str(file), status=1).stderr
+
+
+def test_a_line_with_more_values_than_columns_is_refused(tool, tmp_path):
+    """A quantity of 1,000 without quotes was loaded as 1."""
+    file = tmp_path / "orders.csv"
+    file.write_text("orderid,sku,qty\no1,LAMP,1,000\n")
+
+    said = tool("load", str(file), status=1).stdout
+
+    assert re.search(r"o1,LAMP,1,000 +the line has more values than", said)
+
+
 def test_an_interrupted_load_can_be_continued(tool, tmp_path, backend):
     sku = f"LAMP-{uuid4()}"
     tool("create-batch", f"b-{sku}", sku, "5000")
-    file = orders_file(tmp_path, sku, 3000)
+    file = orders_file(tmp_path, sku, 1000)
     command = [sys.executable, "-m", "allocation", "load", str(file)]
     with start(command, backend) as load:
         done = "SELECT allocated_quantity FROM batches WHERE sku = :sku"
@@ -361,14 +379,14 @@ def test_an_interrupted_load_can_be_continued(tool, tmp_path, backend):
         load.send_signal(signal.SIGINT)
         _, said = load.communicate(timeout=60)
         assert load.returncode == 130, said
-    assert "of 3,000 lines are answered" in said
+    assert "of 1,000 lines are answered" in said
 
     for _ in "again", "once more":
-        assert "3,000 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
+        assert "1,000 Allocate carried out, 0 refused." in tool("load", str(file)).stdout
 
-    assert backend.sql(done, sku=sku) == [(3000,)]
+    assert backend.sql(done, sku=sku) == [(1000,)]
     answers = "SELECT count(*) FROM inbox WHERE command LIKE 'Allocate%' || :sku || '%'"
-    assert backend.sql(answers, sku=sku) == [(3000,)]
+    assert backend.sql(answers, sku=sku) == [(1000,)]
 
 
 def test_check_names_a_mistyped_queue_that_no_worker_reads(tool, shop, backend, broker):

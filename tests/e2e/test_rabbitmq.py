@@ -188,6 +188,9 @@ def test_runs_of_housekeeping_that_nobody_took_are_no_dead_letters(worker, broke
     worker.stop()
     for job in ("relay", "announce", "rerun", "prune", "unheard_of"):
         shop.app.send_task(f"allocation.{job}", task_id=f"run of {job}", **options)
+    with Connection(broker.broker_url) as connection, connection.Producer() as producer:
+        for forged in "expired", [7], [{"reason": 7}]:  # by somebody who may write to every queue
+            producer.publish({}, routing_key="allocation.dead", headers={"x-death": forged})
     eventually(lambda: broker.waiting("allocation.commands") == 0, what="their expiry")
     worker.start()
     backend.wait_for_worker(worker)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from kombu.serialization import loads
+from kombu.serialization import loads, prepare_accept_content
 from sqlalchemy import event, text
 
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
@@ -252,10 +252,10 @@ def test_a_command_that_keeps_killing_its_workers_is_parked_for_every_copy(app: 
     assert tell(ORDER, replayed) == Answer("b1")
 
 
-def test_a_parked_command_is_kept_signed_where_only_what_is_signed_is_accepted(
+def test_the_replay_of_a_parked_command_is_signed_once_where_only_what_is_signed_is_accepted(
     clean_database: str, tmp_path: Path
 ):
-    """Its replay is sent as it is kept."""
+    """Its letter was written by a worker, which had seen the signature."""
     pair = make_pair(tmp_path, "backend")
     signing = {
         "signing_key": pair.key,
@@ -268,9 +268,15 @@ def test_a_parked_command_is_kept_signed_where_only_what_is_signed_is_accepted(
             app.runtime.inbox.count_crash(killer.task_id)
         handle(app.runtime, again(killer), lambda: ORDER)
 
-        [letter] = ask(app, "SELECT body, content_type, content_encoding FROM dead_letters")
-        accepted = app.conf.accept_content
-        assert loads(bytes(letter[0]), *letter[1:], accept=accepted)[:2] == [[], to_dict(ORDER)]
+        [(letter_id,)] = ask(app, "SELECT id::text FROM dead_letters")
+        app.dispatcher.replay(app.runtime.dead_letters, letter_id)
+
+        with app.connection_for_read() as connection, connection.SimpleQueue("allocation.commands") as queue:
+            sent = queue.get(block=False)
+            sent.ack()
+        accepted = prepare_accept_content(app.conf.accept_content)
+        body = loads(sent.body, sent.content_type, sent.content_encoding, accept=accepted)
+        assert body[:2] == [[], to_dict(ORDER)]
 
 
 def test_the_text_of_a_database_error_is_not_told(app: MessagingApp, tell):
@@ -335,6 +341,25 @@ def test_answers_of_many_commands_are_found_at_once_when_the_message_is_redelive
 
     assert again_told == outcomes
     assert connections == 1
+
+
+@pytest.mark.parametrize(("first_limit", "limit"), [(1, 2), (2, 1)])
+def test_many_commands_are_answered_as_before_when_they_come_again_under_another_limit(
+    clean_database: str, first_limit: int, limit: int
+):
+    """Its worker was killed after it had told the sender, and the next one has other settings."""
+    first, told = message(), []
+    commands = [["allocation.create_batch", {"ref": ref, "sku": "LAMP", "qty": 1}] for ref in ("b1", "b2")]
+    for copy, bulk_max in (first, first_limit), (again(first), limit):
+        for app in app_on(clean_database, bulk_max=bulk_max):
+            try:
+                told.append(handle_many(app.runtime, copy, commands)[0])
+            except InvalidMessage as error:
+                told.append(str(error))
+            stored = ask(app, "SELECT reference FROM batches")
+
+    assert told[0] == told[1]
+    assert len(stored) == (2 if first_limit == 2 else 0)
 
 
 @pytest.mark.timeout(30)

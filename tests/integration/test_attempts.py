@@ -366,6 +366,21 @@ def test_a_handler_that_ends_its_own_transaction_is_counted_too(app: MessagingAp
     assert standing(app) == ("failed", 0, 3)
 
 
+def test_a_handler_that_commits_itself_and_then_fails_is_not_done(app: MessagingApp):
+    def commit_and_fail(_event: OutOfStock, uow: Any) -> None:
+        uow.transaction.write("INSERT INTO products VALUES ('half')")
+        uow.commit()
+        raise ValueError("half done")
+
+    behaviour.append(commit_and_fail)
+    delivery_id = owed(app)
+    for _ in range(3):
+        receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("failed", 0, 3)
+    assert ask(app, "SELECT FROM products WHERE sku = 'half'") == []
+
+
 @pytest.mark.parametrize("commits", [True, False])
 def test_a_handler_that_enters_its_unit_of_work_again_is_counted_too(app: MessagingApp, commits: bool):
     """As handlers do where no bus opens it: the second session waited for the first one's lock."""

@@ -29,7 +29,7 @@ def app(clean_database: str) -> Iterator[MessagingApp]:
 
 @pytest.fixture
 def find(app: MessagingApp) -> Callable[..., list[str]]:
-    """`find(handler=…)` returns the ids of the failed deliveries that match."""
+    """`find(handlers=…)` returns the ids of the failed deliveries that match."""
 
     def ids(**options: object) -> list[str]:
         found = DeliveryQueries(app.runtime.engine).find(DeliveryFilter(**options), [Status.FAILED])  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ def test_each_filter_selects_what_it_says(app: MessagingApp, find: Callable[...,
     hour_ago = app.runtime.outbox.clock() - timedelta(seconds=5400)
 
     assert find() == [usual, odd]
-    assert find(handler="reallocate") == [odd]
+    assert find(handlers=("reallocate",)) == [odd]
     assert find(event="Deallocated") == [odd]
     assert find(error="keyerror: 'ü'") == [odd]
     assert find(error="100%_") == []
@@ -67,7 +67,7 @@ def test_each_filter_selects_what_it_says(app: MessagingApp, find: Callable[...,
     assert find(older_than_s=5400) == [odd]
     assert find(correlation="odd") == [odd]
     assert find(ids=(odd,)) == [odd]
-    assert find(handler="reallocate", correlation="command") == []
+    assert find(handlers=("reallocate",), correlation="command") == []
 
 
 def test_all_states_come_together_the_last_that_ended_first(app: MessagingApp):
@@ -96,7 +96,7 @@ def test_filters_come_before_the_limit_and_the_oldest_failures_first(app: Messag
         put(app, age_s=1000 + age)
     wanted = [put(app, handler="reallocate", event_type="Deallocated", age_s=age) for age in (30, 20, 10)]
 
-    turns(app, DeliveryFilter(handler="reallocate"), limit=2)
+    turns(app, DeliveryFilter(handlers=("reallocate",)), limit=2)
 
     assert [state(app, delivery_id) for delivery_id in wanted] == ["pending", "pending", "failed"]
 

@@ -76,8 +76,8 @@ def test_a_blank_filter_of_dead_letters_is_refused(tool, option):
 def test_a_filter_by_an_empty_text_is_not_a_filter_by_nothing(app):
     put(app)
 
-    assert DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handler="")) == []
-    assert len(DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handler=None))) == 1
+    assert DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handlers=("",))) == []
+    assert len(DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handlers=()))) == 1
 
 
 @pytest.mark.parametrize("command", [("list",), ("rerun", "--dry-run"), ("discard", "--reason", "a test")])
@@ -103,6 +103,35 @@ def test_a_handler_that_a_release_removed_can_still_be_selected(tool, app):
     assert tool("deliveries", "discard", "--handler", "gone", "--reason", "removed").exit_code == 0
 
     assert (state(app, delivery_id), state(app, other)) == ("discarded", "failed")
+
+
+@pytest.mark.parametrize(
+    ("moment", "listed"),
+    [
+        ("2026-01-01T00:00+23:59", True),  # PostgreSQL knows offsets up to 15:59:59 alone
+        ("2026-01-01T00:00+00:00:00.5", True),
+        ("0001-01-01T00:00+23:59", False),
+        ("999999d", False),
+    ],
+)
+def test_a_time_that_python_reads_is_one_for_the_database_or_refused(tool, app, moment, listed):
+    delivery_id = put(app)
+
+    done = tool("deliveries", "list", "--since", moment)
+
+    assert (delivery_id in done.stdout) is listed
+    assert done.exit_code == (0 if listed else 2)
+    assert listed or "is not a time: write" in done.stderr
+
+
+def test_a_handler_is_also_selected_under_the_name_it_had_before(tool, app):
+    """Deliveries keep the name that their handler had when they were written."""
+    renamed, other = put(app, handler="announce_to_the_team"), put(app, handler="reallocate")
+
+    assert renamed in tool("deliveries", "list", "--handler", HANDLER).stdout
+    tool("deliveries", "discard", "--handler", HANDLER, "--reason", "a test")
+
+    assert (state(app, renamed), state(app, other)) == ("discarded", "failed")
 
 
 def test_a_filter_by_text_that_no_row_can_hold_finds_what_is_kept_of_it(tool, app):

@@ -63,6 +63,20 @@ def test_a_file_keeps_letters(redis_server: Redis, tmp_path: Path):
         assert path.stat().st_mode & 0o077 == 0
 
 
+def test_a_line_that_was_cut_off_takes_no_other_letter_with_it(redis_server: Redis, tmp_path: Path):
+    """By a disk that was full, or a worker that was killed while it wrote."""
+    path = tmp_path / "letters.jsonl"
+    with app_with(redis_server, dead_letter_file=str(path)) as app:
+        store = JsonLines(app)
+        store.add(LETTER)
+        with path.open("ab") as file:
+            file.write(b'{"reason": "unknown ta')
+        store.add(LETTER)
+        store.add(LETTER)
+
+        assert list(store.letters()) == [LETTER] * 3
+
+
 def test_another_broker_needs_a_store_that_is_named():
     app = Celery("shop", broker="amqp://127.0.0.1", set_as_current=False)
 

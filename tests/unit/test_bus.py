@@ -106,3 +106,14 @@ def test_handlers_run_inside_a_unit_of_work_that_is_committed_with_their_result(
 
     assert [name for name, _ in recorder.calls] == ["greet", "commit"]
     assert recorder.calls[1] == ("commit", 7)
+
+
+def test_a_handler_that_commits_its_unit_of_work_is_refused_and_leaves_no_trace():
+    def greet(_command, uow):
+        uow.commit()
+
+    uow = FakeUnitOfWork()
+
+    with pytest.raises(RuntimeError, match="The bus commits the unit of work"):
+        MessageBus({Greet: greet}, {}).handle(Greet("Ada"), uow)
+    assert uow.committed == 0

@@ -63,9 +63,12 @@ def filters(function: Function) -> Function:
     return function
 
 
-def chosen(tool: Tool, ids: tuple[Any, ...] = (), **options: Any) -> DeliveryFilter:
+def chosen(
+    tool: Tool, ids: tuple[Any, ...] = (), handler: str | None = None, **options: Any
+) -> DeliveryFilter:
     """Return the filter from the options; an unknown handler or event ends the command."""
-    which = DeliveryFilter(ids=tuple(map(str, ids)), **options)
+    handlers = tool.project.handler_names(handler) if handler else ()
+    which = DeliveryFilter(ids=tuple(map(str, ids)), handlers=handlers, **options)
     try:
         DeliveryQueries(tool.runtime.engine).require_known(tool.project.bus, which)
     except UnknownName as error:
