@@ -78,7 +78,7 @@ def test_a_living_worker_keeps_its_lease_and_its_messages_on_a_full_redis(own_se
                 30,
                 "a longer lease",
             )
-            assert "could not be tended" not in first.log_text()
+            assert "could not be renewed" not in first.log_text()
         finally:
             first.kill()
     app.close()

@@ -107,7 +107,7 @@ def test_a_frozen_worker_s_message_is_given_away_and_its_late_end_does_no_harm(
         eventually(lambda: broker.hlen("unacked") == 1, 30)
         os.kill(first.pid, signal.SIGSTOP)
         with running(second):
-            eventually(lambda: "Gave back 1 messages" in second.log_text(), 30, "the message given back")
+            eventually(lambda: "Requeued 1 messages" in second.log_text(), 30, "the message requeued")
             eventually(lambda: unfinished(redis_server) == 0, 30)
             os.kill(first.pid, signal.SIGCONT)
             app.send_task("fixture.mark", (2, 0.0))
