@@ -87,7 +87,7 @@ def load(client: Client, lines: list[Line], settings: MessagingSettings, timeout
 
     Raises:
         NotAnswered: no answer came in time; what was sent stays in its queue.
-        Unavailable: the broker, the result backend or the database is away.
+        Unavailable: the broker, the result backend or the database is unavailable.
     """
     commands = ((line.key, line.command) for line in lines if line.command is not None)
     size = min(LINES_IN_A_MESSAGE, settings.bulk_max, settings.message_max_bytes // LONGEST_LINE)

@@ -149,7 +149,7 @@ class ToolGroup(Group):
                 f"The database does not answer, or rejected the request: {_first_line(error)}"
             ) from error
         except (OperationalError, BackendError, ConnectionError) as error:
-            raise NoAnswer(f"The broker or the result backend is away: {describe(error)}") from error
+            raise NoAnswer(f"The broker or the result backend is unavailable: {describe(error)}") from error
         except KeyboardInterrupt:
             raise Interrupted("Interrupted") from None
 
