@@ -22,18 +22,18 @@ from messaging.validation import from_dict, model
 #: Commands in flight at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
 LINES_IN_A_MESSAGE, MESSAGES = 25, 8
 
-#: Bytes that a command may take in a message, its texts escaped as JSON may escape them.
+#: Bytes that a command may take in a message, even with all its text escaped in JSON.
 LONGEST_LINE = 16_384
 
-#: Makes the idempotency keys of a file's commands: the same line of the same file always has the same.
+#: Namespace of the idempotency keys of a file's commands: the same line of the same file has the same key.
 NAMESPACE = uuid.UUID("8d3b1f0a-6d0c-4f3e-9f4b-4a6c0c0a9f11")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the file: what was asked, and what came of it."""
+    """A line of the file: its command, and its outcome."""
 
-    number: int  # as an editor counts them
+    number: int  # numbered as in an editor
     text: str
     key: str
     command: Command | None = None
@@ -42,7 +42,7 @@ class Line:
 
 
 def command_for(bus: MessageBus, columns: set[str]) -> type[Command]:
-    """Return the command whose fields the columns are; columns that it lacks are ignored.
+    """Return the command whose fields match the columns; other columns are ignored.
 
     Raises:
         InvalidMessage: no command, or more than one, has all its required fields among the columns.
@@ -59,7 +59,7 @@ def command_for(bus: MessageBus, columns: set[str]) -> type[Command]:
 
 
 def read_lines(kind: type[Command], path: Path) -> Iterator[Line]:
-    """Yield every line as a command, or refused with the field and the rule."""
+    """Yield each line with its command, or with its error."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
@@ -103,7 +103,7 @@ def _answered(line: Line, outcome: Outcome) -> Line:
 
 
 def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return a row's fields of that command; an empty one has its default."""
+    """Return a row's fields of that command; empty ones get their default."""
     return {
         name: from_text(kind, name, value)
         for name in _names(kind)
@@ -112,7 +112,7 @@ def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any
 
 
 def from_text(kind: type[Message], name: str, value: str) -> Any:
-    """Return a field's value as JSON has it: digits become a number where the field is one."""
+    """Return a field's JSON value: digits become a number if the field is one."""
     types = types_of(kind).get(name, frozenset())
     if int in types:
         try:

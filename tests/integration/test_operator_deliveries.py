@@ -41,7 +41,7 @@ def find(app: MessagingApp) -> Callable[..., list[str]]:
 def turns(
     app: MessagingApp, chosen: DeliveryFilter, actor: str = "test", limit: int = 100, **pace: Any
 ) -> list[int]:
-    """Re-run what is chosen; return how many deliveries each turn put back."""
+    """Re-run the chosen deliveries; return how many each batch requeued."""
     return [len(turn.deliveries) for turn in app.dispatcher.rerun(chosen, actor, limit, **pace)]
 
 
@@ -245,7 +245,7 @@ def test_an_operator_is_not_told_that_anything_was_sent_while_the_broker_is_away
 
         said = outcome(list(app.dispatcher.rerun(DeliveryFilter(), "ann@desk", 100)))
 
-        assert said.startswith("5 put back, 0 of them sent. The relay will send the rest")
+        assert said.startswith("5 requeued, 0 of them sent. The relay will send the rest")
         assert {state(app, delivery_id) for delivery_id in ids} == {"pending"}
         assert [record.message for record in caplog.records if "broker is lost" in record.message] != []
         assert [record.message for record in caplog.records if "could not be sent" in record.message] == []
