@@ -1,4 +1,4 @@
-"""What an operator's filter means: never more than was typed."""
+"""An operator's filter never matches more than was typed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[..., click.testing.Result]
 
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
-    """The backend's app over an empty database."""
+    """The backend's app on an empty database."""
     yield from app_on(clean_database)
 
 
@@ -57,7 +57,7 @@ def test_a_blank_reason_is_refused(tool, app, noun):
     done = tool(noun, "discard", delivery_id, "--reason", " ")
 
     assert done.exit_code == 2
-    assert "it is blank; say why" in done.stderr
+    assert "it is blank; give a reason" in done.stderr
     assert state(app, delivery_id) == "failed"
 
 
@@ -73,7 +73,7 @@ def test_a_blank_filter_of_dead_letters_is_refused(tool, option):
     assert tool("dead-letters", "list", option, "").exit_code == 2
 
 
-def test_a_filter_by_an_empty_text_is_not_a_filter_by_nothing(app):
+def test_a_filter_by_an_empty_text_is_still_a_filter(app):
     put(app)
 
     assert DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handler="")) == []
@@ -105,8 +105,8 @@ def test_a_handler_that_a_release_removed_can_still_be_selected(tool, app):
     assert (state(app, delivery_id), state(app, other)) == ("discarded", "failed")
 
 
-def test_a_filter_by_text_that_no_row_can_hold_finds_what_is_kept_of_it(tool, app):
-    """A terminal hands over bytes that are no UTF-8 as halves of surrogate pairs."""
+def test_a_filter_by_unstorable_text_matches_its_stored_form(tool, app):
+    """Python passes bytes that are not UTF-8 from a terminal as lone surrogates."""
     delivery_id = put(app, error="File \\udcff: not found")
 
     done = tool("deliveries", "list", "--error", "\udcff")
