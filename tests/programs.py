@@ -1,7 +1,7 @@
 """Programs that some tests need and a machine may lack.
 
-Their tests are skipped, and the run ends with one line for each such program. In CI (`CI=true`) nothing may be
-missing: the run fails.
+Their tests are skipped, and the run ends with one line for each such program. In CI (`CI=true`) nothing may
+be missing: the run fails.
 """
 
 from __future__ import annotations

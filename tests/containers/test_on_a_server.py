@@ -1,4 +1,4 @@
-"""docs/how-to/on-a-server.md, followed on this machine's Docker. The tests run in order and build on each other."""
+"""docs/how-to/on-a-server.md, followed on this machine's Docker. The tests build on each other."""
 
 from __future__ import annotations
 

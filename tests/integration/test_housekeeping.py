@@ -53,8 +53,8 @@ def test_the_cooldown_grows_with_each_rerun(app: MessagingApp, reruns: int, cool
     assert (state(app, hot), state(app, cooled)) == ("failed", "pending")
 
 
-#: While another session holds the advisory lock, the
-#: schedule's statement waits while it finds cooled-down rows: after its snapshot, before its row locks.
+#: While another session holds the advisory lock, the schedule's statement waits where it finds cooled-down
+#: rows: after its snapshot, before its row locks.
 PAUSE = """
 CREATE FUNCTION public.power(integer, integer) RETURNS double precision LANGUAGE plpgsql AS $$ BEGIN
     PERFORM pg_advisory_xact_lock_shared(42); RETURN power($1::double precision, $2::double precision);

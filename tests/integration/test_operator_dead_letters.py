@@ -150,8 +150,8 @@ def keep_large(app: MessagingApp, count: int, megabytes: int, age_s: float = 0) 
         connection.execute(query, facts)
 
 
-#: Runs the tool, and prints its own peak memory in KiB. `wait4` is of no use: its figure for a child starts with
-#: the parent's memory.
+#: Runs the tool, and prints its own peak memory in KiB. `wait4` is of no use: its figure for a child starts
+#: with the parent's memory.
 MEASURED = """
 import atexit, re, runpy, sys
 from pathlib import Path
@@ -163,7 +163,7 @@ runpy.run_module("allocation", run_name="__main__", alter_sys=True)
 
 @pytest.fixture
 def tool(app: MessagingApp) -> Callable[..., tuple[str, float]]:
-    """`tool("dead-letters", "list")` returns the output of the operator's tool, and its peak memory in MiB."""
+    """`tool("dead-letters", "list")` returns the tool's output, and its peak memory in MiB."""
     env = {**os.environ, "ALLOCATION_DATABASE_URL": app.runtime.settings.database_url}
 
     def run(*arguments: str) -> tuple[str, float]:
