@@ -1,4 +1,4 @@
-# One image for every role: migration, workers, beat, Flower and the mail catcher differ in their command only.
+# One image for every role: migration, workers, beat, Flower and the mail catcher differ only in their command.
 ARG PYTHON_VERSION=3.12
 FROM python:${PYTHON_VERSION}-slim
 
@@ -9,7 +9,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 
 WORKDIR /app
 
-# Requirements first: a change of the code does not install them again.
+# Requirements first: a change of the code does not reinstall them.
 COPY requirements-server.txt .
 RUN pip install -r requirements-server.txt
 
@@ -20,8 +20,8 @@ COPY tasks tasks
 COPY local local
 COPY celeryconfig.py flowerconfig.py ./
 
-# The code stays root's, readable whatever the umask of the checkout was: what runs may write to its data folder
-# and nowhere else. No VOLUME: each container would leave an anonymous one behind.
+# The code belongs to root, and is readable whatever the checkout's umask was: processes may write only to the data
+# folder. No VOLUME: each container would leave an anonymous one behind.
 RUN chmod -R a+rX /app \
     && python -m compileall -q /app \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin app \

@@ -1,11 +1,11 @@
-# The two commands of a fresh machine are `make demo` and `make test`; `make` alone lists the rest.
-# Paths here are relative, so that a folder with spaces in its name works.
+# On a fresh machine, run `make demo` or `make test`; `make` alone lists all commands.
+# Paths are relative, so that a folder name with spaces works.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The newest one that starts: a pyenv shim may stand on the PATH and fail.
+# The newest one that starts: a pyenv shim on the PATH may fail.
 IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 ifeq ($(origin PYTHON), undefined)
 PYTHON := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
@@ -23,25 +23,25 @@ PACKAGES := $(wildcard reliable_celery messaging allocation tasks local testing 
 BATCHES ?= data/batches.csv
 ORDERS ?= data/orders.csv
 PURCHASES ?= data/purchases.csv
-# Of the random tests; `make test SEED=…` repeats a run's.
+# Seed of the random tests; `make test SEED=…` repeats a run.
 SEED := $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
 
 .PHONY: help demo up drill test test-containers check format clean docs docs-site bench bench-full chaos demo-vip
 
 help: ## list these commands
-	@echo "make demo [BATCHES=FILE ORDERS=FILE]   play the real orders through real servers, and stop them"
-	@echo "make up       keep everything running: servers, workers, beat, Flower, mail sink (Ctrl-C stops)"
+	@echo "make demo [BATCHES=FILE ORDERS=FILE]   run real orders through real servers, then stop them"
+	@echo "make up       run everything: servers, workers, beat, Flower, mail catcher (Ctrl-C stops)"
 	@echo "make drill    stop the mail server of a running make up until Ctrl-C, to practise docs/how-to/operating.md"
-	@echo "make test [SEED=N]                     the whole test suite, on servers of its own; N repeats the random tests of a run"
-	@echo "make test-containers [WRITE_DOCS=1]    docs/how-to/on-a-server.md on the Docker of this machine; 1 writes its figures there"
-	@echo "make bench    measure against other task queues (five minutes); bench-full, half an hour, writes its page in docs/"
+	@echo "make test [SEED=N]                     run all tests on their own servers; N repeats the random tests of a run"
+	@echo "make test-containers [WRITE_DOCS=1]    test docs/how-to/on-a-server.md with this machine's Docker; 1 updates its figures"
+	@echo "make bench    compare with other task queues (five minutes); bench-full (half an hour) also updates the page in docs/"
 	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
-	@echo "make demo-vip [PURCHASES=FILE]         play real purchases through the example project"
-	@echo "make check    lint, format, types, layer contracts, pinned versions, no secrets"
-	@echo "make docs     write docs/asyncapi.yaml and the tables of settings from the code"
-	@echo "make docs-site                         build the documentation into site/; a warning is an error"
-	@echo "make format   put the code into the house format"
-	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, else .data)"
+	@echo "make demo-vip [PURCHASES=FILE]         run real purchases through the example project"
+	@echo "make check    check lint, format, types, layer contracts, pinned versions, secrets"
+	@echo "make docs     generate docs/asyncapi.yaml and the tables of settings from the code"
+	@echo "make docs-site                         build the documentation into site/; warnings are errors"
+	@echo "make format   format the code"
+	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, default .data)"
 
 demo: $(RUN)
 	$(PY) -m examples.demo --batches '$(BATCHES)' --orders '$(ORDERS)'
@@ -97,13 +97,13 @@ rebuild:
 
 $(VENV): $(RUN)
 
-# A virtual environment does not start when it was copied or half made, or when its Python is gone after an
-# upgrade of the system: it is made again from nothing.
+# A virtual environment does not start if it was copied or only partly created, or if its Python is gone after a
+# system upgrade: it is recreated from scratch.
 $(RUN): requirements.txt requirements-server.txt $(if $(shell $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 && echo starts),,rebuild)
-	@test -n '$(PYTHON)' || { echo "This needs Python 3.11 or newer, and none was found on the PATH." \
+	@test -n '$(PYTHON)' || { echo "Python 3.11 or newer is required, but none was found on the PATH." \
 		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@'$(PYTHON)' -c '$(IS_SUPPORTED)' 2>/dev/null || { echo "This needs Python 3.11 or newer, and $(PYTHON) is" \
-		"$$('$(PYTHON)' --version 2>/dev/null || echo 'no program that starts'). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -c '$(IS_SUPPORTED)' 2>/dev/null || { echo "Python 3.11 or newer is required, but $(PYTHON) is" \
+		"$$('$(PYTHON)' --version 2>/dev/null || echo 'not a program that starts'). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks its venv module." \
 		"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)

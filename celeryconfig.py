@@ -1,6 +1,6 @@
-"""Every Celery setting, each with its reason: first the same for every project, then what follows from one.
+"""Every Celery setting, with its reason: first those common to all projects, then those that depend on one.
 
-Addresses and secrets come from the project's settings, hence from the environment alone.
+Addresses and secrets come from the project's settings, and so only from the environment.
 """
 
 from __future__ import annotations
@@ -11,58 +11,58 @@ from messaging import brokers, tls
 from messaging.project import Project
 from reliable_celery import results
 
-# Records messages that no task can read, where Celery's own consumer drops them or dies.
+# Records messages that no task can run; Celery's own consumer drops them or dies.
 worker_consumer = "messaging.worker.consumer:Consumer"
-# Ends under load without the half minute that Celery's own pool may wait. Other pools are chosen with --pool.
+# Stops under load without the half minute that Celery's own pool may wait. Choose other pools with --pool.
 worker_pool = "reliable_celery.pools.prefork:TaskPool"
 
-# JSON only: nothing that a sender writes is ever loaded as code.
+# JSON only: nothing from a sender is ever loaded as code.
 accept_content = ["json"]
 task_serializer = "json"
 result_serializer = "json"
 result_accept_content = ["json"]
 
-# A message is acknowledged when its work is done, and comes back when the worker dies before that.
+# Messages are acknowledged after their work, and redelivered if the worker dies before that.
 task_acks_late = True
 task_reject_on_worker_lost = True
-# An answer with an error is an answer: the sender has it, so the message is done. The time limit is none:
-# the work may be committed, so the message comes back and finds out.
+# An error is an answer too: the sender has it, so the message is acknowledged. A time-out is no answer: the
+# work may be committed, so the message is redelivered to find out.
 task_acks_on_failure = True
 task_acks_on_timeout = False
-# Few messages wait in a worker that another could run.
+# A worker holds few messages that another could run.
 worker_prefetch_multiplier = 4
-# The pool is not restarted for its own sake, but a leak in a handler must not grow for ever.
+# Children are not restarted regularly, but a leak in a handler must not grow for ever.
 worker_max_memory_per_child = 400_000  # KiB
 
-# Workers wait for a broker that is away, at start and later, for as long as it takes.
+# Workers wait for an unavailable broker without limit, at start and later.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-# The first copy stops when its message is given back, so that two do not run at once.
+# The first copy stops when its message is requeued, so that two do not run at once.
 worker_cancel_long_running_tasks_on_connection_loss = True
-# Publishing gives up in seconds: the relay sends what did not go out.
+# Publishing gives up within seconds: the relay sends the rest.
 task_publish_retry_policy = {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.4}
 
-# A result backend that is away holds nobody up for long.
+# An unavailable result backend blocks nobody for long.
 result_backend_transport_options = {"retry_policy": {"timeout": 5.0}}
 redis_socket_timeout = 10
 redis_socket_connect_timeout = 5
 
-# Flower lives on events.
+# Flower needs events.
 worker_send_task_events = True
 task_send_sent_event = False  # senders are other apps
 
-# A queue that nobody declared is a typing error, not a new queue.
+# An undeclared queue is a typing error, not a new queue.
 task_create_missing_queues = False
 task_default_exchange = ""
 
-# The clock notices a changed schedule in seconds.
+# Beat notices a changed schedule within seconds.
 beat_max_loop_interval = 5
 
-# A deploy: SIGTERM ends a worker when the tasks that run are done, which take milliseconds and at most the
-# time limit, and gives back what waits in it. A soft shutdown would sleep through its whole time-out.
+# On SIGTERM a worker finishes its running tasks, which take milliseconds and at most the time limit, and
+# returns its waiting messages. A soft shutdown would always sleep for its whole time-out.
 worker_soft_shutdown_timeout = 0
 
-# One clock for every machine, and log lines that say which task they belong to.
+# One time zone for all machines, and log lines that name their task.
 timezone = "UTC"
 enable_utc = True
 worker_hijack_root_logger = True
@@ -71,41 +71,41 @@ worker_task_log_format = "%(asctime)s %(levelname)s %(processName)s %(task_name)
 
 
 def of_project(project: Project) -> dict[str, Any]:
-    """Return the settings that follow from a project's name and its own settings."""
+    """Return the settings that depend on a project's name and its own settings."""
     settings = project.settings()
     return {
-        # Where messages and results are.
+        # Addresses of messages and results.
         "broker_url": brokers.address(settings.broker_url),
-        # A success is written without reading first what was there: one round trip instead of two.
+        # Writes a success without first reading the stored result: one round trip instead of two.
         "result_backend": results.address(settings.result_backend_url),
-        # A half-open connection is noticed; a Unix socket has none.
+        # Detects half-open connections, which a Unix socket cannot have.
         "redis_socket_keepalive": not brokers.is_redis_socket(settings.result_backend_url),
-        # Pops and registers a message in one step, so that a killed worker loses none.
+        # Pops and registers messages in one step, so that a killed worker loses none.
         "broker_transport": brokers.transport(settings.broker_url),
-        # TLS where an address asks for it, with the server's certificate checked.
+        # TLS if an address asks for it, with the server's certificate verified.
         **tls.settings(settings.broker_url, settings.result_backend_url, settings.tls_ca_file),
-        # Bounded waits, messages of dead workers back in time, and apart from those of other Celery apps on
-        # this Redis; confirmed publishing on RabbitMQ.
+        # Limited waits; on Redis quick redelivery after a worker's death, and keys apart from those of other
+        # Celery apps; on RabbitMQ confirmed publishing.
         "broker_transport_options": brokers.transport_options(
             settings.broker_url, settings.visibility_timeout_s, settings.worker_lease_s, project.name
         ),
-        # Processes of a worker; `--concurrency` on its command line wins.
+        # Processes per worker; `--concurrency` on the command line overrides it.
         "worker_concurrency": settings.worker_concurrency,
-        # A hung handler is ended; the inbox and the delivery row make its second run harmless.
+        # A hung handler is killed; the inbox and the delivery row make its second run harmless.
         "task_time_limit": settings.task_time_limit_s,
-        # A larger message is a dead letter before anybody reads it.
+        # A larger message becomes a dead letter without being read.
         "message_max_bytes": settings.message_max_bytes,
-        # One that is to wait longer as well.
+        # So does one with a later ETA.
         "message_max_eta_s": settings.message_max_eta_s,
-        # A sender may ask for its result for so long.
+        # How long senders can read their results.
         "result_expires": settings.result_expires_s,
-        # Commands, deliveries, and housekeeping apart so that a backlog cannot starve it.
+        # Commands, deliveries, and housekeeping in its own queue, so that a backlog cannot starve it.
         "task_queues": [
             brokers.task_queue(project.name, name, settings.broker_url) for name in project.queues
         ],
         "task_default_queue": project.commands_queue,
         "task_default_routing_key": project.commands_queue,
-        # Runs of housekeeping that were not begun before the next one is due are dropped.
+        # Runs of housekeeping that have not started when the next one is due are dropped.
         "beat_schedule": {
             job: {
                 "task": f"{project.name}.{job}",

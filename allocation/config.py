@@ -31,7 +31,7 @@ class Settings(MessagingSettings):
     redis_port: int = Field(6390, ge=1, le=65535, description="port of our Redis")
     postgres_port: int = Field(5490, ge=1, le=65535, description="port of our PostgreSQL")
     smtp_port: int = Field(1025, ge=1, le=65535, description="port of the mail sink")
-    mail_from: str = Field("allocation@example.com", description="the sender of our mails")
+    mail_from: str = Field("allocation@example.com", description="sender of mails")
     stock_team: str = Field(
         "stock@example.com", description="address that is notified of orders that could not be allocated"
     )

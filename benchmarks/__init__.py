@@ -1,1 +1,1 @@
-"""How fast this backend is, always beside somebody who does the same job on the same machine."""
+"""Benchmarks: this backend compared with other tools that do the same job on the same machine."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--full] [--write-docs] [--only NAME …]`: measure, print the table, keep it."""
+"""`python -m benchmarks [--full] [--write-docs] [--only NAME …]`: measure, print and save the figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Measure = Callable[[Servers, Scale], list[Figure]]
 
 
 def main() -> None:
-    """Run what was asked for; every process ends with this one, also on SIGTERM."""
+    """Run the requested parts; every process ends with this one, even on SIGTERM."""
     signal.signal(signal.SIGTERM, _stop)
     options = _options()
     scale = FULL if options.full else TINY if options.tiny else QUICK
@@ -50,10 +50,10 @@ def main() -> None:
         for name in options.only or MEASUREMENTS:
             try:
                 figures += _measure(name, its_servers, scale)
-            except Exception:  # noqa: BLE001  half an hour of other figures is worth keeping
+            except Exception:  # noqa: BLE001  keep half an hour of other figures
                 traceback.print_exc()
                 broken.append(name)
-            # After each part, so that a run that is stopped leaves what it found.
+            # After each part, so that an interrupted run keeps its figures.
             _keep(report.Run(command, began, figures, load, (time.monotonic() - start) / 60), options)
     report.show(figures)
     if broken:
@@ -61,19 +61,19 @@ def main() -> None:
 
 
 def _without_json(arguments: list[str]) -> list[str]:
-    """Return what decides the figures: where they are written besides is nobody's business."""
+    """Return the options that affect the figures, without the output file."""
     at = arguments.index("--json") if "--json" in arguments else len(arguments)
     return [*arguments[:at], *arguments[at + 2 :]]
 
 
 def _stop(*_: object) -> None:
-    """End in order; a second signal must not break into that."""
+    """Shut down cleanly; ignore a second signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
 
 
 def _keep(run: report.Run, options: argparse.Namespace) -> None:
-    """Write what was asked for."""
+    """Write the requested outputs."""
     if options.json:
         report.write_json(run, options.json)
     if options.write_docs and run.figures:
@@ -81,11 +81,11 @@ def _keep(run: report.Run, options: argparse.Namespace) -> None:
 
 
 def _measure(name: str, its_servers: Servers, scale: Scale) -> list[Figure]:
-    """Measure on empty servers, so that no measurement inherits another's rows and messages."""
+    """Measure on empty servers, so that no measurement sees another's rows and messages."""
     start = time.monotonic()
     its_servers.empty()
     stock.fill(its_servers)
-    # Peers read their addresses when they are imported, hence so late.
+    # Imported late, since peers read their addresses at import.
     measure: Measure = import_module(f"benchmarks.figures.{name}").measure
     figures = measure(its_servers, scale)
     print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
@@ -96,11 +96,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="more rounds, more rows: about half an hour")
-    size.add_argument("--tiny", action="store_true", help="only see that everything runs")
+    size.add_argument("--tiny", action="store_true", help="only check that everything runs")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure a part")
-    parser.add_argument("--lines", type=int, help="order lines a turn, where the size's own are too many")
-    parser.add_argument("--json", type=Path, help="write what was measured to this file")
-    parser.add_argument("--write-docs", action="store_true", help="write the page on performance")
+    parser.add_argument("--lines", type=int, help="order lines per turn, instead of the size's default")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
+    parser.add_argument("--write-docs", action="store_true", help="write the performance page")
     return parser.parse_args()
 
 

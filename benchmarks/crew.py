@@ -1,4 +1,4 @@
-"""The worker processes of one peer: started once, stopped in their tracks while others have their turn."""
+"""The worker processes of one peer: started once, paused while others have their turn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Crew:
     children: list[Child] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start the workers and have each do something."""
+        """Start the workers and have each process a line."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self.peer.env}
         for number, arguments in enumerate(self.peer.workers(self.processes)):
             name = f"{self.peer.name}-{number}"
@@ -39,7 +39,7 @@ class Crew:
             self.children.append(child)
 
     def warm_up(self, lines: list[Line]) -> None:
-        """Return when the workers have allocated these lines."""
+        """Wait until the workers have allocated these lines."""
         goal = self.done() + len(lines)
         self.peer.publish(lines)
         eventually(
@@ -55,25 +55,25 @@ class Crew:
         )
 
     def pause(self) -> None:
-        """Stop every process where it is."""
+        """Pause every process."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Resume every process."""
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End the workers at once: nothing that they hold is wanted any more."""
+        """Kill the workers at once: the messages that they hold are no longer needed."""
         for child in self.children:
             child.kill()
 
     def processes_alive(self) -> list[psutil.Process]:
-        """Return every process of the workers, pool children included."""
+        """Return every process of the workers, including pool children."""
         parents = [psutil.Process(child.pid) for child in self.children if child.running]
         return [*parents, *(each for parent in parents for each in parent.children(recursive=True))]
 
     def cpu_s(self) -> float:
-        """Return the seconds of CPU that the workers have used."""
+        """Return the CPU seconds of the workers."""
         return cpu_s(self.processes_alive())
 
     def _check(self) -> bool:
@@ -89,7 +89,7 @@ class Crew:
 
 
 def cpu_s(processes: list[psutil.Process]) -> float:
-    """Return the seconds of CPU that these processes have used, in user and kernel mode."""
+    """Return the CPU seconds of these processes, in user and kernel mode."""
     total = 0.0
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -100,7 +100,7 @@ def cpu_s(processes: list[psutil.Process]) -> float:
 
 @contextmanager
 def crews(peers: list[Peer], servers: Servers, processes: int) -> Iterator[list[Crew]]:
-    """Start and pause the workers of every peer; end them all at the end."""
+    """Start and pause the workers of every peer; stop them all at the end."""
     started: list[Crew] = []
     try:
         for peer in peers:

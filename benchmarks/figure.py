@@ -1,4 +1,4 @@
-"""A figure: a ratio of two things measured in turns on the same machine, and the goal it should reach."""
+"""A figure: a ratio of two things measured in turns on the same machine, and its goal."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Figure:
-    """`ratios` has one value per round; the figure is their median. `why` explains a goal that is missed."""
+    """`ratios` has one value per round; the figure is their median. `why` explains a missed goal."""
 
     key: str
     what: str
     against: str
-    goal: float | None  # None: shown for what it is
+    goal: float | None  # None: shown without a goal
     at_least: bool  # else at most
     ratios: tuple[float, ...]
-    measured: str  # both sides in their own unit
+    measured: str  # the values of both sides, in their unit
     why: str = ""
-    decidable: bool = True  # False: this machine cannot show it, and `why` says what it lacks
+    decidable: bool = True  # False: this machine cannot measure it, and `why` says why not
 
     @property
     def value(self) -> float:
@@ -28,19 +28,19 @@ class Figure:
 
     @property
     def met(self) -> bool:
-        """Tell whether the goal is reached, or there is none."""
+        """Return whether the goal, if any, is reached."""
         if self.goal is None:
             return True
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
     @property
     def goal_text(self) -> str:
-        """Return the goal as the table shows it."""
+        """Return the goal as shown in the table."""
         return "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {self.goal:g} ×"
 
     @property
     def verdict(self) -> str:
-        """Return in a word what came of it."""
+        """Return the outcome in a word."""
         if self.goal is None:
             return "shown"
         return "met" if self.met else "missed" if self.decidable else "undecided"
@@ -52,12 +52,12 @@ class Figure:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
-    """Divide round by round: what disturbs the machine disturbs both sides of a round."""
+    """Divide round by round: a disturbance of the machine affects both sides of a round."""
     return tuple(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 def per_second(ours: Sequence[float], theirs: Sequence[float], unit: str) -> str:
-    """Return two rates as the table shows them."""
+    """Return two rates as shown in the table."""
     return f"{median(ours):,.0f} : {median(theirs):,.0f} {unit}/s"
 
 

@@ -1,4 +1,4 @@
-"""Events as other apps hear them: CloudEvents 1.0 in JSON, with the extension `sequence`.
+"""Events as published to other apps: CloudEvents 1.0 in JSON, with the extension `sequence`.
 
 Sources: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/extensions/sequence.md
@@ -13,27 +13,27 @@ from typing import Any
 
 CONTENT_TYPE = "application/cloudevents+json"
 
-#: Digits of a `sequence`: with leading zeros, 64-bit numbers compare as text the way they do as numbers.
+#: Digits of a `sequence`: with leading zeros, 64-bit numbers sort the same as text and as numbers.
 #: `sequencetype` is left out: its one defined value, Integer, means 32 bits without gaps.
 SEQUENCE_DIGITS = 19
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """An event to publish; all of it stays the same when it is published again."""
+    """An event to publish; publishing it again does not change any field."""
 
     event_id: str
     event_type: str
     payload: Mapping[str, Any]  # the event's fields as JSON values
-    correlation_id: str  # the command that began it all
+    correlation_id: str  # the original command
     causation_id: str  # the command or delivery that raised the event
     at: datetime
-    position: int = 0  # rises in the order of the commits within one aggregate
-    subject: str | None = None  # the key of the aggregate that raised it, where it has one
+    position: int = 0  # rises in commit order within one aggregate
+    subject: str | None = None  # the key of the aggregate that raised it, if it has one
 
 
 def cloud_event(project: str, announcement: Announcement) -> dict[str, Any]:
-    """Return the envelope around an event, whose fields are its `data`."""
+    """Return the envelope of an event; its `data` are the event's fields."""
     subject = {} if announcement.subject is None else {"subject": announcement.subject}
     return {
         "specversion": "1.0",

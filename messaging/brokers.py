@@ -1,4 +1,4 @@
-"""What differs between Redis and RabbitMQ, chosen by the broker's URL alone (docs/how-to/brokers.md)."""
+"""The differences between Redis and RabbitMQ, selected by the broker's URL (docs/how-to/brokers.md)."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.
@@ -9,34 +9,34 @@ from typing import Any
 
 from kombu.entity import Exchange, Queue
 
-#: How often RabbitMQ brings a message again before it is dead-lettered: well above our own count of crashes,
-#: since workers that end properly give messages back too.
+#: How often RabbitMQ redelivers a message before it dead-letters it: well above our own limit of crashes,
+#: since workers that stop properly also return messages.
 DELIVERY_LIMIT = 50
 
-#: How long a publisher waits for RabbitMQ's confirmation; one that is out of memory or disk gives none.
+#: How long a publisher waits for RabbitMQ's confirmation; a broker without free memory or disk sends none.
 CONFIRM_TIMEOUT_S = 10.0
 
 
 def is_rabbitmq(broker_url: str) -> bool:
-    """Tell whether the URL is RabbitMQ's: `amqp://`, `amqps://` or `pyamqp://`."""
+    """Return whether this is a RabbitMQ URL: `amqp://`, `amqps://` or `pyamqp://`."""
     return broker_url.startswith(("amqp", "pyamqp"))
 
 
 def is_redis_socket(broker_url: str) -> bool:
-    """Tell whether the URL is that of a Redis on this machine: `redis+socket:///path`."""
+    """Return whether this is the URL of a Redis socket: `redis+socket:///path`."""
     return broker_url.startswith("redis+socket:")
 
 
 def address(broker_url: str) -> str:
-    """Return the broker's URL as Celery is to have it.
+    """Return the broker's URL as Celery needs it.
 
-    What stands before a `+` names kombu's own transport, whatever `broker_transport` says.
+    A prefix before `+` would select kombu's own transport, whatever `broker_transport` says.
     """
     return broker_url.removeprefix("redis+") if is_redis_socket(broker_url) else broker_url
 
 
 def transport(broker_url: str) -> str | None:
-    """Return the transport to use; None: kombu's own, which RabbitMQ needs."""
+    """Return the transport to use; None selects kombu's own, for RabbitMQ."""
     if is_rabbitmq(broker_url):
         return None
     name = "SocketTransport" if is_redis_socket(broker_url) else "Transport"
@@ -44,10 +44,10 @@ def transport(broker_url: str) -> str | None:
 
 
 def task_queue(project: str, name: str, broker_url: str) -> Queue:
-    """Return one of a project's queues, as everybody must declare it.
+    """Return one of a project's queues, with the arguments that every app must declare it with.
 
-    On RabbitMQ it is a quorum queue: on the disks of most nodes before a publisher hears that it was taken.
-    Its topic exchange is what Celery's native delayed delivery needs, so that retries wait in the broker.
+    On RabbitMQ it is a quorum queue: a message is on the disks of most nodes before its publisher gets a
+    confirmation. Celery's delayed delivery needs its topic exchange, so that retries wait in the broker.
     """
     if not is_rabbitmq(broker_url):
         return Queue(name, Exchange("", type="direct"), routing_key=name)
@@ -64,15 +64,15 @@ def task_queue(project: str, name: str, broker_url: str) -> Queue:
 
 
 def commands_exchange(project: str) -> Exchange:
-    """Return RabbitMQ's exchange for senders, which leads to the queue of commands alone.
+    """Return RabbitMQ's exchange for senders, which routes to the queue of commands only.
 
-    Whoever may write to it can reach no other queue, neither by a routing key nor by the headers CC and BCC.
+    Who may write only to it can reach no other queue, by a routing key or by the headers CC and BCC.
     """
     return Exchange(f"{project}.commands", type="direct", durable=True)
 
 
 def route_of_commands(project: str, broker_url: str) -> dict[str, Any]:
-    """Return how Celery's `send_task` reaches the queue of commands with the rights of a sender."""
+    """Return arguments with which Celery's `send_task` reaches the queue of commands as a sender."""
     name = f"{project}.commands"
     if is_rabbitmq(broker_url):
         return {"exchange": name, "routing_key": name, "declare": ()}
@@ -80,7 +80,7 @@ def route_of_commands(project: str, broker_url: str) -> dict[str, Any]:
 
 
 def dead_letter_queue(project: str) -> Queue:
-    """Return where RabbitMQ puts what no worker could settle; the routing key is the queue it came from."""
+    """Return the queue for messages that RabbitMQ dead-letters; the routing key is their original queue."""
     return Queue(
         f"{project}.dead",
         Exchange(f"{project}.dead", type="topic"),
@@ -90,7 +90,7 @@ def dead_letter_queue(project: str) -> Queue:
 
 
 def events_exchange(project: str) -> Exchange:
-    """Return the exchange on which other apps hear what happened; routing keys are names of events."""
+    """Return the exchange on which events are published to other apps; routing keys are event names."""
     return Exchange(f"{project}.events", type="topic", durable=True)
 
 
@@ -102,13 +102,13 @@ def transport_options(
 ) -> dict[str, Any]:
     """Return kombu's options: bounded waits everywhere, confirmed publishing on RabbitMQ.
 
-    Senders need no more than the address; the others are what a worker goes by.
+    Senders need only the address; the other arguments are for workers.
     """
     if is_rabbitmq(broker_url):
-        # A publisher hears from the broker that each message is safe.
+        # The broker confirms to the publisher that each message is safe.
         return {"confirm_publish": True, "connect_timeout": 5}
     options: dict[str, Any] = {
-        # A half-open connection is noticed.
+        # Detects half-open connections.
         "socket_timeout": 10,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
@@ -118,12 +118,12 @@ def transport_options(
         "unacked_restore_throttle": 1,
     }
     if visibility_timeout_s is not None:
-        # Messages of a dead worker without a lease go back after this; longer than any task runs.
+        # A dead worker's messages, if it had no lease, are redelivered after this; longer than any task runs.
         options["visibility_timeout"] = visibility_timeout_s
     if lease_s is not None:
-        # Those of a worker that is silent for so long go back sooner.
+        # Those of a worker with a lease, once it was silent for so long.
         options["lease_s"] = lease_s
     if project is not None:
-        # By kombu's own names every Celery app on that database gives back everybody's messages.
+        # With kombu's own names, every Celery app on that database would requeue the messages of all.
         options |= {f"unacked{part}_key": f"{project}.unacked{part}" for part in ("", "_index", "_mutex")}
     return options

@@ -1,4 +1,4 @@
-"""The message bus: commands fail noisily, events fail independently.
+"""The message bus: a command's failure is raised, each event handler fails on its own.
 
 Source: Percival and Gregory, "Architecture Patterns with Python", chapter 10, "Commands and Command Handler".
 """
@@ -36,13 +36,13 @@ class MessageBus:
         }
 
     def handle(self, message: Message, uow: UnitOfWork) -> list[Any]:
-        """Handle a message and all that comes of it in this process; return the results of the commands.
+        """Handle a message and all its consequences in this process; return the results of the commands.
 
-        A worker sends the deliveries instead, so that each handler has a task of its own.
+        A worker sends the deliveries instead, so that each handler runs in its own task.
 
         Raises:
-            UnknownMessage: for anything that is no command or event of this project.
-            Exception: whatever a command's handler raised. An event's handlers never interrupt.
+            UnknownMessage: this is no command or event of the project.
+            Exception: raised by a command's handler. Errors of event handlers are only logged.
         """
         results: list[Any] = []
         queue: list[Any] = [message]
@@ -59,14 +59,14 @@ class MessageBus:
         return results
 
     def handle_event(self, event: Event, queue: list[Any], uow: UnitOfWork) -> None:
-        """Run every handler of an event; one that fails is logged and stops nobody."""
+        """Run every handler of an event; a failure is logged and does not stop the others."""
         for handler in self._handlers_of(event):
             self._deliver(handler, event, queue, uow)
 
     def handle_command(self, command: Command, queue: list[Any], uow: UnitOfWork) -> Any:
-        """Run the one handler of a command and return its result; whatever it raises is raised.
+        """Run the one handler of a command and return its result; its errors are raised.
 
-        The deliveries that come of it are added to `queue`.
+        The deliveries of its events are added to `queue`.
         """
         handler = self.commands.get(type(command))
         if handler is None:
@@ -79,7 +79,7 @@ class MessageBus:
     def run(self, handler: Handler, message: Message, uow: UnitOfWork) -> tuple[Any, list[Delivery]]:
         """Run one handler in an open unit of work and commit it; return its result and what to send.
 
-        Every handler runs here: of commands and of events, in workers and on fakes.
+        Every handler runs here, of commands and events, in workers and on fakes.
         """
         logger.info("Handling %r with %s", message, handler.__name__)
         uow.in_handler = True

@@ -1,4 +1,4 @@
-"""What other apps can order and hear, as an AsyncAPI 3 document made from the message classes.
+"""Commands and events of a project as an AsyncAPI 3 document, generated from the message classes.
 
 Source: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
@@ -20,7 +20,7 @@ from messaging.validation import model
 Json = dict[str, Any]
 
 NAME: Json = {"type": "string", "minLength": 1, "maxLength": 255}
-#: Errors of the bus itself that a sender can get; the others never leave it.
+#: Errors of the bus itself that a sender can get; the others stay inside it.
 ANSWERS = (
     errors.InvalidMessage,
     errors.UnknownMessage,
@@ -48,10 +48,10 @@ def asyncapi(project: Project, title: str, version: str) -> Json:
 
 DESCRIPTION = """\
 Commands are Celery tasks (message protocol 2, JSON) on the queue {name}.commands; the answer is Celery's
-result of that task id, which must be new for each message. The header `idempotency_key` is the sender's own
-name for a command: once it was carried out, a message with the same key is answered with the first result.
+result of that task id, which must be new for each message. The header `idempotency_key` is the sender's
+idempotency key: once a command has succeeded, a message with the same key gets the first result.
 Events are CloudEvents 1.0 on the topic exchange {name}.events; the routing key is the event's name.
-Fields may be added to events, so a listener passes over what it does not know.
+Fields may be added to events, so listeners must ignore unknown fields.
 """
 
 
@@ -120,7 +120,7 @@ def _messages(project: Project) -> Json:
     return {**messages, **{kind.__name__: _event(project, kind) for kind in _events(project)}}
 
 
-MANY = "A list of commands: each has a transaction, an idempotency key, and a result or an error of its own."
+MANY = "A list of commands: each has its own transaction, idempotency key, and result or error."
 
 
 def _task(name: str, summary: str, args: Json, kwargs: Json) -> Json:
@@ -139,10 +139,10 @@ def _task(name: str, summary: str, args: Json, kwargs: Json) -> Json:
         "required": ["task", "id"],
         "properties": {
             "task": {"const": name},
-            "id": {**NAME, "description": "new for each message; the answer is found by it"},
+            "id": {**NAME, "description": "new for each message; the answer is stored under it"},
             IDEMPOTENCY_KEY: {
                 **NAME,
-                "description": "the sender's own name for the command; the id where it is not given",
+                "description": "the sender's idempotency key; default: the id",
             },
         },
     }
@@ -164,23 +164,23 @@ def _answer(name: str, status: str, result: Json) -> Json:
     return {"name": name, "contentType": "application/json", "payload": payload}
 
 
-SUBJECT = "the key of what the event is about; absent where it has none"
-SEQUENCE = "later events of the same subject have a greater one, compared as text; there are gaps"
+SUBJECT = "the key of the aggregate that raised the event, if it has one"
+SEQUENCE = "greater for later events of the same subject, compared as text; there are gaps"
 
 
 def _event(project: Project, kind: type[Message]) -> Json:
     """Return an event's CloudEvents envelope."""
     attributes: Json = {
         "specversion": {"const": "1.0"},
-        "id": {"type": "string", "format": "uuid", "description": "the same when an event is told again"},
+        "id": {"type": "string", "format": "uuid", "description": "the same when an event is repeated"},
         "source": {"const": f"/{project.name}"},
         "type": {"const": f"{project.name}.{kind.__name__}"},
         "subject": {"type": "string", "description": SUBJECT},
         "sequence": {"type": "string", "pattern": r"^\d{19}$", "description": SEQUENCE},
         "time": {"type": "string", "format": "date-time"},
         "datacontenttype": {"const": "application/json"},
-        "correlationid": {"type": "string", "description": "the id of the command that began it all"},
-        "causationid": {"type": "string", "description": "the id of the command or delivery that raised it"},
+        "correlationid": {"type": "string", "description": "the id of the original command"},
+        "causationid": {"type": "string", "description": "the id of the command or delivery behind it"},
         "data": _ref("schemas", kind.__name__),
     }
     required = [name for name in attributes if name != "subject"]
@@ -217,7 +217,7 @@ def _schemas(project: Project) -> Json:
 
 
 def _schema(kind: type[Message]) -> Json:
-    """Return the schema of a message's fields; pydantic leaves out that text must be printable."""
+    """Return the schema of a message's fields; pydantic's lacks that text must be printable."""
     schema = model(kind).model_json_schema()
     for properties in schema.get("properties", {}).values():
         if properties.get("type") == "string" and "maxLength" in properties:
@@ -226,7 +226,7 @@ def _schema(kind: type[Message]) -> Json:
 
 
 def _line(project: Project, kind: type[Command]) -> Json:
-    """Return one of many commands: its task, its fields, and its idempotency key if the sender gives one."""
+    """Return the schema of one of many commands: its task, its fields, and an optional idempotency key."""
     task = {"const": task_name(project.name, kind)}
     items = [task, _ref("schemas", kind.__name__), NAME]
     return {"type": "array", "items": items, "minItems": 2, "maxItems": 3}
@@ -247,7 +247,7 @@ def _error(project: Project) -> Json:
 
 
 def _concrete(kinds: Iterable[type[Exception]]) -> list[type[Exception]]:
-    """Return error classes and what derives from them; a base class itself is never raised."""
+    """Return the concrete classes among errors and their subclasses; base classes are never raised."""
     found: list[type[Exception]] = []
     for kind in kinds:
         below = kind.__subclasses__()

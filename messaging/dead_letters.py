@@ -1,4 +1,4 @@
-"""What is kept of a message that no task could read."""
+"""The record of a message that no task could read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datetime import datetime
 
 import reliable_celery.dead_letters
 
-#: The reason of a letter that a worker wrote itself, about a command that it had accepted.
+#: The reason of a letter that a worker wrote about a command that it had accepted.
 PARKED = "killed its worker"
 
 
 @dataclass(frozen=True)
 class DeadLetter(reliable_celery.dead_letters.DeadLetter):
-    """A dead letter as it is kept; body, headers and properties are left out of lists."""
+    """A dead letter as stored; lists leave out body, headers and properties."""
 
     id: str = ""
     at: datetime | None = None
@@ -33,18 +33,18 @@ class DeadLetter(reliable_celery.dead_letters.DeadLetter):
 
     @property
     def shown_head(self) -> str:
-        """Return the beginning of the body as text where it is text, else in base64."""
+        """Return the beginning of the body, as text if it is text, else in base64."""
         head = self.body_head or b""
         return _shown(head, is_all=self.body_bytes <= len(head))
 
     @property
     def shown_body(self) -> str:
-        """Return the body as text where it is text, else in base64."""
+        """Return the body, as text if it is text, else in base64."""
         return _shown(self.body)
 
 
 def _shown(body: bytes, *, is_all: bool = True) -> str:
-    """Return a body, or its beginning, as text where it is text, else in base64."""
+    """Return a body, or its beginning, as text if it is text, else in base64."""
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(body, final=is_all)
     except UnicodeDecodeError:

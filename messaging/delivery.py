@@ -1,4 +1,4 @@
-"""One event for one handler: what is owed, to whom, and how it stands."""
+"""A delivery: one event for one handler, and its state."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One row of the outbox; what a row that was just written has beyond `handler`'s causes is left out.
+    """One row of the outbox; fields that a new row does not have yet are left at their defaults.
 
-    Its `id` is the task id of each of its messages.
+    Its `id` is the task id of all its messages.
     """
 
     id: str
     event_type: str
     payload: dict[str, Any]  # the event's fields as JSON values
     handler: str
-    correlation_id: str  # the command that began it all
+    correlation_id: str  # the original command
     causation_id: str  # the command or delivery that raised the event
     attempts: int = 0  # since the last re-run
     reruns: int = 0
@@ -47,13 +47,13 @@ class Delivery:
     last_error: str | None = None
     edited_from: str | None = None
     reason: str | None = None
-    #: The event itself, where it was raised in this process.
+    #: The event itself, if it was raised in this process.
     event: Event | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What is kept of an attempt that failed."""
+    """The record of a failed attempt."""
 
     worker: str
     error: str
@@ -61,12 +61,12 @@ class Failure:
 
     @classmethod
     def of(cls, worker: str, error: BaseException) -> Self:
-        """Describe an error, whatever it is."""
+        """Describe any error."""
         return cls(worker, describe(error), trace(error))
 
 
 def new_id() -> str:
-    """Return a UUID of version 7: unique, and in the order of time, which keeps indexes dense.
+    """Return a UUID of version 7: unique and ordered by time, which keeps indexes dense.
 
     Source: RFC 9562, section 5.7.
     """

@@ -1,6 +1,6 @@
 """Errors that cross the broker.
 
-A sender without this package sees the class name and `args`, and one that has it rebuilds
+A sender without this package sees the class name and `args`; with it, the error is rebuilt as
 `cls(*args)`. So each error has one argument: a text that says what is wrong.
 """
 
@@ -14,7 +14,7 @@ class MessagingError(Exception):
 
 
 class InvalidMessage(MessagingError):
-    """A message breaks a rule of its contract; `field` says where, `rule` says which."""
+    """A message breaks a rule of its contract; `field` names the field, `rule` the rule."""
 
     def __init__(self, field: str, rule: str = "") -> None:
         text = f"{field} {rule}".rstrip()
@@ -23,19 +23,19 @@ class InvalidMessage(MessagingError):
 
 
 class UnknownMessage(MessagingError):
-    """Nothing in this project handles a message of this kind."""
+    """No handler in this project accepts this kind of message."""
 
 
 class Unavailable(MessagingError):
-    """A service that is needed did not do its part in several attempts; the text says what is known."""
+    """A required service failed in several attempts; the text says what is known."""
 
 
 class Expired(MessagingError):
-    """A command's `expires` had passed before a worker began it; nothing was changed."""
+    """A command's `expires` had passed before a worker started it; nothing was changed."""
 
 
 class WorkerCrashed(MessagingError):
-    """A message was parked because every worker that began it died."""
+    """A message was parked because every worker that started it died."""
 
 
 class AttemptsUsedUp(MessagingError):
@@ -43,10 +43,10 @@ class AttemptsUsedUp(MessagingError):
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line: class and text, fit for a log and for a text column, whatever it holds."""
+    """Return an error as one line, class and text, safe for a log and a text column."""
     name = class_name(error)
     try:
         line = " ".join(str(error)[:MAX_ERROR].split())
-    except BaseException as unshown:  # noqa: BLE001  an error's text may raise anything
+    except BaseException as unshown:  # noqa: BLE001  an error's __str__ may raise anything
         line = f"its text cannot be shown: {class_name(unshown)}"
     return storable(f"{name}: {line}")[:MAX_ERROR]

@@ -1,4 +1,4 @@
-"""The package's extras: without one, what needs it says in one line how to get it."""
+"""The package's extras: a program that lacks one says in one line how to install it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from messaging import __version__
 
 
 class MissingExtra(ImportError):
-    """Something needs more than is installed; the text says what to install."""
+    """A required package is not installed; the text says what to install."""
 
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around imports: raise `MissingExtra` where a package of that extra is not installed."""
+    """Around imports: raise `MissingExtra` if a package of that extra is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if not error.name or find_spec(error.name.partition(".")[0]):  # the package is there, but incomplete
+        if not error.name or find_spec(error.name.partition(".")[0]):  # installed, but incomplete
             raise
         raise MissingExtra(
             f"{error.name} is missing from this installation of allocation {__version__}:"
@@ -29,7 +29,7 @@ def needs(extra: str) -> Iterator[None]:
 
 @contextmanager
 def program(extra: str) -> Iterator[None]:
-    """Around the imports of a program: as `needs`, but end with that line instead of a traceback."""
+    """Around a program's imports: like `needs`, but exit with that line instead of a traceback."""
     try:
         with needs(extra):
             yield

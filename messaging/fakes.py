@@ -1,4 +1,4 @@
-"""Ports without a server, for a project's own tests: the bus then runs whole in one process."""
+"""Fakes of the ports, for a project's own tests: the whole bus runs in one process, without servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ A = TypeVar("A", bound=Aggregate)
 
 
 class InMemoryRepository(Generic[A]):
-    """Hands out copies and stores them at the commit, so that a handler that fails leaves no trace."""
+    """Hands out copies and stores them on commit, so that a failing handler changes nothing."""
 
     def __init__(self) -> None:
         self.stored: dict[str, A] = {}
@@ -22,39 +22,39 @@ class InMemoryRepository(Generic[A]):
 
     @property
     def seen(self) -> list[A]:
-        """Return what the handler loaded or added."""
+        """Return the aggregates that the handler loaded or added."""
         return list(self._touched.values())
 
     def load(self, key: str) -> A | None:
-        """Return a copy of what is stored under the key; None where nothing is."""
+        """Return a copy of the aggregate stored under the key, or None."""
         if key not in self._touched and key in self.stored:
             self._touched[key] = deepcopy(self.stored[key])
         return self._touched.get(key)
 
     def track(self, key: str, aggregate: A) -> A:
-        """Have the aggregate stored at the commit, and return it."""
+        """Return the aggregate; it is stored on commit."""
         self._touched[key] = aggregate
         return aggregate
 
     def save(self) -> None:
-        """Store what the handler touched."""
+        """Store the aggregates that the handler touched."""
         self.stored |= self._touched
 
     def forget(self) -> None:
-        """Begin anew; what was not saved is gone."""
+        """Discard unsaved changes."""
         self._touched = {}
 
 
 class InMemoryUnitOfWork(UnitOfWork):
-    """Commits in memory; `handlers_of` says who is owed a delivery of an event, as the outbox does."""
+    """Commits in memory; `handlers_of` names the handlers of an event, each of which gets a delivery."""
 
     def __init__(self, handlers_of: Callable[[Event], list[str]]) -> None:
         self.committed = 0
-        self.outbox: list[Delivery] = []  # all that were ever written
+        self.outbox: list[Delivery] = []  # all that were written
         self._handlers_of = handlers_of
 
     def commit(self, _result: object = None) -> list[Delivery]:
-        """Store what was touched, and return the deliveries that its events make."""
+        """Store the touched aggregates, and return the deliveries of their events."""
         self.require_ended()
         for repository in self.repositories():
             repository.save()
@@ -68,7 +68,7 @@ class InMemoryUnitOfWork(UnitOfWork):
         return deliveries
 
     def rollback(self) -> None:
-        """Throw away what is not committed."""
+        """Discard uncommitted changes."""
         for repository in self.repositories():
             if isinstance(repository, InMemoryRepository):
                 repository.forget()

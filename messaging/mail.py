@@ -1,4 +1,4 @@
-"""Mail over SMTP, with an id that stays the same when a mail is sent again."""
+"""Mail over SMTP; a mail that is sent again keeps its Message-ID."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from messaging.settings import MessagingSettings
 
 T = TypeVar("T")
 
-#: Seconds for a good-bye: the mail is taken by then.
+#: Seconds for QUIT: the mail has been accepted by then.
 GOODBYE_S = 1.0
 
-#: Seconds to find out our own name; a mail server hears another one without it.
+#: Seconds to look up our own host name; otherwise our address is used.
 OWN_NAME_S = 1.0
 
-#: Bytes that are sent in one step; the time that is left is looked at before each.
+#: Bytes sent in one step; the remaining time is checked before each.
 STEP = 65_536
 
-#: What of a job's time limit its mails may take together; the rest is for noting how it went.
+#: Share of a job's time limit that its mails may take together; the rest is for recording the outcome.
 SHARE = 0.8
 
 
 class Conversation(smtplib.SMTP):
-    """Talks to a mail server until a deadline, however slowly it answers: smtplib bounds single steps only.
+    """Talks to a mail server within a deadline, however slowly it answers: smtplib limits only single steps.
 
     Raises:
         TimeoutError, smtplib.SMTPServerDisconnected: it took too long.
@@ -46,14 +46,14 @@ class Conversation(smtplib.SMTP):
         super().__init__(host, port, local_hostname=own_name(), timeout=timeout_s, **options)
 
     def left(self) -> float:
-        """Return the seconds that are left."""
+        """Return the remaining seconds."""
         left = self.ends_at - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"The mail server took longer than {self._timeout_s:.3g} s")
         return left
 
     def send(self, s: Any) -> None:
-        """Send what smtplib has to say."""
+        """Send smtplib's next bytes."""
         data = s.encode(self.command_encoding) if isinstance(s, str) else bytes(s)
         for start in range(0, len(data), STEP):
             if self.sock:
@@ -67,14 +67,14 @@ class Conversation(smtplib.SMTP):
         return super().getreply()
 
     def leave(self) -> None:
-        """Say good-bye and close the connection; nothing depends on it any more."""
+        """Send QUIT and close the connection; errors no longer matter."""
         self.ends_at = min(self.ends_at, time.monotonic() + GOODBYE_S)
         with suppress(OSError, smtplib.SMTPException):
             self.quit()
         self.close()
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
-        """Connect; a name's addresses are tried one after the other and share the time."""
+        """Connect; a host's addresses are tried in turn and share the time."""
         addresses, problem = self._addresses(host, port), None
         for address in addresses:
             try:
@@ -95,11 +95,11 @@ class Conversation(smtplib.SMTP):
 
 
 def within(seconds: float, ask: Callable[[], T], what: str) -> T:
-    """Return what a name server is asked for; one that is silent keeps its asker for a minute.
+    """Return the result of a name lookup, which could otherwise block for a minute.
 
     Raises:
-        TimeoutError: there is no answer yet.
-        OSError: the answer is an error.
+        TimeoutError: the name server did not answer in time.
+        OSError: the lookup failed.
     """
     answers: list[T | OSError] = []
 
@@ -120,7 +120,7 @@ def within(seconds: float, ask: Callable[[], T], what: str) -> T:
 
 
 def own_name() -> str:
-    """Return what we call ourselves before a mail server, as smtplib does."""
+    """Return the name that we give to mail servers, like smtplib's."""
     try:
         name = within(OWN_NAME_S, socket.getfqdn, "Looking up our own name")
         if "." in name:
@@ -136,7 +136,7 @@ class TlsConversation(Conversation, smtplib.SMTP_SSL):
 
 
 class _Answers(io.RawIOBase):
-    """What a socket receives until there is no time left."""
+    """Reads from a socket until the deadline."""
 
     def __init__(self, connected: socket.socket, left: Callable[[], float]) -> None:
         self._socket, self._left = connected, left
@@ -149,7 +149,7 @@ class _Answers(io.RawIOBase):
         try:
             return self._socket.recv_into(buffer)
         except TimeoutError:
-            self._left()  # says what took too long
+            self._left()  # raises an error that says what took too long
             raise
 
 
@@ -158,24 +158,24 @@ class SmtpServer:
     """`smtp://[user:password@]host:port`, `smtps://` for TLS from the start, `?starttls` to switch to it."""
 
     url: str
-    timeout_s: float  # for one mail, from the connection on
+    timeout_s: float  # for one mail, including the connection
 
     def send(self, mail: EmailMessage, within_s: float = math.inf) -> None:
-        """Hand a mail over, in no more than `within_s` seconds if that is less than `timeout_s`.
+        """Send a mail within `within_s` or `timeout_s` seconds, whichever is less.
 
         Raises:
-            OSError, smtplib.SMTPException: the server is away, refuses or takes too long.
+            OSError, smtplib.SMTPException: the server is unavailable, refuses or takes too long.
         """
-        if within_s <= 0:  # which a socket does not take for a timeout
-            raise TimeoutError("The mails of this handler took longer than they may together")
+        if within_s <= 0:  # no valid timeout of a socket
+            raise TimeoutError("The mails of this handler exceeded their total time limit")
         with self._talk(min(within_s, self.timeout_s)) as server:
             server.send_message(mail)
 
     def greet(self) -> None:
-        """Connect and log in, to see whether a mail could be handed over.
+        """Connect and log in, to check that mails could be sent.
 
         Raises:
-            OSError, smtplib.SMTPException: the server is away, refuses or takes too long.
+            OSError, smtplib.SMTPException: the server is unavailable, refuses or takes too long.
         """
         with self._talk(self.timeout_s) as server:
             server.noop()
@@ -192,7 +192,7 @@ class SmtpServer:
     def _connect(self, timeout_s: float) -> Conversation:
         parts = urlsplit(self.url)
         if parts.scheme == "smtps":
-            # smtplib's own context would trust any server.
+            # smtplib's default context would trust any server.
             trust = ssl.create_default_context()
             return TlsConversation(parts.hostname or "", parts.port or 465, timeout_s, context=trust)
         return Conversation(parts.hostname or "", parts.port or 25, timeout_s)
@@ -206,18 +206,18 @@ class SmtpServer:
 
 
 def compose(message_id: str, sender: str, recipient: str, subject: str, text: str) -> EmailMessage:
-    """Return a mail; `message_id` is the left part of its Message-ID, one per delivery and mail."""
+    """Return a mail; `message_id` is the left part of its Message-ID, unique per delivery and mail."""
     mail = EmailMessage()
     mail["Message-ID"] = f"<{message_id}@{sender.partition('@')[2] or 'localhost'}>"
     mail["From"], mail["To"] = sender, recipient
-    # Python decodes what looks like an encoded word and would write the line breaks in it as headers.
+    # Python decodes encoded words and would write line breaks in them as headers.
     mail["Subject"] = subject.replace("=?", "= ?")
     mail.set_content(text)
     return mail
 
 
 class Mails(Protocol):
-    """The port by which handlers send mails, each at least once; a repeat carries the same id."""
+    """The port by which handlers send mails, each at least once; a repeat has the same id."""
 
     def send(self, recipient: str, subject: str, text: str) -> None:
         """Send one mail."""
@@ -225,28 +225,28 @@ class Mails(Protocol):
 
 @dataclass
 class JobMails:
-    """Implements `Mails` for one command or delivery; tried again, each mail has the same id again."""
+    """Implements `Mails` for one command or delivery; on a retry each mail has the same id."""
 
     server: SmtpServer
     sender: str
     job_id: str
-    ends_at: float = math.inf  # monotonic seconds; no mail takes longer
+    ends_at: float = math.inf  # monotonic seconds; when all mails must be sent
 
     def __post_init__(self) -> None:
         """Number the mails from 1."""
         self._numbers = count(1)
 
     def send(self, recipient: str, subject: str, text: str) -> None:
-        """Send one mail; raises what `SmtpServer.send` raises."""
+        """Send one mail; raises the same errors as `SmtpServer.send`."""
         message_id = f"{self.job_id}.{next(self._numbers)}"
         mail = compose(message_id, self.sender, recipient, subject, text)
         self.server.send(mail, self.ends_at - time.monotonic())
 
 
 def mails_of(settings: MessagingSettings, job_id: str) -> JobMails:
-    """Return the mails of a job that begins now, over the server that the settings name.
+    """Return the mails of a job that starts now, through the server in the settings.
 
-    All of them end before the job's time limit, which would take the worker for dead.
+    All of them end before the job's time limit, at which its process is killed.
     """
     server = SmtpServer(settings.smtp_url, settings.smtp_timeout_s)
     ends_at = time.monotonic() + settings.task_time_limit_s * SHARE

@@ -1,4 +1,4 @@
-"""What travels: commands, events, and the limits that their fields carry."""
+"""Commands, events, and the limits of their fields."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Annotated, Any, ClassVar
 
 @dataclass(frozen=True)
 class Message:
-    """A fact or an order as plain values; `eval(repr(message)) == message`."""
+    """A command or an event as plain values; `eval(repr(message)) == message`."""
 
 
 @dataclass(frozen=True)
 class Command(Message):
-    """An order to one recipient, named in the imperative; it raises to its sender."""
+    """A request to one handler, named in the imperative; its errors go to its sender."""
 
-    #: What the result None says, for people; senders and scripts get the None.
+    #: The meaning of the result None, for people; senders and scripts get None.
     none_means: ClassVar[str] = "done"
 
 
 @dataclass(frozen=True)
 class Event(Message):
-    """A fact, named in the past tense; any number of handlers, and nobody waits for them."""
+    """A fact, named in the past tense; it has any number of handlers, and nobody waits for them."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Limit of a text field: printable characters only, this many of them."""
+    """Limits of a text field: printable characters only, and their number."""
 
     min_length: int = 1
     max_length: int = 255
@@ -36,7 +36,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Whole:
-    """Limit of a whole number, both ends included."""
+    """Limits of a whole number, inclusive."""
 
     minimum: int
     maximum: int = 2_147_483_647  # PostgreSQL's integer
@@ -44,7 +44,7 @@ class Whole:
 
 Name = Annotated[str, Text()]
 
-#: The message header with the sender's own name for a command, under which its effect happens once.
+#: The message header with the sender's idempotency key.
 IDEMPOTENCY_KEY = "idempotency_key"
 
 

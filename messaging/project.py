@@ -1,4 +1,4 @@
-"""What a project hands to the bus: its messages and handlers, its settings, its unit of work, its tables."""
+"""A project's definition for the bus: messages, handlers, settings, unit of work and tables."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ UnitOfWorkFactory = Callable[[Any, Engine, Job, Outbox], PostgresUnitOfWork]  # 
 
 @dataclass(frozen=True)
 class Names:
-    """What is named after a project: its queues, its tasks, its environment variables."""
+    """Names derived from a project's name: queues, tasks and environment variables."""
 
     name: str
 
     @property
     def commands_queue(self) -> str:
-        """Where other apps enqueue."""
+        """The queue of other apps' commands."""
         return f"{self.name}.commands"
 
     @property
     def events_queue(self) -> str:
-        """Where deliveries wait for their handlers."""
+        """The queue of deliveries."""
         return f"{self.name}.events"
 
     @property
     def housekeeping_queue(self) -> str:
-        """Apart from the others, so that a backlog cannot starve it."""
+        """A separate queue, so that a backlog cannot starve housekeeping."""
         return f"{self.name}.housekeeping"
 
     @property
     def queues(self) -> tuple[str, str, str]:
-        """Return all of them."""
+        """Return all queues."""
         return self.commands_queue, self.events_queue, self.housekeeping_queue
 
     def variable(self, setting: str) -> str:
@@ -58,7 +58,7 @@ class Project(Names):
     settings: Callable[[], MessagingSettings]
     unit_of_work: UnitOfWorkFactory
     migrations: Path  # a folder of Alembic versions
-    refusals: tuple[type[Exception], ...] = ()  # errors that are answers, not accidents
+    refusals: tuple[type[Exception], ...] = ()  # business errors, which are sent to the sender
     renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
 
     @cached_property
@@ -67,7 +67,7 @@ class Project(Names):
         return {task_name(self.name, kind): kind for kind in self.bus.commands}
 
     def handler_task(self, handler: str) -> str:
-        """Return the task name of an event handler, by the name it has now."""
+        """Return the task name of an event handler, by its current name."""
         return f"{self.name}.{self.renamed_handlers.get(handler, handler)}"
 
     def handler_names(self, handler: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A logged message becomes a message again, read as data: nothing in the line is ever run."""
+"""Recreate a message from a log line, read as data: nothing in the line is ever executed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from messaging.errors import InvalidMessage
 from messaging.messages import Message
 from messaging.validation import parse
 
-#: Longer than any message's repr with all its fields at their limits.
+#: Longer than the repr of any message with its fields at their limits.
 MAX_LENGTH = 100_000
 
 
 def same_message(bus: MessageBus, line: str, message: Message) -> bool:
-    """Tell whether a stored repr, perhaps an older release's, says what `message` says.
+    """Return whether a stored repr, perhaps of an older release, equals `message`.
 
-    It is read by today's class: a field that was added has its default, one that was removed is ignored.
+    It is read with the current class: added fields get their defaults, removed fields are ignored.
     """
     if line == repr(message):
         return True
@@ -33,12 +33,12 @@ def same_message(bus: MessageBus, line: str, message: Message) -> bool:
 
 
 def parse_line(bus: MessageBus, line: str, *, ignore_unknown: bool = False) -> Message:
-    """Return the message that a line shows, the line being its repr alone or a log line around it.
+    """Return the message in a line: its repr alone, or a log line that contains it.
 
     Values are texts, numbers, None, True, False and `datetime.date(y, m, d)`.
 
     Raises:
-        InvalidMessage: the line shows no message of this project, or one that breaks a rule.
+        InvalidMessage: the line contains no message of this project, or one that breaks a rule.
     """
     kinds: Mapping[str, type[Message]] = {**bus.event_types, **bus.command_types}
     if len(line) > MAX_LENGTH:
@@ -53,7 +53,7 @@ def parse_line(bus: MessageBus, line: str, *, ignore_unknown: bool = False) -> M
 
 
 def _expression(line: str, kinds: Mapping[str, object]) -> str:
-    """Return the part of the line that is `Name(…)`, up to the parenthesis that closes it."""
+    """Return the part of the line that is `Name(…)`, up to its closing parenthesis."""
     names = "|".join(re.escape(name) for name in sorted(kinds, key=len, reverse=True))
     start = re.search(rf"(?<![\w.])(?:{names})\(", line)
     if start is None:

@@ -1,4 +1,4 @@
-"""How often, and how soon, a failed event handler is tried again."""
+"""How often, and how soon, a failed event handler is retried."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Celery's own back-off: min(`backoff_max_s`, `backoff_s` * 2**retries), jitter draws from 0 to that."""
+    """Celery's back-off: min(`backoff_max_s`, `backoff_s` * 2**retries); jitter draws from 0 to that."""
 
     max_retries: int = 5
     backoff_s: int = 1  # seconds
@@ -20,17 +20,17 @@ class RetryPolicy:
 
 
 def retrying(**options: Any) -> Callable[[Handler], Handler]:
-    """Give one event handler a `RetryPolicy` of its own: `@retrying(max_retries=8)`."""
+    """Give one event handler its own `RetryPolicy`: `@retrying(max_retries=8)`."""
     policy = RetryPolicy(**options)
 
     def mark(handler: Handler) -> Handler:
-        handler.retry_policy = policy  # type: ignore[attr-defined]  # a function takes attributes
+        handler.retry_policy = policy  # type: ignore[attr-defined]  # functions accept attributes
         return handler
 
     return mark
 
 
 def policy_of(handler: Callable[..., Any], default: RetryPolicy) -> RetryPolicy:
-    """Return the policy that `retrying` gave to a handler, else the default."""
+    """Return the policy that `retrying` set on a handler, else the default."""
     policy: RetryPolicy = getattr(handler, "retry_policy", default)
     return policy

@@ -1,4 +1,4 @@
-"""What a process of a project works with, built when first needed and never shared with a forked child."""
+"""A process's engines and stores, built on first use and never shared with a forked child."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Runtime:
 
     def __init__(self, project: Project) -> None:
         self.project = project
-        # By process id: a pool child must not write on the socket that its parent opened.
+        # By process id: a pool child must not write to a socket that its parent opened.
         self._built: dict[tuple[int, str], Any] = {}
 
     @property
@@ -42,25 +42,25 @@ class Runtime:
 
     @property
     def outbox(self) -> Outbox:
-        """Return the deliveries."""
+        """Return the outbox of deliveries."""
         return self._once("outbox", self._outbox)
 
     @property
     def inbox(self) -> Inbox:
-        """Return the answers to commands."""
+        """Return the inbox of commands."""
         return self._once("inbox", self._inbox)
 
     @property
     def heartbeats(self) -> Heartbeats:
-        """Return when the housekeeping ran last."""
+        """Return the last runs of housekeeping."""
         return self._once("heartbeats", lambda: Heartbeats(self.engine))
 
     @property
     def dead_letters(self) -> DeadLetters:
-        """Return the store of unreadable messages.
+        """Return the store of dead letters.
 
-        The worker's main process uses it, now and then or for a flood of letters: one connection, looked at
-        before each use. A forked child inherits its socket but not its use, and psycopg2 lets it be there.
+        The worker's main process uses it, rarely or for a flood of letters: one connection, checked before
+        each use. A forked child inherits its socket but never uses it, and psycopg2 allows that.
         """
         return self._once(
             "dead_letters",
@@ -69,7 +69,7 @@ class Runtime:
 
     @property
     def announcements(self) -> Announcements:
-        """Return the events that other apps have not been told yet."""
+        """Return the outbox of events for other apps."""
         return self._once("announcements", lambda: Announcements(self.engine))
 
     def unit_of_work(self, job: Job) -> PostgresUnitOfWork:

@@ -1,4 +1,4 @@
-"""Settings that depend on each other: each rule is a sentence that says which, and why."""
+"""Rules between settings: each is a sentence that names the settings and the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: Why a back-off is bounded on Redis.
 WAITS_IN_THE_DATABASE = (
-    "a retry waits in Redis, which may forget it; longer waits belong to the scheduled re-runs, which wait in"
+    "retries wait in Redis, which may lose them; use scheduled re-runs for longer waits, since they wait in"
     " the database"
 )
 REDIS = ("redis", "rediss", "redis+socket")
@@ -40,31 +40,31 @@ def _addresses(settings: MessagingSettings) -> Iterator[str]:
     if scheme not in REDIS:
         yield (
             f"result_backend_url must begin with one of {', '.join(REDIS)}, not {scheme!r}: with any other a"
-            " sender may hear nothing, or that a command was revoked which is carried out"
+            " sender may get no answer, or `revoked` for a command that is carried out"
         )
 
 
 def _times_of_a_task(settings: MessagingSettings) -> Iterator[str]:
     yield from _less(
         settings, "smtp_timeout_s", "task_time_limit_s",
-        "a mail server that hangs would end the task that sends",
+        "a hanging mail server would otherwise get the sending task killed",
     )  # fmt: skip
     if is_rabbitmq(settings.broker_url):
         return
     yield from _less(
         settings, "task_time_limit_s", "visibility_timeout_s",
-        "the message of a task that still runs would be given to another worker and count as a crash",
+        "the message of a running task would be redelivered and counted as a crash",
     )  # fmt: skip
     yield from _less(
         settings, "worker_lease_s", "visibility_timeout_s",
-        "the lease is there to give back a killed worker's messages sooner than that",
+        "the lease must return a killed worker's messages sooner than that",
     )  # fmt: skip
     yield from _less(settings, "event_backoff_max_s", "visibility_timeout_s", WAITS_IN_THE_DATABASE)
 
 
 def _waits(settings: MessagingSettings) -> Iterator[str]:
     yield from _at_most(
-        settings, "event_backoff_max_s", "message_max_eta_s", "our own retries would be refused"
+        settings, "event_backoff_max_s", "message_max_eta_s", "workers would refuse our own retries"
     )
     for first, longest in (
         ("event_backoff_s", "event_backoff_max_s"),
@@ -76,7 +76,7 @@ def _waits(settings: MessagingSettings) -> Iterator[str]:
         ("relay_interval_s", "relay_grace_max_s"),
         ("rerun_interval_s", "rerun_cooldown_max_s"),
     ):
-        yield from _at_most(settings, interval, longest, "what is due would wait for the next look instead")
+        yield from _at_most(settings, interval, longest, "due deliveries would have to wait for the next run")
 
 
 def _retentions(settings: MessagingSettings) -> Iterator[str]:
@@ -89,11 +89,11 @@ def _retentions(settings: MessagingSettings) -> Iterator[str]:
         )
     yield from _less(
         settings, "result_expires_s", "inbox_retention_s",
-        "a sender whose result is gone is answered from the inbox",
+        "when a result has expired, its sender is answered from the inbox",
     )  # fmt: skip
     yield from _less(
         settings, "relay_grace_max_s", "done_retention_s",
-        "a late copy of an event's message must find the delivery that says it is done",
+        "a late copy of a delivery's message must find that the delivery is done",
     )  # fmt: skip
     for retention in "done_retention_s", "inbox_retention_s", "dead_letter_retention_s":
         yield from _at_most(
@@ -107,13 +107,13 @@ def _signing(settings: MessagingSettings) -> Iterator[str]:
     missing = [name for name in parts if getattr(settings, name) is None]
     if given and missing:
         yield (
-            f"set {' and '.join(missing)} too, or take out {' and '.join(given)}: with a part of the settings"
+            f"set {' and '.join(missing)} too, or remove {' and '.join(given)}: with a part of the settings"
             " for signing, unsigned messages would be accepted"
         )
 
 
 def backoff_too_long(settings: MessagingSettings, handler: str, policy: RetryPolicy) -> str | None:
-    """Return a sentence when a handler with a policy of its own waits too long between its tries."""
+    """Return a sentence if a handler with its own policy waits too long between retries."""
     limits = {"message_max_eta_s": settings.message_max_eta_s}
     if not is_rabbitmq(settings.broker_url):
         limits["visibility_timeout_s"] = settings.visibility_timeout_s

@@ -1,4 +1,4 @@
-"""Signed messages: Celery's `auth` serializer; a worker then acts only on what known keys have signed."""
+"""Signed messages, with Celery's `auth` serializer: workers accept only messages signed by known keys."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from messaging.extras import needs
 
 @dataclass(frozen=True)
 class Signing:
-    """Who we are, and whom we believe. Paths of PEM files; keys are RSA, certificates X.509."""
+    """Our key and the certificates that we trust: paths of PEM files with RSA keys and X.509 certificates."""
 
     key: Path
     certificate: Path
-    store: str  # a pattern such as "certificates/*.pem": whose messages are accepted, ours among them
+    store: str  # certificates to accept, including ours: a pattern such as "certificates/*.pem"
     key_password: str | None = field(default=None, repr=False)
 
     def switch_on(self, app: Celery) -> None:
-        """Have an app sign what it sends and refuse what is not signed, control commands included.
+        """Make an app sign its messages and refuse unsigned ones, including control commands.
 
-        Results stay plain JSON: they are read by senders in other languages too.
+        Results stay plain JSON: senders in other languages read them too.
         """
         self._check_files()
-        # Here, not above: it needs the package cryptography, which a sender that does not sign need not have.
+        # Imported here because it needs cryptography, which senders that do not sign need not install.
         with needs("signing"):
             from celery.security.serialization import register_auth
 
@@ -41,7 +41,7 @@ class Signing:
         app.conf.update(SETTINGS)
 
     def _check_files(self) -> None:
-        """Refuse what would sign nothing or believe nobody.
+        """Refuse unreadable keys and empty stores.
 
         Raises:
             ValueError: a file cannot be read, or no certificate matches `store`.
@@ -58,9 +58,9 @@ class Signing:
 
 
 def certificates(store: str) -> list[str]:
-    """Return the files of a store, as Celery finds them: a pattern, or a folder for all that is in it."""
+    """Return a store's files, found like Celery finds them: by a pattern, or all files of a folder."""
     pattern = f"{store}/*" if Path(store).is_dir() else store
-    return glob(pattern) if store else []  # noqa: PTH207  as Celery does, also for absolute patterns
+    return glob(pattern) if store else []  # noqa: PTH207  like Celery, also for absolute patterns
 
 
 SETTINGS: dict[str, Any] = {

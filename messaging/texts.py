@@ -1,4 +1,4 @@
-"""Texts of unknown origin and length, made fit to be shown, sent and stored."""
+"""Make texts of unknown origin and length safe to show, send and store."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from traceback import TracebackException
 
 from reliable_celery.texts import storable as storable
 
-#: Characters of a message as it is shown: in Flower, in a header, in a list.
+#: Characters of a message shown in Flower, in a header, or in a list.
 SHOWN = 1_000
 
-#: Characters of an error, and of its traceback, that are kept.
+#: Characters stored of an error, and of its traceback.
 MAX_ERROR = 2_000
 MAX_TRACE = 20_000
 
 
 def cut(text: str, length: int = SHOWN) -> str:
-    """Return at most `length` characters of a text; where something is left out, it says so.
+    """Return at most `length` characters of a text, and mark the cut.
 
-    Whatever is sent only to be shown goes through here: a header that is too long makes a dead letter.
+    Use it for everything that is sent only to be shown: too long a header makes a message a dead letter.
     """
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def cut_middle(text: str, length: int) -> str:
-    """Return the beginning and the end of a text, at most `length` characters together."""
+    """Return the beginning and the end of a text, at most `length` characters in total."""
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]}\n…\n{text[-half:]}"
 
 
 def class_name(value: object) -> str:
-    """Return the name of a value's class, which the class itself may have overridden."""
+    """Return the real name of a value's class, even if the class overrides it."""
     name: str = type.__dict__["__name__"].__get__(type(value))
     return name
 
 
 def trace(error: BaseException) -> str:
-    """Return an error's traceback with its causes, fit for a text column; of a long one both ends."""
+    """Return an error's traceback with its causes, safe for a text column; both ends of a long one."""
     try:
         parts = TracebackException.from_exception(error).format()
         text = "".join(cut(part, MAX_ERROR) for part in parts)
-    except BaseException as unshown:  # noqa: BLE001  what is shown of an error may raise anything
+    except BaseException as unshown:  # noqa: BLE001  formatting an error may raise anything
         text = f"The traceback cannot be shown: {class_name(unshown)}"
     return cut_middle(storable(text), MAX_TRACE)

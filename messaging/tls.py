@@ -1,4 +1,4 @@
-"""TLS to brokers and results: an address that asks for it gets it with the server's certificate checked."""
+"""TLS to brokers and results, for addresses that ask for it; server certificates are verified."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def settings(broker_url: str, backend_url: str, ca_file: Path | None) -> dict[str, Any]:
-    """Return Celery's settings for `rediss://` and `amqps://`; kombu's own would check no certificate.
+    """Return Celery's settings for `rediss://` and `amqps://`; kombu's defaults verify no certificate.
 
-    `ca_file` holds the authorities to trust, else the system's.
+    `ca_file` holds the trusted certificate authorities; default: the system's.
     """
     found: dict[str, Any] = {}
     authorities = str(ca_file) if ca_file else ssl.get_default_verify_paths().cafile
@@ -18,7 +18,7 @@ def settings(broker_url: str, backend_url: str, ca_file: Path | None) -> dict[st
         found["broker_use_ssl"] = {
             "ca_certs": authorities,
             "cert_reqs": ssl.CERT_REQUIRED,
-            "server_hostname": None,  # the one in the address; checked because it is set
+            "server_hostname": None,  # the host in the address; verified because it is set
         }
     if broker_url.startswith("rediss:"):
         found["broker_use_ssl"] = _redis(authorities)

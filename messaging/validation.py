@@ -1,4 +1,4 @@
-"""The edge: arguments of unknown origin become messages, or `InvalidMessage`."""
+"""Validation: turn untrusted arguments into messages, or raise `InvalidMessage`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
 def parse(kind: type[M], args: object, fields: object, *, ignore_unknown: bool = False) -> M:
-    """Build a message from a task's arguments, positional ones in the order of its fields.
+    """Build a message from a task's arguments; positional ones follow the order of its fields.
 
     Raises:
         InvalidMessage: naming the first field that breaks a rule, and the rule.
@@ -39,7 +39,7 @@ def parse(kind: type[M], args: object, fields: object, *, ignore_unknown: bool =
 
 
 def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool = False) -> M:
-    """Build a message from JSON values; `ignore_unknown` reads one that an older release stored.
+    """Build a message from JSON values; `ignore_unknown` allows fields that an older release stored.
 
     Raises:
         InvalidMessage: naming the first field that breaks a rule, and the rule.
@@ -54,7 +54,7 @@ def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool 
 
 
 def model(kind: type[Message]) -> type[BaseModel]:
-    """Return the pydantic model of a message class: it checks, and it knows the JSON schema."""
+    """Return the pydantic model of a message class, for validation and its JSON schema."""
     return _model(cast("Hashable", kind), "forbid")
 
 
@@ -73,7 +73,7 @@ def _model(kind: Any, extra: Any) -> type[BaseModel]:
 
 
 def _checked(hint: Any) -> Any:
-    """Turn a dataclass field's type into one that pydantic checks without any coercion."""
+    """Turn a dataclass field's type into one that pydantic validates without coercion."""
     if get_origin(hint) is Annotated:
         base, *limits = get_args(hint)
         return Annotated[(base, Strict(), *(rule for limit in limits for rule in _rules(limit)))]
@@ -152,5 +152,5 @@ def _first_broken_rule(error: ValidationError) -> InvalidMessage:
 
 
 def _readable(name: str) -> str:
-    """Return a field's name as a stranger wrote it, fit for a log line."""
+    """Return an untrusted field name, safe for a log line."""
     return name if name.isprintable() and len(name) <= 60 else repr(name[:60])

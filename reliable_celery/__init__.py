@@ -1,4 +1,4 @@
-"""Celery on Redis that loses no message, and on any broker a worker that no message can break.
+"""Celery workers that lose no message on Redis, and that no message can break on any broker.
 
 Each part is switched on by one Celery setting: see README.md. Celery, kombu and redis-py are all it needs.
 """

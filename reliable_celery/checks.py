@@ -1,4 +1,4 @@
-"""What must hold for a message before Celery may touch it: Celery itself trusts its senders."""
+"""Check each message before Celery handles it: Celery itself trusts its senders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reliable_celery.errors import InvalidMessage
 MAX_NAME = 255  # characters of a name or an id
 MAX_HEADERS = 65_536  # characters in all headers together, and in all properties
 MAX_DEPTH = 64  # levels of lists and tables
-MAX_COUNT = 1_000  # retries and nesting; 2 to the power of the retries is a wait
+MAX_COUNT = 1_000  # retries and nesting; waits are 2 to the power of the retries
 CONTAINERS = (dict, list, tuple)  # a tuple, since isinstance is slow with a union
 MAX_TIME_LIMIT_S = 86_400  # where the app sets no time limit
 
@@ -23,7 +23,7 @@ NAMES = ("root_id", "parent_id", "group", "taskset", "shadow", "lang", "origin",
 COUNTS = ("retries", "replaced_task_nesting", "group_index")
 FLAGS = ("ignore_result", "utc", "redelivered")
 CALLBACKS = ("callbacks", "errbacks", "chain", "chord")
-#: Headers that Celery knows or overwrites. Others are the sender's own, unless they would replace a part of
+#: Headers that Celery knows or overwrites. Senders may add others, unless they would replace an attribute of
 #: the task's `request` (its method `get`, its flag `called_directly`).
 KNOWN = frozenset((
     *NAMES, *COUNTS, *FLAGS, *CALLBACKS, "task", "id", "args", "kwargs", "eta", "expires", "timelimit",
@@ -32,7 +32,7 @@ KNOWN = frozenset((
 ))  # fmt: skip
 RESERVED = frozenset(dir(Context)) - KNOWN
 
-#: Tasks that come with Celery and run other tasks, which a sender's message names.
+#: Tasks that come with Celery and run other tasks, named in the message.
 RUNS_OTHERS = frozenset(
     f"celery.{name}"
     for name in ("accumulate", "chain", "chord", "chord_unlock", "chunks", "group", "map", "starmap")
@@ -44,9 +44,9 @@ class Limits:
     """What a message may ask for; each comes from the Celery setting of the same name."""
 
     message_max_bytes: int = 1_048_576  # of the body
-    message_max_eta_s: float = 86_400.0  # seconds from now; longer waits belong in a database
+    message_max_eta_s: float = 86_400.0  # seconds from now; keep longer waits in a database
     message_allow_callbacks: bool = False  # whether a message may name tasks to run after it
-    task_time_limit: float | None = None  # seconds; a message may not ask for more
+    task_time_limit: float | None = None  # seconds; a message may ask for no more
 
     @classmethod
     def of(cls, conf: Any) -> Limits:
@@ -60,7 +60,7 @@ class Limits:
 
 
 def check_message(message: Any, limits: Limits) -> str:
-    """Return the name of the task that kombu's `message` is for.
+    """Return the name of the task that kombu's `message` names.
 
     Raises InvalidMessage, or whatever decoding the body raises.
     """
@@ -81,7 +81,7 @@ def check_message(message: Any, limits: Limits) -> str:
 
 
 def _take_apart(headers: Mapping[str, Any], payload: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the fields that describe the task and what it embeds, of protocol 2 and of protocol 1."""
+    """Return the fields that describe the task, and its embedded callbacks, in protocol 1 or 2."""
     if "task" in headers:
         rule = "must be JSON [args, kwargs, embed]"
         _require(isinstance(payload, list | tuple) and len(payload) == 3, "body", rule)
@@ -135,7 +135,7 @@ def _check_times(fields: Mapping[str, Any], limits: Limits) -> None:
 
 
 def timestamp(name: str, value: Any) -> float:
-    """Return a field's time as Unix time; one without a zone is in UTC, as for Celery.
+    """Return a field's time as Unix time; without a zone it is in UTC, as in Celery.
 
     Raises InvalidMessage.
     """
@@ -151,7 +151,7 @@ def _check_table(name: str, table: Any) -> None:
     size = sum(
         len(key) + len(value if isinstance(value, str) else repr(value))
         for key, value in table.items()
-        if key != "redelivered"  # the broker adds it to what it has taken before
+        if key != "redelivered"  # the broker adds to the sender's headers
     )
     _require(size <= MAX_HEADERS, name, f"are over {MAX_HEADERS} characters")
 
@@ -194,7 +194,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether lists and tables are nested at most MAX_DEPTH deep; goes by levels, so depth cannot hurt it."""
+    """Whether lists and tables are nested at most MAX_DEPTH deep; iterates, so any depth is safe."""
     level: Iterable[Any] = [value]
     for _ in range(MAX_DEPTH):
         tables = [item for item in level if isinstance(item, CONTAINERS)]

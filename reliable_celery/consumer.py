@@ -1,8 +1,8 @@
-"""Celery's consumer, but what no task can run becomes a dead letter and an answer instead of a dead worker.
+"""Celery's consumer, but a message that no task can run becomes a dead letter instead of ending the worker.
 
 Setting: `worker_consumer = "reliable_celery.consumer:Consumer"`; the modules `checks`, `stores` and `poison`
-have settings of their own. A subclass may decide where letters go and what senders are told. All of this runs
-in the worker's main process and thread. (docs/adr/031)
+have settings of their own. A subclass may choose the store for dead letters and the error that senders get.
+All of this runs in the main thread of the worker's main process. (docs/adr/031)
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from reliable_celery.task_events import BatchingConsumer
 logger = logging.getLogger(__name__)
 
 MAX_ERROR = 1_000  # characters
-TRY_AGAIN_S = 30.0  # seconds until a broker without a visibility timeout gets an unrecorded message back
+TRY_AGAIN_S = 30.0  # seconds until an unrecorded message is requeued where there is no visibility timeout
 
 
 class Consumer(BatchingConsumer, SoloConsumer):
-    """Checks each message before Celery sees it, and records what it refuses."""
+    """Checks each message before Celery sees it, and records those that it refuses."""
 
     def __init__(self, on_task_request: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
         super().__init__(on_task_request, *args, **kwargs)
@@ -45,30 +45,30 @@ class Consumer(BatchingConsumer, SoloConsumer):
     # What a subclass may decide
 
     def open_dead_letters(self) -> DeadLetterStore:
-        """Return where dead letters are kept; called once, when the worker starts."""
+        """Return the store for dead letters; called once, when the worker starts."""
         return store_of(self.app)
 
     def error_for(self, exc: Exception) -> Exception:
-        """Return the error that the sender of a refused message is told."""
+        """Return the error that the sender of a refused message gets."""
         if isinstance(exc, MessageRefused | NotRegistered):
             return exc
         return InvalidMessage("body", f"cannot be read: {exc}"[:MAX_ERROR])
 
     def tell(self, message: Any, error: Exception, request: Any) -> None:  # noqa: ARG002  for subclasses
-        """Store `error` as the result of a refused message; `request` has its id and how to reply."""
+        """Store `error` as the result of a refused message; `request` has its id and reply address."""
         self.app.backend.mark_as_failure(request.id, error, request=request)
 
     # Celery's own hooks
 
     def update_strategies(self) -> None:
-        """Have tasks that ask for no kind of request of their own use ours."""
+        """Use our request class for tasks that do not set one."""
         for task in self.app.tasks.values():
             if task.Request == Task.Request:
                 task.Request = Request
         super().update_strategies()
 
     def connect(self) -> Any:
-        """Connect, and have our transport hand over what is no message at all, and hold leases."""
+        """Connect, and have our transport hold leases and pass on items that are no messages."""
         connection = super().connect()
         if hasattr(connection.transport, "on_unreadable"):
             connection.transport.on_unreadable = self.on_unreadable
@@ -76,7 +76,7 @@ class Consumer(BatchingConsumer, SoloConsumer):
         return connection
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Let the lease of a lost connection run out: what runs is cancelled, and may go back by then."""
+        """Let the lease of a lost connection expire: running tasks are cancelled, then redelivered."""
         transport = self.connection and self.connection.transport
         if hasattr(transport, "holds_leases"):
             transport.holds_leases = False
@@ -89,7 +89,7 @@ class Consumer(BatchingConsumer, SoloConsumer):
         def on_task_received(message: Any) -> None:
             try:
                 name = check_message(message, limits)
-            except Exception as exc:  # noqa: BLE001  decoding raises what the body's author likes
+            except Exception as exc:  # noqa: BLE001  decoding may raise anything
                 self.refuse(message, exc)
                 return
             if name not in self.strategies or (name in RUNS_OTHERS and not limits.message_allow_callbacks):
@@ -103,15 +103,15 @@ class Consumer(BatchingConsumer, SoloConsumer):
         try:
             handle(message)
         except KeyError as exc:
-            # The Redis transport counts it among connection errors, so the worker would reconnect for ever.
+            # The Redis transport treats it as a connection error, so the worker would reconnect for ever.
             self.refuse(message, exc)
         except (*self.connection_errors, *self.channel_errors):
             raise
-        except Exception as exc:  # noqa: BLE001  a message must not end the worker, whatever Celery makes of it
+        except Exception as exc:  # noqa: BLE001  no message may end the worker, whatever Celery raises
             self.refuse(message, exc)
 
     def on_unreadable(self, queue: str, raw: bytes) -> None:
-        """Record what is no kombu message; what is raised here keeps it on the broker."""
+        """Record an item that is no kombu message; an error raised here keeps it on the broker."""
         self._record(
             DeadLetter("not a message", "is not JSON as kombu writes it", raw[:MAX_KEPT_BYTES], queue=queue)
         )
@@ -135,16 +135,16 @@ class Consumer(BatchingConsumer, SoloConsumer):
     # Refusing
 
     def refuse(self, message: Any, exc: Exception, reason: str = "") -> bool:
-        """Record `message` as dead letter, answer its sender, acknowledge it; False when recording failed."""
+        """Dead-letter `message`, answer its sender, acknowledge it; False when it could not be recorded."""
         if message.acknowledged:
-            logger.error("Celery stumbled over a message that it had acknowledged", exc_info=exc)
+            logger.error("Celery failed on a message that it had already acknowledged", exc_info=exc)
             return False
         error = self.error_for(exc)
         reason = reason or ("invalid message" if isinstance(exc, MessageRefused) else "undecodable body")
         try:
             self._record(letter_of(message, reason, str(error)))
         except Exception:
-            logger.exception("A message could not be recorded as dead letter; it stays on the broker")
+            logger.exception("A message could not be recorded as a dead letter; it stays on the broker")
             self._leave(message)
             return False
         self._answer(message, error)
@@ -160,7 +160,7 @@ class Consumer(BatchingConsumer, SoloConsumer):
         )  # fmt: skip
 
     def _leave(self, message: Any) -> None:
-        """Let the broker bring `message` again later, without its place in the prefetch until then."""
+        """Have the broker redeliver `message` later, and free its place in the prefetch until then."""
         forget = getattr(message.channel, "forget", None)
         if forget is not None:
             forget(message.delivery_tag)
@@ -189,13 +189,13 @@ class Consumer(BatchingConsumer, SoloConsumer):
             if self.event_dispatcher:
                 self.event_dispatcher.send("task-failed", uuid=task_id, exception=repr(error))
         except Exception:
-            logger.exception("The sender of %r could not be told that its message was refused", task_id)
+            logger.exception("Could not tell the sender of %r that its message was refused", task_id)
 
 
 def put_off(message: Any) -> bool:
-    """Leave a message for later to the broker; False when it is due.
+    """Return a message with a future ETA to the broker; False when it is due.
 
-    What is due has no ETA any more: a worker whose clock is behind would hold it in one of its few places.
+    A due message loses its ETA: a worker with a slow clock would hold it in one of its few prefetch places.
     """
     fields = message.headers if "task" in message.headers else message.payload
     eta = fields.get("eta")

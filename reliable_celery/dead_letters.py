@@ -1,4 +1,4 @@
-"""Dead letters: what is kept of a message that no task can run, and the port of what keeps them."""
+"""Dead letters: the record of a message that no task can run, and the port of the stores that keep them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class DeadLetter:
     """A message that no task can run, as it was received, and the reason."""
 
     reason: str  # a short fixed text to group by: "unknown task", "undecodable body", …
-    error: str  # what exactly is wrong with this one
-    body: bytes = b""  # as received, in its transport's decoding
+    error: str  # what is wrong with this message
+    body: bytes = b""  # as received, after the transport's decoding
     task: str | None = None
     task_id: str | None = None
     queue: str | None = None
@@ -24,8 +24,8 @@ class DeadLetter:
 
 
 class DeadLetterStore(Protocol):
-    """Where dead letters are kept."""
+    """A store for dead letters."""
 
     def add(self, letter: DeadLetter) -> None:
-        """Keep `letter` durably before returning; raise whatever prevented that."""
+        """Store `letter` durably before returning; raise if that fails."""
         ...

@@ -1,4 +1,4 @@
-"""Errors that senders are told when their message cannot be run.
+"""Errors that senders get when their message cannot be run.
 
 A sender without this package sees the class name and `args`. So each error has one argument, its text.
 """
@@ -11,7 +11,7 @@ class MessageRefused(Exception):
 
 
 class InvalidMessage(MessageRefused):
-    """No task can read a message; `field` says where it is wrong, `rule` what must hold there."""
+    """No task can read a message; `field` says where it is wrong, `rule` which rule it breaks."""
 
     def __init__(self, field: str, rule: str = "") -> None:
         text = f"{field} {rule}".rstrip()
@@ -20,4 +20,4 @@ class InvalidMessage(MessageRefused):
 
 
 class WorkerCrashed(MessageRefused):
-    """The workers that ran a message died too often."""
+    """Too many workers died while they ran a message."""

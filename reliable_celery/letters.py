@@ -1,4 +1,4 @@
-"""How a kombu message becomes a dead letter, readable or not."""
+"""Turn kombu messages, readable or not, into dead letters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from reliable_celery.dead_letters import DeadLetter
 from reliable_celery.routing import queue_of
 from reliable_celery.texts import storable
 
-MAX_KEPT_BYTES = 16_777_216  # of the body; a database row cannot hold what Redis can
+MAX_KEPT_BYTES = 16_777_216  # of the body; a database row holds less than a Redis item
 
 
 def letter_of(message: Any, reason: str, error: str) -> DeadLetter:
-    """Return a kombu message, readable or not, as it is kept."""
+    """Return the dead letter for a kombu message, readable or not."""
     fields, delivery = fields_of(message), message.delivery_info or {}
     body = message.body or b""
     body = body.encode("utf-8", "backslashreplace") if isinstance(body, str) else bytes(body)
@@ -35,14 +35,14 @@ def letter_of(message: Any, reason: str, error: str) -> DeadLetter:
 
 
 def fields_of(message: Any) -> dict[str, Any]:
-    """Return the fields that name the task, of either protocol; empty when nothing can be read."""
+    """Return the fields that name the task, in either protocol; empty when the message is unreadable."""
     if not isinstance(message.headers, dict):
         return {}
     if "task" in message.headers or message.errors:
         return message.headers
     try:
         payload = message.payload
-    except Exception:  # noqa: BLE001  a message that cannot be read is what this is called for
+    except Exception:  # noqa: BLE001  unreadable messages are expected here
         return message.headers
     return message.headers | payload if isinstance(payload, dict) else message.headers
 
@@ -53,7 +53,7 @@ def short_text(value: Any) -> str | None:
 
 
 def _plain(value: Any, room: int = MAX_DEPTH) -> Any:
-    """Return `value` as JSON that any store takes."""
+    """Return `value` as JSON that any store accepts."""
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, str):

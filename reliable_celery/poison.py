@@ -1,9 +1,8 @@
-"""The poison count: a message that was begun and never finished too often is set aside as a dead letter.
+"""The poison count: a message that keeps killing its workers is set aside as a dead letter.
 
-Setting: `message_max_crashes`, how often a message may be redelivered without having been finished; without
-it there is no limit. On Redis, with our transport, each new beginning of a redelivered message is counted;
-RabbitMQ itself counts how often a quorum queue's message was returned. A message that arrives for the first
-time costs nothing.
+Setting: `message_max_crashes`, how often a message may be redelivered without being finished; without it
+there is no limit. On Redis, our transport counts each time that a redelivered message is started. RabbitMQ
+itself counts how often a message was returned to a quorum queue. A first delivery costs nothing.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from reliable_celery.requests import error_of
 logger = logging.getLogger(__name__)
 
 REASON = "killed its worker"
-SETTLING = ("acknowledge", "give_back")  # what a request calls when its task has come to an end
-#: Other failures are the task's own.
+SETTLING = ("acknowledge", "give_back")  # the methods that a request calls when its task has ended
+#: Other failures are failures of the task.
 CRASHES = (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
-BROKERS_COUNT = "x-delivery-count"  # header in which a quorum queue says how often a message was returned
+BROKERS_COUNT = "x-delivery-count"  # header in which a quorum queue counts a message's returns
 
 
 class PoisonCount:
-    """Counts how often redelivered messages were begun, for one consumer."""
+    """Counts how often redelivered messages were started, for one consumer."""
 
     def __init__(self, consumer: Any, limit: int) -> None:
         self.consumer = consumer
         self.limit = limit
-        #: What the broker or its client may raise; a message that cannot be counted is run.
+        #: Errors of the broker or its client; a message that cannot be counted is run.
         self.errors: tuple[type[Exception], ...] = (*consumer.connection_errors, *consumer.channel_errors)
 
     def counting(self, run: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -48,9 +47,9 @@ class PoisonCount:
         return run_counted
 
     def _watch(self, request: Any) -> None:
-        """Count the message when it is begun, not while it waits behind one that kills its worker.
+        """Count the message when it is started, not while it waits behind one that kills its worker.
 
-        A redelivered message has these methods replaced, so that all others cost nothing.
+        Only redelivered messages have these methods replaced, so that others cost nothing.
         """
         begin, fail = request.execute_using_pool, request.on_failure
 
@@ -58,7 +57,7 @@ class PoisonCount:
             crashes = self._count(request)
             if crashes > self.limit:
                 self._set_aside(request, crashes)
-                raise TaskRevokedError(request.id)  # has Celery free its place in the pool
+                raise TaskRevokedError(request.id)  # makes Celery free its place in the pool
             return begin(pool, **kwargs)
 
         def fail_and_forget(exc_info: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What RabbitMQ itself sets aside, since it came back too often or was rejected, becomes a dead letter."""
+"""Record messages that RabbitMQ itself dead-lettered, after too many returns or a rejection."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.
@@ -19,10 +19,10 @@ REASON = "set aside by the broker"
 def collect_dead_letters(
     app: Celery, queue: Queue, store: DeadLetterStore, limit: int = 500, may_expire: Container[str] = ()
 ) -> int:
-    """Record what RabbitMQ put on its dead-letter queue, and only then take it off; return how many.
+    """Record the messages on RabbitMQ's dead-letter queue, then remove them; return how many.
 
-    `queue` is declared first. At most `limit` are taken: call this periodically. Expired messages of the
-    tasks named in `may_expire` are dropped.
+    `queue` is declared first. At most `limit` messages are taken: call this periodically. Expired messages
+    of the tasks named in `may_expire` are dropped.
     """
     collected = 0
     with app.connection_for_read() as connection, connection.channel() as channel:

@@ -1,7 +1,7 @@
-"""A message in a worker's main process: it leaves the broker only when its sender has been answered.
+"""A message in a worker's main process: it is acknowledged only when its sender has an answer.
 
-`reliable_celery.consumer:Consumer` has all tasks use it whose `Request` is Celery's own. It changes nothing
-for tasks that acknowledge early.
+`reliable_celery.consumer:Consumer` makes all tasks use it that do not set a `Request` of their own. It
+changes nothing for tasks that acknowledge early.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ RESULTS_ARE_AWAY = (BackendError, OperationalError, RedisError, OSError)
 
 
 class Request(CeleryRequest):
-    """Gives a message back where Celery would settle it with work done and no answer, or a wrong one."""
+    """Requeues a message where Celery would settle it after its work with no answer or a wrong one."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Give the message back when its process is ended; Celery also tells the sender that it failed."""
+        """Requeue the message when its process is killed; Celery would also tell the sender of a failure."""
         if soft or not self.task.acks_late or self.task.acks_on_timeout:
             super().on_timeout(soft, timeout)
             return
         task_ready(self)
-        logger.error("%s[%s] took longer than %s s; it is given back", self.name, self.id, timeout)
+        logger.error("%s[%s] took longer than %s s; it is requeued", self.name, self.id, timeout)
         self.reject(requeue=True)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """End the process that runs it; in a pool without processes it runs to its end.
+        """Kill the process that runs it; in a pool without processes it runs to its end.
 
-        What Celery raises then, when a message that waited is to begin, would keep it in the worker for ever.
+        Celery raises there; for a waiting message that is about to start, that would keep it for ever.
         """
         try:
             super().terminate(pool, signal)
         except NotImplementedError:
-            logger.warning("%s[%s] cannot be ended in a pool without processes", self.name, self.id)
+            logger.warning("%s[%s] cannot be terminated in a pool without processes", self.name, self.id)
 
     def acknowledge(self) -> None:
-        """Acknowledge as soon as the answer is stored; a worker may have gone on without waiting for that."""
+        """Acknowledge as soon as the answer is stored; the worker may have continued before that."""
         backend = self.task.backend
         waits = isinstance(backend, ResultBackend) and backend.when_stored(
             self.id, super().acknowledge, self.give_back
@@ -56,7 +56,7 @@ class Request(CeleryRequest):
             super().acknowledge()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """Give the message back when its answer could not be stored; Celery would acknowledge it."""
+        """Requeue the message when its answer could not be stored; Celery would acknowledge it."""
         error = error_of(exc_info)
         unanswered = getattr(exc_info, "internal", False) and isinstance(error, RESULTS_ARE_AWAY)
         if unanswered and self.task.acks_late:
@@ -67,19 +67,19 @@ class Request(CeleryRequest):
 
     def give_back(self, error: BaseException) -> None:
         """Have the broker redeliver the message, since its answer could not be stored."""
-        logger.warning("%s[%s] could not be answered; it is given back: %r", self.name, self.id, error)
+        logger.warning("%s[%s] could not be answered; it is requeued: %r", self.name, self.id, error)
         self.reject(requeue=True)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """Leave a message whose connection was lost to the broker, which redelivers it.
+        """Leave a message to the broker when the connection is lost; the broker redelivers it.
 
-        Celery writes a result here, unless told not to. Where Redis is away that fails, and the end of the
-        process is then taken for a revocation: the message is acknowledged and the task never runs.
+        By default Celery writes a result here. If Redis is unavailable that fails, and the end of the process
+        is then treated as a revocation: the message is acknowledged and the task never runs.
         """
         super().cancel(pool, signal, emit_retry=emit_retry and not self.task.acks_late)
 
 
 def error_of(exc_info: Any) -> BaseException:
-    """Return the error that a pool reports; some wrap it."""
+    """Return the error that a pool reports; some pools wrap it."""
     error: BaseException = exc_info.exception
     return error.exc if isinstance(error, ExceptionWithTraceback) else error

@@ -1,7 +1,7 @@
-"""Celery's Redis result backend with one round trip for a success, or none to wait for (docs/adr/011).
+"""Celery's Redis result backend with one round trip per success, and no wait for it in the solo pool.
 
 Setting: `result_backend = "reliable_celery.results:ResultBackend+redis://…"`. Keys, values and
-announcements stay Celery's, so a sender keeps its plain `redis://` address.
+announcements stay Celery's, so a sender keeps its plain `redis://` address. (docs/adr/011)
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kombu.utils.encoding import bytes_to_str
 from redis import Connection
 from redis.exceptions import OutOfMemoryError, RedisError
 
-#: Stores and announces a result also on a Redis that is full: it lets a script through that begins by freeing
-#: memory. KEYS: the result's key. ARGV: the result, the options of SET.
+#: Stores and announces a result even on a full Redis, which runs scripts that begin by freeing memory.
+#: KEYS: the result's key. ARGV: the result, the options of SET.
 SET_THOUGH_FULL = """
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], unpack(ARGV))
@@ -29,7 +29,7 @@ redis.call('PUBLISH', KEYS[1], ARGV[1])
 
 @dataclass
 class Unconfirmed:
-    """A result that is on its way: Redis' replies have not been read yet."""
+    """A result that was sent, whose replies from Redis have not been read yet."""
 
     task_id: str
     connection: Connection
@@ -40,27 +40,27 @@ class Unconfirmed:
 
 
 class ResultBackend(RedisBackend):
-    """Writes a success without reading what was there before.
+    """Writes a success without first reading the stored result.
 
-    Celery reads first so that nothing replaces a success. Here another success may, of a redelivered message
-    that ran twice. Every other state still takes Celery's way.
+    Celery reads first so that nothing replaces a success. Here another success may, when a redelivered
+    message ran twice. Every other state is written as in Celery.
     """
 
     _call_soon: Callable[[Callable[[], None]], object] | None = None
     _unconfirmed: Unconfirmed | None = None
 
     def confirm_later(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        """Let the next task begin while Redis stores a success; `call_soon` is the worker's event loop.
+        """Let the next task start while Redis stores a success; `call_soon` is the event loop's.
 
-        Only where that loop runs the tasks itself, one at a time: it holds the messages then, and
-        acknowledges each when `when_stored` says so.
+        Only where that loop runs the tasks itself, one at a time: it keeps each message, and acknowledges it
+        when `when_stored` calls back.
         """
         self._call_soon = call_soon
 
     def when_stored(
         self, task_id: str, stored: Callable[[], object], lost: Callable[[Exception], object]
     ) -> bool:
-        """Call one of the two when Redis has said what became of this result; False when it is known."""
+        """Call one of the two when Redis has replied about this result; False when that is already known."""
         waiting = self._unconfirmed
         if waiting is None or waiting.task_id != task_id:
             return False
@@ -68,7 +68,7 @@ class ResultBackend(RedisBackend):
         return True
 
     def confirm(self) -> None:
-        """Read what Redis said to the result that was sent last."""
+        """Read Redis' replies to the last result."""
         waiting, self._unconfirmed = self._unconfirmed, None
         if waiting is None:
             return
@@ -93,10 +93,10 @@ class ResultBackend(RedisBackend):
     def _set_though_full(
         self, key: str | bytes, value: str | bytes, life: int | None, error: OutOfMemoryError
     ) -> None:
-        """Store a result on the broker's Redis although it is full: the result's message leaves it then.
+        """Store a result although the broker's Redis is full: the result's message then leaves it.
 
-        Without that nothing could drain a Redis that is full of commands. Results that are elsewhere are not
-        made room for by a message that is done.
+        Without this, a Redis full of commands could never be drained. It does not apply to results on another
+        server, where a settled message frees no room.
         """
         if not same_server(str(self.app.conf.broker_url), str(self.url)):
             raise error
@@ -125,9 +125,9 @@ class ResultBackend(RedisBackend):
         return result
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
-        """Leave unsaid that an answer could not be stored: the message comes back, and is answered then.
+        """Do not report that an answer could not be stored: the message is redelivered and answered then.
 
-        Where Redis is back by now, Celery would tell the sender so, as if it were the outcome of the task.
+        If Redis is back by now, Celery would tell the sender as if this were the outcome of the task.
         """
         if not isinstance(exc, BackendError):
             return super().mark_as_failure(task_id, exc, *args, **kwargs)
@@ -136,16 +136,16 @@ class ResultBackend(RedisBackend):
     def mark_as_revoked(
         self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Tell a sender of a revocation only when a worker has the message in hand.
+        """Tell the sender of a revocation only when a worker holds the message.
 
-        The control command itself would tell it from every worker, while another one carries the command out.
+        The control command would tell it from every worker, even while another one runs the task.
         """
         return None if request is None else super().mark_as_revoked(task_id, reason, request, *args, **kwargs)
 
     def _send(
         self, task_id: str, key: str | bytes, value: str | bytes, call_soon: Callable[..., object]
     ) -> bool:
-        """Send a result and leave the replies to `confirm`; False when it could not be sent."""
+        """Send a result and let `confirm` read the replies; False when it could not be sent."""
         pool = self.client.connection_pool
         try:
             connection = pool.get_connection()
@@ -172,7 +172,7 @@ class ResultBackend(RedisBackend):
     def _commands(
         self, key: str | bytes, value: str | bytes, expires: int | None = None
     ) -> list[tuple[Any, ...]]:
-        """Keep and announce a result; MULTI around the two would double the replies to read."""
+        """Store and announce a result; MULTI around the two would double the replies to read."""
         return [("SET", key, value, *_life_options(expires or self.expires)), ("PUBLISH", key, value)]
 
 
@@ -181,14 +181,14 @@ def _life_options(life: int | None) -> tuple[str | int, ...]:
 
 
 def address(url: str) -> str:
-    """Return Celery's `result_backend` for the address of the results; what is not Redis stays as it is."""
+    """Return Celery's `result_backend` for an address; other addresses than Redis stay as they are."""
     if not url.startswith(("redis:", "rediss:", "redis+socket:")):
         return url
     return f"{__name__}:{ResultBackend.__name__}+{url.removeprefix('redis+')}"
 
 
 def same_server(url: str, other_url: str) -> bool:
-    """Tell whether two Redis addresses lead to one server, whatever their databases."""
+    """Whether two Redis addresses name the same server, whatever their databases."""
     parts, others = urlsplit(url), urlsplit(other_url)
     if parts.scheme.endswith("socket") and others.scheme.endswith("socket"):
         return parts.path == others.path

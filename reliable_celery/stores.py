@@ -27,8 +27,8 @@ from reliable_celery.dead_letters import DeadLetter, DeadLetterStore
 
 logger = logging.getLogger(__name__)
 
-#: Adds a letter. KEYS: the list. ARGV: the letter. A full Redis runs a script that begins with a command that
-#: may free memory; this one trims nothing. The letter's message leaves Redis next.
+#: Adds a letter. KEYS: the list. ARGV: the letter. A full Redis runs a script whose first command may free
+#: memory; LTRIM here removes nothing. The letter's message leaves Redis next.
 ADD = "redis.call('LTRIM', KEYS[1], 0, -1) redis.call('RPUSH', KEYS[1], ARGV[1])"
 
 
@@ -82,7 +82,7 @@ class JsonLines:
         self.path = Path(app.conf.get("dead_letter_file") or "dead_letters.jsonl")
 
     def add(self, letter: DeadLetter) -> None:
-        """Append a letter to the file, and have it on the disk before returning."""
+        """Append a letter to the file, and sync it to disk before returning."""
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             line = _end_of_line(file) + to_json(letter).encode() + b"\n"
@@ -116,6 +116,6 @@ def to_json(letter: DeadLetter) -> str:
 
 
 def from_json(line: str | bytes) -> DeadLetter:
-    """Return the letter that such a line holds."""
+    """Return the letter from such a line."""
     fields: dict[str, Any] = json.loads(line)
     return DeadLetter(**fields | {"body": bytes.fromhex(fields["body"])})

@@ -1,7 +1,7 @@
 """The Celery app: `celery -A tasks worker`, `celery -A tasks beat`, `celery -A tasks flower`.
 
-A task per command (`allocation.create_batch`, `allocation.allocate`, `allocation.change_batch_quantity`),
-a task per event handler, and the housekeeping.
+It has a task per command (`allocation.create_batch`, `allocation.allocate`,
+`allocation.change_batch_quantity`), a task per event handler, and housekeeping tasks.
 """
 
 from __future__ import annotations

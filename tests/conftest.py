@@ -1,4 +1,4 @@
-"""Servers for every test: the suite brings its own, on free ports, and takes them down at the end."""
+"""Servers for every test: the suite starts its own, on free ports, and stops them at the end."""
 
 import shutil
 import tempfile
@@ -19,13 +19,13 @@ from tests.programs import MissingPrograms, missing
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have what was not run for want of a program stand in one line."""
+    """Report tests that were skipped for lack of a program in one line."""
     config.pluginmanager.register(MissingPrograms())
 
 
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
-    """A folder that the servers' own account may enter too, which pytest's folders forbid."""
+    """A folder that the servers' own account may enter, unlike pytest's."""
     folder = Path(tempfile.mkdtemp(prefix="allocation-tests-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -33,30 +33,30 @@ def server_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def tmp_path(server_folder: Path) -> Path:
-    """A folder of the test's own, where servers may run as their own account.
+    """The test's own folder, in which servers can run as their own account.
 
-    pytest's is below a folder that every other run of pytest on this machine closes to other accounts again.
+    pytest's is in a folder that each run of pytest on this machine closes to other accounts.
     """
     return Path(tempfile.mkdtemp(prefix="test-", dir=server_folder))
 
 
 @pytest.fixture(scope="session")
 def postgres(server_folder: Path) -> Iterator[Postgres]:
-    """A PostgreSQL for the whole run; tests that kill a server start one of their own."""
+    """A PostgreSQL for the whole run; tests that kill a server start their own."""
     with Postgres(server_folder / "postgres", settings=FAST) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_server(server_folder: Path) -> Iterator[Redis]:
-    """A Redis for the whole run; tests that kill a server start one of their own."""
+    """A Redis for the whole run; tests that kill a server start their own."""
     with Redis(server_folder / "redis") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_installed() -> None:
-    """Skip the test where no RabbitMQ can be started."""
+    """Skip the test if RabbitMQ is not installed."""
     if find_binary() is None:
         missing("rabbitmq-server", "Debian's package of that name")
 
@@ -70,7 +70,7 @@ def rabbitmq_server(rabbitmq_installed: None, server_folder: Path) -> Iterator[R
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres: Postgres) -> str:
-    """The name of a migrated database that is only ever copied."""
+    """The name of a migrated database, used only as a template."""
     programs.migrate(postgres.url)
     return DATABASE
 
@@ -96,7 +96,7 @@ def clean_database(database_url: str) -> str:
 
 @pytest.fixture
 def mail_sink(server_folder: Path, request: pytest.FixtureRequest) -> Iterator[MailSink]:
-    """A mail server of the test's own; `mail_sink.mails` is what arrived."""
+    """The test's own mail server; `mail_sink.mails` has the mails that arrived."""
     folder = Path(tempfile.mkdtemp(prefix="mail-", dir=server_folder))
     with MailSink(folder) as sink:
         yield sink

@@ -1,4 +1,4 @@
-"""Fakes on the ports: a whole warehouse in memory. The contract tests hold them to PostgreSQL's behaviour."""
+"""Fakes of the ports: a whole warehouse in memory. Contract tests compare them with PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FakeProductRepository(InMemoryRepository[Product]):
     def get_or_create(self, sku: str, batchref: str) -> Product:
         holder = self._holder(batchref)
         if holder is not None and holder.sku != sku:
-            # As in PostgreSQL: the other product's batch comes along, to be told apart.
+            # As in PostgreSQL: include the other product's batch, so that the conflict is seen.
             return Product(sku, [batch for batch in holder.batches if batch.reference == batchref])
         return self.load(sku) or self.track(sku, Product(sku))
 
@@ -38,19 +38,19 @@ class FakeProductRepository(InMemoryRepository[Product]):
 
 @dataclass
 class FakeNotifications:
-    """Implements the port `Notifications`; `down` makes it fail as a mail server does."""
+    """Implements the port `Notifications`; `down` makes it fail like a mail server."""
 
     sent: list[str] = field(default_factory=list)
     down: bool = False
 
     def send(self, subject: str, _text: str) -> None:
         if self.down:
-            raise ConnectionRefusedError("the mail server is away")
+            raise ConnectionRefusedError("the mail server is down")
         self.sent.append(subject)
 
 
 class FakeUnitOfWork(InMemoryUnitOfWork, UnitOfWork):
-    """Keeps everything in memory; the bus then runs whole in one process."""
+    """Keeps everything in memory; the whole bus runs in one process."""
 
     def __init__(self, handlers_of: Callable[[Event], list[str]] = bus.handlers_of) -> None:
         super().__init__(handlers_of)

@@ -1,7 +1,7 @@
-"""Programs that some tests drive and a machine may lack.
+"""Programs that some tests need and a machine may lack.
 
-Their tests are skipped, and the end of the run has one line for each such program. In CI (`CI=true`) nothing
-may be missing: the run fails.
+Their tests are skipped, and the run ends with one line for each such program. In CI (`CI=true`) nothing may
+be missing: the run fails.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ _WITHOUT = "Skipped: NOT RUN WITHOUT "
 
 
 def missing(program: str, what_to_do: str) -> NoReturn:
-    """Skip the test that needs the program."""
+    """Skip the test because the program is missing."""
     pytest.skip(f"{_WITHOUT.removeprefix('Skipped: ')}{program} ({what_to_do})")
 
 
 class MissingPrograms:
-    """A plugin that makes one line of all tests without the same program."""
+    """A plugin that reports all tests without the same program in one line."""
 
     def __init__(self) -> None:
         self._lines: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Have pytest count these skips by program, not by test: it groups them by place and reason."""
+        """Make pytest group these skips by program, not by test: it groups them by place and reason."""
         report = yield
         if isinstance(report.longrepr, tuple) and report.longrepr[2].startswith(_WITHOUT):
             report.longrepr = ("tests/programs.py", 1, report.longrepr[2])
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note what is missing."""
+        """Record the missing program."""
         if isinstance(report.longrepr, tuple) and report.longrepr[2].startswith(_WITHOUT):
             self._lines.add(report.longrepr[2].removeprefix(_WITHOUT))
 

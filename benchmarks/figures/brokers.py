@@ -1,4 +1,4 @@
-"""This backend on Redis and on RabbitMQ: commands a second, and one command there and back."""
+"""This backend on Redis and on RabbitMQ: commands per second, and round trips of single commands."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from benchmarks.turns import take_turn
 from messaging import brokers
 from testing.rabbitmq import RabbitMQ, find_binary
 
-ROUND_TRIPS = 100  # a turn
+ROUND_TRIPS = 100  # per turn
 AGAINST = "the same on RabbitMQ"
 
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
-    """Take turns, both in the prefork pool; nothing where there is no RabbitMQ."""
+    """Take turns, both in the prefork pool; returns no figures without RabbitMQ."""
     if find_binary() is None:
-        print("brokers: not measured, there is no rabbitmq-server", file=sys.stderr)
+        print("brokers: not measured, rabbitmq-server is not installed", file=sys.stderr)
         return []
     with RabbitMQ(servers.folder / "rabbitmq") as rabbitmq:
         peers = [_peer("on_redis", redis_url(0), 1), _peer("on_rabbitmq", rabbitmq.url, 3)]
@@ -66,7 +66,7 @@ def _peer(name: str, broker: str, results: int) -> Peer:
 
 
 def _declare(broker: str) -> None:
-    """RabbitMQ drops what is sent before its worker has declared the queue."""
+    """Declare the queue: until then RabbitMQ drops its messages."""
     with Connection(broker) as connection, connection.channel() as channel:
         brokers.task_queue("allocation", "allocation.commands", broker)(channel).declare()
 
@@ -86,7 +86,7 @@ def _publish(sender: Celery, lines: Sequence[Line]) -> None:
 
 
 def _round_trip_ms(crew: Crew, lines: Sequence[Line]) -> float:
-    """Return the median over the lines, each sent when the one before is answered."""
+    """Return the median over the lines, each sent once the previous one is answered."""
     times = []
     crew.resume()
     with _sender(crew.peer.env) as sender:

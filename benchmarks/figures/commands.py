@@ -1,4 +1,4 @@
-"""Commands a second through real workers, every peer in turn, round after round."""
+"""Commands per second through real workers, every peer in turn, round after round."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ OLD = ("ours", "ours_solo", "chapter10", "chapter10_solo")  # who allocates to t
 
 Rates = dict[str, list[float]]
 
-#: Shown where a goal is missed.
+#: Shown if a goal is missed.
 WHY = {
-    "commands_prefork": "Celery, its events and its pool cost both sides the same, and most.",
-    "commands_solo": "Celery and its events cost both sides the same, and most.",
-    "chapter10_old": "Loading is gone here; what is left is Celery and its pool, the same on both sides.",
-    "chapter10_old_solo": "Loading is gone here; what is left is Celery, the same on both sides.",
+    "commands_prefork": "Celery, its events and its pool take most of the time, the same on both sides.",
+    "commands_solo": "Celery and its events take most of the time, the same on both sides.",
+    "chapter10_old": "Nothing is loaded here; the rest is Celery and its pool, the same on both sides.",
+    "chapter10_old_solo": "Nothing is loaded here; the rest is Celery, the same on both sides.",
     "huey_peer": "Huey acknowledges nothing (a killed worker loses its message) and reports no task events.",
     "dramatiq_peer": "dramatiq reports no task events and logs no line per message.",
     "taskiq_peer": "taskiq's list broker acknowledges nothing and reports no task events.",
-    "pgbench": "pgbench is C with nothing around the statements; workers and servers share the cores here.",
+    "pgbench": "pgbench only runs the statements, in C; workers and servers share the cores here.",
     "pgbench_bulk": "Each line is checked and handled in Python; workers and servers share the cores.",
 }
 
@@ -66,7 +66,7 @@ def _rounds(servers: Servers, workers: list[Crew], scale: Scale) -> dict[str, li
 
 
 def _old_rounds(servers: Servers, workers: list[Crew], scale: Scale) -> Rates:
-    """Run the rounds where each batch holds 1,000 allocations already."""
+    """Run the rounds in which each batch already holds 1,000 allocations."""
     for statement in (BOOK_LINES, OUR_LINES):
         servers.rows(statement, (f"SKU-{OLD_SKUS:04}",))
     rates: Rates = defaultdict(list)
@@ -101,7 +101,7 @@ def _figures(rates: Rates, old: Rates) -> list[Figure]:
 
 
 def load_title(name: str) -> str:
-    """Return the name of a peer as the table shows it."""
+    """Return the name of a peer as shown in the table."""
     return "pgbench, the same statements" if name == "pgbench" else load(name).title
 
 

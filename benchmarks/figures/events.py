@@ -1,4 +1,4 @@
-"""Event deliveries a second against a plain task that does the handler's work with no row to finish."""
+"""Event deliveries per second against a plain task that does the handler's work without a row to finish."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = "(%s, %s, 'Deallocated', %s, 'reallocate', now() + interval '1 hour',
 
 
 def publish_deliveries(lines: Sequence[Line]) -> None:
-    """Commit a `Deallocated` per line, then send the messages of its handler as a command does."""
+    """Commit a `Deallocated` per line, then send its handler's messages as a command does."""
     deliveries = [
         Delivery(new_id(), "Deallocated", vars(line), "reallocate", "c", "c")
         for line in lines
@@ -40,7 +40,7 @@ def publish_deliveries(lines: Sequence[Line]) -> None:
 
 
 def publish_plain(lines: Sequence[Line]) -> None:
-    """Send a task per line."""
+    """Send one task per line."""
     for line in lines:
         plain_celery.app.send_task(
             "plain.reallocate", (line.orderid, line.sku, line.qty), ignore_result=True

@@ -1,4 +1,4 @@
-"""The time of one `Allocate`, in process, for a SKU with a long past and one without."""
+"""The time of one `Allocate`, in process, for a SKU with a long history and one without."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANALYZE"""
 
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
-    """Allocate to both in alternation."""
+    """Allocate to both alternately."""
     batches = scale.flat_batches
     for sku, count, lines in (("LONG", batches, scale.flat_allocations // batches), ("SHORT", 10, 1)):
         with servers.sql.cursor() as run:
@@ -51,7 +51,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
 
 
 def _timed(runtime: Runtime, sku: str, name: str) -> float:
-    """Return the milliseconds of one command with all that it commits."""
+    """Return the milliseconds of one command, including its commit."""
     command = Allocate(f"{sku}-new-{name}", sku, 1)
     job = CommandJob(command.orderid, command, command.orderid)
     handle: Callable[..., object] = project.bus.handle

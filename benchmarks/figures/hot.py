@@ -1,4 +1,4 @@
-"""Eight workers on one SKU against eight on a thousand: a hot product queues up, nothing fails."""
+"""Eight workers on one SKU against eight on a thousand: commands for a hot product wait, none fails."""
 
 from __future__ import annotations
 

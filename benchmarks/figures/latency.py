@@ -1,4 +1,4 @@
-"""Latency at half load: from send to result, and from commit to the begin of the event's handler."""
+"""Latency at half load: from send to result, and from commit to the start of the event's handler."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ WHY_HANDLER = "A delivery is claimed and finished in PostgreSQL, with a commit t
 
 @dataclass
 class Ear:
-    """Hears when results arrive, as a sender that waits does, for all tasks at once."""
+    """Records when results arrive, like a waiting sender, for all tasks at once."""
 
     database: int
     heard: dict[str, float] = field(default_factory=dict)  # task id -> monotonic seconds
     _over: bool = False
 
     def __enter__(self) -> Ear:
-        """Listen from now on."""
-        # Kept: a client that is collected takes the connection along.
+        """Start listening."""
+        # Kept alive: a garbage-collected client closes its connection.
         self._client = redis.Redis.from_url(redis_url(self.database))
         self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self._pubsub.psubscribe(f"{RESULTS}*")
@@ -61,7 +61,7 @@ class Ear:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: its app, its tasks, where its results are, and the milliseconds that were measured."""
+    """One of the two sides: its app, its tasks, its result database, and its measured milliseconds."""
 
     crew: Crew
     send: Callable[[str, str, str], object]  # (task id, order id, sku)
@@ -73,7 +73,7 @@ class Side:
     handler_p99: list[float] = field(default_factory=list)
 
     def measure(self, rate: float, seconds: float) -> None:
-        """Send at this rate with the workers running; first what succeeds, then what raises an event."""
+        """Send at this rate to running workers: first commands that succeed, then some that raise events."""
         self.crew.resume()
         times = self._send_and_hear(rate, seconds, "SKU-{:04}")
         self.result_p50.append(percentile(times, 0.5))
@@ -87,7 +87,7 @@ class Side:
         self.crew.pause()
 
     def _send_and_hear(self, rate: float, seconds: float, sku: str) -> list[float]:
-        """Return the milliseconds from send to result, of every command."""
+        """Return the milliseconds from send to result of every command."""
         sent: dict[str, float] = {}
         with Ear(self.results) as ear:
             start = time.monotonic()
@@ -100,7 +100,7 @@ class Side:
         return [(ear.heard[task_id] - at) * 1000 for task_id, at in sent.items()]
 
     def _handler_times(self, count: int) -> list[float]:
-        """Return the milliseconds from commit to begin, empty until so many handlers have begun."""
+        """Return the milliseconds from commit to start; empty until all handlers have started."""
         sent: dict[str, float] = {}
         began: dict[str, float] = {}
         for file in self.probe.glob("*.probe"):
@@ -112,7 +112,7 @@ class Side:
 
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
-    """Take turns at half of what plain Celery can do."""
+    """Take turns at half of plain Celery's top rate."""
     servers.rows("INSERT INTO products (sku) VALUES (%s)", (SOLD_OUT,))
     mine, plain = _peer("ours", ours.workers, servers), _peer("plain_celery", plain_celery.workers, servers)
     with crews([mine, plain], servers, scale.processes) as [our_crew, plain_crew]:
@@ -131,7 +131,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
 
 
 def _peer(name: str, workers: Callable[[int], list[list[str]]], servers: Servers) -> Peer:
-    """Return a peer whose workers note when follow-up messages go out and when handlers begin."""
+    """Return a peer whose workers record when follow-up messages are sent and when handlers start."""
     included = {"ours": "benchmarks.probe", "plain_celery": "benchmarks.probe,benchmarks.peers.plain_chain"}
     publish = {"ours": ours.peer, "plain_celery": plain_celery.peer}[name]
     return replace(

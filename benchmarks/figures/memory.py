@@ -1,4 +1,4 @@
-"""The memory of a worker that has run for long."""
+"""The memory of a worker that has run for a long time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from benchmarks.turns import take_turn
 
 TURN = 5_000  # commands
 WHY = (
-    "Celery keeps a timer for each task until its time limit is over, also when the task has ended;"
-    " the first commands took less time than that. From then on it is flat."
+    "Celery keeps a timer for each task until its time limit has passed, even if the task has ended; the"
+    " first commands took less time than that. After that, memory stays flat."
 )
 
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
-    """Run commands and look at the memory after the first few and at the end."""
+    """Run commands; measure the memory after the first few and at the end."""
     before, after = scale.memory_before, scale.memory_after
     with crews([load("ours")], servers, scale.processes) as [crew]:
         take_turn(crew, stock.lines("memory-first", before))
@@ -40,7 +40,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
 
 
 def _unshared_mib(crew: Crew) -> float:
-    """Return the memory that only the worker's processes use, in MiB."""
+    """Return the unshared memory of the worker's processes, in MiB."""
     total = 0
     for process in crew.processes_alive():
         with suppress(psutil.NoSuchProcess):

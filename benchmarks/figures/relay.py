@@ -1,4 +1,4 @@
-"""The relay's time per delivery, with a long history and many that wait, and with neither."""
+"""The relay's time per delivery, with a long history and many pending rows, and with neither."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SELECT gen_random_uuid(), gen_random_uuid(), 'Deallocated',
     now() - interval '1 hour', 15, 'c', 'c', %s, CASE %s WHEN 'done' THEN now() END
 FROM generate_series(1, %s) n"""
 
-#: Without a write-ahead log, and with the indexes built once at the end: millions of rows in minutes.
+#: Without a write-ahead log, and with indexes built at the end: millions of rows in minutes.
 QUICKLY = """
 DO $$
 DECLARE referrer regclass;
@@ -38,12 +38,12 @@ END $$;
 ALTER TABLE deliveries SET UNLOGGED;
 DROP INDEX deliveries_correlation"""
 WHOLE_AGAIN = "CREATE INDEX deliveries_correlation ON deliveries (correlation_id)"
-#: A history that grew with time has been vacuumed on the way; else that begins while the relay is measured.
+#: A table that grew over time has been vacuumed; otherwise autovacuum would start during the measurement.
 KEPT = "VACUUM (ANALYZE) deliveries"
 
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
-    """Measure with few rows before and after, and with many in between."""
+    """Measure with few rows, then with many, then with few again."""
     few = _few(servers, scale.rounds)
     servers.rows(QUICKLY)
     _add(servers, "done", scale.relay_done)
@@ -94,5 +94,5 @@ def _add(servers: Servers, status: str, count: int) -> None:
 
 
 def _as_many(values: list[float], count: int) -> list[float]:
-    """Repeat the values until there are so many."""
+    """Repeat the values up to this number."""
     return list(islice(cycle(values), count))

@@ -1,4 +1,4 @@
-"""Two workers against one: the rate where cores allow, and the CPU per command, which must not grow."""
+"""Two workers against one: the rate, given enough cores, and the CPU per command, which must not grow."""
 
 from __future__ import annotations
 

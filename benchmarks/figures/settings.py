@@ -1,4 +1,4 @@
-"""What each setting costs: this backend as it comes, against itself with one thing turned."""
+"""The cost of single settings: this backend with its defaults, against itself with one setting changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.scale import Scale
 from benchmarks.servers import Servers
 from benchmarks.turns import take_turn
 
-#: What is turned, and Celery's configuration for that.
+#: The changed setting, and its Celery configuration.
 TURNED = {
     "without task events (no Flower)": "worker_send_task_events=false",
     "without stored results": "task_ignore_result=true",
@@ -25,7 +25,7 @@ TURNED = {
     "without gossip, mingle and heartbeat": "--without-gossip --without-mingle --without-heartbeat",
 }
 NO_HIREDIS = "without hiredis"
-WHAT = "commands/s, prefork pool, settings as they come"
+WHAT = "commands/s, prefork pool, default settings"
 
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
@@ -62,7 +62,7 @@ def _peer(name: str, database: int, change: str = "") -> Peer:
 
 
 def _without_hiredis(folder: Path) -> Peer:
-    """Return a peer that finds a module of this name first, which is none."""
+    """Return a peer in which importing hiredis fails."""
     shadow = folder / "no_hiredis"
     shadow.mkdir(exist_ok=True)
     (shadow / "hiredis.py").write_text("raise ImportError('left out to measure without it')\n")

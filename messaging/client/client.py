@@ -1,4 +1,4 @@
-"""Send commands from a Python app and hear what came of them; needs Celery and the message classes alone."""
+"""Send commands from a Python app and get their results; needs only Celery and the message classes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from messaging.messages import IDEMPOTENCY_KEY, Command, task_name, to_dict
 from messaging.signing import Signing
 from messaging.texts import cut
 
-#: Publishing gives up after some seconds: a caller prefers a clear error to a hang.
+#: Publishing gives up after some seconds: a clear error is better than a hang.
 PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
-#: Waits on a connection, so that a caller's time is bounded although Celery itself would wait for longer.
+#: Time limits on a connection's waits; Celery itself would wait for longer.
 CONNECT_TIMEOUT_S = 4
-#: What kombu raises when the broker is away, does not confirm, or was never set up by a worker.
+#: Raised by kombu when the broker is unavailable, does not confirm, or was never set up by a worker.
 CONNECTION_ERRORS = (KombuError, OSError, NotFound)
 
 
 class NotAnswered(MessagingError):
-    """A command was sent, and its answer did not come in time; sending it again with `key` is harmless.
+    """A command was sent, and its answer did not come in time; it is safe to send it again with `key`.
 
-    `key` is empty where all that was known is the id of the message: its sender has the key.
+    `key` is empty when only the message's id was known: its sender has the key.
     """
 
     def __init__(self, text: str, key: str = "") -> None:
@@ -50,7 +50,7 @@ class CommandFailed(MessagingError):
 
 
 class Answer(AsyncResult):  # type: ignore[misc]  # Celery is untyped
-    """Celery's `AsyncResult`, but one that goes out of use while its backend is away makes no noise.
+    """Celery's `AsyncResult`, but silent when it is discarded while its backend is unavailable.
 
     `key` is the idempotency key that the command was sent with.
     """
@@ -65,9 +65,9 @@ class Answer(AsyncResult):  # type: ignore[misc]  # Celery is untyped
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one of many commands came to: a result, or an error."""
+    """The outcome of one of many commands: a result, or an error."""
 
-    key: str  # the idempotency key that it was sent with
+    key: str  # its idempotency key
     command: Command
     result: Any = None
     error: Exception | None = None
@@ -100,7 +100,7 @@ class Client:
         signing: Signing | None = None,
         ca_file: Path | None = None,
     ) -> None:
-        """Nothing is connected yet. `refusals` are the project's errors, `timeout_s` the usual wait.
+        """Connects on first use. `refusals` are the project's errors, `timeout_s` is the default wait.
 
         `signing` signs every message; `ca_file` is trusted in `rediss://` and `amqps://` addresses.
         """
@@ -118,22 +118,22 @@ class Client:
     def call(self, command: Command, *, key: str | None = None, timeout_s: float | None = None) -> Any:
         """Send a command, wait for its answer and return the result.
 
-        `key` is the idempotency key, the caller's own name for this command (1 to 255 characters): when the
-        command was carried out under it, a repeat is answered with the first result. After an error a repeat
-        is tried anew. Without a key each call is a command of its own.
+        `key` is the idempotency key, chosen by the caller (1 to 255 characters): once a command with it
+        has succeeded, a repeat returns the first result. After an error a repeat is attempted anew. Without
+        a key, each call is a separate command.
 
         Raises:
-            Unavailable: the broker or the result backend is away, so perhaps nothing was sent.
+            Unavailable: the broker or the result backend is unavailable, so perhaps nothing was sent.
             NotAnswered: it was sent, but no answer came within `timeout_s` seconds.
-            MessagingError, or one of the refusals: what the worker raised.
+            MessagingError, or one of the refusals: raised by the worker.
         """
         return self.answer(self.delay(command, key=key), timeout_s)
 
     def delay(self, command: Command, *, key: str | None = None) -> Answer:
-        """Send a command and return without waiting; the broker has confirmed that it has the message.
+        """Send a command and return without waiting for its answer; the broker has confirmed the message.
 
         Raises:
-            Unavailable: the broker or the result backend stayed away for some seconds.
+            Unavailable: the broker or the result backend was unavailable for some seconds.
         """
         task_id = str(uuid4())  # a new one for each message: its result is found by it
         key = task_id if key is None else key
@@ -144,7 +144,7 @@ class Client:
             )
 
     def answer(self, result: Answer | str, timeout_s: float | None = None) -> Any:
-        """Wait for the answer to a command that was sent, given what `delay` returned or the id of that.
+        """Wait for the answer to a command, given the `Answer` that `delay` returned, or its id.
 
         Raises as `call`.
         """
@@ -152,7 +152,7 @@ class Client:
         result = Answer(result, app=self.app) if isinstance(result, str) else result
         try:
             with self._clear_errors(result.key):
-                # To Celery 0 means for ever; disable_sync_subtasks: an app may itself be a task.
+                # In Celery 0 means for ever; disable_sync_subtasks: the caller may itself be a task.
                 value = result.get(
                     timeout=max(timeout_s, 0.001), propagate=False, disable_sync_subtasks=False
                 )
@@ -173,14 +173,14 @@ class Client:
         progress: Callable[[int], object] | None = None,
         timeout_s: float = 60.0,
     ) -> Iterator[Outcome]:
-        """Send any number of commands, `size` in a message, and yield each outcome in their order.
+        """Send any number of commands, `size` per message, and yield each outcome in order.
 
-        At most `size * in_flight` commands are held at a time. A pair gives a command a key of the caller's.
-        `progress` is called with how many have been answered so far. One that is not answered in `timeout_s`
-        seconds, as one that is refused, is an outcome with an error.
+        At most `size * in_flight` commands are held at a time. Pass a pair to give a command your own key.
+        `progress` is called with the number answered so far. A command that is refused, or not answered in
+        `timeout_s` seconds, is an outcome with an error.
 
         Raises:
-            Unavailable: the broker stays away; what was not yielded by then may not have been sent.
+            Unavailable: the broker is still unavailable; commands not yielded by then may not have been sent.
         """
         answered = 0
         for batch in _ahead(self._sent_batches(iter(commands), size), in_flight):
@@ -217,7 +217,7 @@ class Client:
         return {task_id: told for task_id, told in answers if told is not None}
 
     def close(self) -> None:
-        """Close the connections; a later client can still read the answers by their ids."""
+        """Close the connections; another client can still read the answers by their ids."""
         close_app(self.app)
 
     def __enter__(self) -> Self:
@@ -266,7 +266,7 @@ class Client:
             answers = self.answer(sent, timeout_s)
         except NotAnswered as late:
             return [Outcome(key, command, error=NotAnswered(str(late), key)) for key, command in keyed]
-        except Exception as error:  # noqa: BLE001  it is the answer to each of them
+        except Exception as error:  # noqa: BLE001  it becomes the outcome of each command
             return [Outcome(key, command, error=error) for key, command in keyed]
         return [
             Outcome(key, command, answer.get("result"), self._error_of(answer))
@@ -278,13 +278,13 @@ class Client:
         return self._rebuilt(error["type"], error["message"]) if error else None
 
     def _rebuilt(self, name: str, text: str) -> Exception:
-        """Return our own error of that name; only errors that are declared are ever made."""
+        """Return our own error of that name; only declared errors are ever rebuilt."""
         kind = self._errors.get(name)
         return kind(text) if kind else CommandFailed(f"{name}: {text}")
 
     @contextmanager
     def _clear_errors(self, key: str) -> Iterator[None]:
-        """Turn what the two services raise when they are away into one error, without their addresses."""
+        """Turn the errors of unavailable services into one error, without their addresses."""
         away: tuple[type[Exception], ...] = (
             *CONNECTION_ERRORS,
             *getattr(self.app.backend, "connection_errors", ()),
@@ -294,17 +294,17 @@ class Client:
         except NoResultInTime:
             raise
         except Exception as error:
-            # Celery wraps the backend's error in a RuntimeError when it tires of trying again.
+            # Celery wraps the backend's error in a RuntimeError after its last retry.
             cause = error.__cause__ if isinstance(error, RuntimeError) else error
             if not isinstance(cause, away):
                 raise
             raise Unavailable(
-                f"The {_server(error)} is away ({type(cause).__name__}); {_again(key)}"
+                f"The {_server(error)} is unavailable ({type(cause).__name__}); {_again(key)}"
             ) from None
 
 
 def _again(key: str) -> str:
-    """Say how to send a command again; any other key than its own could carry it out twice."""
+    """Say how to send a command again; with any other key it could be carried out twice."""
     named = f"the idempotency key {key!r}" if key else "its idempotency key"
     return f"send it again with {named}"
 
@@ -314,21 +314,21 @@ def close_app(app: Celery) -> None:
     if isinstance(app.backend, RedisBackend):
         consumer = app.backend.result_consumer
         consumer.stop()
-        # A result that goes out of use later would open a connection to end its subscription.
+        # A result that is discarded later would open a connection to end its subscription.
         consumer.subscribed_to.clear()
         app.backend.client.connection_pool.disconnect()
     app.close()
 
 
 def _server(error: Exception) -> str:
-    """Return which server does not answer, where the error tells."""
+    """Return which server does not answer, if the error says so."""
     if isinstance(error, (KombuError, NotFound)):
         return "broker"
     return "result backend" if isinstance(error, RuntimeError) else "broker or the result backend"
 
 
 def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-    """Yield in order while up to `count` are on their way; when sending fails, first what was sent."""
+    """Yield in order, with up to `count` in flight; if sending fails, first yield those that were sent."""
     waiting: deque[Batch] = deque()
     try:
         for batch in batches:
@@ -343,12 +343,12 @@ def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
 
 def _settings(broker_url: str, backend_url: str) -> dict[str, Any]:
     return {
-        # JSON only: nothing that comes back is ever loaded as code.
+        # JSON only: no result is ever loaded as code.
         "task_serializer": "json",
         "accept_content": ["json"],
         "result_accept_content": ["json"],
         "broker_transport_options": brokers.transport_options(broker_url),
-        # A caller prefers a clear error after some seconds to a hang.
+        # A clear error after some seconds is better than a hang.
         "broker_connection_timeout": CONNECT_TIMEOUT_S,
         "task_publish_retry_policy": PUBLISH_RETRY,
         "redis_socket_connect_timeout": CONNECT_TIMEOUT_S,

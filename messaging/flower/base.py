@@ -1,4 +1,4 @@
-"""What our pages share: Flower's look and login, and buttons with a token."""
+"""The base of our pages: Flower's look and login, and buttons with a token."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Page(BaseHandler):
 
     @property
     def read_only(self) -> bool:
-        """Tell whether Flower was started with --read-only."""
+        """Return whether Flower was started with --read-only."""
         return bool(self.application.options.read_only)
 
     @property
     def actor(self) -> str:
-        """Return the user, as the history of a delivery names them."""
+        """Return the user's name for the history of a delivery."""
         user = self.current_user
         if isinstance(user, str):
             return f"{user} in Flower"
@@ -71,7 +71,7 @@ class Page(BaseHandler):
         return str(self.get_argument(name, "", escape=False) or "").strip()
 
     def say(self, text: str) -> None:
-        """Show a text on the next page."""
+        """Store a text to show on the next page."""
         self.set_secure_cookie("said", text.encode(), expires_days=None)
 
     def said(self) -> str:

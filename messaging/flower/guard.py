@@ -1,7 +1,7 @@
-"""Checks on every request before a page sees it: the host name is known, and no other web site made it.
+"""Checks on every request before a page sees it: its host name is known, and no other web site made it.
 
-A login is not enough: a browser also sends it with requests made by other sites, and a site whose name is
-made to point here (DNS rebinding) counts as Flower's own.
+A login is not enough: a browser also sends it with requests made by other sites, and a site whose name points
+here (DNS rebinding) counts as Flower's own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ OWN = frozenset({"same-origin", "none"})
 
 
 class GuardedFlower(Flower):
-    """Flower behind a login, for requests by its own names and from its own pages."""
+    """Flower behind a login, for requests to its own names and from its own pages."""
 
     def __init__(self, **options: Any) -> None:
-        """Take Flower's options; without a login this ends the program."""
+        """Accept Flower's options; exit the program if there is no login."""
         super().__init__(**options)
         require_login(self.options.basic_auth, self.options.auth)
         project = self.capp.runtime.project
@@ -33,7 +33,7 @@ class GuardedFlower(Flower):
         self.transforms.append(SafeHeaders)
 
     def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
-        """Return the handler of a request, or the one that refuses it."""
+        """Return the handler of a request, or one that refuses it."""
         reason = self._refusal(request)
         if reason is None:
             return super().find_handler(request, **options)
@@ -47,10 +47,10 @@ class GuardedFlower(Flower):
 
 
 class Refused(tornado.web.RequestHandler):
-    """Answers a request that may not reach a page."""
+    """Answers a refused request."""
 
     def initialize(self, reason: str) -> None:
-        """Take the reason to show."""
+        """Store the reason to show."""
         self._text = reason
 
     def check_xsrf_cookie(self) -> None:
@@ -78,7 +78,7 @@ class SafeHeaders(tornado.web.OutputTransform):
 
 
 def require_login(basic_auth: Iterable[str] | None, oauth: str | None) -> None:
-    """End the program unless Flower asks for a login, and each one has a user and a password."""
+    """Exit the program unless Flower asks for a login, and each login has a user and a password."""
     logins = [login.partition(":") for login in basic_auth or ()]
     if not (logins or oauth) or not all(user and password for user, _, password in logins):
         raise SystemExit(
@@ -102,7 +102,7 @@ def own_address(request: HTTPServerRequest) -> str | None:
 
 
 def is_cross_site(request: HTTPServerRequest) -> bool:
-    """Tell whether a browser says that another site made the request; following a link to a page is fine."""
+    """Return whether, by its headers, another site made the request; following a link to a page is fine."""
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
         return True
@@ -110,6 +110,6 @@ def is_cross_site(request: HTTPServerRequest) -> bool:
 
 
 def is_link(request: HTTPServerRequest) -> bool:
-    """Tell whether a request opens a page in a tab of its own."""
+    """Return whether a request opens a page as a top-level document."""
     mode, what = request.headers.get("Sec-Fetch-Mode"), request.headers.get("Sec-Fetch-Dest")
     return request.method == "GET" and mode == "navigate" and what == "document"

@@ -19,7 +19,7 @@ from messaging.worker.app import MessagingApp
 
 def install(app: MessagingApp) -> Callable[[Any], Any]:
     """Guard the Flower of this process, add metrics and pages; return its option `format_task`."""
-    command.Flower = GuardedFlower  # what `celery flower` makes once the configuration is read
+    command.Flower = GuardedFlower  # `celery flower` creates it after reading the configuration
     REGISTRY.register(DeliveryCollector(app.runtime).start())
     handlers[-1:-1] = PAGES  # the last one is Flower's "not found", which matches everything
     settings["template_loader"] = PageLoader(settings["template_path"])

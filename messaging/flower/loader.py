@@ -1,4 +1,4 @@
-"""Our templates beside Flower's, and our pages in its navigation."""
+"""Add our templates to Flower's, and our pages to its navigation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deliveries in Flower's /metrics. A thread counts them regularly; a scrape returns the last counts."""
+"""Deliveries in Flower's /metrics: a thread counts them regularly; a scrape returns the last counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DeliveryCollector(Collector):
         self._done_at = float("-inf")
 
     def start(self) -> Self:
-        """Start counting, again and again while the process runs."""
+        """Start counting, repeatedly while the process runs."""
         threading.Thread(target=self._refresh_for_ever, name="delivery metrics", daemon=True).start()
         return self
 

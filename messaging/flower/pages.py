@@ -19,7 +19,7 @@ from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
 from messaging.worker.dispatcher import shown_event
 
-SHOWN = 100  # rows of a page
+SHOWN = 100  # rows per page
 SHOWN_CAUSES = 20
 #: Deliveries that one click acts on; the operator's tool acts on more, at a limited rate.
 AT_ONCE = 1000
@@ -66,7 +66,7 @@ class DeliveriesPage(Page):
 
     @property
     def deliveries(self) -> DeliveryQueries:
-        """Return what reads deliveries."""
+        """Return the queries of deliveries."""
         return DeliveryQueries(self.runtime.engine)
 
     def event_of(self, row: Delivery) -> str:
@@ -74,7 +74,7 @@ class DeliveriesPage(Page):
         return shown_event(self.runtime.project, row)
 
     def filters(self) -> dict[str, str]:
-        """Return the filter fields; the state is `failed` until another is chosen."""
+        """Return the filter fields; the default state is `failed`."""
         filters = {name: self.field(name) for name in DELIVERY_FIELDS}
         if "status" not in self.request.arguments:
             filters["status"] = Status.FAILED
@@ -105,7 +105,7 @@ class DeliveriesPage(Page):
         if action == "dry-run":
             counts = await self.work(self.deliveries.count_failed, chosen)
             parts = [f"{n:,} {event} for {handler}" for (event, handler), n in counts.items()]
-            return f"Dry run: {sum(counts.values()):,} would be run again. {'; '.join(parts)}"
+            return f"Dry run: {sum(counts.values()):,} would be re-run. {'; '.join(parts)}"
         if action == "rerun":
             return await self.work(self._rerun, chosen)
         if action == "discard":
@@ -117,7 +117,7 @@ class DeliveriesPage(Page):
 
     def _rerun(self, chosen: DeliveryFilter) -> str:
         turns = list(self.capp.dispatcher.rerun(chosen, self.actor, AT_ONCE))
-        return outcome(turns) if turns else "None of these deliveries has failed; nothing was run again."
+        return outcome(turns) if turns else "None of these deliveries has failed; nothing was re-run."
 
     def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
         return len(self.runtime.outbox.discard(chosen, self.actor, AT_ONCE, storable(reason)))
@@ -197,7 +197,7 @@ class DeadLettersPage(Page):
 
 
 def only(cause: FailureCause, filters: dict[str, str]) -> str:
-    """Return the query of the page that shows this cause alone."""
+    """Return the query string of the page that shows only this cause."""
     narrowed = {"status": Status.FAILED.value, "handler": cause.handler, "error": cause.error}
     return urlencode(filters | {name: value for name, value in narrowed.items() if value})
 

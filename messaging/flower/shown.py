@@ -1,4 +1,4 @@
-"""Other apps send bare arguments; Flower shows them as the command that they stand for."""
+"""Show the bare arguments that other apps send as a command in Flower."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def shown_task(project: Project, task: Any) -> Any:
         fields = ast.literal_eval(task.kwargs or "{}")
         task.args, task.kwargs = repr(parse(kind, args, fields)), ""
     except (InvalidMessage, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass  # truncated by Celery, invalid, or a repr already: shown unchanged
+        pass  # truncated by Celery, invalid, or already a repr: shown unchanged
     return task

@@ -1,1 +1,1 @@
-"""What an operator does: see what failed, understand it, re-run it, and send by hand."""
+"""Operator's actions: list failures, examine them, re-run them, and send messages by hand."""

@@ -28,7 +28,7 @@ from messaging.runtime import Runtime
 ANSWER_S = 3.0
 #: Seconds by which two clocks may differ before due times and expiries go wrong.
 CLOCK_S = 5.0
-#: How many of its intervals the relay may miss before it counts as dead.
+#: How many intervals the relay may miss before it counts as dead.
 MISSED_BEATS = 4
 
 
@@ -71,7 +71,7 @@ class Checkup:
 
     app: Callable[[], Celery]
     runtime: Runtime
-    app_module: str  # what `celery -A` takes
+    app_module: str  # as in `celery -A`
 
     def run(self) -> Iterator[Finding]:
         """Yield a finding for each check; none raises."""
@@ -100,7 +100,7 @@ class Checkup:
             return Finding(name, True, check())
         except Problem as problem:
             return Finding(name, isinstance(problem, Notice), problem.what, problem.remedy)
-        except Exception as error:  # noqa: BLE001  # whatever a broken server makes a driver raise
+        except Exception as error:  # noqa: BLE001  # drivers of broken servers may raise anything
             return Finding(name, False, describe(error), self._remedy(NEEDS.get(name, name)))
 
     def settings(self) -> str:
@@ -186,7 +186,7 @@ class Checkup:
         return Statistics(self.runtime.engine).open()
 
     def beat(self) -> str:
-        """Check when the relay last ran, which takes beat and a worker for the housekeeping."""
+        """Check when the relay last ran; it needs beat and a worker for housekeeping."""
         beat = self._relay_beat()
         interval_s = self.runtime.settings.relay_interval_s
         if beat is None or beat.age_s > MISSED_BEATS * interval_s + ANSWER_S:

@@ -20,7 +20,7 @@ COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
 last_error, correlation_id, causation_id, edited_from::text, reason"""
 
-#: Characters of an error that tell one cause from another.
+#: Characters of an error that distinguish causes.
 CAUSE = 120
 
 #: How many deliveries a chain of causes may have; a longer one is a loop.
@@ -41,7 +41,7 @@ class FailedAttempt:
 
 @dataclass(frozen=True)
 class Action:
-    """What somebody, or the schedule, did with a delivery."""
+    """An action of an operator, or of the schedule, on a delivery."""
 
     at: datetime
     action: str
@@ -51,7 +51,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Cause:
-    """The command at the beginning, and its result."""
+    """The original command, and its result."""
 
     task_id: str
     command: str
@@ -86,7 +86,7 @@ class UnknownName(MessagingError):
 
 @dataclass(frozen=True)
 class DeliveryQueries:
-    """What an operator asks about deliveries; nothing here changes one."""
+    """An operator's queries about deliveries; all are read-only."""
 
     engine: Engine
 
@@ -100,7 +100,7 @@ class DeliveryQueries:
         self._require_name("event", "event_type", chosen.event, set(bus.event_types))
 
     def _require_name(self, what: str, column: str, name: str | None, known: set[str]) -> None:
-        """Ask the table only for a name that this release does not have: it may have had it once."""
+        """Query the table only for names that this release lacks: earlier releases may have had them."""
         if name is None or name in known:
             return
         stored = text(f"SELECT EXISTS (SELECT FROM deliveries WHERE {column} = :name)")
@@ -133,7 +133,7 @@ class DeliveryQueries:
             return {(event, handler): n for event, handler, n in connection.execute(query, chosen.facts)}
 
     def causes(self, chosen: DeliveryFilter, limit: int) -> list[FailureCause]:
-        """Return why failed deliveries failed, by handler and the first line of the error, most first."""
+        """Return the causes of failures, by handler and first line of the error, most frequent first."""
         query = text(
             "SELECT handler,"
             f" left(split_part(coalesce(last_error, ''), E'\\n', 1), {CAUSE}) AS error, count(*)"
@@ -186,7 +186,7 @@ class DeliveryQueries:
 
 
 def _is_id(name: str) -> bool:
-    """Tell whether a name may be a delivery's id; a sender calls its command what it likes."""
+    """Return whether a text may be a delivery's id; a sender may give its command any id."""
     try:
         return str(UUID(name)) == name
     except ValueError:

@@ -1,4 +1,4 @@
-"""Times, ages and texts as an operator writes them."""
+"""Parse times, ages and texts that an operator writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_text(text: str) -> str:
-    """Return a text as it would be stored.
+    """Return a text in its stored form.
 
     Raises:
         ValueError: it is blank.
@@ -25,7 +25,7 @@ def parse_age(text: str) -> float:
     """Return the seconds of `90s`, `15m`, `2h` or `7d`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is not an age.
     """
     found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smhd])", text, re.ASCII)
     if found is None:
@@ -34,10 +34,10 @@ def parse_age(text: str) -> float:
 
 
 def parse_moment(text: str) -> datetime:
-    """Return the time of an ISO 8601 text, UTC unless it says otherwise, or of an age: `2h` is two hours ago.
+    """Return the time of an ISO 8601 text (default: UTC) or of an age: `2h` is two hours ago.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     for parse in _absolute, _relative:
         try:

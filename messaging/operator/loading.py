@@ -23,18 +23,18 @@ from messaging.validation import from_dict, model
 #: Commands in flight at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
 LINES_IN_A_MESSAGE, MESSAGES = 25, 8
 
-#: Bytes that a command may take in a message, its texts escaped as JSON may escape them.
+#: Bytes that a command may take in a message, even with all its text escaped in JSON.
 LONGEST_LINE = 16_384
 
-#: Makes the idempotency keys of a file's commands: the same line of the same file always has the same.
+#: Namespace of the idempotency keys of a file's commands: the same line of the same file has the same key.
 NAMESPACE = uuid.UUID("8d3b1f0a-6d0c-4f3e-9f4b-4a6c0c0a9f11")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the file: what was asked, and what came of it."""
+    """A line of the file: its command, and its outcome."""
 
-    number: int  # as an editor counts them
+    number: int  # numbered as in an editor
     text: str
     key: str
     command: Command | None = None
@@ -43,7 +43,7 @@ class Line:
 
 
 def command_for(bus: MessageBus, columns: set[str]) -> type[Command]:
-    """Return the command whose fields the columns are; columns that it lacks are ignored.
+    """Return the command whose fields match the columns; other columns are ignored.
 
     Raises:
         InvalidMessage: no command, or more than one, has all its required fields among the columns.
@@ -60,10 +60,10 @@ def command_for(bus: MessageBus, columns: set[str]) -> type[Command]:
 
 
 def read_lines(kind: type[Command], path: Path) -> Iterator[Line]:
-    """Yield every line as a command, or refused with the field and the rule.
+    """Yield each line with its command, or with its error.
 
     Raises:
-        InvalidMessage: the file is no CSV.
+        InvalidMessage: the file is not CSV.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with _opened(path) as rows:
@@ -88,7 +88,7 @@ def columns_of(path: Path) -> set[str]:
     """Return the names in the first line of a CSV file.
 
     Raises:
-        InvalidMessage: the file is no CSV.
+        InvalidMessage: the file is not CSV.
     """
     with _opened(path) as rows:
         return {name for name in rows.fieldnames or [] if name}
@@ -112,7 +112,7 @@ def load(client: Client, lines: list[Line], settings: MessagingSettings, timeout
 
     Raises:
         NotAnswered: no answer came in time; what was sent stays in its queue.
-        Unavailable: the broker, the result backend or the database is away.
+        Unavailable: the broker, the result backend or the database is unavailable.
     """
     commands = ((line.key, line.command) for line in lines if line.command is not None)
     size = min(LINES_IN_A_MESSAGE, settings.bulk_max, settings.message_max_bytes // LONGEST_LINE)
@@ -128,7 +128,7 @@ def _answered(line: Line, outcome: Outcome) -> Line:
 
 
 def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return a row's fields of that command; an empty one has its default."""
+    """Return a row's fields of that command; empty ones get their default."""
     return {
         name: from_text(kind, name, value)
         for name in _names(kind)
@@ -137,7 +137,7 @@ def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any
 
 
 def from_text(kind: type[Message], name: str, value: str) -> Any:
-    """Return a field's value as JSON has it: digits become a number where the field is one."""
+    """Return a field's JSON value: digits become a number if the field is one."""
     types = types_of(kind).get(name, frozenset())
     if int in types:
         try:

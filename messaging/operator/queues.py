@@ -1,6 +1,6 @@
 """List the queues of a Redis broker, to find messages sent to a mistyped name.
 
-RabbitMQ tells no client which queues there are: `rabbitmqctl list_queues name messages consumers` does.
+RabbitMQ does not list its queues for clients: use `rabbitmqctl list_queues name messages consumers`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an operator is told of a re-run."""
+"""The report of a re-run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from messaging.worker.dispatcher import RerunTurn
 
 
 def outcome(turns: Sequence[RerunTurn]) -> str:
-    """Return how many deliveries were put back, and why some of them were not sent."""
+    """Return how many deliveries were requeued, and why some of them were not sent."""
     put_back = sum(len(turn.deliveries) for turn in turns)
     sent = sum(turn.sent for turn in turns)
     if sent == put_back:
-        return f"{put_back:,} put back and sent."
+        return f"{put_back:,} requeued and sent."
     return (
-        f"{put_back:,} put back, {sent:,} of them sent. The relay will send the rest once the broker is back;"
+        f"{put_back:,} requeued, {sent:,} of them sent. The relay will send the rest once the broker is back;"
         " those whose handler this release lacks have failed again."
     )

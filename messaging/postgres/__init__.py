@@ -1,1 +1,1 @@
-"""PostgreSQL: the transaction, the outbox of deliveries, the inbox of commands."""
+"""PostgreSQL: transactions, the outbox of deliveries, the inbox of commands."""

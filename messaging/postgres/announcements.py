@@ -1,4 +1,4 @@
-"""The outbox of events for other apps: written with the command, gone once the broker has them."""
+"""The outbox of events for other apps: written with the command, deleted once the broker has them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sqlalchemy import Engine, text
 
 from messaging.announcements import Announcement
 
-#: `position` and `at` are drawn here, while the event's aggregate is locked: both rise within one aggregate.
+#: `position` and `at` are set here, while the event's aggregate is locked: both rise within one aggregate.
 INSERT_ANNOUNCEMENT = """
 INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id, subject, at)
 VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp())"""
 
-#: Any constant will do; whoever holds it publishes, so that nobody overtakes.
+#: Any constant will do; only the holder publishes, so that events stay in order.
 LOCK = 4_177_011
 
-#: An array makes a plan by the primary key, however many rows wait. The positions that commands have drawn
-#: and not committed yet are not among them, so a range would delete what nobody has published.
+#: With an array the plan uses the primary key, however many rows wait. A range would also delete positions
+#: that were not committed when the events were read, and so were never published.
 TAKE = text("""
 WITH taken AS (
     DELETE FROM announcements WHERE position = ANY(ARRAY(
@@ -33,16 +33,16 @@ FROM taken ORDER BY position
 
 @dataclass(frozen=True)
 class Announcements:
-    """Events that other apps have not been told yet."""
+    """Events not yet published to other apps."""
 
     engine: Engine
 
     @contextmanager
     def take(self, limit: int) -> Iterator[list[Announcement]]:
-        """Take the oldest events to publish; they are gone when the block ends well.
+        """Take the oldest events to publish; they are deleted when the block succeeds.
 
-        Gives none while another process is at it. A failure brings them back: they are published at least
-        once. So it is with a process that freezes: the server ends its session, and another goes on.
+        Yields none while another process is publishing. After a failure they stay, so they are published at
+        least once. If a process freezes, the server ends its session and another process continues.
         """
         with self.engine.begin() as connection:
             alone = connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": LOCK})

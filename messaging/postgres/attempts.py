@@ -1,8 +1,8 @@
-"""One worker's attempt at a delivery: it claims the row, and counts how it ends.
+"""One worker's attempt at a delivery: it claims the row, and records the outcome.
 
-An attempt whose end the row cannot know, since its worker died or lost the row's lock, is a row of its own in
-`open_attempts`. That is written in a transaction that waits for no lock, and counted by whoever holds the
-delivery next. (docs/adr/022)
+When an attempt's outcome cannot be written to the delivery's row, because its worker died or lost the lock,
+it is a row in `open_attempts`. That row is written in a transaction that waits for no lock, and counted by
+the next worker that locks the delivery. (docs/adr/022)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WHERE id = $2""",
     *("text", "uuid"),
 )
 
-#: `run` and `attempts` are those that the caller knows; NULL fits any.
+#: `run` and `attempts` are those that the caller has read; NULL matches any.
 FAIL = """
 WITH held AS (
     SELECT id FROM deliveries
@@ -60,13 +60,13 @@ WITH held AS (
 SELECT status FROM failed
 """
 
-#: Written before an attempt begins that could be the next to kill its worker.
+#: Written before an attempt that may kill its worker.
 NOTE_BEGUN = text("""
 INSERT INTO open_attempts (token, delivery_id, run, state, worker)
 VALUES (:token, :id, :run, 'begun', :worker)
 """)
 
-#: The same attempt may say so again, where it cannot know whether it was committed.
+#: The same attempt may repeat this if it does not know whether it was committed.
 NOTE_FAILED = text("""
 INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback)
 SELECT :token, id, reruns, 'failed', :worker, :error, :traceback FROM deliveries
@@ -74,15 +74,15 @@ WHERE id = :id AND status = 'pending' AND reruns = :run
 ON CONFLICT (token) DO UPDATE SET state = 'failed', error = excluded.error, traceback = excluded.traceback
 """)
 
-#: Whoever holds the lock may be a dead worker's session, so the next attempt leaves a mark.
+#: The lock may belong to a dead worker's session, so the next attempt is recorded.
 NOTE_SEEN = text("""
 INSERT INTO open_attempts (token, delivery_id, run, state, worker)
 SELECT :token, id, reruns, 'seen', :worker FROM deliveries WHERE id = :id AND status = 'pending'
 ON CONFLICT DO NOTHING
 """)
 
-#: Adds the failures to the row, which the caller holds; counts the attempts that began and never ended.
-#: What was seen stays: who sees the row locked again must not wait until this transaction ends.
+#: Adds the failures to the row, which the caller has locked; counts the attempts that never ended.
+#: 'seen' rows stay: another worker that finds the row locked must not wait for this transaction.
 COUNT_OPEN = """
 WITH taken AS (
     DELETE FROM open_attempts WHERE delivery_id = %(id)s AND run = %(run)s AND state = 'failed' RETURNING *
@@ -110,38 +110,38 @@ SELECT coalesce((SELECT status FROM counted), 'pending'),
 
 FORGET_OPEN = "DELETE FROM open_attempts WHERE delivery_id = %(id)s"
 
-#: The policy of an attempt that no other may follow.
+#: The policy of the last attempt.
 NO_MORE = RetryPolicy(max_retries=-1)
 
 
 @dataclass
 class Attempt:
-    """One attempt at one run of a delivery. The row's lock keeps other copies of its message out.
+    """One attempt at one run of a delivery. The row's lock excludes other copies of its message.
 
-    A worker that dies leaves no trace in the row. Where one may have died (the broker delivered the message
-    before, or an attempt is open), the attempt is doubtful: it is noted as begun before the handler runs.
+    A worker that dies leaves no trace in the row. If one may have died (the message was redelivered, or an
+    attempt is open), the attempt is doubtful: its start is recorded before the handler runs.
     """
 
     engine: Engine
     id: str  # the delivery's
     worker: str
     redelivered: bool = False
-    delivery: Delivery | None = None  # as it was claimed
+    delivery: Delivery | None = None  # when it was claimed
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
 
     @property
     def correlation_id(self) -> str:
-        """Return the id of the command at the beginning."""
+        """Return the id of the original command."""
         return self.delivery.correlation_id if self.delivery else ""
 
     @property
     def is_doubtful(self) -> bool:
-        """Tell whether an earlier attempt may have ended without being counted."""
+        """Return whether an earlier attempt may have ended without being counted."""
         return self.redelivered or self.has_open
 
     def claim(self, transaction: Transaction) -> Delivery | None:
-        """Lock the delivery and return it; None when it is done, or another copy is doing it."""
+        """Lock the delivery and return it; None when it is done, or another worker has locked it."""
         rows = transaction.read(CLAIM, (self.id,))
         if rows:
             *facts, self.has_open = rows[0]
@@ -149,7 +149,7 @@ class Attempt:
         return self.delivery
 
     def count_open(self, transaction: Transaction, attempts_allowed: int) -> tuple[Status, int]:
-        """Count what earlier attempts of this run left open; return the state, and how many workers died."""
+        """Count the open attempts of this run; return the state, and how many workers died."""
         [(status, deaths)] = transaction.read(COUNT_OPEN, self._facts(attempts_allowed=attempts_allowed))
         return Status(status), deaths
 
@@ -165,7 +165,7 @@ class Attempt:
     ) -> Status | None:
         """Undo the handler's effects and count the attempt, while the row is still locked.
 
-        The next attempt is due after the back-off; the relay sends it when its message is lost.
+        The next attempt is due after the back-off; the relay sends it if its message is lost.
         """
         transaction.undo()
         status = self.count_failure(transaction, failure, policy, grace_s)
@@ -173,7 +173,7 @@ class Attempt:
         return status
 
     def park(self, transaction: Transaction, failure: Failure, deaths: int) -> None:
-        """Fail the delivery for good, since workers died of it."""
+        """Fail the delivery for good because it killed workers."""
         self.count_failure(transaction, failure, NO_MORE, crashes=deaths)
         transaction.commit()
 
@@ -186,7 +186,7 @@ class Attempt:
         crashes: int = 0,
         attempts: int | None = None,
     ) -> Status | None:
-        """Count a failed attempt and return the delivery's state; None if it has moved on."""
+        """Count a failed attempt and return the delivery's state; None if its state has changed."""
         facts = {
             "attempts": attempts,
             "attempts_allowed": policy.max_retries + 1,
@@ -199,15 +199,15 @@ class Attempt:
         return Status(rows[0][0]) if rows else None
 
     def note_begun(self) -> None:
-        """Note that this attempt begins; where it does not end, its worker died."""
+        """Record the start of this attempt; if it never ends, its worker died."""
         self._note(NOTE_BEGUN)
 
     def note_failed(self, failure: Failure) -> None:
-        """Note that this attempt failed although its transaction is gone, unless its run is over."""
+        """Record this attempt's failure after its transaction was lost, unless its run is over."""
         self._note(NOTE_FAILED, **vars(failure))
 
     def note_seen(self) -> None:
-        """Note that a redelivered message found its pending delivery locked."""
+        """Record that a redelivered message found its pending delivery locked."""
         self._note(NOTE_SEEN)
 
     def _note(self, statement: Any, **facts: Any) -> None:

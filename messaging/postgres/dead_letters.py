@@ -1,4 +1,4 @@
-"""Dead letters: messages that no task could read, kept as they came until an operator settles them."""
+"""Dead letters: messages that no task could run, stored until an operator replays or discards them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ VALUES
      :content_type, :content_encoding, :headers, :properties, :body, :error)
 """)
 
-#: What one transaction of the pruning deletes at most: so many letters, or so many bytes as they are stored
-#: (and one letter more), which takes a fraction of a second.
+#: Limits of one pruning transaction: letters, or stored bytes (plus one letter). It takes a fraction of a
+#: second.
 PRUNED_LETTERS, PRUNED_BYTES = 500, 16_777_216
 
 PRUNE = text("""
@@ -40,7 +40,7 @@ DELETE FROM dead_letters WHERE id = ANY(ARRAY(
     ) measured WHERE bytes_before < :bytes))
 """)
 
-#: Bytes of a body, and characters of the headers, that a list shows: a body may have 16 MiB.
+#: Bytes of the body, and characters of the headers, that lists show: a body may have 16 MiB.
 HEAD = 4096
 
 SUMMARY = f"""
@@ -51,7 +51,7 @@ left(headers::text, {HEAD}) AS headers_head"""
 
 WHOLE = f"{SUMMARY}, headers, properties, body"
 
-#: The condition of each state; each has an index of its own.
+#: The condition of each state; each has its own index.
 STATES = {
     "open": "replayed_at IS NULL AND discarded_at IS NULL",
     "replayed": "replayed_at IS NOT NULL",
@@ -61,7 +61,7 @@ STATES = {
 
 
 class NotReplayable(MessagingError):
-    """Sending the message again would not help, or was done already."""
+    """Replaying the message would not help, or was already done."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,19 @@ class DeadLetters:
     engine: Engine
 
     def add(self, letter: ReceivedLetter) -> None:
-        """Keep a letter, committed on return."""
+        """Store a letter and commit."""
         with self.engine.begin() as connection:
             connection.execute(INSERT, _row(letter))
 
     def find(
         self, state: str = "open", reason: str | None = None, task: str | None = None, limit: int = 50
     ) -> list[DeadLetter]:
-        """Return the newest `limit` letters without their messages, of which they have the beginnings.
+        """Return the newest `limit` letters, with only the beginnings of their messages.
 
-        `state` is one of `STATES`, `reason` and `task` are parts.
+        `state` is one of `STATES`; `reason` and `task` match parts of the text.
         """
         parts = {name: value and storable(value) for name, value in (("reason", reason), ("task", task))}
-        # Chosen first, so that no body is read only to be sorted and dropped.
+        # Selected first, so that no body is read only to be sorted and dropped.
         query = text(
             f"SELECT {SUMMARY} FROM dead_letters WHERE id = ANY(ARRAY("
             f" SELECT id FROM dead_letters WHERE {STATES[state]}"
@@ -101,14 +101,14 @@ class DeadLetters:
 
     @contextmanager
     def replaying(self, letter_id: str) -> Iterator[DeadLetter]:
-        """Give an open letter to send again; it is marked as replayed when the block ends well.
+        """Yield an open letter to replay; it is marked as replayed when the block succeeds.
 
         Raises:
             NotReplayable: it was settled before.
         """
         with self.engine.begin() as connection:
             letter = _lock_open(connection, WHOLE, letter_id)
-            # Marked first: a message that went out while the mark fails would be sent a second time.
+            # Marked first: if this failed after the message was sent, it would be sent again.
             connection.execute(
                 text("UPDATE dead_letters SET replayed_at = now() WHERE id = :id"), {"id": letter_id}
             )
@@ -129,9 +129,9 @@ class DeadLetters:
         return letter
 
     def prune(self, retention_s: float, limit: int = 5000) -> int:
-        """Delete letters older than this many seconds, at most `limit`, a few in a transaction.
+        """Delete letters older than this many seconds, at most `limit`, a few per transaction.
 
-        Returns how many went. One that somebody works with is left to the next run.
+        Returns how many were deleted. Locked letters are left to the next run.
         """
         gone = 0
         while gone < limit and (some := self._prune_some(retention_s, min(limit - gone, PRUNED_LETTERS))):

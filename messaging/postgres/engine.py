@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that give up in bounded time, and whose locks no frozen process keeps."""
+"""Connections to PostgreSQL with limited waits, whose locks a frozen process cannot keep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psycopg2.errors
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
 
-#: A server that is gone without a word (its machine, a cable) is noticed in some ten seconds.
+#: Detects a server that vanished (its machine, a cable) in some ten seconds.
 KEEPALIVE = {
     "connect_timeout": 5,  # seconds
     "keepalives_idle": 5,  # seconds
@@ -19,14 +19,14 @@ KEEPALIVE = {
 
 
 def connect(url: str, longest_run_s: float, tries: int, **options: Any) -> Engine:
-    """Return an engine for work that runs at most `longest_run_s` seconds and is tried `tries` times.
+    """Return an engine for work that takes at most `longest_run_s` seconds, in `tries` attempts.
 
-    A wait for a lock ends early enough for the other tries. A transaction that does nothing for longer than
-    any run may last belongs to a worker that is frozen or cut off; the server ends it and frees its locks.
+    A wait for a lock ends early enough for the other attempts. A transaction that is idle for longer than
+    `longest_run_s` belongs to a frozen or disconnected worker; the server ends it and frees its locks.
     `options` go to `create_engine`.
     """
     engine = create_engine(url, connect_args=KEEPALIVE, **options)
-    lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would be for ever
+    lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
     limits = (
         f"SET lock_timeout = {lock_timeout_ms};"
         f"SET idle_in_transaction_session_timeout = {int(longest_run_s * 1000)}"  # milliseconds
@@ -44,6 +44,6 @@ def connect(url: str, longest_run_s: float, tries: int, **options: Any) -> Engin
 
 
 def _leave_read_only_server(context: ExceptionContext) -> None:
-    """Connect anew after a failover: the session on the old server would stay read-only for ever."""
+    """Reconnect after a failover: a session on the old server would stay read-only for ever."""
     if isinstance(context.original_exception, psycopg2.errors.ReadOnlySqlTransaction):
         context.is_disconnect = True

@@ -1,4 +1,4 @@
-"""Which deliveries are meant, as SQL conditions."""
+"""Filters of deliveries, as SQL conditions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from messaging.delivery import Status
 from messaging.texts import storable
 
-#: One condition per field of `DeliveryFilter`. A delivery ended when its row last changed its state.
+#: One condition per field of `DeliveryFilter`. A delivery's end is the last change of its state.
 CONDITIONS = {
     "handlers": "handler = ANY(:handlers)",
     "event": "event_type = :event",
@@ -24,15 +24,15 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class DeliveryFilter:
-    """A field that is None does not filter, nor do empty `ids` or `handlers`; an empty text does."""
+    """None does not filter, nor do empty `ids` or `handlers`; an empty text does."""
 
     handlers: tuple[str, ...] = ()  # one handler, by its name and those it had before
     event: str | None = None  # the event's class name
-    error: str | None = None  # a part of the last error, in upper or lower case
+    error: str | None = None  # a part of the last error, case-insensitive
     since: datetime | None = None  # ended (for pending ones: raised) at or after this
     until: datetime | None = None  # ended (for pending ones: raised) before this
     older_than_s: float | None = None  # seconds since the event was raised
-    correlation: str | None = None  # the id of the command at the beginning
+    correlation: str | None = None  # the id of the original command
     ids: tuple[str, ...] = ()
 
     @property
@@ -48,13 +48,13 @@ class DeliveryFilter:
 
 
 def _bound(value: Any) -> Any:
-    """Return a condition's value as the driver expects it and the tables store it."""
+    """Convert a condition's value to the type that the driver and the tables use."""
     if isinstance(value, tuple):
         return [storable(item) for item in value]
     return storable(value) if isinstance(value, str) else value
 
 
-#: What the index of each state is sorted by, so that its newest rows are found without reading the others.
+#: The sort order of each state's index, so that its newest rows are found without reading the others.
 #: Done deliveries use the primary key: version 7 ids sort by time.
 SORTED_BY = {
     Status.PENDING: "due_at",

@@ -1,4 +1,4 @@
-"""When the housekeeping ran last: how an operator knows that beat and its worker are alive."""
+"""The last runs of the housekeeping: they show that beat and its worker are alive."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Heartbeat:
     job: str
     worker: str
     age_s: float  # seconds ago, by the database's clock
-    clock_offset_s: float  # seconds that the worker's clock is ahead of the database's
+    clock_offset_s: float  # seconds by which the worker's clock is ahead of the database's
 
 
 @dataclass(frozen=True)
 class Heartbeats:
-    """The last run of each job of the housekeeping."""
+    """The last run of each housekeeping job."""
 
     engine: Engine
 
     def note(self, job: str, worker: str) -> None:
-        """Write that `job` has just run."""
+        """Record that `job` has just run."""
         with self.engine.begin() as connection:
             connection.execute(NOTE, {"job": job, "worker": worker, "clock": time.time()})
 

@@ -1,4 +1,4 @@
-"""What senders were told: an answer per message, an effect per idempotency key; and crashes per message."""
+"""The inbox: one answer per message, one effect per idempotency key, and crashes per message."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FIND = """
 SELECT task_id, coalesce(idempotency_key, task_id), command, result, error FROM inbox
 WHERE task_id = ANY(%(ids)s) OR (coalesce(idempotency_key, task_id) = ANY(%(keys)s) AND error IS NULL)"""
 
-# The answer may have been committed by a session that was ended while it waited for its standby. A commit
-# that writes waits for all that was written before it, so nothing is told that a failover could take back.
+# The answer may have been committed by a session that ended while it waited for its standby. A commit that
+# writes waits for everything written before it, so no answer is sent that a failover could undo.
 WAIT_FOR_STANDBY = "SELECT pg_logical_emit_message(true, 'inbox', '')"
 
-# Waits for a copy of the message that is about to commit, whose answer then stands. So does the result under
-# its key: a repeat may be refused where the first message was carried out.
+# Waits for a copy of the message that is about to commit; its answer is kept. The result under the key is
+# kept as well: a repeat may be refused after the first message was carried out.
 REFUSE = Statement(
     """
 INSERT INTO inbox (task_id, idempotency_key, command, error)
@@ -47,27 +47,27 @@ ANSWER = Statement(
 
 @dataclass(frozen=True)
 class CommandJob:
-    """A command from outside: its inbox row answers copies of the message and repeats under the same key."""
+    """A command from outside: its inbox row answers copies of the message and repeats with the same key."""
 
-    id: str  # of the message, which its result is found by
+    id: str  # of the message; its result is stored under it
     command: Command
     correlation_id: str
-    idempotency_key: str | None = None  # the sender's own name for the command, the id where there is none
+    idempotency_key: str | None = None  # the sender's, else the id
 
     @property
     def key(self) -> str:
-        """Return what the effect happens once for."""
+        """Return the idempotency key; the command takes effect once per key."""
         return self.idempotency_key or self.id
 
     @property
     def stored_key(self) -> str | None:
-        """Return the key as the inbox has it: null where it is the id."""
+        """Return the key as the inbox stores it: null if it is the id."""
         return self.idempotency_key if self.idempotency_key != self.id else None
 
     def finish(self, transaction: Transaction, result: object) -> None:
         """Write the inbox row; unique indexes allow one answer per message and one effect per key.
 
-        Nothing was claimed before: a copy waits for the aggregate's lock, then finds its id or key taken.
+        Nothing is claimed in advance: a copy waits for the aggregate's lock, then finds its id or key taken.
         """
         answer = (self.id, self.stored_key, repr(self.command), json.dumps(result))
         transaction.write(ANSWER, answer)
@@ -75,7 +75,7 @@ class CommandJob:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command came to: a result, or the error of a refusal."""
+    """The answer to a command: a result, or the error of a refusal."""
 
     result: Any = None
     error: Exception | None = None
@@ -93,15 +93,15 @@ class Inbox:
 
     engine: Engine
     bus: MessageBus
-    #: The errors that a stored refusal becomes again, by class name.
+    #: The error classes that stored refusals are rebuilt as, by name.
     errors: Mapping[str, type[Exception]] = field(default_factory=dict)
 
     def answer(self, job: CommandJob) -> Answer | None:
-        """Return what this message was answered, else the result under its key, else None."""
+        """Return the answer to this message, else the result under its key, else None."""
         return self.answers([job]).get(job.id)
 
     def answers(self, jobs: Sequence[CommandJob]) -> dict[str, Answer]:
-        """Return the answers to these messages by task id; those that have none are left out."""
+        """Return the answers to these messages by task id; messages without an answer are left out."""
         found = self._find([job.id for job in jobs], [job.key for job in jobs])
         by_id = {row[0]: row for row in found}
         by_key = {row[1]: row for row in found if row[4] is None}
@@ -109,11 +109,11 @@ class Inbox:
         return {job.id: self._answer(job, row) for job, row in rows if row is not None}
 
     def refuse(self, job: CommandJob, error: Exception) -> Answer:
-        """Make an error the answer to a message, unless it or its key has one; return what stands."""
+        """Store an error as a message's answer, unless it or its key has one; return the final answer."""
         return self.refuse_all([job], error)[job.id]
 
     def refuse_all(self, jobs: Sequence[CommandJob], error: Exception) -> dict[str, Answer]:
-        """Make an error the answer to those of these messages that have none; return what stands, by id."""
+        """Store an error as the answer to those messages that have none; return the final answers by id."""
         answers: dict[str, Answer] = {}
         with Transaction(self.engine) as transaction:
             for job in jobs:
@@ -139,7 +139,7 @@ class Inbox:
         if error is not None:
             return Answer(error=self._rebuilt(error))
         same = task_id == job.id
-        # Plain `Command()` stands for one that could not be read: this very message was, by another release.
+        # A plain `Command()` stands for an unreadable command: another release could read this same message.
         if not (same and job.command == Command()) and not same_message(self.bus, command, job.command):
             field = "id" if same else "idempotency_key"
             return Answer(error=InvalidMessage(field, "was used before, for another command"))
@@ -152,7 +152,7 @@ class Inbox:
         return kind(*stored["args"])
 
     def count_crash(self, task_id: str) -> int:
-        """Note that a redelivered message is begun once more; return how often that was."""
+        """Count another start of a redelivered message; return the count."""
         with self.engine.begin() as connection:
             count: int = connection.execute(
                 text(
@@ -165,12 +165,12 @@ class Inbox:
         return count
 
     def forget_crashes(self, task_id: str) -> None:
-        """Note that a redelivered message was handled, whatever came of it."""
+        """Delete the count of a redelivered message once it was handled, whatever the outcome."""
         with self.engine.begin() as connection:
             connection.execute(text("DELETE FROM crashes WHERE task_id = :id"), {"id": task_id})
 
     def prune(self, retention_s: float, limit: int = 5000) -> int:
-        """Delete answers older than this many seconds, at most `limit`; return how many went."""
+        """Delete answers older than this many seconds, at most `limit`; return how many were deleted."""
         with self.engine.begin() as connection:
             gone = connection.execute(
                 text(
@@ -188,7 +188,7 @@ class Inbox:
 
 
 def _stored(job: CommandJob, error: Exception) -> dict[str, Any]:
-    """Return what is kept of a refusal: enough to raise it again, and the command for people."""
+    """Return the stored form of a refusal: enough to raise it again, and the command for people."""
     kind = type(error)
     args = [_storable(argument) for argument in error.args]
     return {
@@ -206,7 +206,7 @@ def _storable(argument: object) -> object:
 
 
 def known_errors(kinds: Iterable[type[Exception]]) -> dict[str, type[Exception]]:
-    """Return error classes and all that derive from them, by name."""
+    """Return error classes and their subclasses, by name."""
     found: dict[str, type[Exception]] = {}
     for kind in kinds:
         found[kind.__name__] = kind

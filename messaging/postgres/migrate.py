@@ -1,4 +1,4 @@
-"""Bring a database to the newest schema: the bus's own tables and a project's, in one transaction."""
+"""Migrate a database to the newest schema: the bus's own tables and a project's, in one transaction."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sqlalchemy import Engine, text
 
 HERE = Path(__file__).parent / "migrations"
 
-#: Any constant will do; it keeps two migrations that are started at once one after the other.
+#: Any constant will do; it makes concurrent migrations run one after the other.
 LOCK = 4_177_010
 
 
 def migrate(engine: Engine, project_versions: Path) -> None:
-    """Apply what is missing; safe to run twice and by two at once."""
+    """Apply the missing migrations; safe to run twice or concurrently."""
     config = _config(project_versions)
     with engine.begin() as connection:
-        # A worker waits seconds for a lock; a migration waits for what runs, and for another migration.
+        # A worker waits seconds for a lock; a migration waits for running transactions and other migrations.
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         config.attributes["connection"] = connection
@@ -45,5 +45,5 @@ def _config(project_versions: Path) -> Config:
 
 
 def _escaped(path: Path) -> str:
-    """Return a path for an ini file, where % begins a substitution."""
+    """Escape a path for an ini file, where % starts a substitution."""
     return str(path).replace("%", "%%")

@@ -1,6 +1,6 @@
-"""The outbox: an event becomes a row per handler, in the transaction that raised it, and is sent from there.
+"""The outbox: each event becomes one row per handler, in the transaction that raised it.
 
-How a worker claims a delivery and what its attempt comes to is in attempts.py.
+Workers claim deliveries and record their outcome in attempts.py.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8)""",
     *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text"),
 )
 
-#: Who re-runs by the clock, as `actions.actor` names it.
+#: The actor of scheduled re-runs in `actions.actor`.
 SCHEDULE = "schedule"
 
-#: Any constant will do; it keeps two schedulers from counting the same re-runs under way.
+#: Any constant will do; it keeps two schedulers from counting the same running re-runs.
 SCHEDULER_LOCK = 4_177_012
 
 TAKE_DUE = text("""
@@ -50,7 +50,7 @@ FROM due WHERE deliveries.id = due.id
 RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns
 """)
 
-#: Puts the rows of `chosen` back to pending and returns them as `Delivery` has its fields.
+#: Sets the rows of `chosen` back to pending and returns them in the order of `Delivery`'s fields.
 PUT_BACK = """
 back AS (
     UPDATE deliveries SET
@@ -65,7 +65,7 @@ back AS (
 SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns FROM back
 """
 
-#: What an operator chooses; the conditions of the filter are filled in.
+#: The rows that an operator selects; the filter's conditions are filled in.
 CHOSEN = """
 chosen AS (
     SELECT id FROM deliveries WHERE status = 'failed' AND finished_at <= coalesce(:before, now()){filter}
@@ -74,8 +74,8 @@ chosen AS (
 
 ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
 
-#: What the schedule may put back. It holds for a row as it was when it was looked for, and again for the
-#: row as it is once it is locked: an operator may have re-run it meanwhile, and it may have failed again.
+#: The rows that the schedule may re-run. Checked when a row is found, and again once it is locked: an
+#: operator may have re-run it in between, and it may have failed again.
 HAS_COOLED = """
 status = 'failed' AND auto_reruns < :rerun_max
 AND crashes = 0  -- what kills its workers waits for an operator
@@ -118,7 +118,7 @@ WITH copy AS (
 INSERT INTO actions (delivery_id, action, actor, reason) VALUES (:old, 'edit', :actor, :reason)
 """)
 
-#: By `ctid`, since the rows are locked; two that prune at once take different ones.
+#: By `ctid`, since the rows are locked; concurrent prunings take different rows.
 PRUNE = text("""
 DELETE FROM deliveries WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM deliveries
@@ -140,17 +140,17 @@ class NotFailed(MessagingError):
 
 @dataclass(frozen=True)
 class Outbox:
-    """The deliveries of one database. Only what failed is ever re-run, discarded or edited."""
+    """The deliveries of one database. Only failed ones can be re-run, discarded or edited."""
 
     engine: Engine
     handlers_of: Callable[[Event], list[str]] = lambda _event: []  # by name
-    grace_s: float = 15.0  # seconds that a message may take before the relay sends another
-    announced: bool = False  # whether other apps are told of each event
+    grace_s: float = 15.0  # seconds before the relay sends another message
+    announced: bool = False  # whether events are published to other apps
 
     def write(
         self, transaction: Transaction, raised: list[Raised], correlation_id: str, causation_id: str
     ) -> list[Delivery]:
-        """Write one row per event and handler, and return the deliveries to send once committed."""
+        """Write one row per event and handler, and return the deliveries to send after the commit."""
         deliveries = []
         for event, key in ((one.event, one.key) for one in raised):
             event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
@@ -165,7 +165,7 @@ class Outbox:
         return deliveries
 
     def raise_by_hand(self, event: Event) -> list[Delivery]:
-        """Write the deliveries of an event that no command or handler raised, and return them for sending."""
+        """Write the deliveries of an event raised by hand, and return them for sending."""
         with Transaction(self.engine) as transaction:
             deliveries = self.write(transaction, [Raised(event)], new_id(), new_id())
             transaction.commit()
@@ -174,9 +174,9 @@ class Outbox:
     def give_up(
         self, delivery_id: str, worker: str, error: BaseException, as_read: Delivery | None = None
     ) -> Status | None:
-        """Fail a pending delivery for good that nobody handles; None if it is not pending.
+        """Fail a pending delivery that has no handler; None if it is not pending.
 
-        `as_read` restricts that to the run and the attempt that the caller has read.
+        `as_read` restricts this to the run and the attempt that the caller has read.
         """
         attempt = Attempt(self.engine, delivery_id, worker, delivery=as_read)
         attempts = as_read.attempts if as_read else None
@@ -187,16 +187,16 @@ class Outbox:
         return status
 
     def take_due(self, limit: int, grace_max_s: float) -> list[Delivery]:
-        """Take pending deliveries whose message is overdue, and put their next turn off by twice the grace.
+        """Take pending deliveries whose message is overdue, and double the grace until their next turn.
 
-        Rows that a handler holds are skipped, so any number of relays share the work.
+        Locked rows are skipped, so any number of relays can share the work.
         """
         with self.engine.begin() as connection:
             rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
         return [Delivery(*row) for row in rows]
 
     def clock(self) -> datetime:
-        """Return the database's time: an operation that begins now leaves later failures alone."""
+        """Return the database's time, at which an operation begins; it leaves later failures alone."""
         with self.engine.connect() as connection:
             now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         return now
@@ -204,13 +204,13 @@ class Outbox:
     def rerun(
         self, chosen: DeliveryFilter, actor: str, limit: int, before: datetime | None = None
     ) -> list[Delivery]:
-        """Put failed deliveries back to pending, those that failed first, and return them for sending.
+        """Set failed deliveries back to pending, oldest failures first, and return them for sending.
 
         Args:
-            chosen: only those that match.
-            actor: who does it, for the history.
-            limit: at most that many.
-            before: only those that failed before this, so that one that fails again is not taken twice.
+            chosen: the filter.
+            actor: who re-runs, for the history.
+            limit: at most this many.
+            before: only those that failed before this time, so that none is re-run twice.
         """
         query = text(f"WITH {CHOSEN.format(filter=chosen.sql)}, {PUT_BACK}")
         facts = {"limit": limit, "before": before, "actor": actor, "automatic": False}
@@ -221,11 +221,11 @@ class Outbox:
     def rerun_cooled(
         self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float
     ) -> list[Delivery]:
-        """Put failed deliveries back to pending whose cool-down is over; it doubles with every re-run.
+        """Set failed deliveries whose cool-down is over back to pending; it doubles with every re-run.
 
-        No handler has more than `limit` such re-runs under way, and those that have the fewest come first,
-        so one that always fails holds up no other. Returns what to send; nothing while another scheduler
-        is at it.
+        No handler has more than `limit` such re-runs in progress, and handlers with the fewest come first,
+        so one that always fails does not hold up the others. Returns the deliveries to send; none while
+        another scheduler is running.
         """
         facts = {
             "limit": limit,
@@ -254,12 +254,12 @@ class Outbox:
         Returns the copy, to be sent, with the corrected event.
 
         Raises:
-            NotFailed: it is in another state, or no delivery has this id.
+            NotFailed: it has not failed, or no delivery has this id.
             InvalidMessage: a changed field breaks a rule of the event.
         """
         with self.engine.begin() as connection:
             old = _lock_failed(connection, delivery_id)
-            # A field that an older release stored and this one lacks is left out.
+            # Fields that an older release stored and this one lacks are left out.
             known = {one.name for one in fields(kind)}
             kept = {name: value for name, value in old.payload.items() if name in known}
             event = from_dict(kind, {**kept, **changes})
@@ -277,12 +277,12 @@ class Outbox:
         return copy
 
     def prune(self, retention_s: float, limit: int = 1000) -> int:
-        """Delete deliveries that ended this many seconds ago, at most `limit`; return how many went."""
+        """Delete deliveries that ended this many seconds ago, at most `limit`; return their number."""
         with self.engine.begin() as connection:
             return connection.execute(PRUNE, {"age": retention_s, "limit": limit}).rowcount
 
     def prune_open_attempts(self, limit: int) -> int:
-        """Delete open attempts of runs that are over, at most `limit`; return how many went."""
+        """Delete open attempts of runs that are over, at most `limit`; return their number."""
         with self.engine.begin() as connection:
             return connection.execute(PRUNE_OPEN_ATTEMPTS, {"limit": limit}).rowcount
 

@@ -1,4 +1,4 @@
-"""What repositories in PostgreSQL have in common."""
+"""The base of repositories in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class PostgresRepository(Generic[A]):
         self.transaction = transaction
 
     def track(self, aggregate: A) -> A:
-        """Have the aggregate's events delivered and its changes saved, and return it."""
+        """Return the aggregate; its events are delivered and its changes saved on commit."""
         self.seen.append(aggregate)
         return aggregate
 
     def save(self) -> None:
-        """Write what the handler changed; a repository that wrote it already has nothing left to do."""
+        """Write the handler's changes; a repository that has already written them does nothing."""

@@ -1,4 +1,4 @@
-"""One PostgreSQL transaction in as few round trips as it can be: one to read, one to write and commit."""
+"""One PostgreSQL transaction in as few round trips as possible: one to read, one to write and commit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from messaging.postgres.statement import Statement
 Row = tuple[Any, ...]
 Params = tuple[Any, ...] | dict[str, Any]
 
-#: What the driver and the pool raise when the database refuses, fails or is away.
+#: Errors of the driver and the pool when the database refuses, fails or is unavailable.
 DATABASE_ERRORS = (psycopg2.Error, SQLAlchemyError)
 
-#: The connection no longer knows what was prepared on it, or a migration changed what a plan returns:
-#: a new connection plans anew.
+#: The connection has lost its prepared statements, or a migration changed the columns that one returns:
+#: a new connection prepares them anew.
 STALE_PLANS = (psycopg2.errors.InvalidSqlStatementName, psycopg2.errors.FeatureNotSupported)
 
-#: Waits that were cut short: trying at once again would only wait again.
+#: Waits that timed out: an immediate retry would only wait again.
 WAITED_TOO_LONG = (psycopg2.errors.LockNotAvailable, psycopg2.errors.QueryCanceled)
 
-#: Trouble that may be over at the next try: connections, deadlocks and serialization failures, a standby
-#: that is read-only yet, and a row that another transaction inserted first.
+#: Errors that a retry may solve: connections, deadlocks and serialization failures, a standby that is still
+#: read-only, and a row that another transaction inserted first.
 TRANSIENT_ERRORS = (
     *STALE_PLANS,
     psycopg2.OperationalError,
@@ -47,17 +47,17 @@ RELEASE = b"RELEASE SAVEPOINT undo"
 
 
 class CommitInDoubt(psycopg2.OperationalError):
-    """The server committed, but said something about it: a standby may not have it yet."""
+    """The server committed with a warning: a standby may not have the transaction yet."""
 
 
 class Transaction:
     """Sends BEGIN with the first statement and COMMIT with the last ones.
 
     `BEGIN; …` in one message saves a round trip over the driver's own transactions, hence its autocommit
-    mode. In READ COMMITTED each statement of such a message sees what was committed before it began, so what
-    is read after `SELECT … FOR UPDATE` in the same `read` is as fresh as the lock. A lock that finds no row
-    locks nothing, and the next statement may see a row that was inserted in between: such a read must ask for
-    what was locked (docs/adr/003).
+    mode. In READ COMMITTED each statement of such a message sees everything committed before it started, so
+    rows read after `SELECT … FOR UPDATE` in the same `read` are as fresh as the lock. A lock that finds no
+    row locks nothing, and the next statement may see a row inserted in between: such a read must use the
+    locked rows (docs/adr/003).
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -77,71 +77,71 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Undo what is not committed and give the connection back."""
+        """Roll back uncommitted changes and return the connection."""
         self.close()
 
     def open(self) -> None:
         """Take a connection from the pool.
 
         Raises:
-            RuntimeError: it is open already; another connection would wait for the locks of the first.
+            RuntimeError: it is already open; a second connection would wait for the first one's locks.
         """
         if self._connection is not None:
             raise RuntimeError(
-                "The unit of work is open: the bus enters and commits it, a handler only uses it"
+                "The unit of work is already open: the bus enters and commits it, a handler only uses it"
             )
         self._connection = self._engine.raw_connection()
         self._connection.driver_connection.autocommit = True  # type: ignore[union-attr]  # psycopg2's
         self._cursor = self._connection.cursor()
-        # The pool forgets `info` together with the connection that it tells of.
+        # The pool drops `info` together with the connection.
         self._prepared = self._connection.info.setdefault("prepared", set())
         self._begun, self._can_undo, self._pending = False, False, []
 
     def read(self, sql: str | Statement, params: Params = ()) -> list[Row]:
-        """Run one statement or several and return the rows of the last; earlier `write`s run before it."""
+        """Run one or more statements and return the rows of the last; earlier `write`s run first."""
         self._send(self._bound(sql, params))
         return self._cursor.fetchall()  # type: ignore[no-any-return]
 
     def write(self, sql: str | Statement, params: Params = ()) -> None:
-        """Have a statement run at the next `read` or at the commit."""
+        """Queue a statement for the next `read` or the commit."""
         self._pending.append(self._bound(sql, params))
 
     def savepoint(self) -> None:
-        """Mark where `undo` goes back to."""
+        """Set the savepoint that `undo` returns to."""
         self._pending.append(SAVEPOINT)
         self._can_undo = True
 
     def undo(self) -> None:
-        """Undo what was run or written since `savepoint`; locks that were taken before it stay."""
+        """Undo everything since `savepoint`; earlier locks stay."""
         self._pending = [] if SAVEPOINT in self._pending else [UNDO]
 
     def release(self) -> None:
-        """Give up the savepoint, if there is one.
+        """Release the savepoint, if there is one.
 
-        What is written next to a row that was locked before the savepoint then needs no list of lockers
-        (a multixact), which PostgreSQL keeps on disk.
+        A later write to a row that was locked before the savepoint then needs no list of lockers (a
+        multixact), which PostgreSQL keeps on disk.
         """
         if self._can_undo:
             self._pending.append(RELEASE)
         self._can_undo = False
 
     def commit(self) -> None:
-        """Run what was written and make all of it permanent.
+        """Run the queued statements and commit.
 
         Raises:
-            CommitInDoubt: committed here, but the wait for a synchronous standby may have been cancelled.
+            CommitInDoubt: committed, but the wait for a synchronous standby may have been cancelled.
         """
         if self._begun or self._pending:
             notices = self._connection.driver_connection.notices  # type: ignore[union-attr]  # psycopg2's
             notices.clear()
             self._send(b"COMMIT")
             self._begun = False
-            if notices:  # a cancelled wait is a warning, in the server's language and without a code
+            if notices:  # a cancelled wait is only a warning, translated and without a code
                 raise CommitInDoubt(notices[-1].strip())
         self._begun = False
 
     def close(self) -> None:
-        """Undo what is not committed and give the connection back; a broken one is thrown away."""
+        """Roll back and return the connection to the pool; a broken one is discarded."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -168,7 +168,7 @@ class Transaction:
         try:
             self._cursor.execute(b"; ".join(statements))
         except (psycopg2.errors.ReadOnlySqlTransaction, *STALE_PLANS):
-            # After a failover this session stays read-only for ever; the next try takes a new one.
+            # After a failover this session stays read-only for ever; the next attempt gets a new one.
             self._throw_away()
             raise
 

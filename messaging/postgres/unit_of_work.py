@@ -17,14 +17,14 @@ class Job(Protocol):
 
     @property
     def id(self) -> str:
-        """Return the id of the message that is handled."""
+        """Return the id of the handled message."""
 
     @property
     def correlation_id(self) -> str:
-        """Return the id of the command at the beginning."""
+        """Return the id of the original command."""
 
     def finish(self, transaction: Transaction, result: object, /) -> None:
-        """Write that the job is done, in the same transaction as what it did."""
+        """Record that the job is done, in the same transaction as its effects."""
 
 
 class PostgresUnitOfWork(UnitOfWork):
@@ -36,7 +36,7 @@ class PostgresUnitOfWork(UnitOfWork):
         self._outbox = outbox
 
     def __enter__(self) -> Self:
-        """Take a connection."""
+        """Get a connection."""
         self.transaction.open()
         return self
 
@@ -52,5 +52,5 @@ class PostgresUnitOfWork(UnitOfWork):
         return deliveries
 
     def rollback(self) -> None:
-        """Undo what is not committed and give the connection back."""
+        """Roll back and return the connection."""
         self.transaction.close()

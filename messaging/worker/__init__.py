@@ -1,1 +1,1 @@
-"""Celery: the tasks and the parts of the worker."""
+"""Celery: the tasks, and the worker's own parts."""

@@ -1,4 +1,4 @@
-"""A project's Celery app: its tasks are made from its message classes and handlers."""
+"""A project's Celery app, with tasks built from its message classes and handlers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from reliable_celery.checks import MAX_COUNT
 
 
 class MessagingApp(Celery):
-    """A Celery app that knows its project: what it works with, and what sends its deliveries."""
+    """A Celery app with its project's runtime and dispatcher."""
 
     runtime: Runtime
     dispatcher: Dispatcher
 
     def now(self) -> datetime:
-        """Return the time in UTC, our only zone; Celery converts to it three times for each result."""
+        """Return the time in UTC, our only zone; Celery's version converts it three times per result."""
         return datetime.now(UTC)
 
 
@@ -39,14 +39,14 @@ class CeleryConfig(Protocol):
     """A module of Celery settings, such as celeryconfig.py."""
 
     def of_project(self, project: Project, /) -> dict[str, Any]:
-        """Return the settings that differ between projects: addresses, queues, schedule."""
+        """Return the settings that depend on the project: addresses, queues, schedule."""
 
 
 def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
-    """Refuse a handler's own policy that does not agree with the settings.
+    """Refuse a handler's own retry policy if it contradicts the settings.
 
     Raises:
-        ValueError: it waits too long between two tries, or tries more often than a message may say.
+        ValueError: it waits too long between retries, or has more retries than a message may have.
     """
     for handler in bus.event_handlers.values():
         policy = policy_of(handler, settings.retry_policy)
@@ -60,12 +60,12 @@ def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
 
 
 def check_handlers(project: Project, taken: Iterable[str]) -> None:
-    """Refuse event handlers that would get no event, or another handler's; `taken` are names of other tasks.
+    """Refuse event handlers that would get no event, or another handler's; `taken` are other tasks' names.
 
-    A delivery knows its handler by name alone.
+    A delivery refers to its handler by name only.
 
     Raises:
-        ValueError: it names the handler.
+        ValueError: the text names the handler.
     """
     known: dict[str, Handler] = {}
     for handler in (handler for handlers in project.bus.events.values() for handler in handlers):
@@ -73,7 +73,7 @@ def check_handlers(project: Project, taken: Iterable[str]) -> None:
         if known.setdefault(name, handler) is not handler:
             raise ValueError(f"Two event handlers are called {name}: one would get the events of both")
         if project.handler_task(name) in taken:
-            raise ValueError(f"No event handler may be called {name}: there is another task of that name")
+            raise ValueError(f"No event handler may be called {name}: another task has that name")
         if name in project.renamed_handlers:
             raise ValueError(f"The event handler {name} is in renamed_handlers: another would get its events")
         if iscoroutinefunction(handler) or isgeneratorfunction(handler) or isasyncgenfunction(handler):

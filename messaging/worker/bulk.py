@@ -1,7 +1,7 @@
-"""Many commands in one message: each has its own transaction, key and answer, all share one round trip.
+"""Many commands in one message: each has its own transaction, key and answer; all share one round trip.
 
-The task `<project>.many` takes a list of `[task name, fields]` or `[task name, fields, idempotency key]`. A
-key that is not given is `<key or id of the message>.<position from 0>`.
+The task `<project>.many` takes a list of `[task name, fields]` or `[task name, fields, idempotency key]`. The
+default key is `<key or id of the message>.<position from 0>`.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Item:
 
     @property
     def job(self) -> CommandJob:
-        """Return its job, also where it cannot be read."""
+        """Return the command's job, even if the command is unreadable."""
         return self.received.readable_job(self.read)
 
     @property
     def key(self) -> str:
-        """Return the name by which its outcome tells it from the others."""
+        """Return the key that identifies its outcome."""
         return self.received.key or self.received.task_id
 
 
 class BulkRequest(CommandRequest):
-    """A message whose commands are answered one by one, hence revoked one by one."""
+    """A message whose commands are answered, and so revoked, one by one."""
 
     def answer_revoked(self, error: Exception) -> Answer:
-        """Make the revocation the answer to each command that has none."""
+        """Store the revocation as the answer to each command that has none."""
         runtime, message = self.task.app.runtime, Received.of(self.name, self._context)
         commands = _commands(self.args, self.kwargs)
         if len(commands) > runtime.settings.bulk_max:
@@ -92,7 +92,7 @@ def add_bulk_task(dispatcher: Dispatcher) -> None:
         """Handle a list of commands, each in a transaction of its own."""
         message = Received.of(task.name, task.request)
         outcomes, deliveries = handle_many(runtime, message, _commands(args, kwargs))
-        # Once for all: should this worker die before, the relay sends them.
+        # Sent together at the end: if this worker dies before, the relay sends them.
         dispatcher.after_commit(deliveries)
         return outcomes
 
@@ -100,10 +100,10 @@ def add_bulk_task(dispatcher: Dispatcher) -> None:
 def handle_many(
     runtime: Runtime, message: Received, commands: Sequence[Any]
 ) -> tuple[list[Outcome], list[Delivery]]:
-    """Handle one command after the other; return what each came to, in their order.
+    """Handle one command after the other; return their outcomes in order.
 
     Raises:
-        InvalidMessage: they are too many. A list that was begun before, under another limit, is continued.
+        InvalidMessage: the list is too long. One that was begun under another limit is continued.
     """
     outcomes: list[Outcome] = []
     deliveries: list[Delivery] = []
@@ -125,7 +125,7 @@ def handle_many(
 
 
 def _items(runtime: Runtime, message: Received, commands: Sequence[Any]) -> list[Item | Outcome]:
-    """Take a list apart; what is no command of its own comes to an error at once."""
+    """Split a list into commands; an invalid one gets an error at once."""
     items: list[Item | Outcome] = []
     for position, item in enumerate(commands):
         try:
@@ -141,7 +141,7 @@ def _items(runtime: Runtime, message: Received, commands: Sequence[Any]) -> list
 def _earlier_answers(
     runtime: Runtime, message: Received, items: Iterable[Item | Outcome]
 ) -> dict[str, Answer]:
-    """Return by task id what was answered before, at once: one by one it may take a run's whole time."""
+    """Return earlier answers by task id, in one query: one by one could take the whole time limit."""
     jobs = [item.job for item in items if isinstance(item, Item)]
     try:
         return runtime.inbox.answers([message.job_of_all(), *jobs])
@@ -169,7 +169,7 @@ def _handle_one(runtime: Runtime, item: Item) -> Answered:
 
 
 def _survived(runtime: Runtime, one: Received) -> None:
-    """Take the count of crashes back: this command was not what killed the message's worker."""
+    """Reset the count of crashes: it was not this command that killed the message's worker."""
     try:
         runtime.inbox.forget_crashes(one.task_id)
     except DATABASE_ERRORS:

@@ -1,7 +1,7 @@
-"""One task per command: a synchronous dispatch on the bus; the result or the error goes to the sender.
+"""One task per command: it runs on the bus, and the result or the error goes to the sender.
 
-Every answer is committed before it is told: a result together with what the command did, an error as a row
-of its own. So a copy of the message gets the same answer, whichever worker runs it. (docs/adr/006)
+Every answer is committed before it is sent: a result together with the command's changes, an error as its own
+row. So a copy of the message gets the same answer, whichever worker runs it. (docs/adr/006)
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from messaging.worker.request import CommandTask
 
 logger = logging.getLogger(__name__)
 
-#: The longest wait before the second attempt at a transient database error; it doubles with each attempt.
+#: The longest wait before the second attempt after a transient database error; it doubles with each attempt.
 FIRST_PAUSE_S = 0.05
 
-Answered = tuple[Answer, list[Delivery]]  # and the deliveries to send now
+Answered = tuple[Answer, list[Delivery]]  # with the deliveries to send now
 
 
 def add_command_tasks(dispatcher: Dispatcher) -> None:
@@ -43,8 +43,8 @@ def add_command_tasks(dispatcher: Dispatcher) -> None:
 
 
 def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) -> None:
-    # typing=False: arguments are checked by `parse`, whose errors name the field and the rule.
-    # throws: an error is an answer, and what is unexpected is logged here; Celery need not log it again.
+    # typing=False: `parse` checks the arguments; its errors name the field and the rule.
+    # throws: errors are answers, and unexpected ones are logged here; Celery must not log them again.
     @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
@@ -63,7 +63,7 @@ def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) ->
 
 
 def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) -> Answered:
-    """Carry a command out, or find out what it was answered before; `read` makes it from the message."""
+    """Carry out a command, or return its earlier answer; `read` builds it from the message."""
     job = received.job(Command())
     patience = Patience(runtime.settings.command_attempts, runtime.settings.task_time_limit_s)
     try:
@@ -74,16 +74,16 @@ def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) ->
                 return earlier, []
         if not received.expired:
             return _execute(runtime, job, patience)
-        error: Exception = Expired("The message expired before a worker began it; nothing was changed")
-    except Exception as raised:  # noqa: BLE001  whatever it is, it is the answer
+        error: Exception = Expired("The message expired before a worker started it; nothing was changed")
+    except Exception as raised:  # noqa: BLE001  any error is the answer
         error = raised
     return _refuse(runtime, job, error, patience), []
 
 
 class Patience:
-    """How often a command is tried, and for how long: its sender is told before the time limit ends its task.
+    """Limits the attempts at a command, so that its sender gets an answer before the task's time limit.
 
-    A server that does not answer takes seconds for each try, and pauses double.
+    A server that does not answer costs seconds per attempt, and pauses double.
     """
 
     def __init__(self, attempts: int, time_limit_s: float) -> None:
@@ -91,9 +91,9 @@ class Patience:
         self._until = time.monotonic() + time_limit_s / 3
 
     def allows(self, attempt: int, problem: Exception) -> bool:
-        """Tell whether to try again after this attempt, and pause before that."""
+        """Return whether to try again after this attempt, after a pause."""
         left_s = self._until - time.monotonic()
-        # Waits for locks are short enough for all tries together.
+        # Lock timeouts are short enough for all attempts together.
         if attempt >= self.attempts or (left_s <= 0 and not isinstance(problem, WAITED_TOO_LONG)):
             return False
         pause_s = random.uniform(0, FIRST_PAUSE_S * 2 ** min(attempt, 30))  # noqa: S311  # jitter, not a secret
@@ -102,7 +102,7 @@ class Patience:
 
 
 def _execute(runtime: Runtime, job: CommandJob, patience: Patience) -> Answered:
-    """Handle the command in one transaction; transient database errors are tried again from a clean start."""
+    """Handle the command in one transaction; retry it from the start after transient database errors."""
     for attempt in count(1):
         deliveries: list[Delivery] = []
         try:
@@ -117,7 +117,7 @@ def _execute(runtime: Runtime, job: CommandJob, patience: Patience) -> Answered:
         if not patience.allows(attempt, problem):
             break
     raise Unavailable(
-        f"The database did not take the command ({_code(problem)}) and nothing was changed;"
+        f"The database could not run the command ({_code(problem)}) and nothing was changed;"
         f" send it again with the idempotency key {job.key!r}"
     )
 
@@ -130,7 +130,7 @@ def _earlier_answer(runtime: Runtime, job: CommandJob) -> Answer | None:
 
 
 def _refuse(runtime: Runtime, job: CommandJob, error: Exception, patience: Patience) -> Answer:
-    """Make an error the answer; where the message or its key has one, that stands."""
+    """Store an error as the answer, unless the message or its key already has one."""
     refusal = _without_database_text(error)
     answer = _recorded(runtime, job, refusal, patience)
     if answer.error is refusal:
@@ -140,7 +140,7 @@ def _refuse(runtime: Runtime, job: CommandJob, error: Exception, patience: Patie
 
 
 def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception, patience: Patience) -> Answer:
-    """Store a refusal before it is told: no copy of the message may carry the command out afterwards."""
+    """Store a refusal before it is sent, so that no copy of the message carries out the command later."""
     for attempt in count(1):
         try:
             return runtime.inbox.refuse(job, refusal)
@@ -162,7 +162,7 @@ def _log_unexpected(runtime: Runtime, job: CommandJob, error: Exception) -> None
 
 
 def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answer | None:
-    """Find the answer to a redelivered command, or count it; one that keeps killing workers is parked.
+    """Find the answer to a redelivered command, or count it; park it if it keeps killing workers.
 
     Raises:
         WorkerCrashed: it is parked as a dead letter.
@@ -183,9 +183,9 @@ def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answe
 
 def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLetter:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    # Where messages are signed, its replay signs it.
+    # Its replay signs it, where only signed messages are accepted.
     content_type, encoding, body = dumps([[], to_dict(job.command), embed], "json")
-    # This message is answered for good; a replay is a new one, whose effect still happens once.
+    # This message has its final answer; a replay is a new message, which still takes effect once.
     headers = {"lang": "py", "task": received.task, "id": new_id(), "root_id": job.correlation_id}
     return DeadLetter(
         reason=PARKED,
@@ -202,14 +202,14 @@ def _parked(received: Received, job: CommandJob, error: WorkerCrashed) -> DeadLe
 
 
 def _without_database_text(error: Exception) -> Exception:
-    """Return an error that may be told: a database error's text may hold addresses, names and values."""
+    """Return an error that is safe to send: a database error's text may hold addresses, names and values."""
     if not isinstance(error, DATABASE_ERRORS):
         return error
     return Unavailable(f"The database rejected the command ({_code(error)}) and nothing was changed")
 
 
 def _code(error: BaseException) -> str:
-    """Name a database error without its text."""
+    """Return a database error's code or class, without its text."""
     origin = getattr(error, "orig", None) or error
     code = getattr(origin, "pgcode", None)
     return f"{type(origin).__name__} {code}" if code else type(origin).__name__

@@ -1,4 +1,4 @@
-"""The worker's consumer: what no task can read becomes a dead letter of the project and `InvalidMessage`.
+"""The worker's consumer: an unreadable message becomes a dead letter, and its sender gets `InvalidMessage`.
 
 Setting: `worker_consumer = "messaging.worker.consumer:Consumer"`. The app needs a `runtime` with
 `dead_letters` and `inbox`. (docs/adr/031)
@@ -18,10 +18,10 @@ from reliable_celery.dead_letters import DeadLetterStore
 
 
 class Consumer(ReliableConsumer):
-    """Records refused messages in the project's database, and tells senders what the inbox says."""
+    """Records refused messages in the project's database, and answers senders from the inbox."""
 
     def open_dead_letters(self) -> DeadLetterStore:
-        """Return the project's dead letters."""
+        """Return the project's store of dead letters."""
         store: DeadLetterStore = self.app.runtime.dead_letters
         return store
 
@@ -31,9 +31,9 @@ class Consumer(ReliableConsumer):
         return InvalidMessage(str(error)) if isinstance(error, errors.InvalidMessage) else error
 
     def tell(self, message: Any, error: Exception, request: Any) -> None:
-        """Tell the sender of a redelivered message what it was answered before, if it was.
+        """Repeat the earlier answer to the sender of a redelivered message, if there is one.
 
-        Another release may have been able to read it.
+        Another release may have been able to read the message.
         """
         if (message.delivery_info or {}).get("redelivered"):
             answer = self.app.runtime.inbox.answer(CommandJob(request.id, Command(), request.id))

@@ -1,4 +1,4 @@
-"""What a commit owes the world goes out here: deliveries to their handlers' tasks, events to other apps."""
+"""Send what commits produce: deliveries to their handlers' tasks, events to other apps."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from messaging.validation import from_dict
 
 logger = logging.getLogger(__name__)
 
-#: Events in one transaction. A run begins with few and takes twice as many each time, so that one that is cut
-#: short (a lost connection, a killed process, the time limit) leaves fewer for the next.
+#: Events per transaction. A run starts small and doubles, so that even a run that is cut short (a lost
+#: connection, a killed process, the time limit) leaves fewer events for the next.
 FIRST_BATCH, BATCH = 10, 160
 
-#: Seconds after which a run leaves the rest to the next one, so that relay and re-runs have their turn.
+#: Seconds after which a run leaves the rest to the next one, so that relay and re-runs get their turn.
 LONGEST_RUN_S = 5.0
 
-#: Failed deliveries that one transaction puts back; what a Ctrl-C finds undone is less than that.
+#: Failed deliveries re-run per transaction; a Ctrl-C undoes fewer than that.
 TURN = 200
 
-#: Properties that belong to a message; the others were written by the transport that carried it.
+#: Properties of the message itself; the others were added by its transport.
 OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
 
 
 @dataclass(frozen=True)
 class RerunTurn:
-    """Failed deliveries that were put back together."""
+    """Failed deliveries that were re-run in one transaction."""
 
     deliveries: list[Delivery]
-    sent: int  # how many of them; the relay will send the others, unless this release lacks their handler
+    sent: int  # how many were sent; the relay will send the others, unless this release lacks their handler
 
 
 @dataclass
@@ -59,30 +59,29 @@ class Dispatcher:
 
     app: Celery
     runtime: Runtime
-    #: Monotonic seconds; the events committed until then are about to be announced.
+    #: Monotonic seconds; events committed until then will be announced.
     nudged_until: float = 0.0
 
     @property
     def project(self) -> Project:
-        """Return whose deliveries they are."""
+        """Return the project whose deliveries they are."""
         return self.runtime.project
 
     def after_commit(self, deliveries: Iterable[Delivery]) -> None:
-        """Send a commit's deliveries, and have its events announced.
+        """Send a commit's deliveries, and request the announcement of its events.
 
-        Nothing that goes wrong here may be the answer to a command that is committed; the relay makes up for
-        it.
+        An error here must not become the answer to a committed command: the relay sends what is missing.
         """
         try:
             self.send(deliveries)
             self.nudge()
         except Exception:
-            logger.exception("Sent nothing or not all after a commit; the relay will")
+            logger.exception("Could not send everything after a commit; the relay will send the rest")
 
     def send(self, deliveries: Iterable[Delivery]) -> int:
-        """Send a message per delivery and return how many went out; what did not, the relay will send.
+        """Send a message per delivery and return how many were sent; the relay will send the others.
 
-        Stops where the broker is lost. Any other error is one delivery's own, and the next ones go on.
+        Stops if the broker is lost. Any other error concerns one delivery, and the next ones are sent.
         """
         sent = 0
         deliveries = list(deliveries)
@@ -95,11 +94,11 @@ class Dispatcher:
         except self._broker_is_lost as error:
             logger.warning("The broker is lost: %s", error)
         if sent < len(deliveries):
-            logger.warning("Sent %d of %d deliveries, the relay will send the rest", sent, len(deliveries))
+            logger.warning("Sent %d of %d deliveries; the relay will send the rest", sent, len(deliveries))
         return sent
 
     def send_known(self, deliveries: Iterable[Delivery]) -> int:
-        """Send deliveries; those whose handler or event this release does not have become failed."""
+        """Send deliveries; fail those whose handler or event this release lacks."""
         return self.send([delivery for delivery in deliveries if self._is_known(delivery)])
 
     def rerun(
@@ -110,10 +109,10 @@ class Dispatcher:
         rate: float | None = None,
         pause: Callable[[float], object] = time.sleep,
     ) -> Iterator[RerunTurn]:
-        """Re-run failed deliveries in turns, and yield each turn.
+        """Re-run failed deliveries in batches, and yield each batch.
 
-        At most `rate` a second and `limit` in all. Only what failed before this began, so that it ends even
-        where everything fails again.
+        At most `rate` per second and `limit` in total. Only those that failed before the start, so that it
+        ends even if everything fails again.
         """
         outbox, turn = self.runtime.outbox, TURN if rate is None else max(1, min(TURN, int(rate)))
         before = outbox.clock()
@@ -139,7 +138,7 @@ class Dispatcher:
         """Send a dead letter's message again, to the queue that it came from.
 
         Raises:
-            NotReplayable: it was settled before, this release has no such task (unless `anyway`), or the
+            NotReplayable: it was already settled, this release has no such task (unless `anyway`), or the
                 broker has no such queue.
         """
         with letters.replaying(letter_id) as letter:
@@ -151,7 +150,7 @@ class Dispatcher:
         return letter
 
     def announce(self) -> int:
-        """Publish the events that wait, oldest first; return how many."""
+        """Publish waiting events, oldest first; return how many."""
         until = time.monotonic() + min(LONGEST_RUN_S, self.runtime.settings.task_time_limit_s / 2)
         published, size = 0, FIRST_BATCH
         while time.monotonic() < until:
@@ -164,7 +163,7 @@ class Dispatcher:
         return published
 
     def publish(self, announcements: list[Announcement]) -> None:
-        """Hand events to the broker; return when it has them all, raise when it may not."""
+        """Publish events; return when the broker has confirmed them all, else raise."""
         if not announcements:
             return
         exchange = brokers.events_exchange(self.project.name)
@@ -182,22 +181,22 @@ class Dispatcher:
                 )
 
     def nudge(self) -> None:
-        """Ask for `announce` soon after a commit, at most once per `announce_delay_s` and process.
+        """Request `announce` soon after a commit, at most once per `announce_delay_s` and process.
 
-        It runs that long after the first event, and so has all that came in between; a nudge that is lost
-        costs the time until beat's next `announce`.
+        It runs that long after the first event, and so includes all events in between. If the request is
+        lost, beat's next `announce` publishes them.
         """
         settings, now = self.runtime.settings, time.monotonic()
         if not settings.announce or now < self.nudged_until:
             return
         self.nudged_until = now + settings.announce_delay_s
-        # No countdown: its ETA would be by our clock, and a worker with another one would hold it till then.
+        # No countdown: its ETA would use our clock, and a worker with a slower one would hold it for longer.
         timer = threading.Timer(settings.announce_delay_s, self._ask_to_announce)
         timer.daemon = True
         timer.start()
 
     def ask(self, job: str, **options: Any) -> None:
-        """Have a housekeeping job run soon."""
+        """Request a run of a housekeeping job."""
         self.app.send_task(
             f"{self.project.name}.{job}",
             queue=self.project.housekeeping_queue,
@@ -208,22 +207,22 @@ class Dispatcher:
         )
 
     def _ask_to_announce(self) -> None:
-        """Ask for `announce`, unless the housekeeping has messages waiting: it is away or busy then.
+        """Request `announce`, unless the housekeeping queue has messages: its worker is down or busy then.
 
-        An expiry would not bound the queue: brokers keep what has expired until a worker takes it.
+        An expiry would not limit the queue: brokers keep expired messages until a worker takes them.
         """
         try:
             with self.app.producer_or_acquire() as producer:
                 if not _waiting(producer.connection, self.project.housekeeping_queue):
                     self.ask("announce", producer=producer)
-        except Exception as error:  # noqa: BLE001  whatever it is, beat asks too
+        except Exception as error:  # noqa: BLE001  beat requests it too
             logger.warning("Events will be announced later: %s", error)
 
     @property
     def _broker_is_lost(self) -> tuple[type[Exception], ...]:
         connection = self.app.producer_pool.connections.connection
         errors: tuple[type[Exception], ...] = connection.recoverable_connection_errors
-        return OperationalError, *errors  # kombu's own, where it cannot connect: each try takes seconds
+        return OperationalError, *errors  # kombu's own, when it cannot connect: each attempt takes seconds
 
     def _sent(self, delivery: Delivery, producer: Any) -> bool:
         try:
@@ -241,7 +240,7 @@ class Dispatcher:
             task_id=delivery.id,
             queue=self.project.events_queue,
             producer=producer,
-            # The row counts the attempts; with them the back-off goes on where it was.
+            # The row counts the attempts, so the back-off continues where it was.
             retries=delivery.attempts,
             root_id=delivery.correlation_id,
             parent_id=delivery.causation_id,
@@ -253,7 +252,7 @@ class Dispatcher:
         )
 
     def _is_known(self, delivery: Delivery) -> bool:
-        """Fail a delivery that nobody can handle; a release that can will re-run it."""
+        """Fail a delivery that this release cannot handle; a later release can re-run it."""
         if delivery.event_type not in self.project.bus.event_types:
             problem = f"event {delivery.event_type}"
         elif self.project.handler_task(delivery.handler) not in self.app.tasks:
@@ -287,11 +286,11 @@ class Dispatcher:
                 )
             except producer.connection.channel_errors as error:
                 raise NotReplayable(
-                    f"The broker did not take it for the queue {queue}: {describe(error)}"
+                    f"The broker did not accept it for the queue {queue}: {describe(error)}"
                 ) from None
 
     def _message_of(self, letter: DeadLetter) -> tuple[str, str, bytes | str]:
-        """Return content type, encoding and body as they came; sign what a worker wrote, where we sign."""
+        """Return content type, encoding and body as received; sign a worker's own letters if we sign."""
         if letter.reason == PARKED:
             content_type, encoding, body = dumps(json.loads(letter.body), self.app.conf.task_serializer)
             return content_type, encoding, body
@@ -303,7 +302,7 @@ class Dispatcher:
 
 
 def shown_event(project: Project, delivery: Delivery) -> str:
-    """Return a delivery's event as it is shown: its repr, or its name and why it cannot be built or shown."""
+    """Return a delivery's event for display: its repr, or its name and why it cannot be built or shown."""
     kind = project.bus.event_types.get(delivery.event_type)
     try:
         if kind is None:
@@ -311,16 +310,16 @@ def shown_event(project: Project, delivery: Delivery) -> str:
         return repr(delivery.event or from_dict(kind, delivery.payload, ignore_unknown=True))
     except InvalidMessage as error:
         return f"{delivery.event_type}: {error}"
-    except Exception as error:  # noqa: BLE001  an event's own code may raise anything
+    except Exception as error:  # noqa: BLE001  an event's code may raise anything
         return f"{delivery.event_type}: {describe(error)}"
 
 
 def _waiting(connection: Connection, queue: str) -> int:
-    """Return how many messages wait in a queue; those that a worker holds do not count."""
-    # A channel of its own: RabbitMQ closes one on which it is asked for a queue that is not there.
+    """Return how many messages wait in a queue, without those that workers hold."""
+    # Its own channel: RabbitMQ closes a channel when it is asked for a missing queue.
     with connection.channel() as channel:
         try:
             count: int = channel.queue_declare(queue=queue, passive=True).message_count
-        except connection.channel_errors:  # on Redis an empty queue is no queue
+        except connection.channel_errors:  # Redis has no empty queues
             return 0
     return count

@@ -1,4 +1,4 @@
-"""One task per event handler: it fails, and is tried again, apart from the command and from its sisters."""
+"""One task per event handler: it fails and is retried apart from the command and from other handlers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from messaging.worker.handler_task import HandlerTask
 
 logger = logging.getLogger(__name__)
 
-#: The row says so too, with the traceback.
+#: The row has the failure too, with the traceback.
 ENDS = (AttemptsUsedUp, WorkerCrashed, UnknownMessage)
 
 
 class AttemptFailed(MessagingError):
-    """A handler failed and will be tried again. Celery shows and sends this, so it is short."""
+    """A handler failed and will be retried. Celery shows and sends this error, so it is short."""
 
 
 def add_handler_tasks(dispatcher: Dispatcher) -> None:
@@ -57,7 +57,7 @@ def _add_handler_task(dispatcher: Dispatcher, handler: Handler) -> None:
         __doc__=handler.__doc__,
     )
     def handler_task(task: Task, *_args: Any, **_kwargs: Any) -> None:
-        # What the message carries is only for show: the row is the authority on the event.
+        # The message's content is only shown: the event is read from the row.
         request, runtime = task.request, dispatcher.runtime
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
         attempt = Attempt(runtime.engine, _checked_id(request.id), request.hostname, redelivered)
@@ -72,12 +72,12 @@ def _checked_id(delivery_id: object) -> str:
 
 
 def deliver(runtime: Runtime, handler: Handler, policy: RetryPolicy, attempt: Attempt) -> list[Delivery]:
-    """Make one delivery: effects, new deliveries and `done` in one transaction; return what to send.
+    """Make one delivery: effects, new deliveries and `done` in one transaction; return new deliveries.
 
     Raises:
-        AttemptFailed: the handler failed; Celery tries again.
+        AttemptFailed: the handler failed; Celery retries it.
         AttemptsUsedUp: it failed for the last time; the delivery is failed.
-        WorkerCrashed: its workers died; the delivery is failed.
+        WorkerCrashed: too many of its workers died; the delivery is failed.
     """
     bus, uow = runtime.project.bus, runtime.unit_of_work(attempt)
     with uow:
@@ -92,21 +92,21 @@ def deliver(runtime: Runtime, handler: Handler, policy: RetryPolicy, attempt: At
             _, deliveries = bus.run(handler, event, uow)
         except BaseException as error:
             _count_failure(runtime, uow, attempt, policy, error)
-            raise  # what ends the process
+            raise  # errors that end the process
     return deliveries
 
 
 def _claimed(
     runtime: Runtime, attempt: Attempt, transaction: Transaction, handler: Handler
 ) -> Delivery | None:
-    """Return the delivery if it is ours to make: pending, held by nobody else, and for this handler."""
+    """Return the delivery if it is pending, not locked, and for this handler."""
     delivery = attempt.claim(transaction)
     if delivery is None:
-        logger.info("Delivery %s is done already, or another worker is at it", attempt.id)
+        logger.info("Delivery %s is already done, or another worker has it", attempt.id)
         if attempt.redelivered:
             attempt.note_seen()
         return None
-    # By its name of today; a message may say anything.
+    # By its current name; the message may name any task.
     task_of = runtime.project.handler_task
     if task_of(delivery.handler) != task_of(handler.__name__):
         logger.warning("Delivery %s is not for %s", attempt.id, handler.__name__)
@@ -115,16 +115,16 @@ def _claimed(
 
 
 def _look_back(runtime: Runtime, transaction: Transaction, attempt: Attempt, policy: RetryPolicy) -> None:
-    """Count earlier attempts that the row does not know, and leave a mark of this one.
+    """Count earlier attempts that are missing from the row, and record this one.
 
     Raises:
-        AttemptsUsedUp: they were too many, and the delivery is failed.
-        WorkerCrashed: too many workers died of it, and the delivery is failed.
+        AttemptsUsedUp: there were too many, and the delivery is failed.
+        WorkerCrashed: it killed too many workers, and the delivery is failed.
     """
     status, deaths = attempt.count_open(transaction, policy.max_retries + 1)
     if status is Status.FAILED:
         transaction.commit()
-        raise AttemptsUsedUp(f"Delivery {attempt.id} failed before, more often than it may")
+        raise AttemptsUsedUp(f"Delivery {attempt.id} has used up its attempts")
     if deaths >= runtime.settings.max_crashes:
         error = WorkerCrashed(f"Parked: {deaths} workers died while they handled this event")
         attempt.park(transaction, Failure.of(attempt.worker, error), deaths)
@@ -135,15 +135,15 @@ def _look_back(runtime: Runtime, transaction: Transaction, attempt: Attempt, pol
 def _count_failure(
     runtime: Runtime, uow: PostgresUnitOfWork, attempt: Attempt, policy: RetryPolicy, error: BaseException
 ) -> None:
-    """Count a failed attempt, and raise what Celery is to know of it: no more than a line.
+    """Count a failed attempt, and raise a one-line error for Celery.
 
-    Returns where the error itself is to be raised, since it ends the process.
+    Returns if the caller must raise the error itself, since it ends the process.
     """
     failure, status = Failure.of(attempt.worker, error), None
     logger.warning("Delivery %s failed: %s\n%s", attempt.id, failure.error, failure.traceback)
     try:
         status = attempt.fail(uow.transaction, failure, policy, runtime.settings.relay_grace_s)
-    except Exception as lost:  # noqa: BLE001  whatever it is, the attempt counts
+    except Exception as lost:  # noqa: BLE001  the attempt counts, whatever the error
         logger.warning("Delivery %s lost its transaction: %s", attempt.id, describe(lost))
         uow.rollback()
         _note_failure(runtime, attempt, failure)
@@ -153,7 +153,7 @@ def _count_failure(
 
 
 def _note_failure(runtime: Runtime, attempt: Attempt, failure: Failure) -> None:
-    """Note a failure beside the row, for the next claim to count; try for a while, as a server restarts."""
+    """Record a failure beside the row, for the next claim to count; retry while a server restarts."""
     give_up_at = time.monotonic() + runtime.settings.task_time_limit_s / 6
     while not _noted(attempt, failure) and time.monotonic() < give_up_at:
         time.sleep(0.2)
@@ -163,6 +163,6 @@ def _noted(attempt: Attempt, failure: Failure) -> bool:
     try:
         attempt.note_failed(failure)
     except DATABASE_ERRORS as error:
-        logger.warning("Could not note that delivery %s failed: %s", attempt.id, describe(error))
+        logger.warning("Could not record that delivery %s failed: %s", attempt.id, describe(error))
         return False
     return True

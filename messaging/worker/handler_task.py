@@ -1,4 +1,4 @@
-"""What Celery is told of an event handler's task: little of its message counts, and little of it is shown."""
+"""Celery's task and request classes for event handlers: the row decides, not the message."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from messaging.worker.request import OwnTimeLimits
 
 
 class DeliveryRequest(OwnTimeLimits):
-    """A delivery's message: until when the handler may run is not the sender's to say.
+    """A delivery's message, whose expiry and revocation are ignored.
 
-    Else a past expiry would keep a worker from it.
+    A past expiry would keep workers from running it.
     """
 
     def maybe_expire(self) -> bool:
-        """Return False: the row knows whether the delivery is still owed."""
+        """Return False: the row says whether the delivery is still pending."""
         return False
 
     def revoked(self) -> bool:
-        """Return False: all messages of a delivery have its id, and a revoked id would hold it up for hours.
+        """Return False: all messages of a delivery have its id, and a revoked id would block it for hours.
 
         An operator discards a delivery instead.
         """
@@ -35,7 +35,7 @@ class HandlerTask(Task):
     Request: Any = DeliveryRequest
 
     def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Copy the shown arguments, which Celery drops when it sends a retry."""
+        """Copy the displayed arguments, which Celery drops when it sends a retry."""
         shown = request or self.request
         signature = super().signature_from_request(request, *args, **kwargs)
         return signature.set(argsrepr=cut(shown.argsrepr or ""), kwargsrepr=cut(shown.kwargsrepr or ""))

@@ -1,4 +1,4 @@
-"""What beat runs: the relay, the scheduled re-run and the pruning. Any number of copies do no harm."""
+"""Beat's tasks: relay, announcements, scheduled re-runs and pruning. Any number of copies can run."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from messaging.worker.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that one run of the relay takes, however slow the broker is; the next one goes on.
+#: Longest run of the relay in seconds, however slow the broker is; the next run continues.
 RELAY_FOR_S = 10.0
 
-#: Seconds that one run of `prune` takes, and rows that one of its transactions deletes.
+#: Longest run of `prune` in seconds, and rows deleted per transaction.
 PRUNE_FOR_S = 5.0
 PRUNE_BATCH = 1000
 
 
 def add_housekeeping_tasks(dispatcher: Dispatcher) -> None:
-    """Register the tasks that the beat schedule names."""
+    """Register the tasks in the beat schedule."""
     for job in (relay, announce, collect_dead_letters, rerun, prune):
         _add_housekeeping_task(dispatcher, job)
 
@@ -35,7 +35,7 @@ def add_housekeeping_tasks(dispatcher: Dispatcher) -> None:
 def _add_housekeeping_task(dispatcher: Dispatcher, job: Any) -> None:
     name = f"{dispatcher.project.name}.{job.__name__}"
 
-    # send_events=False: in Flower's list they would hide the commands; `check` and the metrics watch them.
+    # send_events=False: they would hide commands in Flower's list; `check` and the metrics watch them.
     @dispatcher.app.task(
         bind=True, shared=False, name=name, ignore_result=True, send_events=False, __doc__=job.__doc__
     )
@@ -46,7 +46,7 @@ def _add_housekeeping_task(dispatcher: Dispatcher, job: Any) -> None:
 
 
 def relay(dispatcher: Dispatcher) -> int:
-    """Send the deliveries whose message never arrived or was lost; return how many."""
+    """Send deliveries whose message was never sent or was lost; return how many."""
     runtime, sent = dispatcher.runtime, 0
     settings = runtime.settings
     until = time.monotonic() + min(RELAY_FOR_S, settings.task_time_limit_s / 3)
@@ -59,17 +59,17 @@ def relay(dispatcher: Dispatcher) -> int:
 
 
 def announce(dispatcher: Dispatcher) -> int:
-    """Publish the events that wait for other apps; return how many."""
+    """Publish waiting events to other apps; return how many."""
     return dispatcher.announce()
 
 
 def collect_dead_letters(dispatcher: Dispatcher) -> int:
-    """Record what RabbitMQ has set aside; return how many."""
+    """Record messages that RabbitMQ has dead-lettered; return how many."""
     return rabbitmq.collect_dead_letters(dispatcher.app, dispatcher.runtime)
 
 
 def rerun(dispatcher: Dispatcher) -> int:
-    """Put failed deliveries whose cool-down is over back to pending, and send them; return how many."""
+    """Re-run failed deliveries whose cool-down is over; return how many."""
     settings = dispatcher.runtime.settings
     deliveries = dispatcher.runtime.outbox.rerun_cooled(
         settings.rerun_batch, settings.rerun_max, settings.rerun_cooldown_s, settings.rerun_cooldown_max_s
@@ -79,9 +79,9 @@ def rerun(dispatcher: Dispatcher) -> int:
 
 
 def prune(dispatcher: Dispatcher) -> int:
-    """Delete what ended long ago, in small batches; return how many rows went.
+    """Delete old rows in small batches; return how many.
 
-    After some seconds it asks for another run, so that the relay has its turn in between.
+    After some seconds it requests another run, so that the relay gets its turn in between.
     """
     runtime = dispatcher.runtime
     until = time.monotonic() + min(PRUNE_FOR_S, runtime.settings.task_time_limit_s / 4)
@@ -99,7 +99,7 @@ def prune(dispatcher: Dispatcher) -> int:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What deletes old rows of a table, at most so many at once, and returns how many."""
+    """Deletes up to a number of a table's old rows, and returns how many."""
 
     delete: Callable[[int], int]
     batch: int
@@ -111,14 +111,14 @@ def _prunings(runtime: Runtime) -> list[Pruning]:
         Pruning(partial(outbox.prune, settings.done_retention_s), PRUNE_BATCH),
         Pruning(outbox.prune_open_attempts, PRUNE_BATCH),
         Pruning(partial(runtime.inbox.prune, settings.inbox_retention_s), PRUNE_BATCH),
-        # Each may have megabytes.
+        # Each may be megabytes in size.
         Pruning(partial(runtime.dead_letters.prune, settings.dead_letter_retention_s), PRUNE_BATCH // 10),
     ]
 
 
 def _ask_to_prune(dispatcher: Dispatcher) -> None:
-    """Have `prune` run again soon; where the housekeeping has no time for it, beat's next run goes on."""
+    """Request another run of `prune`; if housekeeping is busy, beat's next run continues."""
     try:
         dispatcher.ask("prune", expires=2 * PRUNE_FOR_S)
-    except Exception as error:  # noqa: BLE001  whatever it is, beat asks too
-        logger.warning("Pruning goes on later: %s", describe(error))
+    except Exception as error:  # noqa: BLE001  beat requests it too
+        logger.warning("Pruning continues later: %s", describe(error))

@@ -1,4 +1,4 @@
-"""What a worker declares on RabbitMQ, and what RabbitMQ itself sets aside of this project's messages."""
+"""Declare what a project needs on RabbitMQ, and record the messages that RabbitMQ dead-letters."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.
@@ -16,19 +16,19 @@ from reliable_celery import rabbitmq
 
 
 class DeclareForOthers(bootsteps.StartStopStep):
-    """Declares, before a worker takes its first message, what senders, listeners and RabbitMQ itself rely on.
+    """Declares everything that senders, listeners and RabbitMQ need before the worker's first message.
 
-    Senders and listeners have no right to declare it. RabbitMQ drops what it cannot set aside or route.
+    Senders and listeners may not declare it. RabbitMQ drops messages that it cannot dead-letter or route.
     """
 
     requires = (Connection,)
 
     def include_if(self, consumer: Any) -> bool:
-        """Tell whether the broker is RabbitMQ."""
+        """Return whether the broker is RabbitMQ."""
         return brokers.is_rabbitmq(consumer.app.conf.broker_url)
 
     def start(self, consumer: Any) -> None:
-        """Declare the dead-letter queue, the exchange of events, and that of commands with its queue."""
+        """Declare the dead-letter queue, the exchange of events, and the exchange and queue of commands."""
         project = consumer.app.runtime.project
         with consumer.connection.channel() as channel:
             brokers.dead_letter_queue(project.name)(channel).declare()
@@ -40,7 +40,7 @@ class DeclareForOthers(bootsteps.StartStopStep):
 
 
 def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
-    """Record what RabbitMQ has set aside of this project's messages; return how many.
+    """Record this project's messages that RabbitMQ has dead-lettered; return how many.
 
     Expired runs of housekeeping are dropped: the next run does their work.
     """

@@ -1,4 +1,4 @@
-"""What a message says about the command in it: its id, its key, and whether it comes late or again."""
+"""A command's message: its id, its key, and whether it is expired or redelivered."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Received:
 
     @classmethod
     def of(cls, task: str, request: Context) -> Self:
-        """Read the request of a task.
+        """Read a task's request.
 
         Raises:
             InvalidMessage: its id or its key cannot be one.
@@ -49,7 +49,7 @@ class Received:
         )
 
     def one_of_many(self, position: int, task: str, key: str | None) -> Self:
-        """Return the command at a position: its id and its default key follow from the message's.
+        """Return the command at a position; its id and its default key derive from the message's.
 
         Raises:
             InvalidMessage: its id or its key cannot be one.
@@ -61,7 +61,7 @@ class Received:
         return replace(self, task_id=task_id, task=task, key=key)
 
     def job(self, command: Command) -> CommandJob:
-        """Return the job of carrying the command out."""
+        """Return the job of running the command."""
         return CommandJob(self.task_id, command, self.correlation_id, self.key)
 
     def job_of_all(self) -> CommandJob:
@@ -69,7 +69,7 @@ class Received:
         return CommandJob(self.task_id, Command(), self.correlation_id)
 
     def readable_job(self, read: Callable[[], Command]) -> CommandJob:
-        """Return the job of the command that `read` makes; plain `Command()` stands for one that is none."""
+        """Return the job of the command that `read` builds; plain `Command()` stands for an invalid one."""
         try:
             return self.job(read())
         except MessagingError:
@@ -84,7 +84,7 @@ def _expiry(request: Context) -> float:
 
 
 def checked_name(field: str, value: Any) -> str:
-    """Return an id or a key.
+    """Check and return an id or a key.
 
     Raises:
         InvalidMessage: it is not 1 to 255 printable characters.

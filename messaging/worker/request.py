@@ -17,15 +17,15 @@ from reliable_celery.requests import Request
 
 
 class OwnTimeLimits(Request):
-    """Runs under the task's own time limits, whatever the message asks for.
+    """Uses the task's time limits, whatever the message asks for.
 
-    A sender's hard limit could end each run before its death is counted; a soft one is an exception at any
-    moment, also after the commit, and would be told as the outcome.
+    A sender's hard limit could kill each run before the crash is counted; a soft one raises at any moment,
+    even after the commit, and would be sent as the outcome.
     """
 
     @property
     def time_limits(self) -> tuple[None, None]:
-        """Return none of the message's own, so that the task's are used."""
+        """Return no limits, so that the task's are used."""
         return None, None
 
     @time_limits.setter
@@ -33,23 +33,23 @@ class OwnTimeLimits(Request):
 
 
 class CommandRequest(OwnTimeLimits):
-    """Leaves expiry to the task, which knows whether the command was carried out before."""
+    """Leaves expiry to the task, which can check whether the command was already carried out."""
 
     def maybe_expire(self) -> bool:
-        """Tell Celery never to revoke a command because of its age."""
+        """Return False, so that Celery never revokes a command because of its age."""
         return False
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        """Make the revocation the answer before its sender is told, unless the message has another one.
+        """Store the revocation as the answer before its sender is told, unless the message has another one.
 
-        The process that was terminated may have committed all the same.
+        The terminated process may have committed before its end.
         """
         try:
             answer = self.answer_revoked(TaskRevokedError(reason))
         except InvalidMessage:  # no worker carries it out
             super()._announce_revoked(reason, terminated, signum, expired)
             return
-        except Exception as error:  # noqa: BLE001  what cannot be recorded is not told
+        except Exception as error:  # noqa: BLE001  an answer that cannot be stored is not sent
             self._already_revoked = True
             task_ready(self)
             self.give_back(error)
@@ -63,7 +63,7 @@ class CommandRequest(OwnTimeLimits):
         self.acknowledge()
 
     def answer_revoked(self, error: Exception) -> Answer:
-        """Make a revocation the answer to the command; return the one that stands."""
+        """Store a revocation as the answer to the command; return the final answer."""
         read = partial(parse, self.task.command, self.args, self.kwargs)
         job = Received.of(self.name, self._context).readable_job(read)
         answer: Answer = self.task.app.runtime.inbox.refuse(job, error)

@@ -1,1 +1,1 @@
-"""Pools that stop in time and share their memory."""
+"""Pools that stop without delay and share memory."""

@@ -1,7 +1,7 @@
-"""Celery's pool of child processes, which stops as soon as the children have finished what they are doing.
+"""Celery's prefork pool, but it stops as soon as the children have finished their tasks.
 
-Setting: `worker_pool = "reliable_celery.pools.prefork:TaskPool"`, which `celery worker --pool=prefork` then
-means as well. (docs/adr/033)
+Setting: `worker_pool = "reliable_celery.pools.prefork:TaskPool"`; `celery worker --pool=prefork` then uses it
+as well. (docs/adr/033)
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ LOOK_EVERY_S = 0.05  # seconds
 
 
 class ResultHandler(asynpool.ResultHandler):
-    """Listens to the children until the last of them has gone."""
+    """Listens to the children until the last of them has exited."""
 
     def on_stop_not_started(self) -> None:
-        """Hear what jobs the pool has still to say, then what those say that it forgot.
+        """Read the results of the jobs that the pool knows, then of those that it forgot.
 
-        A worker that stops under load forgets the jobs that it has handed to a child and not yet seen begun.
-        The child does them, and waits up to 30 s for somebody to hear that it has.
+        A worker that stops under load forgets jobs that a child has received but not yet reported as started.
+        The child runs them, and waits up to 30 s for the parent to read its report.
         """
         super().on_stop_not_started()
         listening = set(self.fileno_to_outq)
@@ -41,17 +41,17 @@ class ResultHandler(asynpool.ResultHandler):
 
 
 class AsynPool(asynpool.AsynPool):
-    """Celery's, with our result handler."""
+    """Celery's pool with our result handler."""
 
     ResultHandler = ResultHandler
 
 
 class TaskPool(prefork.TaskPool):
-    """What `worker_pool` names; Celery calls this module's pool `prefork`, as its own."""
+    """The pool that `worker_pool` names; Celery shows it as `prefork`, like its own."""
 
     Pool = AsynPool
 
     def on_start(self) -> None:
-        """Start the children, which share what was imported before for as long as they only read it."""
+        """Start the children, which share the memory of imported modules as long as they only read it."""
         keep_shared()
         super().on_start()

@@ -1,4 +1,4 @@
-"""A pool child shares its parent's memory for as long as neither writes on it."""
+"""Keep a pool's children sharing their parent's memory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from celery import signals
 
 
 def keep_shared() -> None:
-    """Have every worker of this process spare its children a copy of what was imported before the fork."""
+    """Keep the memory of everything imported before a fork shared with the worker's children."""
     signals.worker_before_create_process.connect(_freeze)
 
 
 def _freeze(**_: Any) -> None:
-    """Take what lives now out of the garbage collector's rounds.
+    """Exclude all current objects from garbage collection.
 
-    A full round writes on every object, which gives each process its own copy of all of them: some 20 MiB
-    that nobody asked for, at a moment that depends on the load.
+    A full collection writes to every object, so each process gets its own copy of all of them: some 20 MiB,
+    at a moment that depends on the load.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""In the solo pool the event loop runs the tasks itself: what it need not wait for, and must not put off."""
+"""Support for the solo pool, in which the event loop runs the tasks itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reliable_celery.results import ResultBackend
 
 
 class SoloConsumer(CeleryConsumer):
-    """Settles messages between the turns of the event loop; with another pool it is Celery's consumer."""
+    """Settles messages between turns of the event loop; with other pools it is Celery's consumer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -21,18 +21,18 @@ class SoloConsumer(CeleryConsumer):
 
     @property
     def is_solo(self) -> bool:
-        """Whether tasks run in this very thread."""
+        """Whether tasks run in this thread."""
         return isinstance(self.pool, SoloPool)
 
     def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
-        """Settle a message at once: the loop may have had its last turn when a worker stops."""
+        """Settle a message at once: a stopping worker's loop may not turn again."""
         if not self.is_solo:
             return super().call_soon_ack(p, *args, **kwargs)
         p(*args, **kwargs)
         return p
 
     def stop(self) -> None:
-        """Settle what was answered last while there is a connection."""
+        """Settle the last answered message while there is still a connection."""
         if isinstance(self.app.backend, ResultBackend):
             self.app.backend.confirm()
         super().stop()

@@ -1,1 +1,1 @@
-"""kombu's Redis transport, without the steps at which a killed worker loses a message."""
+"""kombu's Redis transport, changed so that a killed worker loses no message."""

@@ -1,8 +1,8 @@
-"""Messages that workers of an earlier release left under kombu's own keys, which every Celery app shares.
+"""Take over messages that workers of an earlier release left under kombu's own keys.
 
-Such a worker registered them in `unacked`, beside those of all neighbours on that database. What it left is
-taken over once no worker can hold it any more: only messages of queues that this consumer reads, and only
-under tags as our transport makes them, so that no neighbour's message is touched. (docs/adr/032)
+Such a worker registered them in `unacked`, which all Celery apps on that database share. They are taken over
+once no worker can hold them any more: only messages of queues that this consumer reads, and only with tags
+that our transport makes, so that no other app's message is touched. (docs/adr/032)
 """
 
 # mypy: disable-error-code="no-untyped-call, attr-defined"
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 SHARED_KEY, SHARED_INDEX_KEY = stock.Channel.unacked_key, stock.Channel.unacked_index_key
 SHARED_LEASES_KEY = f"{SHARED_KEY}_leases"
 OUR_TAGS = "*.*.*"  # stock tags are UUIDs, which have no dots
-AT_ONCE = 100  # tags a step
+AT_ONCE = 100  # tags per step
 LOOK_EVERY_S = 10.0  # seconds
 
-#: Moves entries that nobody holds under our own keys, as overdue. KEYS: the shared unacked, its index, its
-#: leases, our unacked, its index. ARGV: the visibility timeout (s), number of tags, the tags, how our entries
-#: end. Where a lease is, it alone decides; where there is none, the visibility timeout does.
+#: Moves entries that no worker holds to our own keys, as overdue. KEYS: the shared unacked, its index, its
+#: leases, our unacked, its index. ARGV: the visibility timeout (s), number of tags, the tags, the endings of
+#: our entries. A lease decides alone; without one, the visibility timeout does.
 ADOPT = """
 local now, adopted = tonumber(redis.call('TIME')[1]), 0
 redis.call('HDEL', KEYS[4], '')
@@ -54,14 +54,14 @@ return adopted
 
 
 class AdoptingChannel(stock.Channel):
-    """A channel that takes over what earlier releases left for its queues."""
+    """A channel that takes over messages of its queues from earlier releases."""
 
     _adopt_at = 0.0  # monotonic seconds
 
     def adopt(self, queues: list[str]) -> None:
         """Take over messages of `queues` that no worker of an earlier release can hold any more.
 
-        Does nothing most of the time, and nothing where the keys are kombu's own.
+        Does nothing most of the time, and never anything if our keys are kombu's own.
         """
         if self.unacked_key == SHARED_KEY or not queues or monotonic() < self._adopt_at:
             return
@@ -69,7 +69,7 @@ class AdoptingChannel(stock.Channel):
         try:
             adopted = self._adopt_all(queues)
         except self.ResponseError as error:
-            logger.warning("Cannot take over what earlier releases left in %s: %s", SHARED_KEY, error)
+            logger.warning("Cannot take over messages of earlier releases in %s: %s", SHARED_KEY, error)
             return
         if adopted:
             logger.warning("Took over %d messages that an earlier release left unacknowledged", adopted)

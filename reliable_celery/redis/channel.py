@@ -1,9 +1,9 @@
 """A channel of kombu's Redis transport that loses no message (docs/adr/030).
 
 Each of its parts is a file of its own: `trips` fetches and registers messages in one step, `news` waits for
-them, `unreadable` sorts out what is no message, `settling` acknowledges and lets go; `leases`, `later` and
-`adoption` give back what others held, what is due, and what earlier releases left; `full` works on a full
-Redis, `crashes` counts. This file hands messages over, and closes.
+them, `unreadable` sets aside items that are no messages, `settling` acknowledges and releases; `leases`,
+`later` and `adoption` requeue messages of dead workers, due messages, and those of earlier releases; `full`
+works on a full Redis, `crashes` counts. This file delivers messages, and closes.
 """
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
@@ -24,8 +24,8 @@ from reliable_celery.redis.fetch import FETCH, FETCH_SHA
 from reliable_celery.redis.full import FrugalChannel
 from reliable_celery.redis.trips import FetchingChannel
 
-REPLY_GRACE = 1.0  # seconds a closing channel waits for a reply that is on its way
-SLICE = 0.05  # seconds the event loop is kept with deliveries; the solo pool runs its tasks inside them
+REPLY_GRACE = 1.0  # seconds that a closing channel waits for an outstanding reply
+SLICE = 0.05  # seconds that deliveries may hold up the event loop; the solo pool runs its tasks inside them
 
 
 class Channel(FetchingChannel, CountingChannel, FrugalChannel):
@@ -41,17 +41,17 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
                 "global_keyprefix is not supported here: give each project a Redis database of its own"
             )
 
-    # Handing over
+    # Delivering
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ARG002  kombu calls it
-        """Handle what Redis sent; Empty when no message came of it."""
+        """Handle what Redis sent; raises Empty when that was no message."""
         self.read_socket()
         if not self.deliver():
             raise Empty
         return True
 
     def deliver(self) -> bool:
-        """Hand over what arrived, one message a call without an event loop; True when there was one."""
+        """Deliver arrived messages, without an event loop one per call; True when there was one."""
         loop, until, delivered = self.connection.cycle.loop, monotonic() + SLICE, False
         while self.arrived:
             delivered = self._deliver_one(*self.arrived.popleft()) or delivered
@@ -79,7 +79,7 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
         else:
             self.qos.restore_by_tag(tag)
 
-    # One message, asked for
+    # Getting one message
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> virtual.Message | None:  # noqa: ARG002  as kombu
         for tag, item in iter(lambda: self._pop_one(queue, no_ack), None):
@@ -110,12 +110,12 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
                 found = client.eval(FETCH, *self.arguments(trip))
         return (found[0][1].decode(), found[0][2]) if found else None
 
-    # The end
+    # Closing
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         result = super()._basic_cancel(consumer_tag)
         if not self.active_queues:
-            # From here on no trip takes the acknowledgements along, and nobody gives signs of life.
+            # From here on no trip carries the acknowledgements, and nobody renews the lease.
             self.attempt(self.flush_acks)
             if self.own_lease:
                 self.attempt(self.give_up_lease)
@@ -135,7 +135,7 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
 
 
 def _stamped(payload: dict[str, Any], tag: str, queue: str) -> dict[str, Any]:
-    """Give a message the tag under which it is registered, and the queue on which it really was."""
+    """Set a message's tag to the one under which it is registered, and its queue to the one it came from."""
     properties = payload["properties"]
     properties["delivery_tag"] = tag
     properties["delivery_info"] = {**(properties.get("delivery_info") or {}), "queue": queue}

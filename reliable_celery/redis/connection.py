@@ -1,4 +1,4 @@
-"""A channel's connection to Redis: one client, and errors that Celery knows how to handle."""
+"""A channel's connection to Redis: one client, and errors that Celery can handle."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts.
@@ -39,11 +39,11 @@ class ConnectedChannel(stock.Channel):
         return params
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Do what need not be done at all costs: what stays unacknowledged is redelivered."""
+        """Run an action that may fail: unacknowledged messages are redelivered."""
         try:
             action()
         except (*self.connection_errors, self.ResponseError):
             logger.warning(
-                "Redis is away or refuses: unacknowledged messages return after the visibility timeout",
+                "Redis is unavailable: unacknowledged messages return after the visibility timeout",
                 exc_info=True,
             )

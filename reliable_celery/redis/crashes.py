@@ -1,4 +1,4 @@
-"""How often a message was begun and not finished, counted in Redis under its task id."""
+"""Count in Redis, by task id, how often a message was started and not finished."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts.
@@ -10,8 +10,8 @@ from kombu.transport import redis as stock
 #: Seconds that a count is kept after the last crash.
 KEPT_S = 604_800
 
-#: Counts one more, and returns the count. KEYS: the count. ARGV: how long it is kept (s). A full Redis runs a
-#: script that begins with a command that uses no memory.
+#: Increments and returns the count. KEYS: the count. ARGV: how long it is kept (s). A full Redis runs a
+#: script whose first command uses no memory.
 COUNT = """
 redis.call('PERSIST', KEYS[1])
 local count = redis.call('INCR', KEYS[1])
@@ -24,13 +24,13 @@ class CountingChannel(stock.Channel):
     """A channel that counts crashes for its consumer; see `reliable_celery.poison`."""
 
     def count_crash(self, task_id: str) -> int:
-        """Note that a redelivered message is begun once more; return how often that was."""
+        """Count another start of a redelivered message; return the count."""
         with self.conn_or_acquire() as client:
             count: int = client.eval(COUNT, 1, self._crashes_key(task_id), KEPT_S)
         return count
 
     def forget_crashes(self, task_id: str) -> None:
-        """Note that the message is settled."""
+        """Delete the count of a settled message."""
         with self.conn_or_acquire() as client:
             client.delete(self._crashes_key(task_id))
 

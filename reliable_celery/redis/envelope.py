@@ -1,4 +1,4 @@
-"""The JSON that kombu puts on a Redis list for each message, and what to do with what is something else."""
+"""The JSON that kombu puts on a Redis list for each message, and how to handle anything else."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.
@@ -12,14 +12,14 @@ from uuid import uuid4
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
-UNREADABLE = "application/x-unreadable"  # content type of an envelope made around what was none
+UNREADABLE = "application/x-unreadable"  # content type of an envelope made around other bytes
 
 
 def read_envelope(item: bytes) -> dict[str, Any] | None:
-    """The kombu message in `item` (its bytes on the list), None when it is something else."""
+    """Return the kombu message in `item` (its bytes on the list), None when it is something else."""
     try:
         payload = loads(item.decode(errors="replace"))
-    except Exception:  # noqa: BLE001  kombu's JSON hooks raise what the sender likes
+    except Exception:  # noqa: BLE001  kombu's JSON hooks may raise anything
         return None
     return payload if is_envelope(payload) else None
 
@@ -38,7 +38,7 @@ def is_envelope(payload: Any) -> bool:
 
 
 def hide(item: bytes, queue: str) -> dict[str, Any]:
-    """A kombu envelope that carries `item`, so that kombu's sweeps can move it like any message."""
+    """Return a kombu envelope that carries `item`, so that kombu's sweeps can move it like any message."""
     return {
         "body": item.hex(),
         "content-type": UNREADABLE,
@@ -49,20 +49,20 @@ def hide(item: bytes, queue: str) -> dict[str, Any]:
 
 
 class Message(virtual.Message):
-    """A message whose body cannot be decoded says so in `errors`, where consumers look; kombu's raises."""
+    """A message that records decoding errors in `errors`, where consumers look; kombu's raises them."""
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         try:
             _refuse_compression(payload)
             super().__init__(payload, channel=channel, **kwargs)
-        except Exception:  # noqa: BLE001  each codec has errors of its own
+        except Exception:  # noqa: BLE001  each codec raises its own errors
             self.errors = [sys.exc_info()]
             plain = {name: value for name, value in payload["properties"].items() if name != "body_encoding"}
             super().__init__({**payload, "properties": plain}, channel=channel, **kwargs)
-            self.properties = payload["properties"]  # says how the body is encoded, still
+            self.properties = payload["properties"]  # still names the body's encoding
 
 
 def _refuse_compression(payload: dict[str, Any]) -> None:
-    """kombu would unpack at once, however much comes out."""
+    """Refuse a compressed body: kombu would unpack it at once, however large the result."""
     if (payload.get("headers") or {}).get("compression"):
         raise ValueError("compressed bodies are refused: a small one can fill the memory")

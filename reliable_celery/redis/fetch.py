@@ -1,4 +1,4 @@
-"""The one script with which a consumer acknowledges, pops and registers messages on Redis."""
+"""The Redis script that acknowledges, pops and registers messages in one step."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-#: Acknowledges, takes the consumer's lease, then moves up to ARGV[2] messages into `unacked`, in one step.
+#: Acknowledges, renews the consumer's lease, then moves up to ARGV[2] messages into `unacked`, in one step.
 #: KEYS: unacked, its index, the leases, then the lists in reading order.
-#: ARGV: prefix of new tags, how many, the lease (empty: none is taken) and its life (s), number of acks, the
-#: acks, per list the end of its values in `unacked` (empty: no acknowledgement is wanted). The time that a
-#: message is registered with is Redis' own, so that the clocks of the workers do not matter.
-#: The first command frees memory: a Redis that is full refuses every script that begins by using some, and
-#: lets this one through, which moves messages and so makes room. A message leaves its list only once it is
-#: registered, so that an error in between leaves it where it was.
+#: ARGV: prefix of new tags, how many, the lease (empty: no lease) and its life (s), number of acks, the acks,
+#: per list the end of its values in `unacked` (empty: needs no acknowledgement). Messages are registered with
+#: Redis' own time, so that the workers' clocks do not matter.
+#: The first command frees memory: a full Redis refuses every script that begins by using memory, but runs
+#: this one, which moves messages and so makes room. A message leaves its list only once it is registered, so
+#: an error in between leaves it where it was.
 FETCH = """
 local room, acks = tonumber(ARGV[2]), tonumber(ARGV[5])
 redis.call('HDEL', KEYS[1], '', unpack(ARGV, 6, 5 + acks))
@@ -43,28 +43,28 @@ FETCH_SHA = hashlib.sha1(FETCH.encode(), usedforsecurity=False).hexdigest()
 
 @dataclass(frozen=True)
 class Trip:
-    """One run of FETCH: what it asks for, and what must be put right when its reply never comes."""
+    """One run of FETCH: its request, and what to repair when its reply never comes."""
 
     lists: list[tuple[str, str]]  # (list key, queue)
     room: int
     acks: list[str]
     no_ack: frozenset[str]  # queues
     prefix: str
-    lease: str  # empty: none is taken
+    lease: str  # empty: no lease
     lease_s: float
 
     def arguments(self, unacked_key: str, unacked_index_key: str, leases_key: str) -> list[str | int | float]:
-        """What follows the script in EVAL and EVALSHA."""
+        """Return the arguments after the script in EVAL and EVALSHA."""
         keys = [unacked_key, unacked_index_key, leases_key, *(key for key, _ in self.lists)]
         endings = ["" if queue in self.no_ack else ending_of(queue) for _, queue in self.lists]
         settings = self.prefix, self.room, self.lease, self.lease_s, len(self.acks)
         return [len(keys), *keys, *settings, *self.acks, *endings]
 
     def tags(self) -> Iterator[str]:
-        """The tags it may have given."""
+        """Return the tags that it may have assigned."""
         return (f"{self.prefix}{number}" for number in range(1, self.room + 1))
 
 
 def ending_of(queue: str) -> str:
-    """Return how the entry of a message from `queue` ends: after `[` and the message come these."""
+    """Return the end of an entry for a message from `queue`; an entry is `[`, the message, this end."""
     return f',"",{json.dumps(queue)}]'

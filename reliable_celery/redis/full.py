@@ -1,8 +1,8 @@
-"""What lets a worker start and work on a Redis that is full, so that something makes room.
+"""Let a worker start and work on a full Redis, since finished tasks make room.
 
 At `maxmemory` with `noeviction` Redis refuses commands that may use memory, every command of a transaction
-(reads and deletions as well), and scripts that begin by using some. It lets commands through that only free
-memory, and scripts that begin with one of those. So no transactions here, and scripts begin by freeing.
+(reads and deletions as well), and scripts whose first command may use memory. It runs commands that only free
+memory, and scripts that begin with one. So there are no transactions here, and scripts begin by freeing.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -19,27 +19,27 @@ from redis.exceptions import OutOfMemoryError
 
 FREE_FIRST = "redis.call('SREM', KEYS[1], '')\n"
 
-#: Binds a queue. KEYS: the exchange's table, its queues that never expire. ARGV: the binding.
+#: Binds a queue. KEYS: the exchange's bindings, its queues that never expire. ARGV: the binding.
 BIND = f"{FREE_FIRST}redis.call('SADD', KEYS[1], ARGV[1]) redis.call('SADD', KEYS[2], ARGV[1])"
 
 
 class Client(redis.Redis):
-    """A client whose pipelines are no transactions; nothing that kombu does in one relies on it."""
+    """A client whose pipelines are not transactions; kombu does not rely on atomic pipelines."""
 
     def pipeline(self, transaction: bool = False, shard_hint: Any = None) -> Any:
-        """Return a pipeline, a transaction only where one is asked for."""
+        """Return a pipeline, a transaction only when requested."""
         return super().pipeline(transaction, shard_hint)
 
 
 class FrugalChannel(stock.Channel):
-    """A channel that binds queues also where Redis takes nothing else.
+    """A channel that can bind queues on a full Redis.
 
-    Celery binds some for remote control, for events and for the replies of other workers before it reads a
-    message. They take a few hundred bytes a worker; the messages that it then handles give back more.
+    Before it reads a message, Celery binds queues for remote control, events and replies of other workers.
+    They take a few hundred bytes per worker; the messages that it then handles free more.
     """
 
     def _get_client(self) -> Any:
-        super()._get_client()  # refuses a redis-py that is too old
+        super()._get_client()  # raises if redis-py is too old
         return Client
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:

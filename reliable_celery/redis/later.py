@@ -1,7 +1,7 @@
-"""Messages for later wait in Redis, where they are registered already; no worker holds them meanwhile.
+"""Messages with a future ETA wait in Redis, where they are already registered; no worker holds them.
 
-They cost a worker neither memory nor a place in its prefetch, whatever their number, size and time; they
-outlive it; and Redis' clock alone decides when they are due. (docs/adr/030)
+They take neither memory nor prefetch places of a worker, whatever their number, size and ETA; they survive
+its death; and Redis' clock alone decides when they are due. (docs/adr/030)
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -18,13 +18,13 @@ from kombu.transport import virtual
 
 logger = logging.getLogger(__name__)
 
-MAX_DUE = 50  # messages given back in one step; each is copied inside Redis
-LOOK_AHEAD_S = 1.0  # seconds; the sweep looks as often, and only what is due sooner gets a timer
-SHORTEST_LOOK_S = 0.02  # seconds between two looks at what is due
+MAX_DUE = 50  # messages requeued in one step; each is copied inside Redis
+LOOK_AHEAD_S = 1.0  # seconds; the sweep runs as often, so only messages that are due sooner need a timer
+SHORTEST_LOOK_S = 0.02  # seconds between two looks for due messages
 
-#: Has a message wait. KEYS: unacked's index, what waits. ARGV: its tag, its list, when it is due (Unix time).
-#: Returns the seconds until then as text, empty when it is due. What is not registered any more was given to
-#: another consumer, and is that one's to put off.
+#: Makes a message wait. KEYS: unacked's index, the waiting messages. ARGV: its tag, its list, its due time
+#: (Unix time). Returns the seconds until then as text, empty when it is due. A message that is no longer
+#: registered was given to another consumer, which puts it off itself.
 PUT_OFF = """
 local time = redis.call('TIME')
 local wait = ARGV[3] - (time[1] + time[2] / 1000000)
@@ -35,9 +35,9 @@ end
 return tostring(wait)
 """
 
-#: Puts messages that are due on their lists again, as they were. KEYS: unacked, what waits. ARGV: how many.
+#: Requeues due messages unchanged. KEYS: unacked, the waiting messages. ARGV: how many.
 #: Returns the seconds until the next is due as text, empty when none waits. Its first command frees memory,
-#: so that a full Redis lets it through.
+#: so a full Redis runs it.
 GIVE_BACK_DUE = """
 redis.call('ZREM', KEYS[2], '')
 local time = redis.call('TIME')
@@ -57,17 +57,17 @@ return first[2] and tostring(first[2] - now) or ''
 
 
 class LaterChannel(stock.Channel):
-    """A channel that leaves messages for later to Redis, and gives back what is due."""
+    """A channel that leaves messages with a future ETA in Redis, and requeues them when they are due."""
 
-    _look_for_due_at = 0.0  # monotonic seconds; when the timer goes off that was set last
+    _look_for_due_at = 0.0  # monotonic seconds; when the last timer fires
 
     @property
     def later_key(self) -> str:
-        """Return the name of the sorted set of what waits; a member is a tag and the list to go back to."""
+        """Return the name of the sorted set of waiting messages; a member is a tag and the message's list."""
         return f"{self.unacked_key}_later"
 
     def put_off(self, message: Any, due: float) -> bool:
-        """Let a message wait until `due`, a Unix time; False when that is over by Redis' clock."""
+        """Let a message wait until `due`, a Unix time; False when that has passed by Redis' clock."""
         priority = self._get_message_priority({"properties": message.properties}, reverse=False)
         list_key = self._q_for_pri(message.delivery_info["queue"], priority)
         with self.conn_or_acquire() as client:
@@ -76,19 +76,19 @@ class LaterChannel(stock.Channel):
             )
         if not wait:
             return False
-        virtual.QoS.ack(self.qos, message.delivery_tag)  # its place in the prefetch is for another
+        virtual.QoS.ack(self.qos, message.delivery_tag)  # frees its place in the prefetch
         self._look_for_due_in(float(wait))
         return True
 
     def give_back_due(self) -> None:
-        """Put what is due on its list, and come again when the next is."""
+        """Requeue due messages, and set a timer for the next one."""
         with self.conn_or_acquire() as client:
             wait = client.eval(GIVE_BACK_DUE, 2, self.unacked_key, self.later_key, MAX_DUE)
         if wait:
             self._look_for_due_in(float(wait))
 
     def _look_for_due_in(self, seconds: float) -> None:
-        """Set a timer for what is due before the next sweep, unless one goes off before that."""
+        """Set a timer for a message that is due before the next sweep, unless one fires earlier."""
         loop, now = self.connection.cycle.loop, monotonic()
         at = now + max(seconds, SHORTEST_LOOK_S)
         if loop is None or seconds >= LOOK_AHEAD_S or now < self._look_for_due_at <= at:

@@ -1,7 +1,7 @@
-"""A consumer's lease on the messages that it holds, so that those of a killed one go back within seconds.
+"""A consumer's lease on its messages, so that those of a killed consumer are requeued within seconds.
 
-The visibility timeout must be longer than the longest task; a lease only longer than a pause of the loop.
-It is a member of a sorted set: the prefix of the consumer's tags, and when it runs out. (docs/adr/032)
+The visibility timeout must be longer than the longest task; a lease only longer than a pause of the event
+loop. It is a member of a sorted set: the prefix of the consumer's tags, and its expiry. (docs/adr/032)
 """
 
 # mypy: disable-error-code="no-untyped-call, assignment, misc"
@@ -18,13 +18,13 @@ from kombu.transport import redis as stock
 
 logger = logging.getLogger(__name__)
 
-MAX_ORPHANS = 50  # messages given back in one go; a worker's own messages wait for it
+MAX_ORPHANS = 50  # messages requeued in one step; the worker's own messages wait for it
 
-#: Prolongs a lease, registers tags anew, and names messages whose consumer's lease has run out; of a consumer
-#: that holds nothing any more the lease goes.
+#: Renews a lease, registers tags anew, and returns messages whose consumer's lease has expired; deletes
+#: expired leases without messages.
 #: KEYS: the leases, the index of `unacked`. ARGV: own prefix (empty: no lease), its life (s), how many
-#: messages to name, the tags. The clock is Redis' own, so that those of the workers do not matter. The first
-#: command frees memory: a full Redis refuses every script that begins by using some.
+#: messages to return, the tags. It uses Redis' clock, so that the workers' clocks do not matter. The first
+#: command frees memory: a full Redis refuses every script that begins by using memory.
 TEND = """
 redis.call('ZREM', KEYS[1], '')
 local now = tonumber(redis.call('TIME')[1])
@@ -47,7 +47,7 @@ end
 return orphans
 """
 
-#: Names messages that nobody has acknowledged in time, without those of a consumer whose lease is good.
+#: Returns messages not acknowledged in time, except those of consumers with a valid lease.
 #: KEYS: the leases, the index of `unacked`. ARGV: the visibility timeout (s), how many (-1: all).
 OVERDUE = """
 local now, overdue = tonumber(redis.call('TIME')[1]), {}
@@ -59,7 +59,7 @@ end
 return overdue
 """
 
-#: Registers a message anew, as nobody's. KEYS: unacked, its index. ARGV: its tag.
+#: Registers a message anew, without an owner. KEYS: unacked, its index. ARGV: its tag.
 DISOWN = """
 redis.call('ZREM', KEYS[2], ARGV[1])
 local value = redis.call('HGET', KEYS[1], ARGV[1])
@@ -72,9 +72,9 @@ end
 
 
 class LeasingChannel(stock.Channel):
-    """A channel whose event loop gives signs of life, and gives back what others held who give none."""
+    """A channel whose event loop renews its lease, and requeues messages of consumers with expired leases."""
 
-    #: Seconds; a consumer that is silent for so long is taken for dead. It speaks five times as often.
+    #: Seconds; a consumer that is silent for so long is considered dead. It renews five times as often.
     lease_s: float = 10
     from_transport_options = (*stock.Channel.from_transport_options, "lease_s")
 
@@ -91,11 +91,11 @@ class LeasingChannel(stock.Channel):
 
     @property
     def own_lease(self) -> str:
-        """Return the member of that set that stands for this consumer; empty when it holds no lease."""
+        """Return this consumer's member of that set; empty when it holds no lease."""
         return self.tag_prefix if self.connection.holds_leases else ""
 
     def tend_leases(self) -> None:
-        """Prolong our lease, or what we hold without one; give back what killed workers held.
+        """Renew our lease, or register our messages anew without one; requeue messages of killed workers.
 
         Does nothing most of the time.
         """
@@ -105,10 +105,10 @@ class LeasingChannel(stock.Channel):
         try:
             orphans = self._give_back_orphans()
         except (*self.connection_errors, self.ResponseError):
-            logger.warning("The leases could not be tended; trying again soon", exc_info=True)
+            logger.warning("The leases could not be renewed; trying again soon", exc_info=True)
             return
         if orphans:
-            logger.warning("Gave back %d messages of a worker that was silent for too long", orphans)
+            logger.warning("Requeued %d messages of a worker that was silent for too long", orphans)
         if orphans == MAX_ORPHANS:
             self._tend_leases_at = 0.0
 
@@ -127,22 +127,22 @@ class LeasingChannel(stock.Channel):
         return orphans
 
     def held_tags(self) -> list[str]:
-        """Return the tags of all messages here that are not settled."""
+        """Return the tags of all unsettled messages of this channel."""
         return [tag for tag in list(self.qos._delivered) if tag not in self.qos._dirty]
 
     def disown(self, tag: str) -> None:
-        """Have a message come back after the visibility timeout, whatever our lease says."""
+        """Have a message redelivered after the visibility timeout, whatever our lease says."""
         with self.conn_or_acquire() as client:
             client.eval(DISOWN, 2, self.unacked_key, self.unacked_index_key, tag)
 
     def overdue(self, client: Any, limit: int | None) -> list[bytes]:
-        """Return the tags of messages that nobody has acknowledged within the visibility timeout."""
+        """Return the tags of messages not acknowledged within the visibility timeout."""
         keys = self.leases_key, self.unacked_index_key
         tags: list[bytes] = client.eval(OVERDUE, 2, *keys, self.visibility_timeout, limit or -1)
         return tags
 
     def give_up_lease(self) -> None:
-        """Leave what is still running to the visibility timeout, from now on: it is longer than any task."""
+        """Leave running tasks to the visibility timeout from now on: it is longer than any task."""
         self._tend_leases_at = 0.0
         with self.conn_or_acquire() as client:
             self._tend(client, "", 0, self.held_tags())

@@ -1,7 +1,7 @@
-"""Waiting for messages without popping: Redis tells when a list changes, by client-side caching.
+"""Wait for messages without popping: Redis reports changed lists, by client-side caching.
 
 `EXISTS` on a tracking connection makes Redis push one notice when any of the lists changes. One connection
-waits for all queues and priorities, and nothing is popped by a worker that may die before it registers it.
+waits for all queues and priorities, and no worker pops a message that it may not live to register.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 class News:
-    """What one connection knows of whether its lists have changed."""
+    """What one connection knows about changes to its lists."""
 
     def __init__(self) -> None:
-        #: Monotonic seconds. Until then the lists are empty, unless Redis tells otherwise.
+        #: Monotonic seconds. Until then the lists are taken to be empty, unless Redis reports a change.
         self.look_at = 0.0
 
     def look_now(self) -> None:
-        """Look at the lists with the next trip, told or not."""
+        """Look at the lists with the next trip, notified or not."""
         self.look_at = 0.0
 
     @staticmethod
     def request(keys: list[str]) -> list[list[Any]]:
-        """Return the commands that have Redis tell when one of the lists changes, and say whether one has."""
+        """Return the commands that make Redis report changes to the lists, and whether one has changed."""
         return [
             ["CLIENT", "TRACKING", "ON", "OPTIN", "NOLOOP"],
             ["CLIENT", "CACHING", "YES"],
@@ -36,13 +36,13 @@ class News:
         ]
 
     def read_reply(self, connection: Any, look_every_s: float) -> None:
-        """Read what Redis said to these commands; where it cannot tell news, look every so often."""
+        """Read the replies to these commands; if Redis cannot report changes, poll the lists."""
         replies = [_reply_or_error(connection) for _ in range(3)]
         for error in replies:
             if isinstance(error, Exception):
-                logger.warning("Redis tells no news (%s): looking every %s s", error, look_every_s)
+                logger.warning("Redis does not report changes (%s): looking every %s s", error, look_every_s)
                 break
-        # Changed already, or news are in redis-py's buffer, where the event loop does not see them.
+        # Already changed, or a notice is in redis-py's buffer, where the event loop does not see it.
         changed = isinstance(replies[2], int) and replies[2] > 0
         self.look_at = 0.0 if changed or connection.can_read(timeout=0) else monotonic() + look_every_s
 

@@ -1,4 +1,4 @@
-"""How a message goes back to its list: in one step, also on a Redis that is full."""
+"""Return a message to its list in one step, even on a full Redis."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kombu.utils.json import loads
 from reliable_celery.redis.envelope import hide
 
 #: Moves a message from `unacked` to lists. KEYS: unacked, its index, the lists. ARGV: the tag, then per list
-#: a command and the message as it is to be. The first command frees memory: a full Redis refuses transactions
-#: and scripts that begin by using some. Whoever comes second finds the message gone and moves nothing.
+#: a command and the message to push. The first command frees memory: a full Redis refuses transactions and
+#: scripts that begin by using memory. A second run finds the message gone and moves nothing.
 MOVE = """
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then
@@ -23,17 +23,17 @@ end
 
 @dataclass
 class Pushes:
-    """Takes the pushes that kombu would put into a transaction, and moves the message with them."""
+    """Collects the pushes that kombu would put into a transaction, and moves the message with them."""
 
     keys: list[str] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)  # by turns a command and a message
+    commands: list[str] = field(default_factory=list)  # commands and messages alternate
 
     def lpush(self, key: str, message: str) -> None:
-        """Note that the message goes to the end that is read last."""
+        """Push to the end that is read last."""
         self._note("LPUSH", key, message)
 
     def rpush(self, key: str, message: str) -> None:
-        """Note that the message goes to the end that is read first."""
+        """Push to the end that is read first."""
         self._note("RPUSH", key, message)
 
     def _note(self, command: str, key: str, message: str) -> None:
@@ -49,17 +49,17 @@ class Pushes:
 def read_entry(value: bytes) -> tuple[Any, str, str]:
     """Return the message, exchange and routing key that an entry of `unacked` holds.
 
-    What is no JSON is hidden in a message; it came from the list of the queue that ends the entry.
+    Anything but JSON is hidden in a message; it came from the list of the queue that ends the entry.
     """
     try:
         message, exchange, routing_key = loads(value.decode(errors="replace"))
-    except Exception:  # noqa: BLE001  kombu's JSON hooks raise what the sender likes
+    except Exception:  # noqa: BLE001  kombu's JSON hooks may raise anything
         return hidden(value)
     return message, exchange, routing_key
 
 
 def hidden(value: bytes) -> tuple[dict[str, Any], str, str]:
-    """Return an entry of `unacked` whose message is an envelope around the bytes that were there."""
+    """Return an entry of `unacked` whose message is an envelope around the original bytes."""
     raw, _, queue = value[1:-1].rpartition(b',"",')
     name = loads(queue)
     return hide(raw, name), "", name

@@ -1,4 +1,4 @@
-"""Acknowledging messages, and letting go of them: acknowledgements travel with the next trip for messages."""
+"""Acknowledge and release messages; acknowledgements travel with the next trip for messages."""
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
 # kombu is untyped in parts, and gives attributes the type of their first value.
@@ -19,8 +19,8 @@ from reliable_celery.redis.later import LaterChannel
 from reliable_celery.redis.leases import LeasingChannel
 from reliable_celery.redis.restore import Pushes, read_entry
 
-ACK_DELAY = 0.1  # seconds an acknowledgement waits for company, while there is enough to do
-MAX_ACKS = 1000  # acknowledgements a trip; Lua can unpack some 8,000 values
+ACK_DELAY = 0.1  # seconds that an acknowledgement waits for others, while the worker is busy
+MAX_ACKS = 1000  # acknowledgements per trip; Lua can unpack some 8,000 values
 
 
 class QoS(stock.QoS):
@@ -46,7 +46,7 @@ class QoS(stock.QoS):
             self.ack(delivery_tag)
 
     def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:  # noqa: ARG002  as kombu
-        """Give back what nobody has acknowledged in time, by Redis' clock; kombu goes by the worker's."""
+        """Requeue messages not acknowledged in time by Redis' clock; kombu uses the worker's."""
         self._vrestore_count += 1
         if (self._vrestore_count - 1) % (interval or 1):
             return
@@ -61,7 +61,7 @@ class QoS(stock.QoS):
         super().restore_unacked(client)
 
     def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:
-        """Put one message back; what is no kombu message is hidden in one first."""
+        """Requeue one message; anything else is first wrapped in one."""
         pushes = Pushes()
         with self.channel.conn_or_acquire(client) as client:
             value = client.hget(self.unacked_key, tag)
@@ -72,10 +72,10 @@ class QoS(stock.QoS):
 
 
 class SettlingChannel(LaterChannel, LeasingChannel, AdoptingChannel, ConnectedChannel):
-    """A channel that collects acknowledgements, and lets go of messages that it cannot settle."""
+    """A channel that collects acknowledgements, and releases messages that it cannot settle."""
 
     QoS = QoS
-    ack_until = 0.0  # monotonic seconds; until then acknowledgements wait for company
+    ack_until = 0.0  # monotonic seconds; until then acknowledgements wait for others
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         self.acks: deque[str] = deque()
@@ -83,7 +83,7 @@ class SettlingChannel(LaterChannel, LeasingChannel, AdoptingChannel, ConnectedCh
 
     @property
     def acks_can_wait(self) -> bool:
-        """Whether a trip will come by without the application's doing."""
+        """Whether a trip will follow without a call by the application."""
         return bool(self.connection and self.connection.cycle.in_loop and self.active_queues)
 
     def ack_later(self, tag: str) -> None:
@@ -93,7 +93,7 @@ class SettlingChannel(LaterChannel, LeasingChannel, AdoptingChannel, ConnectedCh
         self.acks.append(tag)
 
     def take_acks(self) -> list[str]:
-        """Return the acknowledgements that a trip is to take along."""
+        """Return the acknowledgements for the next trip to carry."""
         return [self.acks.popleft() for _ in range(min(len(self.acks), MAX_ACKS))]
 
     def flush_acks(self) -> None:
@@ -106,6 +106,6 @@ class SettlingChannel(LaterChannel, LeasingChannel, AdoptingChannel, ConnectedCh
             self.acks.popleft()
 
     def forget(self, delivery_tag: str) -> None:
-        """Leave a message to the visibility timeout, and have its place in the prefetch for another."""
+        """Leave a message to the visibility timeout, and free its place in the prefetch."""
         self.attempt(lambda: self.disown(delivery_tag))
         virtual.QoS.ack(self.qos, delivery_tag)

@@ -1,8 +1,8 @@
-"""kombu's Redis transport without its hole and with fewer round trips (docs/adr/030).
+"""kombu's Redis transport without message loss and with fewer round trips (docs/adr/030).
 
 Setting: `broker_transport = "reliable_celery.redis.transport:Transport"` with a `redis://` or `rediss://`
-URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL. What stands
-on the queues stays kombu's, so stock senders share a broker with this one.
+URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL. Messages on
+the queues keep kombu's format, so stock senders can share a broker with this transport.
 """
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Poller(stock.MultiChannelPoller):
-    """Starts a trip when there is something to send or room, and reads every answer."""
+    """Starts a trip when there is something to send or room for messages, and reads every reply."""
 
     loop: Any = None  # the event loop, None under drain_events
 
@@ -48,7 +48,7 @@ class Poller(stock.MultiChannelPoller):
         try:
             super().maybe_restore_messages()
         except exceptions.ResponseError:
-            logger.warning("Redis refused to give back old messages; the next sweep will try", exc_info=True)
+            logger.warning("Redis refused to requeue old messages; the next sweep will try", exc_info=True)
 
     def on_readable(self, fileno: int) -> None:
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
@@ -69,14 +69,14 @@ class Transport(stock.Transport):
 
     Channel = Channel
     #: Whether its consumers promise to turn their event loop every few seconds. A pool that runs tasks inside
-    #: the loop cannot: its messages come back after the visibility timeout.
+    #: the loop cannot: its messages are redelivered after the visibility timeout.
     holds_leases = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
-        #: Called as (queue, raw bytes) for what is no kombu message, in the thread that consumes. It returns
-        #: once that is recorded; when it raises, the message comes back after the visibility timeout.
+        #: Called as (queue, raw bytes) for an item that is no kombu message, in the consuming thread. It
+        #: returns once that is recorded; if it raises, the item is redelivered after the visibility timeout.
         self.on_unreadable: Callable[[str, bytes], object] = self._refuse_unreadable
 
     @staticmethod
@@ -90,6 +90,6 @@ class Transport(stock.Transport):
 
 
 class SocketTransport(Transport):
-    """The same over a Unix socket: its address is read by the channel, which knows what a path is."""
+    """The same over a Unix socket; the channel reads the path from its address."""
 
     can_parse_url = True

@@ -1,4 +1,4 @@
-"""Trips to Redis for messages: when one is worth it, how it is sent, and what its reply brings."""
+"""Trips to Redis for messages: when to make one, how to send it, and how to read its reply."""
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
 # kombu is untyped in parts, and gives attributes the type of their first value (`_in_poll = False`).
@@ -19,14 +19,14 @@ from reliable_celery.redis.unreadable import SortingChannel
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 16  # messages a trip; more would only keep them from other workers
+MAX_BATCH = 16  # messages per trip; more would only keep them from other workers
 
 
 class FetchingChannel(SortingChannel):
     """A channel that pops and registers messages in one step, into `arrived`."""
 
-    _trip: Trip | None = None  # sent and not yet answered
-    _prefetch_at_once = 0  # the prefetch without what a stock consumer holds for later
+    _trip: Trip | None = None  # sent, not yet answered
+    _prefetch_at_once = 0  # the prefetch without the messages that a stock consumer holds until their ETA
     _pause_until = 0.0  # monotonic seconds; Redis refused a trip
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
@@ -43,23 +43,23 @@ class FetchingChannel(SortingChannel):
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
-        """Celery's own consumer raises the prefetch by one for each message that it holds for later."""
+        """Remember the lowest count: Celery's consumer adds one per message that it holds until its ETA."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         self._prefetch_at_once = min(self._prefetch_at_once or prefetch_count, prefetch_count)
 
     @property
     def acknowledged_queues(self) -> list[str]:
-        """The queues read here whose messages stay registered until they are acknowledged."""
+        """Return the queues whose messages stay registered until they are acknowledged."""
         return [queue for queue in self.active_queues if queue not in self._no_ack_queues]
 
     def held_tags(self) -> list[str]:
-        """Return the tags of all messages here that are not settled."""
+        """Return the tags of all unsettled messages of this channel."""
         return [*super().held_tags(), *(tag for _, tag, _ in self.arrived)]
 
     # When
 
     def wants_trip(self) -> bool:
-        """Tell whether there is something to send, or room for messages that may be there."""
+        """Whether there is something to send, or room for messages that may have arrived."""
         now = monotonic()
         if self._in_poll or now < self._pause_until:
             return False
@@ -68,11 +68,11 @@ class FetchingChannel(SortingChannel):
         return self._room() >= self._worthwhile() or (bool(self.acks) and now >= self.ack_until)
 
     def _worthwhile(self) -> int:
-        """How many free places are worth a trip; while fewer are free, there is enough to do."""
+        """Return how many free places justify a trip; with fewer the worker is busy enough."""
         return min(max(1, self._prefetch_at_once // 4), MAX_BATCH)
 
     def _room(self) -> int:
-        """How many messages may be taken now."""
+        """Return how many messages may be taken now."""
         if self.arrived or not self.qos.can_consume():
             return 0
         if not self.qos.prefetch_count or "can_consume" in vars(self.qos):
@@ -80,17 +80,17 @@ class FetchingChannel(SortingChannel):
             return 1
         return min(self.qos.can_consume_max_estimate(), MAX_BATCH)
 
-    # There
+    # Sending a trip
 
     def new_trip(self, queues: list[str], room: int, no_ack: set[str]) -> Trip:
-        """Return a trip for up to `room` messages of `queues`, which takes acknowledgements along."""
+        """Return a trip for up to `room` messages of `queues` that also carries acknowledgements."""
         lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
         self._trips += 1
         prefix = f"{self.tag_prefix}{self._trips}."
         return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, self.own_lease, self.lease_s)
 
     def arguments(self, trip: Trip) -> list[str | int | float]:
-        """Return what follows the script on a trip."""
+        """Return the arguments after the script on a trip."""
         return trip.arguments(self.unacked_key, self.unacked_index_key, self.leases_key)
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  kombu calls it
@@ -108,10 +108,10 @@ class FetchingChannel(SortingChannel):
         self._read_reply = read_reply
         connection.send_packed_command(connection.pack_commands(commands))
 
-    # And back
+    # Reading its reply
 
     def read_socket(self) -> None:
-        """Read a reply, or news, from the connection on which Redis has sent something."""
+        """Read a reply, or a notice, from the connection on which Redis has sent something."""
         connection = self.client.connection
         try:
             if self._in_poll:
@@ -143,9 +143,9 @@ class FetchingChannel(SortingChannel):
         for index, tag, item in found:
             queue = trip.lists[index][1]
             self.arrived.append((queue, tag.decode(), item))
-            self._queue_cycle.rotate(queue)  # the next trip begins with another, so that none starves
+            self._queue_cycle.rotate(queue)  # the next trip begins with another queue, so that none starves
         if len(found) < trip.room or monotonic() < self.news.look_at:
-            # In the second case news may have come ahead of the reply, and redis-py dropped them.
+            # In the second case a notice may have come before the reply, and redis-py dropped it.
             self._send(self._read_armed, *self.news.request([key for key, _ in trip.lists]))
 
     def _read_armed(self, connection: Any) -> None:
@@ -153,14 +153,14 @@ class FetchingChannel(SortingChannel):
         self._in_poll = None
 
     def _put_right(self, trip: Trip) -> None:
-        """Repeat what a trip without an answer may or may not have done."""
+        """Repair after a trip without a reply, which may or may not have run."""
         self._trip = None
         self.acks.extend(trip.acks)
         for tag in trip.tags():
             self.qos.restore_by_tag(tag)
 
     def end_trip(self, patience_s: float) -> None:
-        """Read the reply that is on its way; put right what a trip did whose reply does not come."""
+        """Read the outstanding reply; if it does not come, repair what the trip may have done."""
         connection: Any = self._in_poll
         if connection and connection.can_read(timeout=patience_s):
             self._read_reply(connection)

@@ -1,4 +1,4 @@
-"""What is on a list and is no kombu message: it is handed to the transport's hook, and stops nobody."""
+"""Pass items that are no kombu messages to the transport's hook, so that they stop nobody."""
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
 # kombu is untyped in parts, and gives attributes the type of their first value.
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class SortingChannel(SettlingChannel):
-    """A channel that sorts out what is no kombu message."""
+    """A channel that sets aside items that are no kombu messages."""
 
     def read_item(self, queue: str, tag: str, item: bytes) -> dict[str, Any] | None:
-        """Return the message that was on a list, None when it is none, which is then set aside."""
+        """Return the message in a list's item; None when it is no message and was set aside."""
         payload = read_envelope(item)
         if payload is None or payload.get("content-type") == UNREADABLE:
             self._set_aside(queue, tag, item, payload)
@@ -45,7 +45,7 @@ class SortingChannel(SettlingChannel):
         self.disown(tag)
 
     def hide_unreadable(self, tag: str | bytes) -> None:
-        """Replace what is registered under `tag` by an envelope around it, which stock sweeps can carry."""
+        """Replace the item registered under `tag` by an envelope around it, which stock sweeps can move."""
         with self.conn_or_acquire() as client:
             value = client.hget(self.unacked_key, tag)
             if value is None:

@@ -1,1 +1,1 @@
-"""The containers, really run: `make test-containers`."""
+"""Tests that run the containers: `make test-containers`."""

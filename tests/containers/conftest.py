@@ -1,4 +1,4 @@
-"""Runs when it is asked for by name (`make test-containers`), never as a part of the whole suite."""
+"""These tests run only when named (`make test-containers`), never as part of the whole suite."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +14,12 @@ FIGURES = pytest.StashKey[Figures]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Have the measured figures written where readers find them."""
+    """Add an option to write the measured figures into the page."""
     parser.addoption("--write-docs", action="store_true", help="write the figures into the page")
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    """Leave this folder alone unless it was named: it builds an image, and takes minutes."""
+    """Ignore this folder unless it was named: it builds an image, and takes minutes."""
     here, started_in = Path(__file__).parent, config.invocation_params.dir
     named = (started_in / argument.partition("::")[0] for argument in config.args)
     return None if any(path.is_relative_to(here) for path in named) else True
@@ -27,7 +27,7 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 
 @pytest.fixture(scope="session")
 def figures(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterator[Figures]:
-    """What was measured; printed at the end, and written where that was asked for and all of it passed."""
+    """The measured figures; printed at the end, and written on request if all tests passed."""
     figures = Figures()
     yield figures
     pytestconfig.stash[FIGURES] = figures
@@ -36,7 +36,7 @@ def figures(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iter
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what was measured."""
+    """Print the measured figures."""
     if FIGURES in config.stash:
         terminalreporter.section("figures")
         terminalreporter.write_line(config.stash[FIGURES].table())
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that was set up as the page says."""
+    """A server set up as in the page."""
     compose = compose_command()
     if compose is None:
         missing("Docker", "a daemon that answers, with Compose 2 or docker-compose")

@@ -1,11 +1,11 @@
-"""The Docker of this machine, whatever it is."""
+"""This machine's Docker."""
 
 import shutil
 import subprocess
 
 
 def compose_command() -> list[str] | None:
-    """Return how Compose is called here; None where no Docker daemon answers, or there is no Compose."""
+    """Return the command of Compose; None if no Docker daemon answers, or Compose is not installed."""
     if not _works("docker", "info"):
         return None
     candidates = (["docker", "compose"], ["docker-compose"])
@@ -19,6 +19,6 @@ def _works(*command: str) -> bool:
 
 
 def docker(*arguments: str) -> str:
-    """Return what `docker` prints."""
+    """Return the output of `docker`."""
     result = subprocess.run(["docker", *arguments], check=True, text=True, capture_output=True)  # noqa: S607
     return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""What was measured, as the table in docs/how-to/on-a-server.md."""
+"""The measured figures, as a table in docs/how-to/on-a-server.md."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Clock:
         self.seconds = 0.0
 
     def stop(self) -> None:
-        """Keep how long it took."""
+        """Store the elapsed time."""
         self.seconds = monotonic() - self._begun
 
 
@@ -32,13 +32,13 @@ def measured() -> Iterator[Clock]:
 
 
 class Figures:
-    """What was done, and what came of it."""
+    """Actions and their outcomes."""
 
     def __init__(self) -> None:
         self._rows: dict[str, str] = {}
 
     def note(self, what: str, result: str) -> None:
-        """Keep a row of the table."""
+        """Add a row to the table."""
         self._rows[what] = result
 
     def table(self) -> str:
@@ -47,6 +47,6 @@ class Figures:
         return "\n".join(["| what | result |", "|---|---|", *rows])
 
     def write(self) -> None:
-        """Put the table in its place in the page."""
+        """Write the table into the page."""
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(PLACE.sub(lambda _: f"\n{self.table()}\n\n", page), encoding="utf-8")

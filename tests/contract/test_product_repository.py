@@ -1,4 +1,4 @@
-"""The fake and PostgreSQL answer the same commands the same way, so that tests on fakes can be believed."""
+"""The fake and PostgreSQL answer commands the same way, so that tests on fakes can be trusted."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ FRIDAY, MONDAY = date(2026, 1, 2), date(2026, 1, 5)
 
 
 class Warehouse(Protocol):
-    """One way to keep stock."""
+    """One implementation of the warehouse."""
 
     events: list[Event]
 
     def handle(self, command: Command) -> Any: ...
 
     def react(self, event: Deallocated) -> None:
-        """Have the reaction to a lost line run."""
+        """Run the reaction to a lost line."""
 
     def allocated(self) -> dict[str, tuple[int, int]]:
         """Return (purchased, allocated) by batch reference."""
@@ -120,7 +120,7 @@ def test_the_shelf_comes_first_then_the_earliest_shipment(stocked):
     assert batches == ["shelf", "friday", "monday", None]
 
 
-def test_a_small_line_still_fits_where_a_large_one_did_not(stocked):
+def test_a_small_line_fits_where_a_large_one_did_not(stocked):
     stocked.handle(Allocate("o1", "LAMP", 20))
 
     assert stocked.handle(Allocate("o2", "LAMP", 11)) == "friday"
@@ -128,7 +128,7 @@ def test_a_small_line_still_fits_where_a_large_one_did_not(stocked):
     assert stocked.allocated()["shelf"] == (30, 30)
 
 
-def test_a_line_is_allocated_once_also_when_its_batch_is_full_by_then(stocked):
+def test_a_line_is_allocated_once_even_if_its_batch_is_full_now(stocked):
     first = stocked.handle(Allocate("o1", "LAMP", 30))
     stocked.events.clear()
 
@@ -137,7 +137,7 @@ def test_a_line_is_allocated_once_also_when_its_batch_is_full_by_then(stocked):
     assert stocked.events == []
 
 
-def test_a_line_that_fits_its_own_batch_twice_is_still_allocated_once(stocked):
+def test_a_line_that_would_fit_its_batch_twice_is_allocated_once(stocked):
     stocked.handle(Allocate("o1", "LAMP", 5))
 
     assert stocked.handle(Allocate("o1", "LAMP", 5)) == "shelf"
@@ -238,7 +238,7 @@ def test_a_line_that_was_reported_and_found_stock_again_is_reported_again(wareho
 def test_a_line_that_loses_its_stock_is_reported_although_an_older_release_left_its_shortage(
     clean_database: str,
 ):
-    """That release allocates a line without a look at the table of shortages."""
+    """That release allocates lines without checking the table of shortages."""
     warehouse = PostgresWarehouse(clean_database)
     warehouse.handle(CreateBatch("b1", "LAMP", 10))
     warehouse.handle(Allocate("o1", "LAMP", 10))
@@ -267,7 +267,7 @@ def test_an_unknown_batch_is_refused(stocked):
         stocked.handle(ChangeBatchQuantity("tuesday", 1))
 
 
-def test_allocating_is_told(stocked):
+def test_allocating_raises_an_event(stocked):
     stocked.handle(Allocate("o1", "LAMP", 10))
 
     assert stocked.events == [Allocated("o1", "LAMP", 10, "shelf")]

@@ -142,7 +142,7 @@ def test_an_expired_command_is_refused_by_name_and_its_key_can_be_used_again(sho
         declare=(),
     )
 
-    with pytest.raises(Exception, match="The message expired before a worker began it") as told:
+    with pytest.raises(Exception, match="The message expired before a worker started it") as told:
         expired.get(timeout=30)
     assert type(told.value).__name__ == "Expired"
     assert shop.send("allocate", key=key, **order).get(timeout=30) == f"shelf-{sku}"

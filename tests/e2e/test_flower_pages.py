@@ -129,7 +129,7 @@ def test_a_failed_event_is_rerun_by_a_button_and_seen_done(page, flower, fail_fo
     assert "ConnectionRefusedError" in page.locator("pre").first.inner_text()
     assert f"Allocate(orderid='o1', sku='{sku}', qty=2)" in page.locator("main").inner_text()
     page.get_by_role("button", name="Re-run").click()
-    assert "1 put back and sent." in page.locator("#said").inner_text()
+    assert "1 requeued and sent." in page.locator("#said").inner_text()
 
     def is_done() -> bool:
         page.reload()
@@ -152,9 +152,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert page.locator("#matching").inner_text() == "2 failed match the filter."
 
     page.click("#dry-run")
-    assert (
-        page.locator("#said").inner_text().startswith("Dry run: 2 would be run again. 2 OutOfStock for send_")
-    )
+    assert page.locator("#said").inner_text().startswith("Dry run: 2 would be re-run. 2 OutOfStock for send_")
     assert {status_of(backend, first), status_of(backend, second)} == {"failed"}
 
     page.click("#discard-matching")
@@ -162,7 +160,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert page.input_value("#error") == "connection REFUSED"
 
     page.click("#rerun-matching")
-    assert page.locator("#said").inner_text() == "2 put back and sent."
+    assert page.locator("#said").inner_text() == "2 requeued and sent."
     eventually(lambda: {status_of(backend, first), status_of(backend, second)} == {"done"}, 60)
 
     third = fail_for("o3")

@@ -121,7 +121,7 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(tool, shop, sku, mail
     said = tool("deliveries", "rerun", "--handler", row["handler"], "--dry-run").stdout
 
     assert re.search(r"1 +OutOfStock +send_out_of_stock_notification", said)
-    assert "would be run again" in said
+    assert "would be re-run" in said
     assert failed(sku)["reruns"] == row["reruns"]
     tool("deliveries", "discard", row["id"], "--reason", "a test")
 
@@ -308,7 +308,7 @@ def test_an_interrupted_rerun_says_what_is_done_and_leaves_the_rest_failed(backe
     assert rerun.returncode == 130, said
     [(left,)] = backend.sql(states)
     assert 0 < left < 95
-    assert f"Interrupted: {100 - left} of 100 were put back" in said
+    assert f"Interrupted: {100 - left} of 100 were requeued" in said
     backend.sql("DELETE FROM deliveries WHERE correlation_id = 'many' RETURNING 1")
 
 

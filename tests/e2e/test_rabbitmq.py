@@ -178,7 +178,7 @@ def test_a_dead_letter_whose_queue_is_gone_is_not_sent_into_nowhere(worker, back
 
     replayed = operate(backend, "dead-letters", "replay", letter_id)
 
-    assert (replayed.returncode, "did not take it for the queue gone" in replayed.stdout) == (1, True)
+    assert (replayed.returncode, "did not accept it for the queue gone" in replayed.stdout) == (1, True)
     assert backend.sql("SELECT replayed_at FROM dead_letters WHERE queue = 'gone'") == [(None,)]
 
 

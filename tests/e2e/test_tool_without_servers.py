@@ -44,7 +44,7 @@ def test_a_command_without_its_broker_or_results_ends_with_one_line_and_status_3
 
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"Error: The {away} is away")
+    assert done.stderr.startswith(f"Error: The {away} is unavailable")
 
 
 def test_a_load_without_its_broker_ends_with_one_line_and_status_3(nobody: str, tmp_path: Path):

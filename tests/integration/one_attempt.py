@@ -1,4 +1,4 @@
-"""One attempt at a delivery in a process of its own, for handlers that kill theirs.
+"""One attempt at a delivery in its own process, for handlers that kill their process.
 
 python -m tests.integration.one_attempt DATABASE_URL DELIVERY_ID die|die_slowly first|redelivered
 """
@@ -23,7 +23,7 @@ HANDLER = "handle_oddly"
 
 
 def app_with(database_url: str, behaviour: Callable[..., None]) -> Iterator[MessagingApp]:
-    """Give an app whose one handler of `OutOfStock` does this; three attempts, two crashes."""
+    """Return an app whose only handler of `OutOfStock` does this; three attempts, two crashes."""
 
     def handle_oddly(event: OutOfStock, uow: Any) -> None:
         behaviour(event, uow)
@@ -45,7 +45,7 @@ def die(_event: OutOfStock, _uow: Any) -> None:
 
 
 def die_slowly(_event: OutOfStock, uow: Any) -> None:
-    """Kill this process in the middle of a statement, whose session outlives it by seconds."""
+    """Kill this process during a statement, whose session survives it by seconds."""
     threading.Thread(target=uow.transaction.read, args=("SELECT pg_sleep(4)",), daemon=True).start()
     time.sleep(0.2)
     die(_event, uow)
@@ -55,9 +55,9 @@ BEHAVIOURS = {"die": die, "die_slowly": die_slowly}
 
 
 def kills_its_process(database_url: str, delivery_id: str, behaviour: str, *, redelivered: bool) -> bool:
-    """Take the delivery's message in a process of its own; tell whether that was killed."""
+    """Handle the delivery's message in a separate process; return whether that was killed."""
     arguments = [database_url, delivery_id, behaviour, "redelivered" if redelivered else "first"]
-    # Not forked: a fork of a process with threads may inherit a lock that nobody will release.
+    # Not forked: a fork of a process with threads may inherit a locked lock.
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.one_attempt", *arguments],
         cwd=ROOT,
@@ -71,7 +71,7 @@ def kills_its_process(database_url: str, delivery_id: str, behaviour: str, *, re
 
 
 def main(database_url: str, delivery_id: str, behaviour: str, delivered: str) -> None:
-    """Take the message once."""
+    """Handle the message once."""
     for app in app_with(database_url, BEHAVIOURS[behaviour]):
         receive(app, delivery_id, HANDLER, redelivered=delivered == "redelivered")
 

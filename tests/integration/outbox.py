@@ -1,4 +1,4 @@
-"""Deliveries put into the table as if they had come about, for the tests of what is done with them."""
+"""Insert deliveries into the table, for tests that act on them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ USUAL = {
 def app_on(
     database_url: str, events: dict[type[Event], list[Callable[..., None]]] | None = None, **options: Any
 ) -> Iterator[MessagingApp]:
-    """Give the backend's app over a database, with settings of the test's own and a broker in its memory.
+    """Return the backend's app on a database, with the test's own settings and a broker in memory.
 
-    `events` adds handlers, or replaces those of an event.
+    `events` adds or replaces handlers of events.
     """
     settings = Settings(_env_file=None, database_url=database_url, **options)
     changed = dataclasses.replace(
@@ -52,14 +52,14 @@ def app_on(
     )
     app = make_app(changed, celeryconfig)
     app.conf.update(broker_url="memory://localhost", broker_transport=None, broker_transport_options={})
-    sent(app)  # that memory is the process's, so what an earlier test left is thrown away
+    sent(app)  # the memory is shared by the process, so earlier tests' messages are deleted
     yield app
     app.close()
     app.runtime.engine.dispose()
 
 
 def put(app: MessagingApp, **facts: Any) -> str:
-    """Write one delivery, `USUAL` but for these facts; return its id."""
+    """Write one delivery, `USUAL` except for these values; return its id."""
     delivery_id = new_id()
     with app.runtime.engine.begin() as connection:
         connection.execute(INSERT, {**USUAL, **facts, "id": delivery_id})
@@ -78,7 +78,7 @@ def state(app: MessagingApp, delivery_id: str) -> str:
 
 
 def sent(app: MessagingApp, queue: str = "allocation.events") -> list[str]:
-    """Take the messages off a queue of the broker; return their task ids."""
+    """Remove the messages of a queue; return their task ids."""
     ids = []
     with app.connection_for_read() as connection, connection.SimpleQueue(queue) as simple:
         while simple.qsize():
@@ -91,12 +91,12 @@ def sent(app: MessagingApp, queue: str = "allocation.events") -> list[str]:
 def receive(
     app: MessagingApp, delivery_id: str, handler: str, *, redelivered: bool = False
 ) -> BaseException | None:
-    """Have a handler's task take a delivery's message as a worker does; return what it raised."""
+    """Run a handler's task for a delivery's message as a worker does; return the raised error."""
     task = app.tasks[f"allocation.{handler}"]
     task.push_request(id=delivery_id, hostname="worker", delivery_info={"redelivered": redelivered})
     try:
         task.run()
-    except BaseException as error:  # noqa: BLE001  what was raised is what is asked
+    except BaseException as error:  # noqa: BLE001  any error is returned
         return error
     finally:
         task.pop_request()

@@ -1,4 +1,4 @@
-"""Events for other apps: written with the command, published in order, lost never."""
+"""Events for other apps: written with the command, published in order, never lost."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def settings(clean_database: str, redis_server: Redis) -> Settings:
 
 @pytest.fixture
 def app(settings: Settings) -> Iterator[MessagingApp]:
-    """The backend's own app, in this process."""
+    """The backend's app, in this process."""
     yield from started(settings)
 
 
 def started(settings: Settings) -> Iterator[MessagingApp]:
-    """Give an app with these settings."""
+    """Return an app with these settings."""
     app = make_app(dataclasses.replace(project, settings=lambda: settings), celeryconfig)
     yield app
     app.close()
@@ -60,14 +60,14 @@ def started(settings: Settings) -> Iterator[MessagingApp]:
 
 
 def handle(app: MessagingApp, command: Command) -> str:
-    """Handle a command as its task would; return its id."""
+    """Handle a command like its task; return its id."""
     task_id = str(uuid4())
     app.runtime.project.bus.handle(command, app.runtime.unit_of_work(CommandJob(task_id, command, task_id)))
     return task_id
 
 
 class Listener:
-    """Another app's queue, bound to what it wants to hear."""
+    """Another app's queue, bound to its events."""
 
     def __init__(self, url: str, *routing_keys: str) -> None:
         exchange = Exchange("allocation.events", type="topic", durable=True)
@@ -77,7 +77,7 @@ class Listener:
         self._queue.declare()
 
     def heard(self) -> list[dict[str, Any]]:
-        """Take what arrived."""
+        """Return the events that arrived."""
         events = []
         while message := self._queue.get(no_ack=True, accept=["application/cloudevents+json"]):
             assert message.content_type == "application/cloudevents+json"
@@ -113,7 +113,7 @@ def test_an_event_is_published_as_a_cloud_event(app, listener):
     assert event["time"].endswith("+00:00")
 
 
-def test_every_event_is_told_once_and_in_order(app, listener):
+def test_every_event_is_published_once_and_in_order(app, listener):
     handle(app, CreateBatch("b1", "LAMP", 10))
     handle(app, Allocate("o1", "LAMP", 10))
     handle(app, Allocate("o2", "LAMP", 1))
@@ -127,7 +127,7 @@ def test_every_event_is_told_once_and_in_order(app, listener):
     assert app.runtime.announcements.count() == 0
 
 
-def test_a_listener_hears_the_events_it_asked_for(app, redis_server):
+def test_a_listener_gets_the_events_it_is_bound_to(app, redis_server):
     listener = Listener(redis_server.url, "OutOfStock", "Deallocated")
     handle(app, CreateBatch("b1", "LAMP", 10))
     handle(app, Allocate("o1", "LAMP", 11))
@@ -137,7 +137,7 @@ def test_a_listener_hears_the_events_it_asked_for(app, redis_server):
     assert [event["data"] for event in listener.heard()] == [{"sku": "LAMP"}]
 
 
-def test_more_events_than_a_batch_are_all_told(app, listener):
+def test_more_events_than_a_batch_are_all_published(app, listener):
     for number in range(1201):
         handle(app, CreateBatch(f"b{number}", "LAMP", 1))
 
@@ -146,14 +146,14 @@ def test_more_events_than_a_batch_are_all_told(app, listener):
     assert [event["data"]["ref"] for event in listener.heard()] == [f"b{number}" for number in range(1201)]
 
 
-def test_a_refused_command_tells_nothing(app):
+def test_a_refused_command_publishes_nothing(app):
     with pytest.raises(InvalidSku):
         handle(app, Allocate("o1", "NONE", 1))
 
     assert app.runtime.announcements.count() == 0
 
 
-def test_events_wait_for_a_broker_that_is_away(app, settings, listener):
+def test_events_wait_for_an_unavailable_broker(app, settings, listener):
     handle(app, CreateBatch("b1", "LAMP", 10))
     nowhere = settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{free_port()}/0"})
     for lost in started(nowhere):
@@ -192,7 +192,7 @@ def test_announcing_can_be_switched_off(settings):
 
 
 def by_subject(events: list[dict[str, Any]], attribute: str) -> dict[str, list[str]]:
-    """Return an attribute of the events of each product, as they arrived."""
+    """Return an attribute of each product's events, in order of arrival."""
     found = defaultdict(list)
     for event in events:
         found[event["subject"]].append(event[attribute])
@@ -200,7 +200,7 @@ def by_subject(events: list[dict[str, Any]], attribute: str) -> dict[str, list[s
 
 
 def test_the_sequence_rises_with_the_commits_of_one_product_while_others_are_published(app, listener):
-    """Four threads change three products, and a fifth publishes meanwhile."""
+    """Four threads change three products while a fifth publishes."""
     skus = ("LAMP", "DESK", "SOFA")
     for sku in skus:
         handle(app, CreateBatch(f"b-{sku}", sku, 1_000_000))
@@ -224,7 +224,7 @@ def test_the_sequence_rises_with_the_commits_of_one_product_while_others_are_pub
 
 
 def end_sessions(app: MessagingApp) -> None:
-    """End the sessions of this database, as the server ends those of a process that is frozen."""
+    """End the sessions of this database, as the server ends those of a frozen process."""
     with app.runtime.engine.connect() as connection:
         connection.execute(
             text(
@@ -236,12 +236,12 @@ def end_sessions(app: MessagingApp) -> None:
 
 @pytest.fixture
 def frozen(settings: Settings) -> Iterator[MessagingApp]:
-    """The app of a process that will be frozen, with a database session of its own."""
+    """The app of a process that will be frozen, with its own database session."""
     yield from started(settings)
 
 
-def test_what_a_frozen_announcer_tells_late_is_dropped_by_id_or_by_sequence(app, frozen, listener):
-    """It had published nothing when it froze, and publishes when it is let go on, after newer events."""
+def test_listeners_can_drop_a_frozen_announcers_late_events_by_id_or_sequence(app, frozen, listener):
+    """It froze before it published, and publishes when it continues, after newer events."""
     handle(app, CreateBatch("b1", "LAMP", 10))
     handle(app, ChangeBatchQuantity("b1", 20))
 
@@ -263,7 +263,7 @@ def test_what_a_frozen_announcer_tells_late_is_dropped_by_id_or_by_sequence(app,
 
 
 def test_the_time_of_one_products_events_never_runs_backwards(app, listener):
-    """A transaction that began before another, and changes the product after it."""
+    """A transaction that starts before another, and changes the product after it."""
     task_id = str(uuid4())
     early = app.runtime.unit_of_work(CommandJob(task_id, CreateBatch("late", "LAMP", 1), task_id))
     with early:
@@ -280,7 +280,7 @@ def test_the_time_of_one_products_events_never_runs_backwards(app, listener):
     assert events[0]["sequence"] < events[1]["sequence"]
 
 
-def test_what_an_older_release_wrote_is_told_without_a_subject(app, listener):
+def test_an_older_releases_events_are_published_without_a_subject(app, listener):
     with app.runtime.engine.begin() as connection:
         connection.execute(
             text(
@@ -297,7 +297,7 @@ def test_what_an_older_release_wrote_is_told_without_a_subject(app, listener):
 
 
 def wait_for_timers() -> None:
-    """Return when every nudge has been sent, or has not."""
+    """Wait until every nudge has been sent or dropped."""
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
             thread.join(30)
@@ -305,12 +305,12 @@ def wait_for_timers() -> None:
 
 @pytest.fixture(params=["redis_server", "rabbitmq_server"])
 def hasty(request: pytest.FixtureRequest, settings: Settings) -> Iterator[MessagingApp]:
-    """The app on a broker of each kind; it asks at once after each commit."""
+    """The app on each kind of broker; it requests an announcement right after each commit."""
     url = request.getfixturevalue(request.param).url
     yield from started(settings.model_copy(update={"broker_url": url, "announce_delay_s": 0}))
 
 
-def test_asking_for_announcements_does_not_pile_up_while_housekeeping_is_away(hasty):
+def test_requests_for_announcements_do_not_pile_up_while_housekeeping_is_down(hasty):
     queue = hasty.amqp.queues["allocation.housekeeping"]
     with hasty.connection_for_write() as connection:
         queue(connection).declare()
@@ -319,7 +319,7 @@ def test_asking_for_announcements_does_not_pile_up_while_housekeeping_is_away(ha
         for _ in range(20):
             hasty.dispatcher.nudge()
             wait_for_timers()
-        # RabbitMQ counts what was published a moment later.
+        # RabbitMQ counts published messages with a delay.
         eventually(lambda: queue(connection).queue_declare(passive=True).message_count > 0, 10)
         asked = queue(connection).purge()
         assert 1 <= asked <= 5
@@ -331,7 +331,7 @@ def test_asking_for_announcements_does_not_pile_up_while_housekeeping_is_away(ha
 
 @contextmanager
 def front_that_cuts(url: str, after: int) -> Iterator[str]:
-    """Give another address of a Redis, where each connection is closed after so many bytes to it."""
+    """Return a proxy's address for a Redis; it closes each connection after this many bytes."""
     target = urlsplit(url)
     with socket.create_server((LOOPBACK, 0)) as server:
 
@@ -364,10 +364,10 @@ def front_that_cuts(url: str, after: int) -> Iterator[str]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-def test_publishing_500_at_once_makes_progress_even_if_it_is_cut_short_each_time(
+def test_publishing_500_events_makes_progress_even_if_every_connection_breaks(
     app, settings, redis_server, listener
 ):
-    """Each connection takes 100,000 bytes, which are some hundred events."""
+    """Each connection breaks after 100,000 bytes, some hundred events."""
     for number in range(500):
         handle(app, CreateBatch(f"b{number}", "LAMP", 1))
 
@@ -387,7 +387,7 @@ def test_publishing_500_at_once_makes_progress_even_if_it_is_cut_short_each_time
 
 
 def test_taking_events_costs_the_same_however_many_wait(app):
-    """By the primary key, with the table as it is before and after PostgreSQL has looked at it."""
+    """By the primary key, before and after PostgreSQL has analysed the table."""
     fill = text(
         "INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id)"
         " SELECT gen_random_uuid(), 'OutOfStock', '{}', 'c', 'c' FROM generate_series(1, 100000)"

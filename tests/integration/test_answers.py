@@ -1,4 +1,4 @@
-"""What a sender was told equals what was committed: copies, repeats, expiry, crashes, standbys."""
+"""A sender's answer matches what was committed: copies, repeats, expiry, crashes, standbys."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from testing.databases import FAST
 from tests.e2e.certificates import make_pair
 from tests.integration.outbox import app_on, ask
 
-#: How long a wait for a lock lasts here: the time limit by the attempts and one.
+#: The lock timeout here: the time limit divided by the attempts plus one.
 SHORT_WAITS = {"task_time_limit_s": 3, "command_attempts": 2, "smtp_timeout_s": 1}
 
 
@@ -48,19 +48,19 @@ def app(clean_database: str) -> Iterator[MessagingApp]:
 
 @pytest.fixture
 def tell(app: MessagingApp) -> Callable[..., Answer]:
-    """Handle a message as a worker does and return the answer that its sender gets."""
+    """Handle a message as a worker does and return its sender's answer."""
     return lambda command, message: handle(app.runtime, message, lambda: command)[0]
 
 
 def message(key: str | None = None, **facts: Any) -> Received:
-    """A new message that carries a command."""
+    """A new message with a command."""
     task_id = new_id()
     usual = Received(task_id, "allocation.allocate", key, task_id, False, False, "allocation.commands")
     return replace(usual, **facts)
 
 
 def again(first: Received, **facts: Any) -> Received:
-    """The same message, delivered once more."""
+    """The same message, redelivered."""
     return replace(first, redelivered=True, **facts)
 
 
@@ -93,7 +93,7 @@ def test_a_key_of_another_command_never_gets_the_result_of_the_first(app: Messag
 
 
 def test_a_plain_message_is_not_refused_when_a_repeat_under_its_id_was_carried_out(app: MessagingApp, tell):
-    """The id of a message is its key where it has no other, and error texts say to repeat it by that."""
+    """A message's id is its default key, and error texts say to repeat it with that."""
     plain = message()
     tell(STOCK, message(plain.task_id))
     tell(ChangeBatchQuantity("b1", 4), message())  # a fresh run would be refused: the batch differs
@@ -122,7 +122,7 @@ def test_a_refused_command_that_is_redelivered_is_not_carried_out(app: Messaging
 
 
 def test_an_unreadable_command_stays_refused_when_it_is_redelivered_to_another_release(app: MessagingApp):
-    """What one release cannot read, the next one may."""
+    """The next release may be able to read it."""
 
     def unreadable() -> Command:
         raise InvalidMessage("colour", "is not a field of this message")
@@ -136,9 +136,7 @@ def test_an_unreadable_command_stays_refused_when_it_is_redelivered_to_another_r
     assert ask(app, "SELECT FROM batches") == []
 
 
-def test_a_command_that_was_carried_out_has_its_result_also_from_a_release_that_cannot_read_it(
-    app: MessagingApp, tell
-):
+def test_a_release_that_cannot_read_a_command_still_returns_its_stored_result(app: MessagingApp, tell):
     def unreadable() -> Command:
         raise InvalidMessage("qty", "must be at least 5")
 
@@ -151,7 +149,7 @@ def test_a_command_that_was_carried_out_has_its_result_also_from_a_release_that_
     assert answer == Answer("b1")
 
 
-def test_an_unexpected_error_is_told_to_a_copy_as_well(app: MessagingApp, tell):
+def test_a_copy_gets_the_same_unexpected_error(app: MessagingApp, tell):
     def broken(_command: Command, _uow: Any) -> None:
         raise KeyError("\ud800", object())
 
@@ -166,8 +164,8 @@ def test_an_unexpected_error_is_told_to_a_copy_as_well(app: MessagingApp, tell):
     assert allocated(app) == []
 
 
-def test_a_copy_that_still_runs_cannot_commit_what_its_sender_was_told_is_refused(app: MessagingApp, tell):
-    """The first copy waits for a lock, the second is refused; the sender holds that refusal."""
+def test_a_running_copy_cannot_commit_a_command_whose_sender_got_a_refusal(app: MessagingApp, tell):
+    """The first copy waits for a lock, the second is refused; the sender has that refusal."""
     tell(STOCK, message())
     first, refusal = message(), InvalidSku("Invalid sku LAMP")
     with locked(app, "SELECT FROM products FOR UPDATE"), ThreadPoolExecutor(1) as thread:
@@ -179,8 +177,8 @@ def test_a_copy_that_still_runs_cannot_commit_what_its_sender_was_told_is_refuse
     assert allocated(app) == []
 
 
-def test_no_sender_is_told_unavailable_for_a_command_that_another_copy_carries_out(app: MessagingApp, tell):
-    """The second copy gives up the wait for the first one's lock; the first then wants to commit."""
+def test_no_sender_gets_unavailable_for_a_command_that_another_copy_carries_out(app: MessagingApp, tell):
+    """The second copy gives up waiting for the first one's lock; then the first tries to commit."""
     tell(STOCK, message())
     first = message()
     reached, proceed = threading.Event(), threading.Event()
@@ -204,7 +202,7 @@ def test_no_sender_is_told_unavailable_for_a_command_that_another_copy_carries_o
     assert allocated(app) == []
 
 
-def test_a_command_that_was_carried_out_is_not_told_expired_when_it_is_redelivered_late(
+def test_a_late_redelivery_of_a_command_that_was_carried_out_is_not_answered_as_expired(
     app: MessagingApp, tell
 ):
     tell(STOCK, message())
@@ -224,8 +222,8 @@ def test_an_expired_command_stays_expired_for_its_message_and_not_for_its_key(ap
     assert tell(ORDER, message("order-1")) == Answer("b1")
 
 
-def test_a_repeat_is_compared_as_todays_release_reads_it(app: MessagingApp, tell):
-    """The release before had no `eta`, and one field more."""
+def test_a_repeat_is_compared_as_the_current_release_reads_it(app: MessagingApp, tell):
+    """The previous release had no `eta`, and one more field."""
     row = "CreateBatch(ref='b1', sku='LAMP', qty=10, colour='red')"
     ask(app, "INSERT INTO inbox (task_id, command, result) VALUES ('old', :row, 'null') RETURNING 1", row=row)
 
@@ -252,7 +250,7 @@ def test_a_command_that_keeps_killing_its_workers_is_parked_for_every_copy(app: 
     assert tell(ORDER, replayed) == Answer("b1")
 
 
-def test_the_replay_of_a_parked_command_is_signed_once_where_only_what_is_signed_is_accepted(
+def test_the_replay_of_a_parked_command_is_signed_once_where_only_signed_messages_are_accepted(
     clean_database: str, tmp_path: Path
 ):
     """Its letter was written by a worker, which had seen the signature."""
@@ -279,7 +277,7 @@ def test_the_replay_of_a_parked_command_is_signed_once_where_only_what_is_signed
         assert body[:2] == [[], to_dict(ORDER)]
 
 
-def test_the_text_of_a_database_error_is_not_told(app: MessagingApp, tell):
+def test_the_text_of_a_database_error_is_not_sent(app: MessagingApp, tell):
     """A worker that was started before its migration."""
     ask(app, "ALTER TABLE allocations RENAME TO hidden; SELECT 1")
     try:
@@ -293,7 +291,7 @@ def test_the_text_of_a_database_error_is_not_told(app: MessagingApp, tell):
 
 
 def test_a_command_of_many_whose_own_id_would_be_too_long_is_refused(app: MessagingApp):
-    """Its id is the cause of its events, and no message may carry a longer one."""
+    """Its id becomes the cause of its events, and no message may carry a longer one."""
     order = ["allocation.allocate", {"orderid": "o1", "sku": "NONE", "qty": 1}]
 
     outcomes, _ = handle_many(app.runtime, message(task_id="x" * 254), [order])
@@ -303,8 +301,8 @@ def test_a_command_of_many_whose_own_id_would_be_too_long_is_refused(app: Messag
     assert keyed[0]["error"]["message"] == "idempotency_key must be a text of 1 to 255 printable characters"
 
 
-def test_many_commands_that_are_cut_off_again_and_again_come_to_their_end(app: MessagingApp):
-    """Each run is cut off after two refusals; one that was told once costs no further attempt."""
+def test_many_commands_finish_even_if_every_run_is_interrupted(app: MessagingApp):
+    """Each run is interrupted after two refusals; an answered command costs no further attempt."""
     commands = [["allocation.allocate", {"orderid": f"o{n}", "sku": "NONE", "qty": 1}] for n in range(6)]
     first, attempts = message(), 0
 
@@ -326,8 +324,8 @@ def test_many_commands_that_are_cut_off_again_and_again_come_to_their_end(app: M
     assert attempts == 8
 
 
-def test_answers_of_many_commands_are_found_at_once_when_the_message_is_redelivered(app: MessagingApp):
-    """One by one, those of a thousand from a database 8 ms away took longer than the time limit, for ever."""
+def test_a_redelivered_message_of_many_finds_its_answers_in_one_query(app: MessagingApp):
+    """One by one, a thousand answers from a database 8 ms away would exceed the time limit every time."""
     commands = [["allocation.allocate", {"orderid": f"o{n}", "sku": "NONE", "qty": 1}] for n in range(50)]
     first, connections = message(), 0
     outcomes, _ = handle_many(app.runtime, first, commands)
@@ -363,8 +361,8 @@ def test_many_commands_are_answered_as_before_when_they_come_again_under_another
 
 
 @pytest.mark.timeout(30)
-def test_unavailable_is_told_within_the_time_limit_however_many_tries_are_set(free_port: int):
-    """Else the task is ended each time and its sender never told."""
+def test_unavailable_is_answered_within_the_time_limit_whatever_the_number_of_attempts(free_port: int):
+    """Otherwise the task is killed each time and its sender never gets an answer."""
     nowhere = f"postgresql+psycopg2://allocation@127.0.0.1:{free_port}/allocation"
     for app in app_on(nowhere, **SHORT_WAITS | {"command_attempts": 100}):
         began = time.monotonic()
@@ -376,7 +374,7 @@ def test_unavailable_is_told_within_the_time_limit_however_many_tries_are_set(fr
 
 @contextmanager
 def handled_by(app: MessagingApp, kind: type[Command], handler: Callable[..., Any]) -> Iterator[None]:
-    """Another handler for one command inside the block."""
+    """Replace the handler of one command inside the block."""
     commands = app.runtime.project.bus.commands
     usual, commands[kind] = commands[kind], handler
     try:
@@ -386,7 +384,7 @@ def handled_by(app: MessagingApp, kind: type[Command], handler: Callable[..., An
 
 
 def locked(app: MessagingApp, query: str) -> Any:
-    """A transaction of somebody else that holds a lock inside the block."""
+    """Hold a lock in another transaction inside the block."""
     connection = psycopg2.connect(
         app.runtime.settings.database_url.replace("postgresql+psycopg2", "postgresql")
     )
@@ -400,13 +398,13 @@ def waiting(app: MessagingApp) -> bool:
 
 
 class Standby:
-    """A PostgreSQL that waits for a standby which is not there, until it need not."""
+    """A PostgreSQL that can be set to wait for a missing standby."""
 
     def __init__(self, server: Postgres) -> None:
         self.server = server
 
     def require(self, name: str) -> None:
-        """Have every commit wait for the standby of that name; for none where it is empty."""
+        """Make every commit wait for the standby of that name; an empty name turns this off."""
         with (self.server.folder / "data" / "postgresql.conf").open("a") as file:
             file.write(f"synchronous_standby_names = '{name}'\n")
         assert self.server.pid is not None
@@ -415,7 +413,7 @@ class Standby:
 
 @pytest.fixture
 def standby(server_folder: Path) -> Iterator[Standby]:
-    """A server of the test's own."""
+    """The test's own server."""
     with Postgres(server_folder / f"synchronous-{new_id()}", settings=FAST) as server:
         programs.migrate(server.url)
         yield Standby(server)
@@ -423,15 +421,15 @@ def standby(server_folder: Path) -> Iterator[Standby]:
 
 @pytest.fixture
 def synchronous_app(standby: Standby) -> Iterator[MessagingApp]:
-    """The backend's app over that server."""
+    """The backend's app on that server."""
     yield from app_on(standby.server.url)
 
 
 @pytest.mark.parametrize("interruption", ["pg_terminate_backend", "pg_cancel_backend"])
-def test_no_answer_is_given_that_a_failover_could_take_back(
+def test_no_answer_is_sent_that_a_failover_could_undo(
     standby: Standby, synchronous_app: MessagingApp, interruption: str
 ):
-    """The session is ended, or its wait cancelled, while its commit waits for the standby."""
+    """The session is terminated, or its wait cancelled, while its commit waits for the standby."""
     app, orders = synchronous_app, []
     handle(app.runtime, message(), lambda: CreateBatch("b1", "LAMP", 10_000))
     synchronous = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -458,6 +456,6 @@ def test_no_answer_is_given_that_a_failover_could_take_back(
 
 
 def look(app: MessagingApp, query: str) -> list[tuple[Any, ...]]:
-    """Ask without a commit that would wait."""
+    """Query without a commit, which would wait."""
     with app.runtime.engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(query))]

@@ -1,4 +1,4 @@
-"""Every attempt is counted, once, and against the run that it belongs to; so is every worker that died."""
+"""Every attempt, and every worker's death, is counted once, in the run that it belongs to."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tests.integration.outbox import ask, put, receive, state
 
 Behaviour = Callable[..., None]  # (event, unit of work)
 
-#: What the handler under test does; each test says.
+#: The behaviour of the handler under test; each test sets it.
 behaviour: list[Behaviour] = []
 
 
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
-    """An app with a handler that does what the test says."""
+    """An app with a handler whose behaviour the test sets."""
     behaviour.clear()
     yield from app_with(clean_database, lambda event, uow: behaviour[-1](event, uow))
 
 
 def owed(app: MessagingApp, handler: str = "handle_oddly") -> str:
-    """Put one pending delivery that was never tried; return its id."""
+    """Insert one pending delivery without attempts; return its id."""
     delivery_id = put(app, handler=handler, status="pending")
     ask(app, "UPDATE deliveries SET attempts = 0 RETURNING 1")
     return delivery_id
@@ -50,17 +50,17 @@ def standing(app: MessagingApp) -> tuple[Any, ...]:
 
 
 def attempts(app: MessagingApp) -> list[tuple[Any, ...]]:
-    """Return run and number of the attempts that failed."""
+    """Return run and number of failed attempts."""
     return ask(app, "SELECT run, number FROM attempts ORDER BY 1, 2")
 
 
 def fail_with(text: str) -> None:
-    """Raise an error, where only an expression may stand."""
+    """Raise an error, in an expression."""
     raise ValueError(text)
 
 
 class NoText(Exception):
-    """An error that cannot be shown."""
+    """An error whose text cannot be shown."""
 
     def __str__(self) -> str:
         raise ValueError("there is no text")
@@ -69,14 +69,14 @@ class NoText(Exception):
 
 
 class TextExits(Exception):
-    """An error whose text ends the process."""
+    """An error whose text exits the process."""
 
     def __str__(self) -> str:
         raise SystemExit(3)
 
 
 class NamelessType(type):
-    """A class that does not tell its name."""
+    """A class whose name raises an error."""
 
     @property
     def __name__(cls) -> str:  # type: ignore[override]
@@ -84,16 +84,16 @@ class NamelessType(type):
 
 
 class Nameless(Exception, metaclass=NamelessType):
-    """An error of a class that does not tell its name."""
+    """An error of such a class."""
 
 
 def recurse(depth: int = 0) -> None:
-    """Call itself for ever."""
+    """Recurse for ever."""
     recurse(depth + 1)
 
 
 def raise_recursion() -> BaseException:
-    """Return what recursion without an end raises."""
+    """Return the error of endless recursion."""
     try:
         recurse()
     except RecursionError as error:
@@ -134,7 +134,7 @@ ODD_ERRORS: dict[str, Callable[[], BaseException]] = {
 
 
 @pytest.mark.parametrize("name", ODD_ERRORS)
-def test_whatever_a_handler_raises_counts_as_an_attempt(app: MessagingApp, name: str):
+def test_any_error_of_a_handler_counts_as_an_attempt(app: MessagingApp, name: str):
     runs = []
 
     def fail(_event: OutOfStock, _uow: object) -> None:
@@ -155,7 +155,7 @@ def test_whatever_a_handler_raises_counts_as_an_attempt(app: MessagingApp, name:
     assert 0 < trace_size <= 20_000
 
 
-def test_what_a_handler_raises_is_sent_on_in_bounded_size(app: MessagingApp):
+def test_the_reported_error_of_a_handler_is_limited_in_size(app: MessagingApp):
     behaviour.append(lambda _event, _uow: fail_with("x" * 1_000_000))
 
     error = receive(app, owed(app), "handle_oddly")
@@ -166,13 +166,13 @@ def test_what_a_handler_raises_is_sent_on_in_bounded_size(app: MessagingApp):
 
 
 def fail_for_good_elsewhere(app: MessagingApp, delivery_id: str) -> None:
-    """Let another copy fail for good, and an operator re-run the delivery."""
+    """Let another copy fail for the last time, and an operator re-run the delivery."""
     app.runtime.outbox.give_up(delivery_id, "another", ValueError("for good"))
     app.runtime.outbox.rerun(DeliveryFilter(ids=(delivery_id,)), "ann@desk", 1)
 
 
-def test_nothing_gets_between_a_failure_and_its_count(app: MessagingApp):
-    """The error's text is asked for when the attempt is over and not yet counted."""
+def test_nothing_can_change_a_delivery_between_its_failure_and_the_count(app: MessagingApp):
+    """The error's text is read when the attempt is over and not yet counted."""
     delivery_id = owed(app)
 
     class Slow(Exception):
@@ -192,12 +192,12 @@ def test_nothing_gets_between_a_failure_and_its_count(app: MessagingApp):
 
 
 def lose_session(uow: Any) -> None:
-    """End the handler's own session, as a restart of the server does."""
+    """Terminate the handler's own session, like a restart of the server."""
     with suppress(psycopg2.Error):
         uow.transaction.read("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
-def test_a_failure_that_is_told_late_counts_against_its_own_run(app: MessagingApp):
+def test_a_failure_that_is_reported_late_counts_in_its_own_run(app: MessagingApp):
     delivery_id = owed(app)
 
     def fail(_event: OutOfStock, uow: Any) -> None:
@@ -246,8 +246,8 @@ def test_a_failure_is_counted_although_another_copy_holds_the_row(app: Messaging
     assert attempts(app) == [(0, 1), (0, 2), (0, 3)]
 
 
-def test_a_failure_that_is_noted_twice_is_counted_once(app: MessagingApp):
-    """A session that is cut off at its commit cannot know whether that was done, so it notes it again."""
+def test_a_failure_that_is_recorded_twice_is_counted_once(app: MessagingApp):
+    """If the connection is lost at the commit, its outcome is unknown, so the failure is recorded again."""
     behaviour.append(lambda _event, _uow: fail_with("once"))
     delivery_id = owed(app)
     receive(app, delivery_id, "handle_oddly")
@@ -266,7 +266,7 @@ def test_a_failure_that_is_noted_twice_is_counted_once(app: MessagingApp):
 def test_a_handler_that_kills_its_worker_is_parked_although_the_dying_session_holds_the_row(
     app: MessagingApp, clean_database: str
 ):
-    """The broker brings the message at once; what finds the row locked is gone, and the relay sends anew."""
+    """The message is redelivered at once and finds the row locked; later the relay sends another."""
     delivery_id, kills, redelivered = owed(app), 0, False
     row_is_free = "SELECT 1 FROM deliveries FOR UPDATE SKIP LOCKED"
 
@@ -278,7 +278,7 @@ def test_a_handler_that_kills_its_worker_is_parked_although_the_dying_session_ho
         if state(app, delivery_id) == "failed":
             break
 
-    assert kills <= 4  # of the first two runs nobody can tell that they began
+    assert kills <= 4  # nothing shows that the first two runs started
     [(status, error)] = ask(app, "SELECT status, last_error FROM deliveries")
     assert status == "failed"
     assert error == "WorkerCrashed: Parked: 2 workers died while they handled this event"
@@ -312,7 +312,7 @@ def test_a_forged_redelivery_to_another_handlers_task_parks_nothing(app: Messagi
 
 
 def test_forged_redeliveries_count_no_worker_that_lives(app: MessagingApp):
-    """They come while the handler runs, and they may run it: what ends is counted as that, not as a death."""
+    """They arrive while the handler runs, and may run it too: their failures are not counted as deaths."""
     delivery_id = owed(app)
 
     def fail(_event: OutOfStock, _uow: object) -> None:
@@ -328,7 +328,7 @@ def test_forged_redeliveries_count_no_worker_that_lives(app: MessagingApp):
     assert ask(app, "SELECT last_error, crashes FROM deliveries") == [("ValueError: an honest failure", 0)]
 
 
-def test_what_a_failed_attempt_wrote_is_undone(app: MessagingApp):
+def test_a_failed_attempts_writes_are_rolled_back(app: MessagingApp):
     def fail(_event: OutOfStock, uow: Any) -> None:
         uow.transaction.read("INSERT INTO products VALUES ('read') RETURNING 1")
         uow.transaction.write("INSERT INTO products VALUES ('written')")
@@ -383,7 +383,7 @@ def test_a_handler_that_commits_itself_and_then_fails_is_not_done(app: Messaging
 
 @pytest.mark.parametrize("commits", [True, False])
 def test_a_handler_that_enters_its_unit_of_work_again_is_counted_too(app: MessagingApp, commits: bool):
-    """As handlers do where no bus opens it: the second session waited for the first one's lock."""
+    """A second session would wait for the first one's lock."""
 
     def enter(_event: OutOfStock, uow: Any) -> None:
         with uow:
@@ -403,11 +403,11 @@ def test_a_handler_that_enters_its_unit_of_work_again_is_counted_too(app: Messag
 
 
 def test_a_successful_delivery_takes_two_round_trips(app: MessagingApp):
-    """Each is one message with several statements; what is seen here is every message to the server."""
+    """Each is one message with several statements; this records every message to the server."""
     behaviour.append(lambda _event, uow: uow.transaction.write("INSERT INTO products VALUES ('a')"))
     delivery_ids = [owed(app), owed(app)]
     for_real, messages = Transaction._send, []
-    receive(app, delivery_ids[0], "handle_oddly")  # has the statements planned
+    receive(app, delivery_ids[0], "handle_oddly")  # prepares the statements
     ask(app, "DELETE FROM products RETURNING 1")
 
     def send(transaction: Transaction, statement: bytes) -> None:

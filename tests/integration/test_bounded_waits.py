@@ -1,4 +1,4 @@
-"""Nobody waits for ever: for a lock, for a frozen worker, or on a server that is read-only by now."""
+"""No wait is endless: for a lock, for a frozen worker, or on a server that has become read-only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRIES = 3
 
 @pytest.fixture
 def engine(clean_database: str) -> Iterator[Engine]:
-    """Connections as the workers have them."""
+    """Connections like the workers'."""
     engine = connect(clean_database, LONGEST_RUN_S, TRIES, pool_size=1)
     yield engine
     engine.dispose()
@@ -32,7 +32,7 @@ def engine(clean_database: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def other(clean_database: str) -> Iterator[Engine]:
-    """Connections as anybody has them."""
+    """Connections with PostgreSQL's defaults."""
     engine = create_engine(clean_database)
     yield engine
     engine.dispose()
@@ -45,7 +45,7 @@ def app(clean_database: str) -> Iterator[MessagingApp]:
 
 
 def transaction_on(engine: Engine, statement: str) -> None:
-    """Run one statement as a handler does, and commit."""
+    """Run one statement like a handler, and commit."""
     transaction = Transaction(engine)
     transaction.open()
     try:
@@ -55,8 +55,8 @@ def transaction_on(engine: Engine, statement: str) -> None:
         transaction.close()
 
 
-def test_a_wait_for_a_lock_ends_in_time_for_another_try(engine: Engine, other: Engine) -> None:
-    """Somebody holds a table; the error is one that is tried again."""
+def test_a_wait_for_a_lock_ends_in_time_for_another_attempt(engine: Engine, other: Engine) -> None:
+    """Another session locks a table; the error is transient, so it is retried."""
     with other.begin() as holder:
         holder.execute(text("LOCK TABLE products IN EXCLUSIVE MODE"))
         start = time.monotonic()
@@ -70,7 +70,7 @@ def test_a_wait_for_a_lock_ends_in_time_for_another_try(engine: Engine, other: E
 def test_a_frozen_worker_loses_its_locks_and_its_late_commit_is_refused(
     engine: Engine, other: Engine
 ) -> None:
-    """The server ends a transaction in which nothing happens for longer than a run may last."""
+    """The server ends a transaction that is idle for longer than any run may last."""
     frozen = Transaction(engine)
     frozen.open()
     frozen.write("INSERT INTO products VALUES ('late')")
@@ -90,8 +90,8 @@ def test_a_frozen_worker_loses_its_locks_and_its_late_commit_is_refused(
         assert reader.execute(text("SELECT count(*) FROM products")).scalar_one() == 0
 
 
-def test_a_session_that_became_read_only_is_left_at_the_next_try(engine: Engine) -> None:
-    """After a failover the pool's old session would refuse every command for ever."""
+def test_a_session_that_became_read_only_is_dropped_at_the_next_attempt(engine: Engine) -> None:
+    """After a failover the pool's old session would refuse every command."""
     connection = engine.raw_connection()
     connection.cursor().execute("SET default_transaction_read_only = on")
     connection.commit()
@@ -103,7 +103,7 @@ def test_a_session_that_became_read_only_is_left_at_the_next_try(engine: Engine)
     transaction_on(engine, "INSERT INTO products VALUES ('taken')")
 
 
-def test_a_store_too_leaves_a_session_that_became_read_only(engine: Engine) -> None:
+def test_stores_drop_a_session_that_became_read_only_too(engine: Engine) -> None:
     """The same through SQLAlchemy's own connections."""
     insert = text("INSERT INTO products VALUES ('sku')")
     with engine.begin() as connection:
@@ -118,7 +118,7 @@ def test_a_store_too_leaves_a_session_that_became_read_only(engine: Engine) -> N
 def test_a_worker_whose_clock_jumps_sends_nothing_too_soon_and_reruns_nothing(
     app: MessagingApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is due, and what has cooled down, is asked of the database's clock alone."""
+    """Due times and cool-downs use only the database's clock."""
     put(app, age_s=50)
     real = time.time
     for jump in (-86_400.0, 86_400.0):

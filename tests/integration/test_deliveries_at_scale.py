@@ -1,4 +1,4 @@
-"""A million deliveries that are done cost the others nothing: every question has an index of its own."""
+"""A million done deliveries do not slow down the others: every query has its own index."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Table:
     done: int
 
     def plans(self, question: Callable[[], object]) -> list[str]:
-        """Return how PostgreSQL would answer each statement of a question."""
+        """Return PostgreSQL's plan for each statement of a query."""
         asked: list[tuple[str, Any]] = []
 
         def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
@@ -56,7 +56,7 @@ class Table:
 
 @pytest.fixture(scope="module", params=[0, 1_000_000], ids=["none done", "a million done"])
 def table(request: pytest.FixtureRequest, new_database: Callable[[], str]) -> Iterator[Table]:
-    """1,000 failed and 1,000 pending deliveries, beside none or a million that are done."""
+    """1,000 failed and 1,000 pending deliveries, with none or a million done ones."""
     engine = create_engine(new_database())
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for first, (status, count) in enumerate(
@@ -91,15 +91,15 @@ QUESTIONS: dict[str, tuple[Callable[[Engine], object], str]] = {
 
 
 def put_back_one(outbox: Outbox) -> None:
-    """Re-run the delivery that failed first."""
+    """Re-run the oldest failed delivery."""
     outbox.rerun(DeliveryFilter(), "test", 1, outbox.clock())
 
 
-MEDIANS: dict[tuple[str, int], float] = {}  # seconds, by question and deliveries that are done
+MEDIANS: dict[tuple[str, int], float] = {}  # seconds, by query and number of done deliveries
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_each_question_is_answered_from_its_index(table: Table, name: str):
+def test_each_query_uses_its_index(table: Table, name: str):
     ask, index = QUESTIONS[name]
 
     plans = table.plans(lambda: ask(table.engine))
@@ -111,7 +111,7 @@ def test_each_question_is_answered_from_its_index(table: Table, name: str):
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_each_question_takes_the_same_time_as_with_none_done(table: Table, name: str):
+def test_each_query_takes_the_same_time_with_a_million_done_deliveries(table: Table, name: str):
     ask, _ = QUESTIONS[name]
     times = []
     for _ in range(15):
@@ -121,12 +121,12 @@ def test_each_question_takes_the_same_time_as_with_none_done(table: Table, name:
 
     MEDIANS[name, table.done] = median(times)
 
-    # A scan of the million takes 100 ms and more; the noise of a busy machine takes a few.
+    # A scan of the million takes at least 100 ms; a busy machine adds a few.
     assert median(times) < 3 * MEDIANS.get((name, 0), median(times)) + 0.025
 
 
-def test_pruning_keeps_up_with_ten_times_the_rate_at_which_deliveries_come(table: Table):
-    """The benchmark makes 400 a second. The last batch takes no longer than the first."""
+def test_pruning_keeps_up_with_ten_times_the_rate_of_new_deliveries(table: Table):
+    """The benchmark creates 400 per second. The last batch takes no longer than the first."""
     store, times = Outbox(table.engine), []
     for _ in range(60):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What beat runs: the relay, the scheduled re-run, the pruning, however many run at once."""
+"""Beat's tasks: relay, scheduled re-runs and pruning, any number of them at once."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ DAY = 86400.0
 
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
-    """The backend's app, whose schedule re-runs six at a time."""
+    """The backend's app; its schedule re-runs six deliveries at a time."""
     yield from app_on(
         clean_database, rerun_batch=6, rerun_max=3, rerun_cooldown_s=100, rerun_cooldown_max_s=1000
     )
 
 
-def test_a_failed_delivery_is_put_back_and_sent_once_its_cooldown_is_over(app: MessagingApp):
+def test_a_failed_delivery_is_rerun_once_its_cooldown_is_over(app: MessagingApp):
     cooled, hot = put(app, age_s=101), put(app, age_s=50)
 
     assert rerun(app.dispatcher) == 1
@@ -53,8 +53,8 @@ def test_the_cooldown_grows_with_each_rerun(app: MessagingApp, reruns: int, cool
     assert (state(app, hot), state(app, cooled)) == ("failed", "pending")
 
 
-#: While the advisory lock is held elsewhere, the
-#: schedule's statement waits where it works out who has cooled down: after its snapshot, before its locks.
+#: While another session holds the advisory lock, the schedule's statement waits where it finds cooled-down
+#: rows: after its snapshot, before its row locks.
 PAUSE = """
 CREATE FUNCTION public.power(integer, integer) RETURNS double precision LANGUAGE plpgsql AS $$ BEGIN
     PERFORM pg_advisory_xact_lock_shared(42); RETURN power($1::double precision, $2::double precision);
@@ -63,7 +63,7 @@ END $$; SELECT 1"""
 
 @pytest.fixture
 def slow_schedule(app: MessagingApp) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """A function that does something in the middle of a scheduled re-run."""
+    """A function that runs an action in the middle of a scheduled re-run."""
     ask(app, PAUSE)
 
     def in_the_middle(meanwhile: Callable[[], None]) -> None:
@@ -81,12 +81,12 @@ def slow_schedule(app: MessagingApp) -> Iterator[Callable[[Callable[[], None]], 
 
 
 def fail_again(app: MessagingApp, delivery_id: str) -> None:
-    """Have an operator re-run a delivery, which fails again."""
+    """Re-run a delivery as an operator, and let it fail again."""
     app.runtime.outbox.rerun(DeliveryFilter(ids=(delivery_id,)), "ann@desk", 1)
     ask(app, "UPDATE deliveries SET status = 'failed', finished_at = clock_timestamp() RETURNING 1")
 
 
-def test_a_delivery_that_failed_again_meanwhile_cools_down_before_it_is_put_back(
+def test_a_delivery_that_failed_again_meanwhile_cools_down_before_its_rerun(
     app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
 ):
     delivery_id = put(app, age_s=1000)
@@ -107,7 +107,7 @@ def test_a_delivery_that_killed_its_workers_meanwhile_waits_for_an_operator(
     assert state(app, delivery_id) == "failed"
 
 
-def test_a_delivery_that_the_schedule_may_still_take_is_put_back(
+def test_a_delivery_that_the_schedule_may_still_take_is_rerun(
     app: MessagingApp, slow_schedule: Callable[[Callable[[], None]], None]
 ):
     delivery_id = put(app, age_s=1000)
@@ -117,26 +117,26 @@ def test_a_delivery_that_the_schedule_may_still_take_is_put_back(
     assert state(app, delivery_id) == "pending"
 
 
-def test_the_schedule_gives_up_after_its_cap(app: MessagingApp):
+def test_the_schedule_gives_up_after_its_limit(app: MessagingApp):
     delivery_id = put(app, auto_reruns=3, age_s=DAY)
 
     assert rerun(app.dispatcher) == 0
     assert state(app, delivery_id) == "failed"
 
 
-def test_a_flood_of_failures_returns_in_small_shares(app: MessagingApp):
+def test_a_flood_of_failures_is_rerun_in_small_batches(app: MessagingApp):
     for _ in range(40):
         put(app)
 
     assert rerun(app.dispatcher) == 6
-    assert rerun(app.dispatcher) == 0  # those six are under way still
+    assert rerun(app.dispatcher) == 0  # those six are still in progress
     ask(
         app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'pending' RETURNING 1"
     )
     assert rerun(app.dispatcher) == 6
 
 
-def test_a_handler_that_always_fails_holds_up_no_other(app: MessagingApp):
+def test_a_handler_that_always_fails_does_not_hold_up_others(app: MessagingApp):
     for _ in range(30):
         put(app, age_s=DAY)
     other = put(app, handler="reallocate", event_type="Deallocated", age_s=200)
@@ -161,7 +161,7 @@ def test_three_schedulers_and_three_relays_at_once_take_each_delivery_once(app: 
     assert Counter(sent(app)) == Counter([*failed, *due])
 
 
-def test_the_relay_sends_what_is_overdue_and_waits_twice_as_long_for_the_next(app: MessagingApp):
+def test_the_relay_sends_overdue_deliveries_and_doubles_their_grace(app: MessagingApp):
     delivery_id = put(app, status="pending")
 
     assert relay(app.dispatcher) == 1
@@ -193,7 +193,7 @@ def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
         assert len(set(sent(app))) > some
 
 
-def test_a_delivery_whose_handler_nobody_knows_becomes_failed_and_says_so(app: MessagingApp):
+def test_a_delivery_with_an_unknown_handler_fails_and_says_why(app: MessagingApp):
     unknown = put(app, handler="forgotten", status="pending")
     known = put(app, status="pending")
 
@@ -218,7 +218,7 @@ class Unshowable(Event):
 
 @dataclass(frozen=True)
 class Unbuildable(Event):
-    """An event that today's code refuses to build from what is stored."""
+    """An event that the current code refuses to build from its stored fields."""
 
     sku: str
 
@@ -228,7 +228,7 @@ class Unbuildable(Event):
 
 @dataclass(frozen=True)
 class Lengthy(Event):
-    """An event with more text than a header may have."""
+    """An event with more text than fits into a header."""
 
     sku: Annotated[str, Text(max_length=1_000_000)]
 
@@ -239,12 +239,12 @@ def ignore(_event: Event, _uow: object) -> None:
 
 @pytest.fixture
 def odd_app(clean_database: str) -> Iterator[MessagingApp]:
-    """The app with odd events beside the usual ones."""
+    """The app with odd events added to the usual ones."""
     yield from app_on(clean_database, {kind: [ignore] for kind in (Unshowable, Unbuildable, Lengthy)})
 
 
 @pytest.mark.parametrize("odd", ["Unshowable", "Unbuildable"])
-def test_a_delivery_that_cannot_be_shown_holds_up_no_other(odd_app: MessagingApp, odd: str):
+def test_a_delivery_that_cannot_be_shown_does_not_hold_up_others(odd_app: MessagingApp, odd: str):
     ids = [
         put(odd_app, status="pending", age_s=60),
         put(odd_app, event_type=odd, handler="ignore", status="pending", age_s=50),
@@ -256,7 +256,7 @@ def test_a_delivery_that_cannot_be_shown_holds_up_no_other(odd_app: MessagingApp
     assert sorted(sent(odd_app)) == sorted(ids)
 
 
-def test_a_delivery_that_another_copy_has_taken_meanwhile_holds_up_no_other(app: MessagingApp):
+def test_a_delivery_that_another_copy_has_locked_does_not_hold_up_others(app: MessagingApp):
     unknown = put(app, handler="forgotten", status="pending")
     known = put(app, status="pending")
     due = app.runtime.outbox.take_due(10, 60)
@@ -269,7 +269,7 @@ def test_a_delivery_that_another_copy_has_taken_meanwhile_holds_up_no_other(app:
     assert state(app, unknown) == "pending"
 
 
-def test_a_delivery_that_was_rerun_meanwhile_is_not_given_up_by_the_relay(app: MessagingApp):
+def test_the_relay_does_not_fail_a_delivery_that_was_rerun_meanwhile(app: MessagingApp):
     delivery_id = put(app, handler="forgotten", status="pending")
     due = app.runtime.outbox.take_due(10, 60)
     ask(app, "UPDATE deliveries SET reruns = reruns + 1, attempts = 0 RETURNING 1")
@@ -292,7 +292,7 @@ def test_an_event_with_a_long_text_is_delivered(odd_app: MessagingApp):
     assert len(message.headers["argsrepr"]) <= 1_000
 
 
-def test_a_renamed_handler_gets_what_was_owed_to_its_old_name(app: MessagingApp):
+def test_a_renamed_handler_gets_the_deliveries_of_its_old_name(app: MessagingApp):
     delivery_id = put(app, handler="announce_to_the_team", status="pending")
 
     assert relay(app.dispatcher) == 1
@@ -304,7 +304,7 @@ def test_a_renamed_handler_gets_what_was_owed_to_its_old_name(app: MessagingApp)
     assert message.headers["id"] == delivery_id
 
 
-def test_a_message_names_the_command_that_began_it_and_shows_its_event(app: MessagingApp):
+def test_a_message_names_its_original_command_and_shows_its_event(app: MessagingApp):
     put(app, status="pending", correlation="the-command")
 
     relay(app.dispatcher)
@@ -316,7 +316,7 @@ def test_a_message_names_the_command_that_began_it_and_shows_its_event(app: Mess
     assert message.headers["argsrepr"] == "OutOfStock(sku='LAMP')"
 
 
-def test_what_ended_long_ago_is_pruned_and_what_failed_is_kept(app: MessagingApp):
+def test_old_rows_are_pruned_but_failed_deliveries_are_kept(app: MessagingApp):
     old_done, old_discarded = (
         put(app, status="done", age_s=8 * DAY),
         put(app, status="discarded", age_s=8 * DAY),
@@ -355,8 +355,10 @@ def hurried_app(clean_database: str) -> Iterator[MessagingApp]:
 
 
 @pytest.mark.slow
-def test_pruning_goes_on_until_nothing_old_is_left_and_gives_others_their_turn(hurried_app: MessagingApp):
-    """A run that is not done in time asks for another one."""
+def test_pruning_continues_until_no_old_rows_are_left_and_gives_other_jobs_their_turn(
+    hurried_app: MessagingApp,
+):
+    """A run that does not finish in time requests another one."""
     app = hurried_app
     ask(app, MANY_DONE, count=105_000)
 
@@ -369,7 +371,7 @@ def test_pruning_goes_on_until_nothing_old_is_left_and_gives_others_their_turn(h
     assert ask(app, LEFT) == [(0, 0, 0)]
 
 
-def test_pruning_waits_for_no_other(app: MessagingApp):
+def test_pruning_waits_for_no_lock(app: MessagingApp):
     held = put(app, status="done", age_s=8 * DAY)
     free = put(app, status="done", age_s=8 * DAY)
 
@@ -381,7 +383,7 @@ def test_pruning_waits_for_no_other(app: MessagingApp):
     assert free != held
 
 
-def test_two_that_prune_at_once_share_the_work(app: MessagingApp):
+def test_concurrent_prunings_share_the_work(app: MessagingApp):
     ask(app, MANY_DONE, count=10_000)
 
     with ThreadPoolExecutor(2) as pool:
@@ -391,7 +393,7 @@ def test_two_that_prune_at_once_share_the_work(app: MessagingApp):
     assert ask(app, LEFT) == [(0, 0, 0)]
 
 
-def test_notes_of_attempts_go_with_their_run(app: MessagingApp):
+def test_open_attempts_are_deleted_with_their_run(app: MessagingApp):
     pending = put(app, status="pending")
     over = [put(app, status="pending"), put(app, status="done")]
     for delivery_id in (pending, *over):

@@ -1,4 +1,4 @@
-"""Child processes: restarted while wanted, stopped otherwise, and gone when their parent is killed."""
+"""Child processes: restarted while wanted, stopped otherwise, and killed with their parent."""
 
 import os
 import signal
@@ -36,14 +36,14 @@ time.sleep(600)
 
 @pytest.fixture
 def supervisor() -> Iterator[Supervisor]:
-    """A supervisor that leaves nothing behind."""
+    """A supervisor that is stopped with all its children."""
     supervisor = Supervisor()
     yield supervisor
     supervisor.stop()
 
 
 def test_a_child_that_dies_is_restarted(supervisor: Supervisor, tmp_path: Path):
-    """Whatever kills it."""
+    """Whatever signal kills it."""
     child = Child("sleeper", SLEEPER, tmp_path / "log")
     supervisor.start("sleeper", child)
     supervisor.watch()
@@ -71,7 +71,7 @@ def test_a_child_that_keeps_dying_is_restarted_less_and_less_often(tmp_path: Pat
 
 
 def test_a_paused_child_stays_down_until_it_is_resumed(supervisor: Supervisor, tmp_path: Path):
-    """A deliberate stop is not a death; its neighbour's death shows that the supervisor was watching."""
+    """A deliberate stop is not a crash; another child's restart shows that the supervisor was watching."""
     paused, neighbour = (Child(name, SLEEPER, tmp_path / name) for name in ("paused", "neighbour"))
     supervisor.start("paused", paused)
     supervisor.start("neighbour", neighbour)
@@ -88,7 +88,7 @@ def test_a_paused_child_stays_down_until_it_is_resumed(supervisor: Supervisor, t
 
 
 def test_a_child_that_ignores_sigterm_is_killed_with_everything_it_started(tmp_path: Path):
-    """Including processes in a session of their own."""
+    """Including processes in their own session."""
     child = Child("stubborn", [sys.executable, "-c", STUBBORN], tmp_path / "log", stop_timeout=0.3)
     child.start()
     eventually(lambda: "deaf" in child.log_text(), what="the child being deaf to SIGTERM")
@@ -117,7 +117,7 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path):
 
 
 def test_a_timeout_names_the_condition_and_what_was_last_seen():
-    """The message alone says what went wrong."""
+    """The message is enough to see what went wrong."""
     with pytest.raises(NotInTimeError, match=r"three mails did not happen within 0.1 s; last: saw 0"):
         eventually(lambda: 0, timeout=0.1, what="three mails")
 
@@ -129,7 +129,7 @@ def test_an_error_while_waiting_means_not_yet():
 
 
 def _lives(pid: int) -> bool:
-    """An orphan that nobody has reaped yet does not count as running."""
+    """A zombie does not count as running."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""The servers of one machine: real programs that stop, die and come back over their data."""
+"""The servers of one machine: real programs that stop, die and restart on their data."""
 
 import os
 import smtplib
@@ -22,20 +22,20 @@ from testing.databases import FAST
 
 @pytest.fixture
 def own_postgres(server_folder: Path) -> Iterator[Postgres]:
-    """A PostgreSQL that the test may kill; the blank in its path is on purpose."""
+    """A PostgreSQL that the test may kill; the blank in its path is intended."""
     with Postgres(server_folder / "own postgres", settings=FAST) as server:
         yield server
 
 
 @pytest.fixture
 def own_redis(server_folder: Path) -> Iterator[Redis]:
-    """A Redis that the test may kill; the blank in its path is on purpose."""
+    """A Redis that the test may kill; the blank in its path is intended."""
     with Redis(server_folder / "own redis") as server:
         yield server
 
 
 def test_postgres_keeps_what_was_committed_when_it_is_killed(own_postgres: Postgres):
-    """A SIGKILL loses nothing that was committed."""
+    """SIGKILL loses no committed data."""
     _query(own_postgres, "CREATE TABLE IF NOT EXISTS kept AS SELECT 42 AS answer")
 
     own_postgres.kill()
@@ -46,7 +46,7 @@ def test_postgres_keeps_what_was_committed_when_it_is_killed(own_postgres: Postg
 
 
 def test_postgres_stops_while_somebody_is_connected(own_postgres: Postgres):
-    """An open session does not hold up the stop."""
+    """An open session does not delay the stop."""
     connection = psycopg2.connect(_plain(own_postgres))
 
     own_postgres.stop()
@@ -57,13 +57,13 @@ def test_postgres_stops_while_somebody_is_connected(own_postgres: Postgres):
 
 
 def test_postgres_gives_the_role_no_power_over_the_machine(own_postgres: Postgres):
-    """Whoever can reach the port can use the database, but not run programs as the server's account."""
+    """A client can use the database, but not run programs as the server's account."""
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         _query(own_postgres, "COPY (SELECT 1) TO PROGRAM 'true'")
 
 
 def test_redis_keeps_what_it_acknowledged_when_it_is_killed(own_redis: Redis):
-    """The append-only file brings everything back."""
+    """The append-only file restores everything."""
     with redis.Redis.from_url(own_redis.url) as client:
         client.set("kept", "42")
 
@@ -75,7 +75,7 @@ def test_redis_keeps_what_it_acknowledged_when_it_is_killed(own_redis: Redis):
         assert client.get("kept") == b"42"
 
 
-def test_redis_refuses_rather_than_forgets(own_redis: Redis):
+def test_a_full_redis_refuses_writes_and_evicts_nothing(own_redis: Redis):
     """A broker must not evict messages."""
     with redis.Redis.from_url(own_redis.url) as client:
         settings = client.config_get("*")
@@ -85,7 +85,7 @@ def test_redis_refuses_rather_than_forgets(own_redis: Redis):
 
 
 def test_a_server_that_does_not_start_shows_its_log(server_folder: Path):
-    """The error ends with what the program printed."""
+    """The error ends with the program's output."""
     broken = Postgres(server_folder / "broken", settings={"shared_buffers": "nonsense"})
 
     with pytest.raises(ChildFailedError, match="invalid value for parameter"):
@@ -94,7 +94,7 @@ def test_a_server_that_does_not_start_shows_its_log(server_folder: Path):
 
 @pytest.mark.parametrize("kind", [Postgres, Redis, MailSink])
 def test_a_taken_port_is_an_error_that_names_it(kind: type[Server], server_folder: Path):
-    """A server does not start beside another one, nor take that one's answers for its own."""
+    """A server does not start next to another one, nor mistake that one's answers for its own."""
     with socket.socket() as other:
         other.bind((LOOPBACK, 0))
         other.listen()
@@ -105,7 +105,7 @@ def test_a_taken_port_is_an_error_that_names_it(kind: type[Server], server_folde
 
 
 def test_a_free_port_can_be_listened_on():
-    """What free_port returns is free."""
+    """A port from free_port is free."""
     assert is_free(free_port())
 
 
@@ -119,7 +119,7 @@ def test_the_sink_keeps_every_mail_with_its_message_id(mail_sink: MailSink):
     assert mail_sink.mails.all()[0]["Subject"] == "Ünicode"
 
 
-def test_the_sink_keeps_its_mails_over_a_kill(mail_sink: MailSink):
+def test_the_sink_keeps_its_mails_after_a_kill(mail_sink: MailSink):
     """Accepted mails stay."""
     _send(mail_sink, "<kept@test>")
 
@@ -130,7 +130,7 @@ def test_the_sink_keeps_its_mails_over_a_kill(mail_sink: MailSink):
 
 
 def test_the_sink_can_refuse_and_then_keeps_nothing(mail_sink: MailSink):
-    """A 451 asks the sender to try again."""
+    """A 451 asks the sender to retry."""
     _restart_with(mail_sink, "--reply", "451 try later")
 
     with pytest.raises(smtplib.SMTPDataError, match="451"):

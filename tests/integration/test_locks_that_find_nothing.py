@@ -1,4 +1,4 @@
-"""A lock on a row that is not there yet locks nothing; what appears right after it must not be decided on."""
+"""A lock on a missing row locks nothing; a row that appears right after it must not be used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from messaging.postgres.unit_of_work import PostgresUnitOfWork
 
 @pytest.fixture
 def engine(clean_database: str) -> Iterator[Engine]:
-    """One connection for the command that is stopped half-way."""
+    """One connection, for the command that is paused half-way."""
     engine = create_engine(clean_database, pool_size=1)
     yield engine
     engine.dispose()
@@ -70,7 +70,7 @@ def waits_for_a_lock(other: Connection) -> bool:
 
 
 def add_batch(other: Connection, ref: str, sku: str, allocated: int) -> None:
-    """Commit a new product with a batch of 5, some of which another order has already."""
+    """Commit a new product with a batch of 5, partly allocated to another order."""
     other.execute(text("INSERT INTO products VALUES (:sku)"), {"sku": sku})
     other.execute(
         text("INSERT INTO batches (reference, sku, purchased_quantity) VALUES (:ref, :sku, 5)"),
@@ -85,7 +85,7 @@ def add_batch(other: Connection, ref: str, sku: str, allocated: int) -> None:
 
 
 def test_an_order_sees_no_product_that_its_lock_did_not_find(engine: Engine, other: Connection):
-    """The batch of another transaction is there between the two statements of the command."""
+    """Another transaction's batch appears between the command's two statements."""
     with Transaction(engine) as transaction:
         transaction.read(LOCK_PRODUCT, ("LAMP",))
         add_batch(other, "b1", "LAMP", allocated=0)
@@ -94,7 +94,7 @@ def test_an_order_sees_no_product_that_its_lock_did_not_find(engine: Engine, oth
 
 
 def test_an_order_sees_the_product_that_its_lock_found(engine: Engine, other: Connection):
-    """Also what was committed while it waited."""
+    """Including rows committed while it waited."""
     add_batch(other, "b1", "LAMP", allocated=0)
 
     with Transaction(engine) as transaction:
@@ -107,7 +107,7 @@ def test_an_order_sees_the_product_that_its_lock_found(engine: Engine, other: Co
 
 
 def test_a_correction_sees_no_batch_that_its_lock_did_not_find(other: Connection, start):
-    """With the batch that it did not lock it would have thrown the other order's pieces away."""
+    """Otherwise, with the unlocked batch, it would discard the other order's pieces."""
     other.execute(text("LOCK TABLE allocations IN ACCESS EXCLUSIVE MODE"))
     correction = start(ChangeBatchQuantity("b1", 0))
     eventually(lambda: waits_for_a_lock(other), what="the command between its two statements")
@@ -122,7 +122,7 @@ def test_a_correction_sees_no_batch_that_its_lock_did_not_find(other: Connection
 
 
 def test_a_batch_that_was_changed_behind_the_lock_is_not_overwritten(engine: Engine, other: Connection):
-    """Whatever went around the lock, a lost update is an error and never a wrong number."""
+    """If something bypasses the lock, a lost update is an error, never a wrong number."""
     add_batch(other, "b1", "LAMP", allocated=0)
     line = OrderLine("o1", "LAMP", 2)
     uow: Any = unit_of_work(engine, Allocate("o1", "LAMP", 2))

@@ -1,4 +1,4 @@
-"""Mail servers that are slow on purpose, or not who they say they are."""
+"""Mail servers that are very slow, or have the wrong certificate."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ REPLIES = {
 
 
 def drip(client: socket.socket) -> None:
-    """Greet, a letter at a time."""
+    """Send the greeting, one character at a time."""
     while True:
         client.sendall(b"2")
         time.sleep(0.2)
 
 
 def greet_without_end(client: socket.socket) -> None:
-    """Greet, line after line."""
+    """Send greeting lines without end."""
     while True:
         client.sendall(b"220-wait\r\n")
         time.sleep(0.2)
 
 
 def slowly(pause_s: float, until: bytes = b"") -> Talk:
-    """Return a server that takes its time for each step, up to one that it never answers."""
+    """Return a server that is slow at each step, and never answers the last one."""
 
     def talk(client: socket.socket) -> None:
         lines = client.makefile("rb")
@@ -68,7 +68,7 @@ def slowly(pause_s: float, until: bytes = b"") -> Talk:
 
 @contextmanager
 def mail_server(talk: Talk) -> Iterator[str]:
-    """Give the address of a server that talks like this to whoever connects."""
+    """Return the address of a server that talks like this to every client."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve(client: socket.socket) -> None:
@@ -90,7 +90,7 @@ def mail_server(talk: Talk) -> Iterator[str]:
     [drip, greet_without_end, slowly(0.45), slowly(0, until=b"DATA")],
     ids=["drip", "endless", "slow", "stuck"],
 )
-def test_a_mail_takes_no_longer_than_it_may_however_slowly_the_server_answers(talk: Talk):
+def test_a_mail_ends_within_its_timeout_however_slowly_the_server_answers(talk: Talk):
     with mail_server(talk) as url:
         start = time.monotonic()
 
@@ -100,10 +100,10 @@ def test_a_mail_takes_no_longer_than_it_may_however_slowly_the_server_answers(ta
     assert time.monotonic() - start < 4
 
 
-def test_a_mail_takes_no_longer_than_it_may_however_slowly_names_are_looked_up(
+def test_a_mail_ends_within_its_timeout_however_slow_name_servers_are(
     mail_sink: MailSink, monkeypatch: pytest.MonkeyPatch
 ):
-    """Name servers that do not answer keep the resolver for a minute, longer than a task may run."""
+    """Unresponsive name servers block the resolver for a minute, longer than a task may run."""
     silent = threading.Event()
     for function in "getaddrinfo", "getfqdn":
         monkeypatch.setattr(socket, function, lambda *_args, **_options: silent.wait(60))
@@ -115,12 +115,12 @@ def test_a_mail_takes_no_longer_than_it_may_however_slowly_names_are_looked_up(
     assert time.monotonic() - start < 4
     monkeypatch.undo()
     monkeypatch.setattr(socket, "getfqdn", lambda: silent.wait(60))
-    SmtpServer(mail_sink.url, 10).send(MAIL)  # our own name is not worth a failure
+    SmtpServer(mail_sink.url, 10).send(MAIL)  # our own name must not cause a failure
     silent.set()
     assert len(mail_sink.mails) == 1
 
 
-def test_a_slow_mail_server_behind_tls_is_left_in_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_mail_to_a_slow_server_behind_tls_ends_in_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pair = make_pair(tmp_path, "mail")
     monkeypatch.setenv("SSL_CERT_FILE", str(pair.certificate))
     with mail_server(slowly(0.45)) as url, TlsFront(url, pair) as front:
@@ -132,7 +132,7 @@ def test_a_slow_mail_server_behind_tls_is_left_in_time_too(tmp_path: Path, monke
     assert time.monotonic() - start < 4
 
 
-def test_a_mail_that_the_server_has_taken_is_sent_although_it_does_not_say_good_bye():
+def test_an_accepted_mail_counts_as_sent_even_if_quit_is_not_answered():
     with mail_server(slowly(0, until=b"QUIT")) as url:
         start = time.monotonic()
 
@@ -153,7 +153,7 @@ def test_a_mail_server_behind_tls_gets_the_mail(
     assert mail_sink.mails.message_ids() == ["<1@example.com>"]
 
 
-def test_a_mail_server_with_a_certificate_of_its_own_making_is_refused(tmp_path: Path, mail_sink: MailSink):
+def test_a_mail_server_with_a_self_signed_certificate_is_refused(tmp_path: Path, mail_sink: MailSink):
     with (
         TlsFront(mail_sink.url, make_pair(tmp_path, "mail")) as front,
         pytest.raises(OSError, match="certificate verify failed"),
@@ -187,12 +187,12 @@ def test_a_mail_after_the_time_of_its_job_says_that_it_is_too_late():
 
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
-    """The app, a tarpit for its mails, and a time limit far below what one mail may take."""
+    """The app, with a very slow mail server and a time limit far below a mail's timeout."""
     with mail_server(greet_without_end) as url:
         yield from app_on(clean_database, smtp_url=url, smtp_timeout_s=4.9, task_time_limit_s=5)
 
 
-def test_a_delivery_to_a_slow_mail_server_fails_with_that_reason_before_its_time_is_up(app: MessagingApp):
+def test_a_delivery_to_a_slow_mail_server_fails_with_that_reason_before_its_time_limit(app: MessagingApp):
     delivery_id = put(app, status="pending")
     start = time.monotonic()
 

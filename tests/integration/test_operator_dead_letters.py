@@ -1,4 +1,4 @@
-"""Dead letters as an operator handles them: found, sent again as they came, given up."""
+"""An operator's work on dead letters: list, replay, discard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADERS = {"task": "allocation.allocate", "id": "t1", "retries": 0, "own": "Ü"}
 
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
-    """The backend's app over an empty database."""
+    """The backend's app on an empty database."""
     yield from app_on(clean_database)
 
 
@@ -36,7 +36,7 @@ def letters(app: MessagingApp) -> DeadLetters:
 
 
 def keep(app: MessagingApp, **facts: Any) -> str:
-    """Keep a letter and return its id."""
+    """Store a letter and return its id."""
     usual = {
         "reason": "unknown task",
         "error": "no such task",
@@ -48,7 +48,7 @@ def keep(app: MessagingApp, **facts: Any) -> str:
 
 
 def taken(app: MessagingApp) -> list[Any]:
-    """Take the messages off the queue where the letters came from."""
+    """Remove the messages from the letters' original queue."""
     messages = []
     with app.connection_for_read() as connection, connection.SimpleQueue("allocation.events") as queue:
         while queue.qsize():
@@ -65,7 +65,7 @@ def taken(app: MessagingApp) -> list[Any]:
         ('[["Ü"], {}, {}]'.encode("latin-1"), "application/json", "latin-1"),
     ],
 )
-def test_a_message_is_sent_again_as_it_came(
+def test_a_message_is_replayed_unchanged(
     app: MessagingApp, letters: DeadLetters, body, content_type, encoding
 ):
     letter_id = keep(
@@ -84,7 +84,7 @@ def test_a_message_is_sent_again_as_it_came(
     assert message.delivery_tag != "old"
 
 
-def test_a_message_goes_out_once_however_many_press(app: MessagingApp, letters: DeadLetters):
+def test_a_message_is_replayed_once_whatever_the_number_of_operators(app: MessagingApp, letters: DeadLetters):
     letter_id = keep(app, body=b"[[], {}, {}]", headers=HEADERS, content_type="application/json")
 
     def press() -> bool:
@@ -101,7 +101,7 @@ def test_a_message_goes_out_once_however_many_press(app: MessagingApp, letters: 
     assert len(taken(app)) == 1
 
 
-def test_what_this_release_does_not_know_is_sent_only_anyway(app: MessagingApp, letters: DeadLetters):
+def test_a_message_for_an_unknown_task_is_replayed_only_with_anyway(app: MessagingApp, letters: DeadLetters):
     letter_id = keep(app, task="allocation.later", body=b"[[], {}, {}]", headers=HEADERS)
 
     with pytest.raises(NotReplayable, match=r"no task allocation\.later"):
@@ -130,7 +130,7 @@ def test_letters_are_found_by_state_reason_and_task(app: MessagingApp, letters: 
         letters.discard(discarded, "again")
 
 
-def test_a_body_that_is_no_text_is_shown_in_base64(app: MessagingApp, letters: DeadLetters):
+def test_a_binary_body_is_shown_in_base64(app: MessagingApp, letters: DeadLetters):
     letter = letters.get(keep(app, body=b"\xff\x00"))
 
     assert letter is not None
@@ -138,7 +138,7 @@ def test_a_body_that_is_no_text_is_shown_in_base64(app: MessagingApp, letters: D
 
 
 def keep_large(app: MessagingApp, count: int, megabytes: int, age_s: float = 0) -> None:
-    """Keep letters with bodies of so many MiB, written by the server itself."""
+    """Store letters with bodies of this many MiB, written by the server itself."""
     query = text(
         "INSERT INTO dead_letters (id, reason, headers, properties, body, error, at)"
         " SELECT gen_random_uuid(), 'invalid message', '{}', '{}',"
@@ -150,8 +150,8 @@ def keep_large(app: MessagingApp, count: int, megabytes: int, age_s: float = 0) 
         connection.execute(query, facts)
 
 
-#: Runs the tool, and prints the peak memory of its own process in KiB. What `wait4` tells of a child begins
-#: with what the parent had when it started it.
+#: Runs the tool, and prints its own peak memory in KiB. `wait4` is of no use: its figure for a child starts
+#: with the parent's memory.
 MEASURED = """
 import atexit, re, runpy, sys
 from pathlib import Path
@@ -163,7 +163,7 @@ runpy.run_module("allocation", run_name="__main__", alter_sys=True)
 
 @pytest.fixture
 def tool(app: MessagingApp) -> Callable[..., tuple[str, float]]:
-    """`tool("dead-letters", "list")` returns what the operator's tool prints, and its peak memory in MiB."""
+    """`tool("dead-letters", "list")` returns the tool's output, and its peak memory in MiB."""
     env = {**os.environ, "ALLOCATION_DATABASE_URL": app.runtime.settings.database_url}
 
     def run(*arguments: str) -> tuple[str, float]:
@@ -203,7 +203,7 @@ def test_showing_a_letter_of_16_mib_loads_one_body(app, tool):
     assert json.loads(printed)["body"] == "x" * 16 * 2**20
 
 
-def test_the_beginning_of_a_body_may_end_inside_a_letter(app: MessagingApp, letters: DeadLetters):
+def test_the_beginning_of_a_body_may_end_inside_a_character(app: MessagingApp, letters: DeadLetters):
     keep(app, body=("x" + "Ü" * 4096).encode())
 
     [letter] = letters.find()
@@ -212,8 +212,8 @@ def test_the_beginning_of_a_body_may_end_inside_a_letter(app: MessagingApp, lett
     assert letter.body_bytes == 8193
 
 
-def test_old_letters_go_however_large_they_are_a_few_in_a_transaction(app: MessagingApp):
-    """Each transaction deletes at most 16 MiB and one letter more, so it is over before anybody waits."""
+def test_old_letters_are_deleted_a_few_per_transaction_however_large(app: MessagingApp):
+    """Each transaction deletes at most 16 MiB and one letter more, so it ends before anybody waits."""
     keep_large(app, 1, 1)
     with app.runtime.engine.begin() as connection:
         connection.execute(
@@ -233,11 +233,11 @@ def test_old_letters_go_however_large_they_are_a_few_in_a_transaction(app: Messa
 
 
 def transactions_with_deletes(app: MessagingApp) -> int:
-    """Return the number of the next transaction: those that write have a number each."""
+    """Return the id of the next transaction: only writing transactions get one."""
     return int(ask(app, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")[0][0])
 
 
-def test_pruning_does_not_wait_for_a_letter_that_somebody_works_with(app: MessagingApp, letters: DeadLetters):
+def test_pruning_does_not_wait_for_a_locked_letter(app: MessagingApp, letters: DeadLetters):
     keep_large(app, 3, 1, age_s=9 * 86400)
     letter_id = letters.find()[0].id
 
@@ -251,7 +251,7 @@ def test_pruning_does_not_wait_for_a_letter_that_somebody_works_with(app: Messag
 
 
 @pytest.mark.parametrize("wrong", ["\x00", "\ud800", "a\udcffb\x00"])
-def test_whatever_text_a_message_brings_is_stored(app: MessagingApp, letters: DeadLetters, wrong: str):
+def test_any_text_in_a_message_can_be_stored(app: MessagingApp, letters: DeadLetters, wrong: str):
     texts = ("reason", "error", "task", "task_id", "queue", "content_type", "content_encoding")
     letter_id = keep(app, headers={"own": wrong}, properties={"own": wrong}, **dict.fromkeys(texts, wrong))
 

@@ -1,4 +1,4 @@
-"""What an operator asks of the deliveries, and does with the failed ones."""
+"""An operator's queries about deliveries, and actions on failed ones."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def find(app: MessagingApp) -> Callable[..., list[str]]:
 def turns(
     app: MessagingApp, chosen: DeliveryFilter, actor: str = "test", limit: int = 100, **pace: Any
 ) -> list[int]:
-    """Re-run what is chosen; return how many deliveries each turn put back."""
+    """Re-run the chosen deliveries; return how many each batch requeued."""
     return [len(turn.deliveries) for turn in app.dispatcher.rerun(chosen, actor, limit, **pace)]
 
 
-def test_each_filter_selects_what_it_says(app: MessagingApp, find: Callable[..., list[str]]):
+def test_each_filter_selects_its_matches(app: MessagingApp, find: Callable[..., list[str]]):
     odd = put(
         app,
         handler="reallocate",
@@ -70,7 +70,7 @@ def test_each_filter_selects_what_it_says(app: MessagingApp, find: Callable[...,
     assert find(handlers=("reallocate",), correlation="command") == []
 
 
-def test_all_states_come_together_the_last_that_ended_first(app: MessagingApp):
+def test_all_states_are_listed_together_latest_end_first(app: MessagingApp):
     ids = [put(app, status=status, age_s=age) for status, age in zip(Status, (10, 20, 30, 40), strict=True)]
 
     found = DeliveryQueries(app.runtime.engine).find(DeliveryFilter())
@@ -79,7 +79,7 @@ def test_all_states_come_together_the_last_that_ended_first(app: MessagingApp):
     assert [row.status for row in found] == list(Status)
 
 
-def test_a_rerun_takes_only_what_is_failed_and_only_once(app: MessagingApp):
+def test_a_rerun_takes_only_failed_deliveries_and_each_once(app: MessagingApp):
     states = {status: put(app, status=status) for status in Status}
 
     assert turns(app, DeliveryFilter(), "ann@desk") == [1]
@@ -101,7 +101,7 @@ def test_filters_come_before_the_limit_and_the_oldest_failures_first(app: Messag
     assert [state(app, delivery_id) for delivery_id in wanted] == ["pending", "pending", "failed"]
 
 
-def test_what_fails_again_meanwhile_is_not_taken_twice(app: MessagingApp):
+def test_a_delivery_that_fails_again_during_a_rerun_is_not_taken_twice(app: MessagingApp):
     delivery_id = put(app)
     reruns = app.dispatcher.rerun(DeliveryFilter(), "test", 100_000, rate=1)
 
@@ -154,7 +154,7 @@ def test_an_operators_rerun_gives_new_attempts_and_keeps_the_history(app: Messag
     assert story.delivery.reruns == 1
 
 
-def test_a_story_climbs_to_the_command_and_names_the_sisters(app: MessagingApp):
+def test_a_story_shows_the_original_command_and_its_other_deliveries(app: MessagingApp):
     ask(app, "INSERT INTO inbox (task_id, command, result) VALUES ('c1', 'Allocate()', '\"b1\"') RETURNING 1")
     first, sister = put(app, correlation="c1"), put(app, correlation="c1", status="done")
     second = put(app, correlation="c1")
@@ -174,7 +174,7 @@ def test_a_story_climbs_to_the_command_and_names_the_sisters(app: MessagingApp):
     assert {row.id for row in story.related} == {first, sister}
 
 
-def test_a_corrected_copy_is_checked_and_leaves_a_trace(app: MessagingApp):
+def test_a_corrected_copy_is_validated_and_recorded(app: MessagingApp):
     delivery_id, outbox = put(app), app.runtime.outbox
 
     with pytest.raises(InvalidMessage, match="colour is not a field"):
@@ -198,7 +198,7 @@ def test_a_corrected_copy_is_checked_and_leaves_a_trace(app: MessagingApp):
 
 
 def test_a_delivery_of_an_older_release_can_be_corrected(app: MessagingApp):
-    """It is run again although it has a field that this release lacks, so it can be edited as well."""
+    """It can be re-run although it has a field that this release lacks, so it can be edited as well."""
     delivery_id = put(app)
     ask(app, """UPDATE deliveries SET payload = '{"sku": "LAMP", "shelf": 3}' RETURNING 1""")
     outbox = app.runtime.outbox
@@ -211,7 +211,7 @@ def test_a_delivery_of_an_older_release_can_be_corrected(app: MessagingApp):
     assert copy.payload == {"sku": "LAMP-2"}
 
 
-def test_a_story_is_told_whatever_a_sender_called_its_command(app: MessagingApp):
+def test_a_story_is_shown_whatever_id_a_sender_gave_its_command(app: MessagingApp):
     """The answer is pruned long before a failed delivery, and the id may be as long as a delivery's."""
     delivery_id = put(app, correlation="order-4711-of-customer-0000000000815")
 
@@ -235,26 +235,26 @@ def test_an_overview_counts_states_failures_and_reruns(app: MessagingApp):
     assert found.reruns == {"operator": 1}
 
 
-def test_an_operator_is_not_told_that_anything_was_sent_while_the_broker_is_away(
+def test_a_rerun_reports_nothing_as_sent_while_the_broker_is_unavailable(
     clean_database: str, free_port: int, caplog: pytest.LogCaptureFixture
 ):
-    """It gives up at the first delivery, too: each try takes seconds, and there may be hundreds."""
+    """It also gives up at the first delivery: each attempt takes seconds, and there may be hundreds."""
     for app in app_on(clean_database):
         app.conf.update(broker_url=f"redis://127.0.0.1:{free_port}/0")
         ids = [put(app) for _ in range(5)]
 
         said = outcome(list(app.dispatcher.rerun(DeliveryFilter(), "ann@desk", 100)))
 
-        assert said.startswith("5 put back, 0 of them sent. The relay will send the rest")
+        assert said.startswith("5 requeued, 0 of them sent. The relay will send the rest")
         assert {state(app, delivery_id) for delivery_id in ids} == {"pending"}
         assert [record.message for record in caplog.records if "broker is lost" in record.message] != []
         assert [record.message for record in caplog.records if "could not be sent" in record.message] == []
 
 
-def test_an_operator_is_not_told_that_a_delivery_was_sent_to_a_handler_that_is_gone(app: MessagingApp):
+def test_a_rerun_reports_nothing_as_sent_to_a_missing_handler(app: MessagingApp):
     put(app, handler="gone")
 
     said = outcome(list(app.dispatcher.rerun(DeliveryFilter(), "ann@desk", 100)))
 
-    assert said.startswith("1 put back, 0 of them sent.")
+    assert said.startswith("1 requeued, 0 of them sent.")
     assert "whose handler this release lacks have failed again" in said

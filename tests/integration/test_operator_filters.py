@@ -1,4 +1,4 @@
-"""What an operator's filter means: never more than was typed."""
+"""An operator's filter never matches more than was typed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[..., click.testing.Result]
 
 @pytest.fixture
 def app(clean_database: str) -> Iterator[MessagingApp]:
-    """The backend's app over an empty database."""
+    """The backend's app on an empty database."""
     yield from app_on(clean_database)
 
 
@@ -57,7 +57,7 @@ def test_a_blank_reason_is_refused(tool, app, noun):
     done = tool(noun, "discard", delivery_id, "--reason", " ")
 
     assert done.exit_code == 2
-    assert "it is blank; say why" in done.stderr
+    assert "it is blank; give a reason" in done.stderr
     assert state(app, delivery_id) == "failed"
 
 
@@ -73,7 +73,7 @@ def test_a_blank_filter_of_dead_letters_is_refused(tool, option):
     assert tool("dead-letters", "list", option, "").exit_code == 2
 
 
-def test_a_filter_by_an_empty_text_is_not_a_filter_by_nothing(app):
+def test_a_filter_by_an_empty_text_is_still_a_filter(app):
     put(app)
 
     assert DeliveryQueries(app.runtime.engine).find(DeliveryFilter(handlers=("",))) == []

@@ -1,4 +1,4 @@
-"""What prepared statements rest on: snapshots, a connection's memory, and plans that a migration outdates."""
+"""Prepared statements: snapshots, a connection's statements, and plans outdated by a migration."""
 
 import threading
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ TAKE = Statement("UPDATE pieces SET room = room - $1 WHERE name = $2", "integer"
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """An engine over a table of this test's own."""
+    """An engine on this test's own table."""
     engine = create_engine(database_url, pool_size=2)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE pieces (name text PRIMARY KEY, room integer)")
@@ -36,8 +36,8 @@ def _lock_and_read(transaction: Transaction) -> list[tuple[object, ...]]:
     return transaction.read(READ, ("last",))
 
 
-def test_what_is_read_after_the_lock_is_as_fresh_as_the_lock(engine: Engine):
-    """A second transaction that waited for the lock sees what the first one wrote: EXECUTE reads anew."""
+def test_rows_read_after_the_lock_are_as_fresh_as_the_lock(engine: Engine):
+    """A transaction that waited for the lock sees the first one's writes: EXECUTE takes a new snapshot."""
     first, second = Transaction(engine), Transaction(engine)
     _lock_and_read(first)
     seen: list[object] = []
@@ -59,7 +59,7 @@ def test_what_is_read_after_the_lock_is_as_fresh_as_the_lock(engine: Engine):
 
 
 def test_a_statement_is_planned_once_per_connection(engine: Engine):
-    """The pool hands the connection out again, and it still knows the statement."""
+    """When the pool reuses the connection, the statement is still prepared."""
     for _ in range(3):
         transaction = Transaction(engine)
         _lock_and_read(transaction)
@@ -73,7 +73,7 @@ def test_a_statement_is_planned_once_per_connection(engine: Engine):
     assert names == sorted([(LOCK.name,), (READ.name,)])
 
 
-def test_a_connection_with_an_outdated_plan_is_thrown_away(engine: Engine):
+def test_a_connection_with_an_outdated_plan_is_discarded(engine: Engine):
     """A migration that adds a column outdates `SELECT *`: the next try has a connection that plans anew."""
     transaction = Transaction(engine)
     _lock_and_read(transaction)
@@ -89,8 +89,8 @@ def test_a_connection_with_an_outdated_plan_is_thrown_away(engine: Engine):
     transaction.close()
 
 
-def test_a_connection_that_lost_its_statements_is_thrown_away(engine: Engine):
-    """DISCARD ALL, as a pooler between may say, makes EXECUTE fail once."""
+def test_a_connection_that_lost_its_statements_is_discarded(engine: Engine):
+    """DISCARD ALL, which a connection pooler may send, makes EXECUTE fail once."""
     transaction = Transaction(engine)
     _lock_and_read(transaction)
     transaction.write("DEALLOCATE ALL")

@@ -1,4 +1,4 @@
-"""6,000 real order lines, one after the other, end in the same batches as in a short simulation."""
+"""6,000 real order lines, one by one, get the same batches as in a short simulation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def simulate() -> list[str | None]:
-    """Return each line's batch, by nothing but lists: None for out of stock, "refused" for no quantity."""
+    """Return each line's batch, computed with lists: None for out of stock, "refused" for no quantity."""
     stock: dict[str, list[list[Any]]] = {}
     for row in rows("batches.csv"):
         stock.setdefault(row["sku"], []).append([row["eta"], row["ref"], int(row["qty"])])

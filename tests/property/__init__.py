@@ -1,1 +1,1 @@
-"""What must hold for every input, not for chosen ones."""
+"""Properties that hold for every input."""

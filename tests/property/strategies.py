@@ -1,4 +1,4 @@
-"""Values as strangers send them."""
+"""Values from untrusted senders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-#: Texts that hurt somewhere: a database, a log, a terminal, a mail header, a shell, a page.
+#: Texts that are dangerous somewhere: in a database, a log, a terminal, a mail header, a shell, a page.
 NASTY = (
     "'; DROP TABLE batches; --",
     '" OR 1=1 --',

@@ -1,4 +1,4 @@
-"""Any JSON whatever as the arguments of every task: a result, or an error of the contract."""
+"""Any JSON as the arguments of any task gives a result, or an error of the contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from local.servers.redis_server import Redis
 from messaging.worker.app import MessagingApp, make_app
 from tests.property.strategies import NASTY, json_values
 
-#: What a sender may be told. Nothing else leaves a task, whatever was sent.
+#: The errors that a sender may get. A task raises no others, whatever was sent.
 CONTRACT = {"InvalidMessage", "InvalidSku", "UnknownBatch", "BatchAlreadyExists", "UnknownMessage"}
 LONGEST_ANSWER = 1_000  # characters
 FIELDS = {
@@ -34,7 +34,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def app(new_database: Any, redis_server: Redis) -> Iterator[MessagingApp]:
-    """The app of the workers, over a database of the test's own; tasks run here, in this process."""
+    """The workers' app on the test's own database; tasks run in this process."""
     own = Settings(
         _env_file=None,
         database_url=new_database(),
@@ -48,7 +48,7 @@ def app(new_database: Any, redis_server: Redis) -> Iterator[MessagingApp]:
 
 
 def check(app: MessagingApp, task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Run a task on what a broker would hand it, and see that the answer is one of the contract."""
+    """Run a task with a message's arguments, and check that the answer conforms to the contract."""
     args, kwargs = json.loads(json.dumps([args, kwargs]))
 
     outcome = app.tasks[task].apply(args=args, kwargs=kwargs, task_id=str(uuid4()))
@@ -69,7 +69,7 @@ def check(app: MessagingApp, task: str, args: list[Any], kwargs: dict[str, Any])
 def test_any_json_is_a_result_or_an_error_of_the_contract(
     app: MessagingApp, task: str, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
-    """No argument makes a task fail in a way that its sender is not told of in a line."""
+    """Whatever the arguments, the sender gets a result or a one-line error."""
     check(app, task, args, kwargs)
 
 
@@ -78,7 +78,7 @@ def test_any_json_is_a_result_or_an_error_of_the_contract(
 def test_any_json_in_the_right_fields_is_a_result_or_an_error_of_the_contract(
     app: MessagingApp, data: st.DataObject, task: str
 ) -> None:
-    """The fields are named as they should be; what is in them is anything."""
+    """The fields have the right names and any values."""
     near = json_values | st.sampled_from([*NASTY, "sku", 1, "2026-01-31", "2026-02-30"])
     fields = {name: data.draw(near, label=name) for name in FIELDS[task]}
 
@@ -88,7 +88,7 @@ def test_any_json_in_the_right_fields_is_a_result_or_an_error_of_the_contract(
 @settings(max_examples=150, deadline=None)
 @given(item=st.lists(json_values | st.sampled_from(sorted(FIELDS)), max_size=4) | json_values)
 def test_any_item_of_a_bulk_message_gets_its_own_answer(app: MessagingApp, item: Any) -> None:
-    """One bad command does not spoil the message that carries it."""
+    """One bad command does not affect the others in its message."""
     outcome = app.tasks["allocation.many"].apply(args=[[item]], task_id=str(uuid4()))
 
     if outcome.failed():

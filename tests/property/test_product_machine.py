@@ -1,4 +1,4 @@
-"""Products in PostgreSQL against a plain model: one by one, and many at once."""
+"""Products in PostgreSQL compared with a plain model: commands one by one, and many at once."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ State = dict[str, tuple[int, tuple[tuple[str, int], ...]]]  # batch → purchase
 
 @dataclass
 class Stock:
-    """What allocation means, as simply as it can be said: one product, batches with their lines."""
+    """The simplest model of allocation: one product, batches with their lines."""
 
     batches: dict[str, tuple[int, date | None]] = field(default_factory=dict)
     lines: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
 
     def do(self, command: Command) -> Any:
-        """Carry a command out; an error's class name where it is refused."""
+        """Run a command; return the error's class name if it is refused."""
         match command:
             case CreateBatch(ref=ref, qty=qty, eta=eta):
                 return self._create(ref, (qty, eta))
@@ -88,7 +88,7 @@ class Products(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prefix = f"{uuid4().hex}-"  # of names, so that each run has a product of its own
+        self.prefix = f"{uuid4().hex}-"  # of names, so that each run has its own product
         self.model = Stock()
 
     refs = st.sampled_from(["b1", "b2", "b3"])
@@ -101,12 +101,12 @@ class Products(RuleBasedStateMachine):
 
     @rule(command=commands)
     def one(self, command: Command) -> None:
-        """A command alone does what the model does."""
+        """A single command does what the model does."""
         assert self._run(command) == self.model.do(command)
 
     @rule(together=st.lists(commands, min_size=2, max_size=4))
     def several_at_once(self, together: list[Command]) -> None:
-        """Commands at the same time come out as if they had run in some order."""
+        """Concurrent commands have the outcome of some sequential order."""
         answers = list(self.pool.map(self._run, together))
         found = self._state()
         for order in itertools.permutations(range(len(together))):
@@ -123,7 +123,7 @@ class Products(RuleBasedStateMachine):
         assert self._state() == self.model.state()
 
     def _run(self, command: Command) -> Any:
-        """Carry a command out as a worker does."""
+        """Run a command as a worker does."""
         names = {"ref", "orderid", "sku"}
         own = {name: self.prefix + value if name in names else value for name, value in vars(command).items()}
         command, task_id = type(command)(**own), new_id()
@@ -161,7 +161,7 @@ class Products(RuleBasedStateMachine):
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """Connections for as many commands at once as the machine tries."""
+    """Connections for the machine's concurrent commands."""
     engine = create_engine(database_url, pool_size=5)
     yield engine
     engine.dispose()
@@ -170,7 +170,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_products_in_postgres_behave_as_the_model_does(engine: Engine) -> None:
-    """Whatever is ordered, one by one or at once, nothing is over-allocated, lost or doubled."""
+    """Whatever the commands, one by one or concurrent, nothing is over-allocated, lost or doubled."""
     with ThreadPoolExecutor(4) as pool:
         machine = type("Machine", (Products,), {"engine": engine, "pool": pool})
         run_state_machine_as_test(
@@ -179,7 +179,7 @@ def test_products_in_postgres_behave_as_the_model_does(engine: Engine) -> None:
                 max_examples=25,
                 stateful_step_count=15,
                 deadline=None,
-                print_blob=True,  # the story that failed, as a line that replays it
+                print_blob=True,  # the failed sequence, as a line that replays it
                 suppress_health_check=[HealthCheck.too_slow],
             ),
         )

@@ -1,4 +1,4 @@
-"""What the tests of the Redis transport with real workers share."""
+"""Fixtures for tests of the Redis transport with real workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from local.servers.redis_server import Redis
 
 @pytest.fixture
 def broker(redis_server: Redis) -> Iterator[redis.Redis]:
-    """The broker's database, with nothing in any before the test and after it."""
+    """The broker's database; all databases are empty before and after the test."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client

@@ -1,4 +1,4 @@
-"""Messages that no task can read: each ends as a dead letter and an answer, and the worker lives."""
+"""Unreadable messages: each becomes a dead letter, its sender gets an answer, and the worker survives."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MISSING = object()
 def envelope(
     body: bytes = PLAIN, content_type: Any = "application/json", properties: Any = (), /, **headers: Any
 ) -> bytes:
-    """Return what a sender would put on the list; MISSING takes a header away."""
+    """Return a message as a sender puts it on the list; MISSING removes a header."""
     defaults = {"lang": "py", "task": "fixture.add", "id": str(uuid4()), "retries": 0, "root_id": None}
     known = {name: value for name, value in (defaults | headers).items() if value is not MISSING}
     delivery = {"exchange": "", "routing_key": "celery"}
@@ -57,7 +57,7 @@ def body(args: Any = (), kwargs: Any = None, **embed: Any) -> bytes:
     return json.dumps([list(args), kwargs or {}, embed]).encode()
 
 
-#: What is wrong, the message, and a part of the error that the sender gets.
+#: The defect, the message, and a part of the sender's error.
 REFUSED: list[tuple[str, Callable[[str], bytes], str]] = [
     ("body is no JSON", lambda i: envelope(b"{", id=i), "body cannot be read"),
     ("pickle", lambda i: envelope(b"cos\nsystem\n", "application/x-python-serialize", id=i), "pickle"),
@@ -125,14 +125,14 @@ ANONYMOUS: list[tuple[str, bytes]] = [
 
 @pytest.fixture(scope="module")
 def server(server_folder: Path) -> Iterator[Redis]:
-    """A Redis of this module's own, since its worker runs throughout."""
+    """This module's own Redis, since its worker runs throughout."""
     with Redis(server_folder / "dead-letters") as own:
         yield own
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the worker logs and keeps dead letters."""
+    """The folder of the worker's log and dead letters."""
     return tmp_path_factory.mktemp("dead-letters")
 
 
@@ -160,15 +160,17 @@ def letters(folder: Path) -> Callable[[], list[dict[str, Any]]]:
 
 
 def works_on(server: Redis, worker: Child) -> bool:
-    """Tell whether the worker answers a good task, and has nothing left to do."""
+    """Return whether the worker answers a good task, and has nothing left to do."""
     result = sender(server).send_task("fixture.add", (1, 2)).get(timeout=60)
     eventually(lambda: unfinished(server) == 0, timeout=60, what="an empty broker")
     return bool(result == 3 and worker.running)
 
 
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_a_refused_message_is_kept_and_its_sender_told(server, worker, broker, letters, make, error):
-    """The letter has the body as it came; the sender gets InvalidMessage by name, with a readable text."""
+def test_a_refused_message_is_stored_and_its_sender_gets_an_error(
+    server, worker, broker, letters, make, error
+):
+    """The letter has the body as received; the sender gets InvalidMessage by name, with a readable text."""
     task_id = str(uuid4())
     raw = make(task_id)
     broker.lpush("celery", raw)
@@ -187,8 +189,8 @@ def test_a_refused_message_is_kept_and_its_sender_told(server, worker, broker, l
 
 
 @pytest.mark.parametrize("raw", [row[1] for row in ANONYMOUS], ids=[row[0] for row in ANONYMOUS])
-def test_a_message_without_an_address_is_kept(server, worker, broker, letters, raw):
-    """There is nobody to tell, so the letter is all."""
+def test_a_message_without_an_address_is_stored(server, worker, broker, letters, raw):
+    """Nobody can be told, so the letter is the only record."""
     broker.lpush("celery", raw)
 
     [letter] = eventually(letters)
@@ -198,8 +200,8 @@ def test_a_message_without_an_address_is_kept(server, worker, broker, letters, r
 
 
 @pytest.mark.parametrize("task", ["no.such", "celery.starmap", "celery.chord_unlock"])
-def test_a_task_outside_the_contract_is_kept_and_its_sender_told(server, worker, letters, task):
-    """Celery's own tasks that run whatever a message names are no part of it."""
+def test_a_task_outside_the_contract_is_stored_and_its_sender_gets_an_error(server, worker, letters, task):
+    """Celery's own tasks that run other tasks are not part of it."""
     result = sender(server).send_task(task, (MARK, [[1]]), kwargs={"a": 1})
 
     with pytest.raises(NotRegistered):
@@ -221,8 +223,8 @@ def test_messages_of_protocol_1_are_read(server, worker, broker, letters):
     assert letters() == []
 
 
-def test_headers_of_the_sender_s_own_are_let_through(server, worker, letters):
-    """As tracing adds them."""
+def test_a_senders_own_headers_are_accepted(server, worker, letters):
+    """Tracing adds such headers."""
     result = sender(server).send_task(
         "fixture.add", (1, 2), headers={"traceparent": "00-1", "headers": {"a": "b"}}
     )
@@ -231,8 +233,8 @@ def test_headers_of_the_sender_s_own_are_let_through(server, worker, letters):
     assert letters() == []
 
 
-def test_what_cannot_be_recorded_stays_until_it_can(server, worker, broker, folder, letters):
-    """It takes no place in the prefetch meanwhile, however many there are of its kind."""
+def test_a_message_that_cannot_be_recorded_stays_until_it_can(server, worker, broker, folder, letters):
+    """Meanwhile such messages take no places in the prefetch, whatever their number."""
     refuse = folder / "letters.refuse"
     refuse.touch()
     for number in range(10):
@@ -251,8 +253,8 @@ def test_what_cannot_be_recorded_stays_until_it_can(server, worker, broker, fold
 
 
 @pytest.mark.slow
-def test_any_message_whatever_ends_as_a_letter_or_a_result(server, worker, broker, letters):
-    """Some 500 made-up messages: each is accounted for, nothing was run that was not asked for by name."""
+def test_every_message_ends_as_a_letter_or_a_result(server, worker, broker, letters):
+    """Some 500 made-up messages: each is accounted for, and only tasks that were named have run."""
     seed = random.randrange(1_000_000)
     dice = random.Random(seed)
     sent = [_made_up(dice, number) for number in range(500)]
@@ -294,7 +296,7 @@ PROPERTIES = [
 
 
 def _made_up(dice: random.Random, number: int) -> bytes:
-    """A message with an id of its own and one to three things wrong with it, or by chance none."""
+    """A message with its own id and one to three defects, or by chance none."""
     headers: dict[str, Any] = {"id": f"made-up-{number}", "ignore_result": False}
     properties: dict[str, Any] = {}
     content, kind = PLAIN, "application/json"
@@ -317,7 +319,7 @@ def _made_up(dice: random.Random, number: int) -> bytes:
 
 
 def test_celery_is_as_we_know_it():
-    """A new Celery that changes what the consumer rests on fails here, not in production."""
+    """A new Celery that changes what the consumer relies on fails here, not in production."""
     expected = {
         CeleryConsumer.connect: "(self)",
         CeleryConsumer.create_task_handler: None,

@@ -1,4 +1,4 @@
-"""The package can be used elsewhere: it imports Celery, what Celery brings, and nothing of this project."""
+"""The package can be used elsewhere: it imports Celery, its dependencies, and nothing of this project."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""The example: workers are killed under load, on stock Celery and with `reliable_celery`."""
+"""The example kills workers under load, on stock Celery and with `reliable_celery`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from local.servers.redis_server import Redis
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-KILLS = 2 * WORKERS  # a step; stock Celery loses a message at every third
+KILLS = 2 * WORKERS  # per step; stock Celery loses a message at every third
 MAX_KILLS = 4 * KILLS
 
 
-def test_no_message_is_lost_by_kills_that_lose_some_on_stock_celery(redis_server: Redis, broker: redis.Redis):
+def test_kills_that_lose_messages_on_stock_celery_lose_none_with_the_package(
+    redis_server: Redis, broker: redis.Redis
+):
     """Stock workers are killed until a message is lost, then as many with our settings."""
     seed = random.randrange(1_000_000)
     with opened("stock", redis_server.url) as stock:
@@ -29,12 +31,10 @@ def test_no_message_is_lost_by_kills_that_lose_some_on_stock_celery(redis_server
         print(ours)
 
         assert ours.lost() == 0, f"seed {seed}"
-    assert stock_lost > 0, f"seed {seed}: stock Celery lost nothing this time, so nothing was shown"
+    assert stock_lost > 0, f"seed {seed}: stock Celery lost nothing this time, so the test shows nothing"
 
 
-def test_a_message_that_kills_its_workers_is_set_aside_by_the_example(
-    redis_server: Redis, broker: redis.Redis
-):
+def test_the_example_sets_aside_a_message_that_kills_its_workers(redis_server: Redis, broker: redis.Redis):
     with opened("reliable", redis_server.url) as ours:
         ours.send_crash()
         while not broker.llen("reliable.dead_letters"):

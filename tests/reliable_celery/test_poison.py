@@ -1,4 +1,4 @@
-"""The poison count: a message that keeps killing its workers is set aside, and its sender told."""
+"""The poison count: a message that keeps killing its workers is set aside, and its sender gets an error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def supervised(worker: Child) -> Iterator[Any]:
-    """Have a worker run; the value makes it run again when it has been killed."""
+    """Run a worker; the yielded function restarts it after it was killed."""
 
     def revive() -> bool:
         if not worker.running:
@@ -61,7 +61,7 @@ def letters(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("pool", "whole_worker"), [("solo", False), ("threads", False), ("prefork", False), ("prefork", True)]
 )
-def test_a_message_that_kills_its_workers_is_set_aside_and_its_sender_told(
+def test_a_message_that_kills_its_workers_is_set_aside_and_its_sender_gets_an_error(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str, whole_worker: bool
 ):
     app = sender(redis_server)
@@ -82,7 +82,7 @@ def test_a_message_that_kills_its_workers_is_set_aside_and_its_sender_told(
     assert broker.keys("*crashes*") == []
 
 
-def test_a_task_that_asks_for_redelivery_is_no_poison(
+def test_a_task_that_asks_for_redelivery_is_not_counted(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
     app = sender(redis_server)
@@ -97,7 +97,7 @@ def test_a_task_that_asks_for_redelivery_is_no_poison(
 def test_messages_that_wait_behind_one_that_kills_its_worker_are_not_counted(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """They are redelivered as often as it is, and were never begun."""
+    """They are redelivered as often, and were never started."""
     app = sender(redis_server)
     poison = app.send_task("fixture.die", (0, True))
     worker = make_worker(redis_server, tmp_path, "mortal", "prefork", **SETTINGS)

@@ -1,4 +1,4 @@
-"""A worker that is asked to stop ends with what its children are doing, and not half a minute later."""
+"""A stopping worker ends when its children have finished, not half a minute later."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from local.waiting import eventually
 from tests.reliable_celery.celery_fixtures.processes import make_worker, running, sender
 
 
-def test_a_worker_ends_with_a_job_that_began_while_it_was_stopping(redis_server: Redis, tmp_path: Path):
-    """The children are held up for a moment, as on a busy machine: they begin what the pool gave up."""
+def test_a_worker_ends_with_a_job_that_started_while_it_was_stopping(redis_server: Redis, tmp_path: Path):
+    """The children are delayed, as on a busy machine: they start a job that the pool has given up."""
     worker = make_worker(redis_server, tmp_path, "w", "prefork", loglevel="DEBUG")
     with running(worker):
         children = psutil.Process(worker.pid).children()

@@ -1,4 +1,4 @@
-"""Messages that an earlier release's workers left under kombu's own keys: ours come back, no others do."""
+"""Messages of an earlier release's workers under kombu's own keys: only ours are redelivered."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def worker_of(release: str, server: Redis, folder: Path, pool: str) -> Child:
 
 
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
-def test_what_a_killed_worker_of_an_earlier_release_held_comes_back(
+def test_messages_of_a_killed_worker_of_an_earlier_release_are_redelivered(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
 ):
-    """After its lease, or the visibility timeout in the solo pool, which holds none."""
+    """After its lease, or after the visibility timeout in the solo pool, which has no lease."""
     app = sender(redis_server, task_ignore_result=True)
     old, new = (worker_of(release, redis_server, tmp_path, pool) for release in ("old", "new"))
     with running(old):
@@ -50,10 +50,10 @@ def test_what_a_killed_worker_of_an_earlier_release_held_comes_back(
     assert "Took over" in new.log_text()
 
 
-def test_a_living_worker_of_an_earlier_release_keeps_what_it_holds(
+def test_a_living_worker_of_an_earlier_release_keeps_its_messages(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """As in a deploy that replaces one worker after the other."""
+    """This happens in a rolling deploy."""
     app = sender(redis_server, task_ignore_result=True)
     old, new = (worker_of(release, redis_server, tmp_path, "prefork") for release in ("old", "new"))
     with running(old):
@@ -67,8 +67,8 @@ def test_a_living_worker_of_an_earlier_release_keeps_what_it_holds(
     assert marks(redis_server) == {1: 1}
 
 
-def test_what_is_not_ours_is_left_where_it_is(redis_server: Redis, broker: redis.Redis, tmp_path: Path):
-    """Neither a stock neighbour's messages, nor those of another project's queue."""
+def test_other_apps_messages_are_left_alone(redis_server: Redis, broker: redis.Redis, tmp_path: Path):
+    """Neither a stock app's messages nor those of another project's queue are touched."""
     ours, theirs = "a" * 32 + ".1.1", "b" * 32 + ".1.1"
     stock = "6a1ff8ae-4c5e-4b0f-9d0c-1f1f9f0e8c11"
     entry = b'[{"body": "", "headers": {}, "properties": {"delivery_tag": "t"}},"","%s"]'

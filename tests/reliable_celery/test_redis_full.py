@@ -1,4 +1,4 @@
-"""A Redis that is full and forgets nothing: workers start, drain it, and answer."""
+"""A full Redis that evicts nothing: workers start, drain it, and answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def own_server(server_folder: Path, tmp_path: Path) -> Iterator[Redis]:
 
 
 def ordinary_worker(server: Redis, folder: Path, pool: str) -> Child:
-    """Return a worker that greets the others at its start, as workers do unless told not to."""
+    """Return a worker that greets the others at its start, as in Celery's default."""
     results = RESULTS + server.url_of(1)
     worker = make_worker(server, folder, "late", pool, worker_consumer=OUR_CONSUMER, result_backend=results)
     worker.command = [part for part in worker.command if part not in ALONE]
@@ -40,12 +40,12 @@ def ordinary_worker(server: Redis, folder: Path, pool: str) -> Child:
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
 def test_a_worker_starts_on_a_full_redis_and_drains_it(own_server: Redis, tmp_path: Path, pool: str):
-    """Every command is answered, although no sender could send one more; then remote control reaches it."""
+    """Every command is answered, although nothing more could be sent; then remote control works."""
     app = sender(own_server)
     worker = ordinary_worker(own_server, tmp_path, pool)
     with redis.Redis.from_url(own_server.url) as broker:
         sent = [app.send_task("fixture.add", (number, 1)) for number in range(100)]
-        broker.config_set("maxmemory", 1)  # nothing that the worker does makes room for a sender
+        broker.config_set("maxmemory", 1)  # nothing that the worker does may make room for a sender
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             broker.set("one", "more")
         try:
@@ -63,7 +63,7 @@ def test_a_worker_starts_on_a_full_redis_and_drains_it(own_server: Redis, tmp_pa
 
 
 def test_a_living_worker_keeps_its_lease_and_its_messages_on_a_full_redis(own_server: Redis, tmp_path: Path):
-    """A worker that could not prolong its lease would be taken for dead."""
+    """A worker that could not renew its lease would be considered dead."""
     app = sender(own_server)
     first = ordinary_worker(own_server, tmp_path, "prefork")
     with redis.Redis.from_url(own_server.url) as broker:
@@ -78,7 +78,7 @@ def test_a_living_worker_keeps_its_lease_and_its_messages_on_a_full_redis(own_se
                 30,
                 "a longer lease",
             )
-            assert "could not be tended" not in first.log_text()
+            assert "could not be renewed" not in first.log_text()
         finally:
             first.kill()
     app.close()

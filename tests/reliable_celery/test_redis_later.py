@@ -1,4 +1,4 @@
-"""Messages for later, which wait in a worker until their time, and clocks that are wrong."""
+"""Messages with a future ETA, and wrong clocks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.reliable_celery.celery_fixtures.processes import (
 )
 
 VISIBILITY_TIMEOUT_S = 2
-MANY = 60  # more than three times what a worker may hold of what is due at once
+MANY = 60  # more than three times a worker's prefetch
 
 
 @pytest.fixture
 def compiler() -> None:
-    """Skip the test where no clock of its own can be built."""
+    """Skip the test if its clock library cannot be built."""
     if not can_be_built():
         missing("cc", "a C compiler on Linux, such as Debian's package build-essential")
 
@@ -46,10 +46,10 @@ def own_server(server_folder: Path, tmp_path: Path) -> Iterator[Redis]:
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
-def test_a_worker_that_holds_much_for_later_does_what_is_due(
+def test_many_messages_for_later_do_not_delay_due_ones(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
 ):
-    """As when a mail server is down and many retries wait."""
+    """This happens when a mail server is down and many retries wait."""
     app = sender(redis_server)
     with running(make_worker(redis_server, tmp_path, "patient", pool, worker_consumer=OUR_CONSUMER)):
         for number in range(MANY):
@@ -61,10 +61,10 @@ def test_a_worker_that_holds_much_for_later_does_what_is_due(
 
 
 @pytest.mark.parametrize("pool", ["solo", "prefork"])
-def test_what_waits_longer_than_the_visibility_timeout_is_not_given_to_another(
+def test_messages_that_wait_longer_than_the_visibility_timeout_are_not_redelivered(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
 ):
-    """Its worker is alive and knows of it."""
+    """Their worker is alive."""
     app = sender(redis_server)
     options = CONFIG["broker_transport_options"] | {"visibility_timeout": VISIBILITY_TIMEOUT_S, "lease_s": 4}
     workers = [
@@ -86,7 +86,7 @@ def test_what_waits_longer_than_the_visibility_timeout_is_not_given_to_another(
 def test_a_worker_whose_clock_is_ahead_takes_nothing_from_the_others(
     compiler: None, redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """What is overdue is decided by Redis' clock, not by a worker's."""
+    """Redis' clock decides which messages are overdue, not a worker's."""
     app = sender(redis_server)
     clock = Clock(tmp_path)
     clock.jump_to(3600)
@@ -112,7 +112,7 @@ def resident_mib(worker: Child) -> float:
 def test_large_messages_for_later_cost_a_worker_no_memory(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """A hundred of 0.9 MB, an hour ahead: they wait in Redis, and what is due is done meanwhile."""
+    """A hundred messages of 0.9 MB, due in an hour, wait in Redis, and due messages are handled meanwhile."""
     app = sender(redis_server)
     worker = make_worker(redis_server, tmp_path, "patient", "prefork", worker_consumer=OUR_CONSUMER)
     with running(worker):
@@ -129,10 +129,10 @@ def test_large_messages_for_later_cost_a_worker_no_memory(
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
-def test_a_retry_is_not_held_up_by_a_stranger_s_messages_for_later(
+def test_a_retry_is_not_held_up_by_other_messages_for_later(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
 ):
-    """However many: they have no place in the worker."""
+    """Whatever their number: they take no places in the worker."""
     app = sender(redis_server, task_ignore_result=True)
     with running(make_worker(redis_server, tmp_path, "patient", pool, worker_consumer=OUR_CONSUMER)):
         for number in range(500):
@@ -142,8 +142,8 @@ def test_a_retry_is_not_held_up_by_a_stranger_s_messages_for_later(
         eventually(lambda: marks(redis_server) == {1000: 1}, 20, "the one that is due")
 
 
-def test_a_message_for_later_outlives_its_worker(redis_server: Redis, broker: redis.Redis, tmp_path: Path):
-    """It was nobody's when the worker was killed: the next one has it in time, as it was sent."""
+def test_a_message_for_later_survives_its_worker(redis_server: Redis, broker: redis.Redis, tmp_path: Path):
+    """No worker held it when its worker was killed: the next one gets it in time and unchanged."""
     app = sender(redis_server, task_ignore_result=True)
     first, second = (
         make_worker(redis_server, tmp_path, name, "prefork", worker_consumer=OUR_CONSUMER)
@@ -161,8 +161,8 @@ def test_a_message_for_later_outlives_its_worker(redis_server: Redis, broker: re
     assert not broker.exists("unacked_later")
 
 
-def test_what_was_put_off_goes_back_as_it_was(redis_server: Redis, broker: redis.Redis):
-    """Bytes and priority; it was not redelivered, since nobody had begun it."""
+def test_a_message_that_was_put_off_is_requeued_unchanged(redis_server: Redis, broker: redis.Redis):
+    """Bytes and priority are the same; it is not marked as redelivered, since nobody had started it."""
     queue = Queue("orders", Exchange(""), routing_key="orders")
     with Connection(redis_server.url, transport=OUR_TRANSPORT) as connection:
         Producer(connection.default_channel).publish(
@@ -187,7 +187,7 @@ def test_what_was_put_off_goes_back_as_it_was(redis_server: Redis, broker: redis
 
 
 def test_a_message_for_later_on_a_full_redis_runs_in_time(own_server: Redis, tmp_path: Path):
-    """It moves, and needs no room of its own."""
+    """It is moved, and needs no extra room."""
     app = sender(own_server, task_ignore_result=True)
     with redis.Redis.from_url(own_server.url) as broker:
         worker = make_worker(own_server, tmp_path, "late", "prefork", worker_consumer=OUR_CONSUMER)

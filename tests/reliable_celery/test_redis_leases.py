@@ -1,4 +1,4 @@
-"""Leases: messages of a worker that gives no sign of life go back long before the visibility timeout."""
+"""Leases: messages of a silent worker are requeued long before the visibility timeout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEASE_S = 3
 def leasing_worker(
     server: Redis, folder: Path, name: str, pool: str = "prefork", lease_s: float = LEASE_S
 ) -> Child:
-    """Return a worker with a short lease, whose visibility timeout no test waits for."""
+    """Return a worker with a short lease and a visibility timeout longer than any test."""
     options = CONFIG["broker_transport_options"] | {"visibility_timeout": 600, "lease_s": lease_s}
     return make_worker(
         server, folder, name, pool, worker_consumer=OUR_CONSUMER, broker_transport_options=options
@@ -45,8 +45,8 @@ def tend(broker: redis.Redis, prefix: str = "", lease_s: float = 60, limit: int 
 # The script
 
 
-def test_only_messages_whose_lease_ran_out_are_named(broker: redis.Redis):
-    """Neither those of the living, nor those of a stock worker, which has no lease."""
+def test_only_messages_with_an_expired_lease_are_returned(broker: redis.Redis):
+    """Neither those of living workers, nor those of stock workers, which have no lease."""
     broker.zadd(INDEX, {"dead.1.1": 1, "alive.1.1": 1, "stock-tag": 1, "unleased.1.1": 1})
     tend(broker, "dead.", lease_s=-1)
     tend(broker, "alive.")
@@ -54,8 +54,8 @@ def test_only_messages_whose_lease_ran_out_are_named(broker: redis.Redis):
     assert tend(broker, "mine.") == [b"dead.1.1"]
 
 
-def test_a_lease_goes_with_the_last_message_of_the_dead(broker: redis.Redis):
-    """Until then every look names what is left, a bounded number at a time."""
+def test_a_dead_workers_lease_is_deleted_with_its_last_message(broker: redis.Redis):
+    """Until then each run returns the remaining messages, a limited number at a time."""
     broker.zadd(INDEX, {f"dead.1.{n}": n for n in range(5)})
     tend(broker, "dead.", lease_s=-1)
 
@@ -66,8 +66,8 @@ def test_a_lease_goes_with_the_last_message_of_the_dead(broker: redis.Redis):
     assert broker.zcard(LEASES) == 0
 
 
-def test_who_was_taken_for_dead_and_lives_has_its_lease_back(broker: redis.Redis):
-    """A worker that was frozen prolongs it like any other."""
+def test_a_worker_that_was_considered_dead_gets_its_lease_back(broker: redis.Redis):
+    """After a freeze it renews its lease like any other worker."""
     broker.zadd(INDEX, {"frozen.1.1": 1})
     tend(broker, "frozen.", lease_s=-1)
 
@@ -82,7 +82,7 @@ def test_who_was_taken_for_dead_and_lives_has_its_lease_back(broker: redis.Redis
 def test_another_worker_gets_the_messages_of_a_killed_one(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """The one that runs and those that wait; nothing is left behind."""
+    """The running one and the waiting ones; nothing is left behind."""
     app = sender(redis_server, task_ignore_result=True)
     first, second = (leasing_worker(redis_server, tmp_path, name) for name in ("first", "second"))
     with running(first):
@@ -96,10 +96,10 @@ def test_another_worker_gets_the_messages_of_a_killed_one(
             eventually(lambda: broker.zcard(LEASES) == 1, 30, "the living worker's lease alone")
 
 
-def test_a_frozen_worker_s_message_is_given_away_and_its_late_end_does_no_harm(
+def test_a_frozen_workers_message_is_redelivered_and_its_late_end_is_harmless(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """Whether its own copy had begun or not; what it acknowledges late is not there any more."""
+    """Whether its own copy had started or not; its late acknowledgement finds nothing."""
     app = sender(redis_server, task_ignore_result=True)
     first, second = (leasing_worker(redis_server, tmp_path, name) for name in ("first", "second"))
     with running(first):
@@ -107,7 +107,7 @@ def test_a_frozen_worker_s_message_is_given_away_and_its_late_end_does_no_harm(
         eventually(lambda: broker.hlen("unacked") == 1, 30)
         os.kill(first.pid, signal.SIGSTOP)
         with running(second):
-            eventually(lambda: "Gave back 1 messages" in second.log_text(), 30, "the message given back")
+            eventually(lambda: "Requeued 1 messages" in second.log_text(), 30, "the message requeued")
             eventually(lambda: unfinished(redis_server) == 0, 30)
             os.kill(first.pid, signal.SIGCONT)
             app.send_task("fixture.mark", (2, 0.0))
@@ -116,10 +116,10 @@ def test_a_frozen_worker_s_message_is_given_away_and_its_late_end_does_no_harm(
             eventually(lambda: marks(redis_server).get(1) in (1, 2) and marks(redis_server).get(2) == 1, 30)
 
 
-def test_a_worker_that_stops_in_order_leaves_no_lease_and_finishes_what_runs(
+def test_a_worker_that_stops_properly_leaves_no_lease_and_finishes_its_tasks(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """Though the task takes longer than the lease, and another worker is there to take it."""
+    """Even if the task takes longer than the lease, and another worker could take it."""
     app = sender(redis_server, task_ignore_result=True)
     first, second = (leasing_worker(redis_server, tmp_path, name) for name in ("first", "second"))
     with running(first):
@@ -133,7 +133,7 @@ def test_a_worker_that_stops_in_order_leaves_no_lease_and_finishes_what_runs(
 
 
 def test_a_solo_worker_holds_no_lease(redis_server: Redis, broker: redis.Redis, tmp_path: Path):
-    """Its tasks run inside the loop: a long one would look like a death."""
+    """Its tasks run inside the loop: a long one would look like a crash."""
     app = sender(redis_server, task_ignore_result=True)
     with running(leasing_worker(redis_server, tmp_path, "alone", "solo")):
         app.send_task("fixture.mark", (1, 0.0))
@@ -143,7 +143,7 @@ def test_a_solo_worker_holds_no_lease(redis_server: Redis, broker: redis.Redis, 
 
 
 def ordinary(worker: Child) -> Child:
-    """Have a worker greet the others at its start, as workers do unless told not to."""
+    """Make a worker greet the others at its start, as in Celery's default."""
     alone = {"--without-gossip", "--without-mingle"}
     worker.command = [part for part in worker.command if part not in alone]
     return worker
@@ -152,7 +152,7 @@ def ordinary(worker: Child) -> Child:
 def test_a_worker_killed_with_its_first_messages_held_a_lease(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """The step that takes the messages takes it."""
+    """The same step takes the messages and the lease."""
     app = sender(redis_server, task_ignore_result=True)
     for number in (1, 2):
         app.send_task("fixture.mark", (number, 1.0))
@@ -172,10 +172,10 @@ def test_a_worker_killed_with_its_first_messages_held_a_lease(
     assert held == 1
 
 
-def test_a_task_longer_than_the_visibility_timeout_is_not_given_to_another(
+def test_a_task_longer_than_the_visibility_timeout_is_not_redelivered(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """Nor is what waits behind it: their worker is alive and says so."""
+    """Nor are those that wait behind it: their worker is alive and renews its lease."""
     app = sender(redis_server, task_ignore_result=True)
     options = CONFIG["broker_transport_options"] | {"visibility_timeout": 1, "lease_s": LEASE_S}
     workers = [
@@ -199,10 +199,10 @@ def test_a_task_longer_than_the_visibility_timeout_is_not_given_to_another(
     assert received == 8
 
 
-def test_what_waits_in_a_solo_worker_behind_others_is_not_given_to_another(
+def test_messages_that_wait_in_a_solo_worker_are_not_redelivered(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """It says between two tasks what it holds; the visibility timeout need only be longer than one task."""
+    """It registers them anew between tasks; the visibility timeout need only be longer than one task."""
     app = sender(redis_server, task_ignore_result=True)
     options = CONFIG["broker_transport_options"] | {"visibility_timeout": 9, "lease_s": LEASE_S}
     workers = [
@@ -219,8 +219,10 @@ def test_what_waits_in_a_solo_worker_behind_others_is_not_given_to_another(
     assert marks(redis_server) == dict.fromkeys(range(8), 1)
 
 
-def test_what_ran_when_redis_was_killed_comes_back_after_the_lease(server_folder: Path, tmp_path: Path):
-    """A worker that could not give it back leaves its old lease to run out, and nothing to the timeout."""
+def test_tasks_that_ran_when_redis_was_killed_are_redelivered_after_the_lease(
+    server_folder: Path, tmp_path: Path
+):
+    """A worker that could not requeue them lets its old lease expire, without the visibility timeout."""
     with Redis(server_folder / tmp_path.name) as own, redis.Redis.from_url(own.url) as client:
         client.config_set("appendfsync", "always")
         app = sender(own, task_ignore_result=True)

@@ -1,4 +1,4 @@
-"""The Redis transport: nothing popped is ever unregistered, beside stock kombu and with a bad Redis."""
+"""The Redis transport: every popped message is registered, next to stock kombu and on a failing Redis."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def server(redis_server: Redis) -> Redis:
 
 @pytest.fixture
 def own_server(server_folder: Path, tmp_path: Path) -> Iterator[Redis]:
-    """A Redis that the test may mistreat."""
+    """A Redis that the test may break."""
     with Redis(server_folder / tmp_path.name) as own:
         yield own
 
@@ -92,7 +92,7 @@ def consume(
     queues: Sequence[Queue] = (QUEUE,),
     **options: Any,
 ) -> list[Any]:
-    """Take `wanted` messages of the queues and return their bodies."""
+    """Consume `wanted` messages of the queues and return their bodies."""
     bodies: list[Any] = []
 
     def take(message: Any) -> None:
@@ -109,7 +109,7 @@ def consume(
     return bodies
 
 
-def test_a_message_is_registered_as_stock_kombu_would_have_it(server: Redis, broker: redis.Redis):
+def test_a_message_is_registered_in_stock_kombus_format(server: Redis, broker: redis.Redis):
     """Its value in `unacked` is [message, exchange, routing key], its score a time."""
     with connect(server) as connection:
         publish(connection, "a")
@@ -124,8 +124,8 @@ def test_a_message_is_registered_as_stock_kombu_would_have_it(server: Redis, bro
     assert abs(score - time.time()) < 60
 
 
-def test_what_is_acknowledged_is_gone(server: Redis, broker: redis.Redis):
-    """Nothing is left of a handled message."""
+def test_an_acknowledged_message_is_gone(server: Redis, broker: redis.Redis):
+    """A handled message leaves nothing behind."""
     with connect(server) as connection:
         publish(connection, *range(10))
 
@@ -134,8 +134,8 @@ def test_what_is_acknowledged_is_gone(server: Redis, broker: redis.Redis):
     assert not broker.exists("orders", "unacked", "unacked_index")
 
 
-def test_closing_gives_back_what_was_not_acknowledged(server: Redis):
-    """Another consumer has it at once, without waiting for the visibility timeout."""
+def test_closing_requeues_unacknowledged_messages(server: Redis):
+    """Another consumer gets them at once, without waiting for the visibility timeout."""
     with connect(server) as connection:
         publish(connection, 1, 2, 3)
         consume(connection, 1, ack=False)
@@ -148,7 +148,7 @@ def test_closing_gives_back_what_was_not_acknowledged(server: Redis):
     ("taker", "sweeper"), [(OUR_TRANSPORT, STOCK_TRANSPORT), (STOCK_TRANSPORT, OUR_TRANSPORT)]
 )
 def test_stock_kombu_and_we_restore_each_other(server: Redis, broker: redis.Redis, taker: str, sweeper: str):
-    """A message of a dead consumer comes back by either's sweep."""
+    """A dead consumer's message is requeued by the sweep of either."""
     with connect(server) as connection:
         publish(connection, "a")
     dead = connect(server, taker)
@@ -165,7 +165,7 @@ def test_stock_kombu_and_we_restore_each_other(server: Redis, broker: redis.Redi
 
 
 def test_every_priority_is_read_and_in_kombu_s_order(server: Redis):
-    """The step 0 comes first, as in kombu."""
+    """Priority step 0 comes first, as in kombu."""
     with connect(server) as connection:
         for priority in 9, 6, 3, 0:
             publish(connection, priority, priority=priority)
@@ -187,8 +187,8 @@ def test_a_long_queue_does_not_starve_another(server: Redis):
     assert {body.split()[0] for body in first[:8]} == {"orders", "deliveries"}
 
 
-def test_who_wants_no_acknowledgement_has_none_registered(server: Redis, broker: redis.Redis):
-    """As for the replies to remote control."""
+def test_messages_that_need_no_acknowledgement_are_not_registered(server: Redis, broker: redis.Redis):
+    """For instance replies to remote control."""
     with connect(server) as connection:
         publish(connection, 1, 2, 3)
 
@@ -198,7 +198,7 @@ def test_who_wants_no_acknowledgement_has_none_registered(server: Redis, broker:
 
 
 def test_a_single_get_is_registered_too(server: Redis, broker: redis.Redis):
-    """`basic_get` has the same hole in stock kombu."""
+    """`basic_get` can lose messages in stock kombu too."""
     with connect(server) as connection:
         publish(connection, "a", "b")
         channel = connection.default_channel
@@ -216,8 +216,8 @@ def test_a_single_get_is_registered_too(server: Redis, broker: redis.Redis):
 
 
 @pytest.mark.parametrize("queue", ["orders", "orders\x06\x163", "others"])
-def test_an_idle_consumer_hears_of_a_message_at_once(server: Redis, broker: redis.Redis, queue: str):
-    """Of any priority and on any of its queues; it does not wait for the next look, a second away."""
+def test_an_idle_consumer_gets_a_message_at_once(server: Redis, broker: redis.Redis, queue: str):
+    """With any priority and on any of its queues; it does not wait for the next poll, a second away."""
     delays = []
     with connect(server) as connection:
         publish(connection, "template")
@@ -239,8 +239,10 @@ def test_an_idle_consumer_hears_of_a_message_at_once(server: Redis, broker: redi
 
 
 @pytest.mark.parametrize("raw", GARBAGE)
-def test_what_is_no_message_goes_to_the_hook_as_it_came(server: Redis, broker: redis.Redis, raw: bytes):
-    """And the messages behind it are read."""
+def test_an_item_that_is_no_message_goes_to_the_hook_unchanged(
+    server: Redis, broker: redis.Redis, raw: bytes
+):
+    """The messages behind it are read."""
     seen: list[tuple[str, bytes]] = []
     with connect(server) as connection:
         broker.lpush("orders", raw)
@@ -255,13 +257,13 @@ def test_what_is_no_message_goes_to_the_hook_as_it_came(server: Redis, broker: r
 
 @pytest.mark.parametrize("raw", GARBAGE)
 @pytest.mark.parametrize("sweeper", [OUR_TRANSPORT, STOCK_TRANSPORT])
-def test_what_cannot_be_recorded_comes_back_as_it_came(
+def test_an_item_that_cannot_be_recorded_is_redelivered_unchanged(
     server: Redis,
     broker: redis.Redis,
     raw: bytes,
     sweeper: str,
 ):
-    """Also when a stock worker's sweep brings it back."""
+    """Even when a stock worker's sweep requeues it."""
     with connect(server) as connection:
         broker.lpush("orders", raw)
         publish(connection, "good")
@@ -283,7 +285,7 @@ def test_what_cannot_be_recorded_comes_back_as_it_came(
 
 
 def test_a_worker_killed_with_garbage_in_hand_does_not_stop_the_sweep(server: Redis, broker: redis.Redis):
-    """Its bytes stand unhidden among the unacknowledged; the sweep hides them and goes on."""
+    """Its bytes are in `unacked` without an envelope; the sweep wraps them and continues."""
     with connect(server) as connection:
         publish(connection, "good")
         good = broker.rpop("orders")
@@ -303,7 +305,7 @@ def test_a_worker_killed_with_garbage_in_hand_does_not_stop_the_sweep(server: Re
 
 
 def test_a_redis_without_memory_keeps_its_messages_and_hands_them_out(own_server: Redis):
-    """Redis lets a script pop but not register then; the message must not fall between."""
+    """A full Redis lets a script pop but not register; no message may be lost in between."""
     with redis.Redis.from_url(own_server.url) as client:
         with connect(own_server) as connection:
             publish(connection, "a")
@@ -328,7 +330,7 @@ def test_a_prefix_for_all_keys_is_refused(server: Redis):
 
 
 def test_a_password_and_a_unix_socket_work(server_folder: Path):
-    """Addresses are kombu's business."""
+    """Addresses are left to kombu."""
     path = server_folder / "broker.sock"
     command = [
         str(find_binary()),
@@ -355,7 +357,7 @@ def test_a_password_and_a_unix_socket_work(server_folder: Path):
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
 def test_a_worker_makes_few_round_trips(server: Redis, broker: redis.Redis, tmp_path: Path, pool: str):
-    """Acknowledgements and messages travel together; none is left when the worker stops."""
+    """Acknowledgements and messages share trips; no acknowledgement is left when the worker stops."""
     app = sender(server, task_ignore_result=True)
     for number in range(200):
         app.send_task("fixture.mark", (number,))
@@ -370,15 +372,15 @@ def test_a_worker_makes_few_round_trips(server: Redis, broker: redis.Redis, tmp_
         calls = broker.info("commandstats")
         worker.stop()
 
-    # Redis counts what the script calls, too: an HDEL is a trip with acknowledgements.
+    # Redis also counts the script's calls: an HDEL is a trip with acknowledgements.
     assert calls["cmdstat_hdel"]["calls"] < 150
     assert "cmdstat_brpop" not in calls
     assert broker.hlen("unacked") == 0
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
-def test_a_worker_survives_whatever_befalls_redis(own_server: Redis, tmp_path: Path, pool: str):
-    """Restarted, emptied, its scripts forgotten, its connections cut: the worker lives and works on."""
+def test_a_worker_survives_every_failure_of_redis(own_server: Redis, tmp_path: Path, pool: str):
+    """Restarts, a flush, lost scripts, cut connections: the worker goes on working."""
     app = sender(own_server)
     worker = make_worker(own_server, tmp_path, "tough", pool)
 
@@ -399,7 +401,7 @@ def cut_all(client: redis.Redis) -> None:
 
 
 def test_a_message_of_a_worker_s_dead_connection_is_not_stuck(server: Redis, broker: redis.Redis):
-    """A consumer whose reply was lost with its connection gives back what that reply held."""
+    """A consumer that lost a reply with its connection requeues the reply's messages."""
     broker.script_load(FETCH)
     with connect(server) as connection:
         arrived: list[Any] = []
@@ -436,7 +438,7 @@ def test_no_message_is_lost_when_workers_are_killed_under_load(
                 for _ in range(300):
                     app.send_task("fixture.mark", (sent, 0.002), producer=producer)
                     sent += 1
-            time.sleep(moments.uniform(0.05, 0.25))  # the moment is the experiment
+            time.sleep(moments.uniform(0.05, 0.25))  # kill at a random moment
             victim = workers[kill % len(workers)]
             victim.kill()
             victim.start()
@@ -446,7 +448,7 @@ def test_no_message_is_lost_when_workers_are_killed_under_load(
 
 
 def test_kombu_is_as_we_know_it():
-    """A new kombu that changes what the transport rests on fails here, not in production."""
+    """A new kombu that changes what the transport relies on fails here, not in production."""
     channel, poller = stock.Channel, stock.MultiChannelPoller
     expected = {
         channel._brpop_start: "(self, timeout=None)",
@@ -485,7 +487,7 @@ def test_kombu_is_as_we_know_it():
 
 
 def test_kombu_calls_what_we_override():
-    """Overriding a method is of no use when kombu stops calling it, nor sharing a name when it changes."""
+    """An override is useless if kombu stops calling the method, or changes the names that we use."""
     source = {
         name: inspect.getsource(getattr(stock, name))
         for name in ("Channel", "QoS", "MultiChannelPoller", "Transport")
@@ -500,7 +502,7 @@ def test_kombu_calls_what_we_override():
     assert (stock.Channel.unacked_key, stock.Channel.unacked_index_key) == ("unacked", "unacked_index")
 
 
-def test_redis_py_speaks_the_protocol_in_which_redis_can_tell_news(broker: redis.Redis):
-    """Otherwise consumers look once a second only, and an idle worker answers late."""
+def test_redis_py_speaks_the_protocol_of_client_side_caching(broker: redis.Redis):
+    """Otherwise consumers would only poll once a second, and an idle worker would answer late."""
     assert broker.connection_pool.get_connection().protocol == 3
     assert broker.script_load(FETCH) == FETCH_SHA

@@ -1,4 +1,4 @@
-"""The result backend's short cut: the same keys and values as Celery's own, and what it rests on there."""
+"""The result backend writes the same keys and values as Celery's own, and relies on some of its internals."""
 
 import inspect
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def sender(redis_server: Redis) -> Celery:
 
 @pytest.fixture
 def client(redis_server: Redis) -> Iterator[redis.Redis]:
-    """The database of the results, empty at the end."""
+    """The results' database, emptied at the end."""
     with redis.Redis.from_url(redis_server.url_of(5)) as client:
         yield client
         client.flushdb()
@@ -41,17 +41,19 @@ def test_celery_takes_the_class_from_the_address(worker: Celery):
 
 
 @pytest.mark.parametrize("url", ["db+postgresql://h/d", "rpc://", "sentinel://h:1"])
-def test_an_address_that_is_not_redis_stays_as_it_is(url: str):
-    """Other backends are Celery's."""
+def test_an_address_that_is_not_redis_stays_unchanged(url: str):
+    """Other backends are left to Celery."""
     assert address(url) == url
 
 
-def test_a_socket_of_redis_is_addressed_as_celery_does(tmp_path):
-    """Celery cuts `redis+` off before its backend sees the address."""
+def test_a_redis_socket_is_addressed_as_in_celery(tmp_path):
+    """Celery removes `redis+` before its backend sees the address."""
     assert address("redis+socket:///run/redis.sock").endswith(":ResultBackend+socket:///run/redis.sock")
 
 
-@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's own backend does
+@pytest.mark.filterwarnings(
+    "ignore:Call to deprecated setex:DeprecationWarning"
+)  # called by Celery's own backend
 def test_a_plain_sender_reads_the_result(worker: Celery, sender: Celery, client: redis.Redis):
     """The value is the one that Celery would have written, and it expires."""
     worker.backend.store_result("id-1", {"a": 1}, states.SUCCESS)
@@ -64,7 +66,7 @@ def test_a_plain_sender_reads_the_result(worker: Celery, sender: Celery, client:
     assert 0 < client.ttl("celery-task-meta-id-1") <= 86400
 
 
-def test_a_result_is_announced_to_who_waits(worker: Celery, client: redis.Redis):
+def test_a_result_is_announced_to_waiting_senders(worker: Celery, client: redis.Redis):
     """The announcement is the result itself, on the channel of its key."""
     with client.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe("celery-task-meta-id-3")
@@ -78,7 +80,7 @@ def test_a_result_is_announced_to_who_waits(worker: Celery, client: redis.Redis)
 
 
 def test_a_late_failure_does_not_hide_a_success(worker: Celery, sender: Celery, client: redis.Redis):
-    """Only a success skips the look at what is there."""
+    """Only a success skips reading the stored result."""
     worker.backend.store_result("id-4", "kept", states.SUCCESS)
 
     worker.backend.store_result("id-4", ValueError("late"), states.FAILURE)
@@ -86,10 +88,10 @@ def test_a_late_failure_does_not_hide_a_success(worker: Celery, sender: Celery, 
     assert sender.AsyncResult("id-4").get(timeout=10) == "kept"
 
 
-def test_an_answer_that_could_not_be_stored_is_not_replaced_by_that_error(
+def test_an_answer_that_could_not_be_stored_is_not_replaced_by_a_storage_error(
     worker: Celery, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ):
-    """Redis is away for a moment: Celery stores the error about that, as if it were the task's."""
+    """After a short outage of Redis, Celery would store the storage error as the task's."""
     pool = worker.backend.client.connection_pool
     connect, away = pool.get_connection, [redis.exceptions.ConnectionError("away")]
     monkeypatch.setattr(pool, "get_connection", lambda *a: _raise(away.pop()) if away else connect(*a))
@@ -103,7 +105,7 @@ def test_an_answer_that_could_not_be_stored_is_not_replaced_by_that_error(
 
     assert not away
     assert client.get("celery-task-meta-id-5") is None
-    # The worker's main process sees by this that the message has to come back.
+    # This tells the worker's main process to have the message redelivered.
     assert traced.retval.internal
     assert isinstance(traced.retval.exception.exc, RESULTS_ARE_AWAY)
 
@@ -112,8 +114,8 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
-def test_what_it_rests_on_is_still_there():
-    """A new Celery that stores results in another way must be looked at before it is pinned."""
+def test_celerys_internals_are_as_we_know_them():
+    """Review a new Celery that stores results in another way before pinning it."""
     source = inspect.getsource(RedisBackend._store_result)
     assert list(inspect.signature(RedisBackend._set).parameters) == ["self", "key", "value", "expires"]
     for part in ("_get_result_meta(", "meta['task_id']", "_set_with_state(", "BackendStoreError"):

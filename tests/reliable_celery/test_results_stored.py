@@ -1,4 +1,4 @@
-"""A message leaves the broker when its answer is stored, also where its worker has gone on meanwhile."""
+"""A message is acknowledged when its answer is stored, even if its worker has continued meanwhile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.reliable_celery.celery_fixtures.processes import (
 
 @pytest.fixture
 def results(tmp_path: Path) -> Iterator[Redis]:
-    """A Redis for results alone, since the tests break it."""
+    """A separate Redis for results, since the tests break it."""
     with Redis(tmp_path / "results") as server:
         yield server
 
@@ -39,25 +39,25 @@ def client(results: Redis) -> Iterator[redis.Redis]:
 
 
 class Message:
-    """What became of a message that waits for its answer to be stored."""
+    """Records the outcome of a message that waits for its answer to be stored."""
 
     def __init__(self) -> None:
         self.fate: list[str | type[Exception]] = []
 
     def acknowledge(self) -> None:
-        """Note that it may go."""
+        """Record the acknowledgement."""
         self.fate.append("acknowledged")
 
     def give_back(self, error: Exception) -> None:
-        """Note that it must come again."""
+        """Record the requeue."""
         self.fate.append(type(error))
 
 
 class Loop(list[Callable[[], None]]):
-    """A worker's event loop that turns when it is told to."""
+    """A worker's event loop that turns on demand."""
 
     def turn(self) -> None:
-        """Do what was put off."""
+        """Run the scheduled calls."""
         while self:
             self.pop(0)()
 
@@ -70,14 +70,14 @@ def loop() -> Loop:
 
 @pytest.fixture
 def backend(results: Redis, loop: Loop) -> ResultBackend:
-    """The results of a worker whose event loop runs its tasks."""
+    """The result backend of a worker whose event loop runs its tasks."""
     backend: ResultBackend = Celery("worker", backend=address(results.url), set_as_current=False).backend
     backend.confirm_later(loop.append)
     return backend
 
 
 def store(backend: ResultBackend, task_id: str) -> Message:
-    """Store a success, as a task does that has ended, then acknowledge, as its request does."""
+    """Store a success, like a task that has ended, then acknowledge, like its request."""
     message = Message()
     backend.store_result(task_id, task_id, states.SUCCESS)
     assert backend.when_stored(task_id, message.acknowledge, message.give_back)
@@ -106,16 +106,16 @@ def test_the_next_result_settles_the_one_before(backend: ResultBackend, loop: Lo
 
 
 def refuse(client: redis.Redis) -> None:
-    """Have Redis refuse what it is told to keep."""
+    """Make Redis refuse writes."""
     client.config_set("maxmemory", 1)
 
 
 def accept(client: redis.Redis) -> None:
-    """Have it keep all again."""
+    """Make Redis accept writes again."""
     client.config_set("maxmemory", 0)
 
 
-def test_a_message_whose_answer_redis_refuses_is_given_back_and_no_other(
+def test_only_the_message_whose_answer_redis_refuses_is_requeued(
     backend: ResultBackend, client: redis.Redis, loop: Loop
 ):
     before = store(backend, "before")
@@ -130,7 +130,7 @@ def test_a_message_whose_answer_redis_refuses_is_given_back_and_no_other(
     assert refused.fate == [redis.exceptions.OutOfMemoryError]
 
 
-def test_a_message_is_given_back_when_the_connection_ends_before_the_reply(
+def test_a_message_is_requeued_when_the_connection_ends_before_the_reply(
     backend: ResultBackend, client: redis.Redis, loop: Loop
 ):
     client.execute_command("CLIENT PAUSE", 60_000, "WRITE")
@@ -145,7 +145,7 @@ def test_a_message_is_given_back_when_the_connection_ends_before_the_reply(
     assert after.fate == ["acknowledged"]
 
 
-def test_nothing_is_put_off_for_what_is_no_success_or_has_been_confirmed(backend: ResultBackend, loop: Loop):
+def test_only_unconfirmed_successes_are_deferred(backend: ResultBackend, loop: Loop):
     backend.store_result("failed", ValueError("no"), states.FAILURE)
     store(backend, "first")
     loop.turn()
@@ -157,7 +157,7 @@ def test_nothing_is_put_off_for_what_is_no_success_or_has_been_confirmed(backend
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
-def test_a_worker_answers_what_it_could_not_answer_at_first(
+def test_a_worker_later_answers_messages_that_it_could_not_answer_at_first(
     redis_server: Redis, broker: redis.Redis, results: Redis, client: redis.Redis, tmp_path: Path, pool: str
 ):
     settings = {"result_backend": address(results.url), "worker_consumer": OUR_CONSUMER}
@@ -169,7 +169,7 @@ def test_a_worker_answers_what_it_could_not_answer_at_first(
         sent = [app.send_task("fixture.add", (number, 1)) for number in range(3)]
         eventually(
             lambda: all(f"{each.id}] could not be answered" in worker.log_text() for each in sent),
-            what="all three given back",
+            what="all three requeued",
         )
         eventually(lambda: unfinished(redis_server) == 3, what="all three in the broker")
         accept(client)
@@ -179,7 +179,7 @@ def test_a_worker_answers_what_it_could_not_answer_at_first(
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
-def test_a_worker_that_stops_leaves_nothing_to_be_done_again(
+def test_a_worker_that_stops_leaves_no_message_to_be_redelivered(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
 ):
     settings = {

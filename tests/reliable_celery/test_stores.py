@@ -1,4 +1,4 @@
-"""The stores for dead letters that come with the package: what is added is found again."""
+"""The package's stores for dead letters return what was added."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_list_in_the_broker_is_the_default(redis_server: Redis, broker: redis.
 
 
 def test_a_full_redis_takes_a_letter(server_folder: Path, tmp_path: Path):
-    """The message that it is about leaves Redis next."""
+    """Its message leaves Redis next."""
     with (
         Redis(server_folder / tmp_path.name) as own,
         redis.Redis.from_url(own.url) as client,
@@ -84,7 +84,7 @@ def test_another_broker_needs_a_store_that_is_named():
         store_of(app)
 
 
-def test_a_worker_that_names_our_consumer_alone_keeps_letters_in_the_broker(
+def test_a_worker_with_only_our_consumer_stores_letters_in_the_broker(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
     """With Celery's own transport and pool, nothing else set."""

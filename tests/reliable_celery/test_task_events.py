@@ -1,4 +1,4 @@
-"""Task events: all of them arrive, some in each message, and the last ones of a worker that stops too."""
+"""Task events: all arrive, several per message, including the last ones of a stopping worker."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.reliable_celery.celery_fixtures.processes import OUR_CONSUMER, make_w
 
 @dataclass
 class Ear:
-    """Hears what the workers of a broker tell about tasks, as Flower does."""
+    """Receives the workers' task events, like Flower."""
 
     pubsub: Any
     messages: int = 0
     events: list[tuple[str, str]] = field(default_factory=list)  # (type, task id)
 
     def hear(self) -> None:
-        """Take what has arrived."""
+        """Read the events that have arrived."""
         while (message := self.pubsub.get_message(ignore_subscribe_messages=True, timeout=0.05)) is not None:
             told = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
             told = [event for event in (told if isinstance(told, list) else [told]) if "uuid" in event]
@@ -37,14 +37,14 @@ class Ear:
             self.events += [(event["type"], event["uuid"]) for event in told]
 
     def has_heard(self, type_: str, task_ids: set[str]) -> bool:
-        """Tell whether an event of this type came for each of these tasks."""
+        """Return whether an event of this type arrived for each of these tasks."""
         self.hear()
         return task_ids <= {task_id for kind, task_id in self.events if kind == type_}
 
 
 @pytest.fixture
 def ear(redis_server: Redis) -> Iterator[Ear]:
-    """Listens from the start on."""
+    """Listens from the start."""
     with redis.Redis.from_url(redis_server.url) as client, client.pubsub() as pubsub:
         pubsub.psubscribe("*celeryev*")
         yield Ear(pubsub)
@@ -52,7 +52,7 @@ def ear(redis_server: Redis) -> Iterator[Ear]:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
-def test_all_events_arrive_some_at_a_time(redis_server: Redis, tmp_path: Path, ear: Ear, pool: str):
+def test_all_events_arrive_in_batches(redis_server: Redis, tmp_path: Path, ear: Ear, pool: str):
     """Three events for each of a hundred tasks, in fewer messages than half the tasks."""
     app = sender(redis_server)
     worker = make_worker(
@@ -69,7 +69,7 @@ def test_all_events_arrive_some_at_a_time(redis_server: Redis, tmp_path: Path, e
 
 
 def test_the_last_events_of_a_worker_that_stops_arrive(redis_server: Redis, tmp_path: Path, ear: Ear):
-    """SIGTERM comes while a task runs; that it succeeded is told all the same."""
+    """SIGTERM comes while a task runs; its success is still reported."""
     app = sender(redis_server)
     worker = make_worker(
         redis_server, tmp_path, "w", "prefork", worker_consumer=OUR_CONSUMER, worker_send_task_events=True
@@ -83,7 +83,7 @@ def test_the_last_events_of_a_worker_that_stops_arrive(redis_server: Redis, tmp_
 
 
 def test_celery_buffers_events_as_we_know_it():
-    """What the batching rests on."""
+    """The batching relies on this."""
     assert "self.on_send_buffered()" in inspect.getsource(EventDispatcher.send)
     assert "_flush_events" in inspect.getsource(CeleryConsumer.on_send_event_buffered)
     assert "event_dispatcher.flush()" in inspect.getsource(CeleryConsumer._flush_events)

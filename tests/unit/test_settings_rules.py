@@ -22,7 +22,7 @@ HALF = "unsigned messages would be accepted"
 #: What is set, and what the refusal names.
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"worker_lease_s": 41}, ["worker_lease_s (41)", "visibility_timeout_s (40)"]),
-    ({"task_time_limit_s": 40}, ["task_time_limit_s (40)", "visibility_timeout_s (40)", "count as a crash"]),
+    ({"task_time_limit_s": 40}, ["task_time_limit_s (40)", "visibility_timeout_s (40)", "as a crash"]),
     ({"event_backoff_max_s": 60}, ["event_backoff_max_s (60)", "visibility_timeout_s (40)"]),
     ({"event_backoff_s": 31}, ["event_backoff_s (31)", "event_backoff_max_s (30)"]),
     ({"smtp_timeout_s": 30}, ["smtp_timeout_s (30)", "task_time_limit_s (30)"]),
@@ -40,7 +40,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"prune_interval_s": 8 * 86400}, ["prune_interval_s", "done_retention_s"]),
     ({"broker_url": "memory://"}, ["broker_url", "'memory'"]),
-    ({"result_backend_url": "memory://"}, ["result_backend_url", "'memory'", "hear nothing"]),
+    ({"result_backend_url": "memory://"}, ["result_backend_url", "'memory'", "get no answer"]),
     ({"done_retention_s": float("inf")}, ["done_retention_s", "finite"]),
     ({"signing_certificate": "c.pem", "signing_store": "*.pem"}, ["signing_key", HALF]),
     ({"signing_key": "k.pem"}, ["signing_certificate and signing_store", HALF]),

@@ -1,4 +1,4 @@
-"""Databases of the shop, and shops on them."""
+"""The shop's databases, and shops on them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tests.vip_customers.shops import FakeShop, PostgresShop, Shop
 
 @pytest.fixture(scope="session")
 def vip_template(postgres: Postgres) -> str:
-    """The name of a migrated database of the shop that is only ever copied."""
+    """The name of a migrated database of the shop, used only as a template."""
     url = databases.copy_database(postgres, "template1")
     programs.migrate(url, VIP)
     return url.rpartition("/")[2]
@@ -32,7 +32,7 @@ def vip_database(postgres: Postgres, vip_template: str) -> Iterator[str]:
 
 @pytest.fixture
 def vip_runtime(vip_database: str) -> Iterator[Runtime]:
-    """The shop's runtime on a database of its own."""
+    """The shop's runtime on its own database."""
     runtime = Runtime(replace(project, settings=lambda: Settings(database_url=vip_database)))
     yield runtime
     runtime.engine.dispose()
@@ -40,13 +40,13 @@ def vip_runtime(vip_database: str) -> Iterator[Runtime]:
 
 @pytest.fixture
 def postgres_shop(vip_runtime: Runtime) -> PostgresShop:
-    """A shop whose deliveries the test makes."""
+    """A shop whose deliveries are made by the test."""
     return PostgresShop(vip_runtime)
 
 
 @pytest.fixture(params=["fake", "postgres"])
 def shop(request: pytest.FixtureRequest) -> Shop:
-    """Every acceptance test runs on both, so that they cannot drift apart."""
+    """Every acceptance test runs on both shops, so that they stay the same."""
     build: dict[str, Callable[[], Shop]] = {
         "fake": FakeShop,
         "postgres": lambda: request.getfixturevalue("postgres_shop"),

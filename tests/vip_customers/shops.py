@@ -1,4 +1,4 @@
-"""The shop in memory and the shop on PostgreSQL, as the same few verbs."""
+"""The shop in memory and the shop on PostgreSQL, with the same interface."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def order(number: int, customer_id: str = "harry", items: int = 1) -> CreateOrde
 
 
 class Shop(Protocol):
-    """What the acceptance tests need of a shop."""
+    """The interface that the acceptance tests use."""
 
     def place(self, *orders: CreateOrder) -> None:
-        """Take orders, and let everything happen that comes of them."""
+        """Place orders, and run all their consequences."""
 
     def tell(self, event: OrderCreated) -> None:
-        """Have an event handled that was handled before, perhaps."""
+        """Handle an event that may have been handled before."""
 
     def is_vip(self, customer_id: str) -> bool: ...
 
     def congratulated(self) -> list[str]:
-        """Return whom the shop congratulated, once per congratulation."""
+        """Return the congratulated customers, once per congratulation."""
 
 
 class FakeOrders(InMemoryRepository[Order]):
@@ -52,19 +52,19 @@ class FakeHistories(InMemoryRepository[History]):
 
 @dataclass
 class FakeMails:
-    """`down` makes it fail as a mail server does."""
+    """`down` makes it fail like a mail server."""
 
     recipients: list[str] = field(default_factory=list)
     down: bool = False
 
     def send(self, recipient: str, _subject: str, _text: str) -> None:
         if self.down:
-            raise ConnectionRefusedError("the mail server is away")
+            raise ConnectionRefusedError("the mail server is down")
         self.recipients.append(recipient)
 
 
 class FakeShop(InMemoryUnitOfWork, ShopUnitOfWork):
-    """The unit of work in memory; the bus runs whole in one process."""
+    """The unit of work in memory; the whole bus runs in one process."""
 
     def __init__(self) -> None:
         super().__init__(bus.handlers_of)
@@ -88,19 +88,19 @@ class FakeShop(InMemoryUnitOfWork, ShopUnitOfWork):
 
 @dataclass
 class PostgresShop:
-    """The shop's own unit of work; deliveries are made here, one by one, where workers would make them."""
+    """The shop's own unit of work; deliveries are made here, one by one, instead of by workers."""
 
     runtime: Runtime
     congratulations: list[str] = field(default_factory=list)
 
     def take(self, order: CreateOrder) -> list[Delivery]:
-        """Take an order and return the deliveries that are owed."""
+        """Place an order and return its deliveries."""
         owed: list[Delivery] = []
         bus.handle_command(order, owed, self.runtime.unit_of_work(CommandJob(new_id(), order, new_id())))
         return owed
 
     def deliver(self, delivery: Delivery) -> list[Delivery]:
-        """Make a delivery, unless it was made, and return those that come of it."""
+        """Make a delivery, unless it is done, and return the new ones that it causes."""
         if delivery.handler == "congratulate_vip_customer":
             self.congratulations.append(delivery.payload["customer_id"])
             return []
@@ -110,7 +110,7 @@ class PostgresShop:
         )
 
     def deliver_all(self, deliveries: list[Delivery]) -> None:
-        """Make deliveries and what comes of them."""
+        """Make deliveries and those that they cause."""
         for delivery in deliveries:
             self.deliver_all(self.deliver(delivery))
 
@@ -119,7 +119,7 @@ class PostgresShop:
             self.deliver_all(self.take(order))
 
     def tell(self, event: OrderCreated) -> None:
-        """Handle the event outside of any delivery, as an operator's edited copy would be."""
+        """Handle the event outside any delivery, like an operator's edited copy."""
         uow = self.runtime.unit_of_work(CommandJob(new_id(), order(1), new_id()))
         with uow:
             _, owed = bus.run(bus.events[OrderCreated][0], event, uow)

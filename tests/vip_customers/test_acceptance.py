@@ -1,4 +1,4 @@
-"""The acceptance criteria, in the words of the story."""
+"""The acceptance criteria, in the words of the user story."""
 
 from itertools import permutations
 
@@ -82,7 +82,7 @@ def test_a_history_raises_one_event_about_a_vip_in_whatever_order_events_arrive(
         assert history.events == [CustomerBecameVIP("harry")]
 
 
-def test_an_order_is_taken_while_the_mail_server_is_down():
+def test_an_order_is_accepted_while_the_mail_server_is_down():
     shop = FakeShop()
     shop.mails.down = True
 
@@ -93,7 +93,7 @@ def test_an_order_is_taken_while_the_mail_server_is_down():
     assert shop.congratulated() == []
 
 
-def test_an_order_is_taken_although_the_vip_rule_has_a_bug(monkeypatch):
+def test_an_order_is_accepted_although_the_vip_rule_has_a_bug(monkeypatch):
     monkeypatch.setattr(History, "record_order", lambda history, orderid: 1 / 0)
     shop = FakeShop()
 

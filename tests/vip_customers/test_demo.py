@@ -1,4 +1,4 @@
-"""`make demo-vip`, on a file with some dirty lines, and its parts."""
+"""`make demo-vip`, on a file with some invalid lines, and its parts."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Independent failures: what fails after an order loses neither the order nor the congratulation."""
+"""Independent failures: a failure after an order loses neither the order nor the congratulation."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ from local.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-#: Short times, so that failing for good takes seconds; only the operator runs anything again.
+#: Short times, so that deliveries fail within seconds; only the operator re-runs them.
 FAST = {
     "VIP_EVENT_MAX_RETRIES": "1",
     "VIP_EVENT_BACKOFF_MAX_S": "1",
@@ -39,7 +39,7 @@ ORDERS_EACH = 4
 
 @dataclass
 class RunningShop:
-    """The shop's workers, one release after the other, and an app that orders."""
+    """The shop's workers, one release after the other, and an app that sends orders."""
 
     addresses: Addresses
     folder: Path
@@ -50,14 +50,14 @@ class RunningShop:
         return {**self.addresses.environment(VIP), **FAST}
 
     def worker(self, release: Service = VIP, name: str = "shop") -> Child:
-        """Return a worker of a release that answers."""
+        """Return a running worker of a release."""
         child = programs.worker(name, VIP.work_queues, self.folder, self.env, 2, service=release)
         child.start()
         eventually(lambda: readiness.workers_answer(self.addresses.broker_url, name), 90, f"worker {name}")
         return child
 
     def order_everything(self) -> None:
-        """Send all orders, and see that each is taken."""
+        """Send all orders, and check that each is accepted."""
         sent = [
             self._send(customer, number) for number in range(1, ORDERS_EACH + 1) for customer in CUSTOMERS
         ]
@@ -71,7 +71,7 @@ class RunningShop:
         subprocess.run(tool, env=environment, cwd=ROOT, check=True, capture_output=True, timeout=60)
 
     def wait_for_deliveries(self, **expected: int) -> None:
-        """Wait until there are so many deliveries of each status, and no others."""
+        """Wait until there are exactly these numbers of deliveries in each state."""
 
         def as_expected() -> bool:
             found = dict(self.sql("SELECT status, count(*) FROM deliveries GROUP BY 1"))
@@ -117,7 +117,7 @@ def good_worker(shop: RunningShop) -> Iterator[Child]:
     child.stop()
 
 
-def test_with_the_mail_server_down_every_order_is_taken_and_every_vip_congratulated_later(
+def test_with_the_mail_server_down_every_order_is_accepted_and_every_vip_congratulated_later(
     shop: RunningShop, good_worker: Child, mail_sink: MailSink
 ):
     mail_sink.stop()
@@ -137,7 +137,7 @@ def test_with_the_mail_server_down_every_order_is_taken_and_every_vip_congratula
         ("crashing_history", "WorkerCrashed: Parked"),
     ],
 )
-def test_with_a_bad_release_every_order_is_taken_and_the_fixed_one_makes_the_vips(
+def test_with_a_bad_release_every_order_is_accepted_and_the_fixed_one_finds_the_vips(
     shop: RunningShop, mail_sink: MailSink, release: str, error: str
 ):
     bad = shop.worker(replace(VIP, app=f"tests.vip_customers.releases.{release}"), name=release)

@@ -61,7 +61,7 @@ def test_the_same_order_placed_concurrently_by_several_senders_is_one_order(post
 
 
 def _deliver_at_once(shop: PostgresShop, owed: list[Delivery]) -> list[Delivery]:
-    """Make deliveries with several workers; one that a copy held meanwhile is made afterwards."""
+    """Make deliveries with several workers; one that a copy had locked is made afterwards."""
     with ThreadPoolExecutor(WORKERS) as workers:
         came = [delivery for made in workers.map(shop.deliver, owed) for delivery in made]
     return came + [delivery for late in owed for delivery in shop.deliver(late)]

@@ -1,4 +1,4 @@
-"""What it takes to put a project on the bus."""
+"""The size of a project on the bus."""
 
 import subprocess
 import sys

@@ -15,7 +15,7 @@ from messaging.operator.cli.output import console, print_facts, print_json, prin
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
 from messaging.postgres.dead_letters import STATES, DeadLetters
 
-#: What a list leaves out, and what it has instead.
+#: The fields that a list leaves out, and those that replace them.
 WHOLE = {"headers", "properties", "body"}
 BEGINNINGS = {"body_head", "headers_head"}
 
@@ -99,10 +99,10 @@ def show(tool: Tool, letter_id: UUID, as_json: bool) -> None:
 
 @dead_letters.command(epilog="Example:\n  {prog} dead-letters replay 0198c6a2-0000-7000-8000-000000000000")
 @ids_argument
-@click.option("--anyway", is_flag=True, help="Also if this release has no such task; workers may be newer.")
+@click.option("--anyway", is_flag=True, help="Even if this release has no such task; workers may be newer.")
 @pass_tool
 def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
-    """Send dead letters again, once the code can read them."""
+    """Replay dead letters, once the code can read them."""
     store, refused = DeadLetters(tool.runtime.engine), False
     for letter_id in map(str, ids):
         try:

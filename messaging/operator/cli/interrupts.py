@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a turn, so that the tool can report exactly what was done."""
+"""Ctrl-C that waits for the end of a batch, so that the tool can report exactly what was done."""
 
 from __future__ import annotations
 

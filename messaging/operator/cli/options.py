@@ -32,7 +32,7 @@ class Parsed(click.ParamType[Any]):
 
 def _reason(text: str) -> str:
     if not text.strip():
-        raise ValueError("it is blank; say why, it is kept with what was discarded")
+        raise ValueError("it is blank; give a reason, which is stored with each discarded row")
     return storable(text)
 
 
@@ -42,7 +42,7 @@ AGE, MOMENT, TEXT = Parsed("age", parse_age), Parsed("time", parse_moment), Pars
 FILTERS = (
     click.option("--handler", type=TEXT, help="Only this event handler, by its function's name."),
     click.option("--event", type=TEXT, help="Only events of this class."),
-    click.option("--error", type=TEXT, help="Only those whose last error has this text."),
+    click.option("--error", type=TEXT, help="Only those whose last error contains this text."),
     click.option(
         "--since", type=MOMENT, help="Failed (done, discarded) at or after this time; or an age: 2h."
     ),

@@ -18,7 +18,7 @@ from rich.text import Text
 #: Width of a table in a file or a pipe, in characters.
 PIPE_WIDTH = 200
 
-#: Characters that a column with sentences needs to be readable.
+#: Characters that a column of sentences needs to be readable.
 SENTENCE = 30
 INDENT = (0, 0, 0, 2)
 

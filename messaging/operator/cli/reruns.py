@@ -30,29 +30,29 @@ pass_tool = click.make_pass_decorator(Tool)
   {prog} deliveries rerun --error "Connection refused" --since 2h --dry-run
   {prog} deliveries rerun --all --limit 5000 --rate 20
 
-A delivery that is done or running is never run again. Ctrl-C stops between two turns: deliveries that were
-put back will run, the rest stay failed. Run the same command again to continue.""",
+A delivery that is done or running is never re-run. Ctrl-C stops between two batches: deliveries that were
+requeued will run, the rest stay failed. Run the same command again to continue.""",
 )
 @ids_argument
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every failed delivery, without a filter.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be run again.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be re-run.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="At most this many a second."
+    "--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="At most this many per second."
 )
-@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait up to this long for the outcome.")
+@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="How long to wait for the outcome.")
 @pass_tool
 def rerun(
     tool: Tool, /, ids: tuple[UUID, ...], everything: bool, dry_run: bool, limit: int, **options: Any
 ) -> None:
-    """Run failed deliveries again, by id or by filter, the earliest failures first."""
+    """Re-run failed deliveries, by id or by filter, the earliest failures first."""
     rate, wait_s = options.pop("rate"), options.pop("wait_s")
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
     counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
     if dry_run:
-        _say_what_would_happen(counts, limit, "run again")
+        _say_what_would_happen(counts, limit, "re-run")
         return
     _say_what_is_left_alone(tool, ids)
     turns = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
@@ -83,7 +83,7 @@ def _rerun(
                 break
     if stop.is_set() and done < expected:
         raise Interrupted(
-            f"Interrupted: {done:,} of {expected:,} were put back and will run, the others are still failed."
+            f"Interrupted: {done:,} of {expected:,} were requeued and will run, the others are still failed."
             " Run the same command again to continue."
         )
     return turns

@@ -36,5 +36,5 @@ def execute(
 
 
 def _shown(command: Command, answer: Any) -> str:
-    """Return a result for people; for None also what it means."""
+    """Return a result for people; for None add its meaning."""
     return f"{command.none_means} (None)" if answer is None else repr(answer)

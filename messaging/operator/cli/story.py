@@ -1,4 +1,4 @@
-"""One delivery from its command to now, as text."""
+"""The history of one delivery, from its command on, as text."""
 
 from __future__ import annotations
 

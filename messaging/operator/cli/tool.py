@@ -1,4 +1,4 @@
-"""What every command of the tool works with, and how it ends."""
+"""The context and the exit statuses of the tool's commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Exit status:
   130  interrupted by Ctrl-C; what was done is kept and printed"""
 
 
-#: What most commands read; those that need other servers name their own.
+#: The variables that most commands read; those that need other servers name their own.
 ENVIRONMENT = "Environment: {PROJECT}_DATABASE_URL, {PROJECT}_BROKER_URL; NO_COLOR turns colours off."
 
 
@@ -56,7 +56,7 @@ class NoAnswer(Failure):
 class Interrupted(Failure):
     """Ctrl-C; the text says what is done and what is not."""
 
-    exit_code = 130  # as shells have it
+    exit_code = 130  # as in shells
 
 
 @dataclass
@@ -79,12 +79,12 @@ class Tool:
 
     @cached_property
     def dispatcher(self) -> Dispatcher:
-        """Return what sends deliveries and dead letters again."""
+        """Return the dispatcher of deliveries and dead letters."""
         return Dispatcher(self.app, self.runtime)
 
     @cached_property
     def client(self) -> Client:
-        """Return the project's client, as other apps have it."""
+        """Return the project's client, like that of other apps."""
         settings = self.runtime.settings
         return Client(
             self.project.name,
@@ -149,7 +149,7 @@ class ToolGroup(Group):
                 f"The database does not answer, or rejected the request: {_first_line(error)}"
             ) from error
         except (OperationalError, BackendError, ConnectionError) as error:
-            raise NoAnswer(f"The broker or the result backend is away: {describe(error)}") from error
+            raise NoAnswer(f"The broker or the result backend is unavailable: {describe(error)}") from error
         except KeyboardInterrupt:
             raise Interrupted("Interrupted") from None
 
@@ -170,5 +170,5 @@ def placeholders(project: Project) -> dict[str, str]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return what the driver said, without the statement and its values."""
+    """Return the driver's message, without the statement and its values."""
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]

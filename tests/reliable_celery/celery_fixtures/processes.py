@@ -1,4 +1,4 @@
-"""Starting and watching real workers."""
+"""Start and watch real workers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
 def make_worker(
     server: Redis, folder: Path, name: str, pool: str = "solo", loglevel: str = "INFO", **settings: Any
 ) -> Child:
-    """Return a worker of the fixture app, not yet started: broker in database 0, results in 1, marks in 2."""
+    """Return a worker of the fixture app, not started: broker in database 0, results in 1, marks in 2."""
     config = CONFIG | {"broker_url": server.url, "result_backend": server.url_of(1)} | settings
     command = [
         "-m",
@@ -70,7 +70,7 @@ def await_ready(worker: Child) -> Child:
 
 @contextmanager
 def running(*workers: Child) -> Iterator[None]:
-    """Have `workers` ready, and gone afterwards."""
+    """Run `workers` until the end of the block."""
     try:
         for worker in workers:
             worker.start()
@@ -83,19 +83,19 @@ def running(*workers: Child) -> Iterator[None]:
 
 
 def sender(server: Redis, **settings: Any) -> Celery:
-    """Return a stock Celery app, as another project has it; it knows nothing of our transport."""
+    """Return a stock Celery app, like another project's; it does not use our transport."""
     app = Celery("sender", set_as_current=False)
     app.conf.update(broker_url=server.url, result_backend=server.url_of(1), **settings)
     return app
 
 
 def marks(server: Redis) -> dict[int, int]:
-    """Return how often each number was marked."""
+    """Return how often each number was counted."""
     with redis.Redis.from_url(server.url_of(2)) as client:
         return {int(number): int(count) for number, count in client.hgetall("marks").items()}
 
 
 def unfinished(server: Redis, queue: str = "celery") -> int:
-    """Return how many messages wait or are unacknowledged."""
+    """Return how many messages are waiting or unacknowledged."""
     with redis.Redis.from_url(server.url) as client:
         return int(client.llen(queue)) + int(client.hlen("unacked"))

@@ -1,7 +1,7 @@
 """The app that test workers run: `celery -A tests.reliable_celery.celery_fixtures.worker_app worker`.
 
 FIXTURE_CONFIG is a JSON table of Celery settings, FIXTURE_LETTERS the file of dead letters, and FIXTURE_MARKS
-the address of what tasks count. While a file named like the letters but `.refuse` exists, none is kept.
+the address of the tasks' counts. While a file named like the letters plus `.refuse` exists, none is stored.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def mark(number: int, seconds: float = 0.0) -> None:
 
 @app.task(name="fixture.die")
 def die(number: int, whole_worker: bool = False) -> None:
-    """Count a run of `number`, then kill the process that runs it, or the worker's main process."""
+    """Count a run of `number`, then kill its process, or the worker's main process."""
     with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
         client.hincrby("marks", str(number), 1)
     os.kill(os.getppid() if whole_worker else os.getpid(), signal.SIGKILL)
@@ -60,7 +60,7 @@ def die(number: int, whole_worker: bool = False) -> None:
 
 @app.task(name="fixture.reject", bind=True)
 def reject(task: Task, number: int, times: int) -> None:
-    """Count a run of `number`, and have the message redelivered until it ran so many times."""
+    """Count a run of `number`, and have the message redelivered until it has run this many times."""
     with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
         if client.hincrby("marks", str(number), 1) < times:
             raise Reject("again", requeue=True)
@@ -74,7 +74,7 @@ def add(x: int, y: int) -> int:
 
 @app.task(name="fixture.collect_garbage")
 def collect_garbage() -> float:
-    """Collect garbage; return by how many MiB this process then shares less of its memory with others."""
+    """Collect garbage; return by how many MiB that increased this process's unshared memory."""
     before = _private_mib()
     gc.collect()
     return _private_mib() - before

@@ -1,1 +1,1 @@
-"""Releases of the shop that should never have gone out; workers run them as `celery -A`."""
+"""Faulty releases of the shop; workers run them with `celery -A`."""

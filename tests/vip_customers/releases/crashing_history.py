@@ -1,4 +1,4 @@
-"""Recording an order kills the worker, as a fault in a C library would."""
+"""Recording an order kills the worker, like a fault in a C library."""
 
 import os
 import signal

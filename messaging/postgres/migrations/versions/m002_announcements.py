@@ -1,4 +1,4 @@
-"""Events that other apps are to hear of."""
+"""Events to publish to other apps."""
 
 from __future__ import annotations
 

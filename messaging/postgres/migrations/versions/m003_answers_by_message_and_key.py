@@ -9,8 +9,8 @@ down_revision = "m002"
 branch_labels = None
 depends_on = None
 
-# A row per message that was answered: with its result, or with the error of a refusal. At most one message
-# of a key has a result. The key is null where it is the task id, as in the rows that older releases write.
+# One row per answered message, with its result or the error of a refusal. At most one message of a key has a
+# result. The key is null if it is the task id, as in the rows that older releases write.
 ANSWERS = """
 ALTER TABLE inbox ADD COLUMN idempotency_key text, ADD COLUMN error json;
 CREATE UNIQUE INDEX inbox_effects ON inbox ((coalesce(idempotency_key, task_id))) WHERE error IS NULL;
@@ -19,7 +19,7 @@ DROP INDEX inbox_at;
 CREATE INDEX inbox_at ON inbox (at);
 """
 
-# For an UPDATE that finds a row otherwise than it was read: the transaction fails and is tried again.
+# For an UPDATE whose row has changed since it was read: the transaction fails and is retried.
 LOST_UPDATE = """
 CREATE FUNCTION raise_lost_update() RETURNS integer LANGUAGE plpgsql AS $$
 BEGIN
@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away; refusals go, since older releases would take them for results."""
+    """Drop them, and delete refusals, which older releases would read as results."""
     op.execute(
         "DELETE FROM inbox WHERE error IS NOT NULL;"
         " ALTER TABLE inbox DROP COLUMN idempotency_key, DROP COLUMN error;"

@@ -1,4 +1,4 @@
-"""Attempts whose end a delivery's row does not know, and an index to prune by."""
+"""Attempts whose end is not in their delivery's row, and an index for pruning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ down_revision = "m003"
 branch_labels = None
 depends_on = None
 
-# No foreign key: its check would wait for the delivery's lock, which another copy may hold.
+# No foreign key: its check would wait for the delivery's lock, which another worker may hold.
 UPGRADE = """
 CREATE TABLE open_attempts (
     token uuid PRIMARY KEY,
@@ -47,5 +47,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table, and bring the old index back."""
+    """Drop the table, and restore the old index."""
     op.execute(DOWNGRADE)

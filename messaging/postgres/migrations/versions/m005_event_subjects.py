@@ -1,6 +1,6 @@
-"""Announcements name the aggregate that raised them, and their time is that of the insert under its lock.
+"""Add the aggregate's key to announcements, and set their time at the insert under its lock.
 
-An older release writes no subject, and gets the new default for the time.
+An older release writes no subject, and uses the new default for the time.
 """
 
 from __future__ import annotations
