@@ -18,7 +18,7 @@ DATA = Path(__file__).parents[2] / "data"
 INVARIANTS = {
     "batches that promised more than they have":
         "SELECT reference FROM batches WHERE allocated_quantity > purchased_quantity",
-    "batches whose kept number differs from the sum of their lines":
+    "batches whose allocated quantity differs from the sum of their lines":
         "SELECT reference FROM batches WHERE allocated_quantity <>"
         " (SELECT coalesce(sum(qty), 0) FROM allocations WHERE batch_reference = reference)",
     "lines allocated twice":
