@@ -27,7 +27,7 @@ def called(name: str) -> Callable[..., None]:
 
 
 async def wait(_event: Event, _uow: object) -> None:
-    """Do nothing, later."""
+    """A coroutine function."""
 
 
 def count(_event: Event, _uow: object) -> Iterator[int]:
@@ -36,7 +36,7 @@ def count(_event: Event, _uow: object) -> Iterator[int]:
 
 
 async def count_later(_event: Event, _uow: object) -> AsyncIterator[int]:
-    """Do both."""
+    """An async generator."""
     yield 1
 
 
