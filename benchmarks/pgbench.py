@@ -1,4 +1,4 @@
-"""pgbench runs the same statements with nothing around them: the limit that PostgreSQL sets."""
+"""pgbench runs only the same statements: the limit that PostgreSQL sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from benchmarks.stock import SKUS
 from local.servers.postgres_server import binaries
 
-#: `run` and `client_id` keep the order ids of runs and clients apart.
+#: `run` and `client_id` make order ids unique among runs and clients.
 SCRIPT = f"""
 \\set n :n + 1
 \\set sku random(0, {SKUS - 1})
@@ -34,7 +34,7 @@ TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 
 
 def run(folder: Path, url: str, clients: int, lines: int, name: str) -> float:
-    """Allocate so many lines and return how many a second."""
+    """Allocate this many lines and return the rate per second."""
     script = folder / "allocate.pgbench"
     script.write_text(SCRIPT)
     server = urlsplit(url)
@@ -51,7 +51,7 @@ def run(folder: Path, url: str, clients: int, lines: int, name: str) -> float:
 
 
 def parse_tps(output: str) -> float:
-    """Read transactions a second, without the time to connect, from what pgbench prints."""
+    """Read transactions per second, without the time to connect, from the output of pgbench."""
     found = TPS.search(output)
     if found is None:
         raise ValueError(f"pgbench printed no tps: {output[-500:]}")

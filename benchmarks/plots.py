@@ -1,4 +1,4 @@
-"""A bar chart as SVG: each figure as a share of its goal, drawn so that longer is better."""
+"""A bar chart as SVG: each figure as a share of its goal; longer is better."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from benchmarks.figure import Figure
 
 LEFT, WIDTH, ROW, TOP = 430, 420, 26, 46  # pixels
-CAP = 2.0  # a bar ends here, with its number beside it
+CAP = 2.0  # a longer bar is cut here; its number is shown
 
 
 def goals_svg(figures: Iterable[Figure]) -> str:
@@ -28,7 +28,7 @@ def goals_svg(figures: Iterable[Figure]) -> str:
 
 
 def share_of_goal(figure: Figure) -> float:
-    """Return how much of its goal a figure reaches; above 1 it does better."""
+    """Return a figure's share of its goal; above 1 is better than the goal."""
     if figure.goal is None:
         raise ValueError(f"{figure.key} has no goal")
     return figure.value / figure.goal if figure.at_least else figure.goal / figure.value

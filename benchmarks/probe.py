@@ -1,4 +1,4 @@
-"""Loaded into a worker with `--include`: notes when a follow-up goes out and when its handler begins."""
+"""Loaded into a worker with `--include`: records when a follow-up is sent and when its handler starts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def note(what: str, task_id: str) -> None:
 
 @signals.before_task_publish.connect  # type: ignore[untyped-decorator]
 def _sent(headers: dict[str, Any], **_: Any) -> None:
-    """Run right after the commit, before the message is written."""
+    """Called right after the commit, before the message is sent."""
     note("sent", headers["id"])
 
 
 class Began(logging.Handler):
-    """Hears the line that is logged before a handler runs."""
+    """Catches the log line that precedes a handler's run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note whose task it is."""
+        """Record the task's id."""
         if record.msg.startswith("Handling") and current_task:
             note("began", current_task.request.id)
 

@@ -1,4 +1,4 @@
-"""What is printed and kept: a table, JSON, a plot, and the middle part of docs/explanation/performance.md."""
+"""The benchmark's outputs: a table, JSON, a plot, and the figures in docs/explanation/performance.md."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Run:
     command: str
     began: datetime
     figures: list[Figure]
-    load_before: float  # the machine's own load when the run began
+    load_before: float  # the machine's load before the run
     minutes: float
 
 
 def machine() -> str:
-    """Describe where the figures come from."""
+    """Describe the machine."""
     memory = psutil.virtual_memory().total / 2**30
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB of memory, {platform.system()}, "
@@ -60,7 +60,7 @@ def show(figures: list[Figure]) -> None:
 
 
 def write_json(run: Run, path: Path) -> None:
-    """Write everything that was measured."""
+    """Write all measurements."""
     facts = {
         "command": run.command,
         "began": run.began.isoformat(timespec="seconds"),
@@ -86,7 +86,7 @@ def write_docs(run: Run) -> None:
 
 
 def markdown(run: Run) -> str:
-    """Return the part of the page that a run writes."""
+    """Return the generated part of the page."""
     rows = "\n".join(
         f"| {figure.what} | {figure.against} | {figure.measured} | {figure.goal_text} |"
         f" {figure.value:.2f} × | {figure.spread} | {_marked(figure.verdict)} |"
@@ -123,5 +123,5 @@ def _missed(figures: list[Figure]) -> str:
 
 
 def now() -> datetime:
-    """Return the time, aware of its zone."""
+    """Return the time with its zone."""
     return datetime.now(UTC)

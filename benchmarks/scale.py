@@ -1,4 +1,4 @@
-"""How much each measurement does."""
+"""The sizes of the measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Scale:
     rounds: int = 5
     processes: int = 2  # workers of each peer
     lines: int = 400  # a turn
-    slow_lines: int = 60  # a turn of chapter 10 with 1,000 allocations in the batch
+    slow_lines: int = 60  # per turn of chapter 10 with 1,000 allocations in the batch
     latency_s: float = 4.0
     flat_allocations: int = 100_000
     flat_batches: int = 10_000
@@ -36,7 +36,7 @@ FULL = Scale(
     memory_before=5_000,
     memory_after=100_000,
 )
-#: For tests of the benchmark itself.
+#: To test the benchmark itself.
 TINY = Scale(
     rounds=1,
     lines=20,

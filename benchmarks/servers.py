@@ -1,4 +1,4 @@
-"""One PostgreSQL and one Redis of the benchmark's own, with their production settings."""
+"""The benchmark's own PostgreSQL and Redis, with their production settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from testing.databases import empty_database
 
 @dataclass(frozen=True)
 class Servers:
-    """What every peer works on; `sql` is for the benchmark itself."""
+    """The servers of all peers; `sql` is for the benchmark itself."""
 
     folder: Path
     postgres: Postgres
@@ -31,17 +31,17 @@ class Servers:
     sql: connection
 
     def rows(self, statement: str, params: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-        """Run one statement and return its rows, none where it has none."""
+        """Run one statement and return its rows, if any."""
         with self.sql.cursor() as run:
             run.execute(statement, params)
             return run.fetchall() if run.description else []
 
     def number(self, statement: str, params: tuple[object, ...] = ()) -> int:
-        """Run one statement that gives one number."""
+        """Run one statement that returns one number."""
         return int(str(self.rows(statement, params)[0][0]))
 
     def flush_results(self) -> None:
-        """Forget the results of `ours`."""
+        """Delete the results of `ours`."""
         with redis.Redis.from_url(self.redis.url_of(1)) as client:
             client.flushdb()
 
@@ -51,14 +51,14 @@ class Servers:
         self.flush_redis()
 
     def flush_redis(self) -> None:
-        """Forget every message and result."""
+        """Delete all messages and results."""
         with redis.Redis.from_url(self.redis.url) as client:
             client.flushall()
 
 
 @contextmanager
 def servers() -> Iterator[Servers]:
-    """Start the servers, migrate, and put their addresses into the environment."""
+    """Start the servers, migrate, and set their addresses in the environment."""
     folder = Path(tempfile.mkdtemp(prefix="allocation-benchmark-"))
     try:
         postgres = Postgres(folder / "postgres", settings={"max_wal_size": "4GB"})

@@ -16,12 +16,12 @@ SELECT 'batch-' || sku, sku, 2000000000 FROM products"""
 
 
 def fill(servers: Servers) -> None:
-    """Give each SKU one batch that does not run out."""
+    """Create one batch per SKU that does not run out."""
     with servers.sql.cursor() as run:
         run.execute(STOCK, {"skus": SKUS})
 
 
 def lines(name: str, count: int, skus: int = SKUS, seed: int = 1) -> list[Line]:
-    """Return lines for random SKUs; `name` keeps their order ids apart from others'."""
+    """Return lines for random SKUs; `name` makes their order ids unique."""
     chance = random.Random(seed)
     return [Line(f"{name}-{n}", f"SKU-{chance.randrange(skus):04}") for n in range(count)]

@@ -1,4 +1,4 @@
-"""One turn of one peer: its queue is filled while its workers are stopped, then they run it empty."""
+"""One turn of one peer: its queue is filled while its workers are paused, then they empty it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import psutil
 from benchmarks.crew import Crew, cpu_s
 from benchmarks.peers.peer import Line
 
-WARM = 0.1  # of the lines; what comes before is not timed
+WARM = 0.1  # share of the lines that is not timed
 LOOK_EVERY = 0.005  # seconds
 TURN_TIMEOUT = 300.0  # seconds
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn gave: lines a second, and CPU per line in milliseconds."""
+    """A turn's outcome: lines per second, and CPU per line in milliseconds."""
 
     rate: float
     worker_cpu_ms: float
@@ -39,7 +39,7 @@ def take_turn(crew: Crew, lines: list[Line]) -> Turn:
 
 
 def _wait_for(crew: Crew, count: int) -> tuple[int, float]:
-    """Return the count that was seen, at least `count`, and when."""
+    """Wait for at least `count` lines; return the number and the time."""
     deadline = time.monotonic() + TURN_TIMEOUT
     while (done := crew.done()) < count:
         if time.monotonic() > deadline:

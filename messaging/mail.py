@@ -167,7 +167,7 @@ class SmtpServer:
             OSError, smtplib.SMTPException: the server is unavailable, refuses or takes too long.
         """
         if within_s <= 0:  # no valid timeout of a socket
-            raise TimeoutError("The mails of this handler exceeded their total time limit")
+            raise TimeoutError("The mails of this handler took longer than their total time limit")
         with self._talk(min(within_s, self.timeout_s)) as server:
             server.send_message(mail)
 

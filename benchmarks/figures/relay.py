@@ -94,5 +94,5 @@ def _add(servers: Servers, status: str, count: int) -> None:
 
 
 def _as_many(values: list[float], count: int) -> list[float]:
-    """Repeat the values up to this number."""
+    """Repeat the values until there are this many."""
     return list(islice(cycle(values), count))

@@ -1,4 +1,4 @@
-"""Each module does the same job with another tool; `peer` in it says how to run and how to feed it."""
+"""Each module does the same job with another tool; its `peer` defines how to run it and fill its queue."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.peers.peer import Peer
 
-#: Whose worker takes part in the comparison of commands a second, in the order of the table.
+#: The peers in the comparison of commands per second, in the order of the table.
 NAMES = (
     "ours",
     "ours_solo",
@@ -24,6 +24,6 @@ NAMES = (
 
 
 def load(name: str) -> Peer:
-    """Import a peer; its addresses must be in the environment by then."""
+    """Import a peer; its addresses must already be in the environment."""
     peer: Peer = import_module(f"benchmarks.peers.{name}").peer
     return peer

@@ -1,7 +1,7 @@
-"""The design of the book's chapter 10 in a plain Celery task: the ORM loads every allocation of a product.
+"""The design of the book's chapter 10 in a plain Celery task: the ORM loads all allocations of a product.
 
 Source: Percival and Gregory, "Architecture Patterns with Python", chapters 7 (lock the product) and 10.
-Neither inbox nor outbox: it promises less.
+It has no inbox or outbox, so it guarantees less.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _local = threading.local()
 
 
 class Base(DeclarativeBase):
-    """The book maps its model to tables of its own."""
+    """Base of the book's model, mapped to its own tables."""
 
 
 class OrderLine(Base):
-    """A line; its batch is known once it is allocated."""
+    """An order line; its batch is set once it is allocated."""
 
     __tablename__ = "book_order_lines"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -38,7 +38,7 @@ class OrderLine(Base):
 
 
 class Batch(Base):
-    """What is available is added up from all the lines."""
+    """A batch, whose available quantity is computed from all its lines."""
 
     __tablename__ = "book_batches"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -49,7 +49,7 @@ class Batch(Base):
     lines: Mapped[list[OrderLine]] = relationship()
 
     def can_allocate(self, line: OrderLine) -> bool:
-        """Tell whether the line fits."""
+        """Return whether the line fits."""
         return self.purchased_quantity - sum(each.qty for each in self.lines) >= line.qty
 
 
@@ -74,7 +74,7 @@ class Product(Base):
 
 @app.task(name="chapter10.allocate")
 def allocate_task(orderid: str, sku: str, qty: int) -> str | None:
-    """Allocate one line; chapter 7's lock on the product, so that no command fails by a conflict."""
+    """Allocate one line with chapter 7's lock on the product, so that no command fails on a conflict."""
     with Session(_engine()) as session:
         product = session.scalars(select(Product).where(Product.sku == sku).with_for_update()).one()
         batchref = product.allocate(OrderLine(orderid=orderid, sku=sku, qty=qty))
@@ -108,7 +108,7 @@ SELECT reference, sku, purchased_quantity FROM batches
 
 
 def prepare() -> None:
-    """Make its tables, with the stock that the others have."""
+    """Create its tables, with the same stock as the others."""
     Base.metadata.create_all(_engine())
     with _engine().begin() as connection:
         connection.exec_driver_sql(STOCK)

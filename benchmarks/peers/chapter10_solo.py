@@ -11,7 +11,7 @@ from benchmarks.peers.peer import Line
 
 
 def workers(processes: int) -> list[list[str]]:
-    """As many workers as processes."""
+    """One worker per process."""
     return [
         celery_worker(chapter10.__name__, f"chapter10solo{number}", chapter10.SOLO_QUEUE, "solo", 1)
         for number in range(processes)
@@ -19,7 +19,7 @@ def workers(processes: int) -> list[list[str]]:
 
 
 def publish(lines: Sequence[Line]) -> None:
-    """Send by task name, to a queue of its own."""
+    """Send by task name, to its own queue."""
     chapter10.publish(lines, chapter10.SOLO_QUEUE)
 
 
@@ -29,5 +29,5 @@ peer = replace(
     title="the book's chapter 10, solo processes",
     workers=workers,
     publish=publish,
-    prepare=lambda: None,  # the other one has made the tables
+    prepare=lambda: None,  # the other one has created the tables
 )

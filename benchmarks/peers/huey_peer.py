@@ -25,7 +25,7 @@ def workers(processes: int) -> list[list[str]]:
 
 
 def publish(lines: Sequence[Line]) -> None:
-    """Enqueue; Huey keeps results in Redis of itself."""
+    """Enqueue; Huey stores results in Redis by itself."""
     for line in lines:
         allocate(line.orderid, line.sku, line.qty)
 

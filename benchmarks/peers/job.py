@@ -1,4 +1,4 @@
-"""The job by hand: what somebody who knows SQL writes with psycopg2, seven statements in one transaction."""
+"""The job written by hand in SQL with psycopg2: seven statements in one transaction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def allocate(task_id: str, orderid: str, sku: str, qty: int) -> str | None:
 
 
 def allocate_line(run: extensions.cursor, orderid: str, sku: str, qty: int) -> str | None:
-    """Lock, look, decide, write; the caller commits."""
+    """Lock, read, decide, write; the caller commits."""
     run.execute(LOCK, (sku,))
     if not run.fetchall():
         raise LookupError(f"Invalid sku {sku}")
@@ -46,7 +46,7 @@ def allocate_line(run: extensions.cursor, orderid: str, sku: str, qty: int) -> s
 
 
 def connection() -> extensions.connection:
-    """One connection per thread, opened where it is used: after the fork."""
+    """Return the thread's connection, opened on first use, after the fork."""
     if not hasattr(_local, "connection"):
         _local.connection = psycopg2.connect(database_url())
     opened: extensions.connection = _local.connection

@@ -10,7 +10,7 @@ from celery.result import AsyncResult
 from benchmarks.peers.peer import Line, Peer, redis_url
 from local.processes.programs import WORK_QUEUES
 
-#: Another app that imports nothing of this project.
+#: Another app, without any import of this project.
 sender = Celery("sender", broker=redis_url(0), backend=redis_url(1))
 
 
@@ -20,7 +20,7 @@ def workers(processes: int) -> list[list[str]]:
 
 
 def celery_worker(app_name: str, node: str, queues: str, pool: str, concurrency: int) -> list[str]:
-    """Return Python's arguments for a Celery worker with the log level that an operator would choose."""
+    """Return Python's arguments for a Celery worker with the usual log level."""
     return [
         "-m", "celery", "-A", app_name, "worker", f"--queues={queues}", f"--hostname={node}@%h",
         f"--pool={pool}", f"--concurrency={concurrency}", "--loglevel=INFO",
@@ -28,13 +28,13 @@ def celery_worker(app_name: str, node: str, queues: str, pool: str, concurrency:
 
 
 def publish(lines: Sequence[Line], sender: Celery = sender) -> None:
-    """Put lines into the queue."""
+    """Enqueue lines."""
     for line in lines:
         send(line, sender)
 
 
 def send(line: Line, sender: Celery = sender) -> AsyncResult[str | None]:
-    """Send by task name, as another app does; the result comes back over Redis."""
+    """Send by task name, like another app; results are in Redis."""
     return sender.send_task(
         "allocation.allocate", (line.orderid, line.sku, line.qty), queue="allocation.commands", declare=()
     )

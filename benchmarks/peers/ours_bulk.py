@@ -1,4 +1,4 @@
-"""This backend with a hundred lines in each message."""
+"""This backend with a hundred lines per message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINES_PER_MESSAGE = 100
 
 
 def publish_bulk(lines: Sequence[Line], sender: Celery) -> None:
-    """Send a hundred lines in one message; each has its own transaction and result all the same."""
+    """Send a hundred lines per message; each still has its own transaction and result."""
     for start in range(0, len(lines), LINES_PER_MESSAGE):
         commands = [
             ["allocation.allocate", {"orderid": line.orderid, "sku": line.sku, "qty": line.qty}]
@@ -23,5 +23,5 @@ def publish_bulk(lines: Sequence[Line], sender: Celery) -> None:
         sender.send_task("allocation.many", (commands,), queue="allocation.commands")
 
 
-#: Five times the lines of others, so that a turn has enough messages to share out among the workers.
+#: Five times as many lines as others, so that a turn has enough messages for all workers.
 peer = replace(solo("ours_bulk", "this backend, 100 lines a message", 12, publish_bulk), lines_factor=5)

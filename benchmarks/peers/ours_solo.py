@@ -1,4 +1,4 @@
-"""This backend in processes that run one task at a time themselves, with no pool between."""
+"""This backend in solo processes, which run one task at a time, without a pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from local.processes.programs import WORK_QUEUES
 def on_servers_of_its_own(
     name: str, title: str, database: int, publish: Callable[[Sequence[Line], Celery], object]
 ) -> Peer:
-    """Return this backend with a broker database and, next to it, a result database of its own."""
+    """Return this backend with its own databases for broker and results."""
     broker, results = redis_url(database), redis_url(database + 1)
     sender = Celery(f"sender of {name}", broker=broker, backend=results, set_as_current=False)
     return Peer(
@@ -33,7 +33,7 @@ def solo(
     database: int,
     publish: Callable[[Sequence[Line], Celery], object] = ours.publish,
 ) -> Peer:
-    """Return such a peer with solo processes."""
+    """Return a peer with solo processes."""
     return replace(
         on_servers_of_its_own(name, title, database, publish),
         workers=lambda processes: [

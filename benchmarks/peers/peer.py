@@ -1,4 +1,4 @@
-"""What the benchmark must know of a peer: how its workers start, how lines get into its queue."""
+"""The definition of a peer: how its workers start, and how lines get into its queue."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to run the job; `workers(n)` gives Python's arguments for each program to start."""
+    """A way to run the job; `workers(n)` returns Python's arguments for each program to start."""
 
     name: str
     title: str
     workers: Callable[[int], list[list[str]]]
     publish: Callable[[Sequence[Line]], object]
-    counter: str = "allocations_position_seq"  # a sequence that grows with every line allocated
-    prepare: Callable[[], object] = lambda: None  # makes its tables
+    counter: str = "allocations_position_seq"  # a sequence that grows with every allocated line
+    prepare: Callable[[], object] = lambda: None  # creates its tables
     env: dict[str, str] = field(default_factory=dict)
-    lines_factor: int = 1  # how many times the lines of others it gets a turn
+    lines_factor: int = 1  # its lines per turn, as a multiple of the others'
 
 
 def database_url() -> str:
-    """Return the database for psycopg2, which does not know SQLAlchemy's driver suffix."""
+    """Return the database's address for psycopg2, without SQLAlchemy's driver suffix."""
     return os.environ["ALLOCATION_DATABASE_URL"].replace("+psycopg2", "", 1)
 
 

@@ -18,7 +18,7 @@ QUEUE, SOLO_QUEUE = "plain", "plain_solo"
 
 
 def plain_app(name: str, queues: Sequence[str], broker: int, results: int) -> Celery:
-    """Return a Celery app with this project's settings, less the parts that are this project's."""
+    """Return a Celery app with this project's settings, without this project's own parts."""
     app = Celery(name)
     app.config_from_object(celeryconfig)
     app.conf.update(celeryconfig.of_project(project))
@@ -46,7 +46,7 @@ def allocate_task(task: Any, orderid: str, sku: str, qty: int) -> str | None:
 
 @app.task(name="plain.reallocate", ignore_result=True)
 def reallocate_task(orderid: str, sku: str, qty: int) -> None:
-    """Allocate one line, with neither answer nor delivery to write."""
+    """Allocate one line, without writing an answer or a delivery."""
     with connection() as opened, opened.cursor() as run:
         allocate_line(run, orderid, sku, qty)
 

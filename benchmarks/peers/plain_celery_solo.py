@@ -11,7 +11,7 @@ from benchmarks.peers.plain_celery import SOLO_QUEUE
 
 
 def workers(processes: int) -> list[list[str]]:
-    """As many workers as processes."""
+    """One worker per process."""
     return [
         celery_worker("benchmarks.peers.plain_celery", f"plainsolo{number}", SOLO_QUEUE, "solo", 1)
         for number in range(processes)
@@ -19,7 +19,7 @@ def workers(processes: int) -> list[list[str]]:
 
 
 def publish(lines: Sequence[Line]) -> None:
-    """Send by task name, to a queue of its own."""
+    """Send by task name, to its own queue."""
     plain_celery.publish(lines, SOLO_QUEUE)
 
 

@@ -1,4 +1,4 @@
-"""Plain Celery: a command that finds no stock, and after its commit a task that tells the stock team."""
+"""Plain Celery: a command that finds no stock, and after its commit a task that notifies the stock team."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("benchmarks.peers.plain_celery")
 
 @app.task(name="plain.allocate_or_tell", bind=True)
 def allocate_or_tell(task: Any, orderid: str, sku: str, qty: int) -> str | None:
-    """Allocate one line; tell when that was not possible."""
+    """Allocate one line; notify the stock team if there is no stock."""
     batchref = allocate(task.request.id, orderid, sku, qty)
     if batchref is None:
         tell.apply_async((sku,), ignore_result=True)
@@ -24,7 +24,7 @@ def allocate_or_tell(task: Any, orderid: str, sku: str, qty: int) -> str | None:
 
 @app.task(name="plain.tell", bind=True, ignore_result=True)
 def tell(task: Any, sku: str) -> None:
-    """Send the mail that our handler sends."""
+    """Send the same mail as our handler."""
     logger.info("Handling %s", sku)
     settings = our_app.runtime.settings
     mail = compose(

@@ -1,4 +1,4 @@
-"""procrastinate: the queue is a table of the same PostgreSQL; it has no results to send back."""
+"""procrastinate: the queue is a table in the same PostgreSQL; it has no results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def allocate(context: JobContext, orderid: str, sku: str, qty: int) -> str | Non
 
 
 def workers(processes: int) -> list[list[str]]:
-    """One process each."""
+    """One worker per process."""
     one = ["-m", "procrastinate", "--app", f"{__name__}.app", "worker", "--concurrency", "1"]
     return [one for _ in range(processes)]
 
 
 def prepare() -> None:
-    """Make its tables."""
+    """Create its tables."""
     with app.replace_connector(SyncPsycopgConnector(conninfo=database_url())) as sync_app, sync_app.open():
         sync_app.schema_manager.apply_schema()
 

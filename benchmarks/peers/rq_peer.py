@@ -1,4 +1,4 @@
-"""RQ, with the worker class that does not fork for each job: its quicker one."""
+"""RQ with its faster worker class, which does not fork for each job."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def allocate(orderid: str, sku: str, qty: int) -> str | None:
 
 
 def workers(processes: int) -> list[list[str]]:
-    """One process each."""
+    """One worker per process."""
     command = ["-m", "rq.cli", "worker", "--url", redis_url(5), "--worker-class", "rq.worker.SimpleWorker"]
     return [[*command, QUEUE] for _ in range(processes)]
 
 
 def publish(lines: Sequence[Line]) -> None:
-    """Enqueue; RQ keeps results in Redis of itself."""
+    """Enqueue; RQ stores results in Redis by itself."""
     queue = Queue(QUEUE, connection=Redis.from_url(redis_url(5)))
     for line in lines:
         queue.enqueue(allocate, line.orderid, line.sku, line.qty)

@@ -11,7 +11,7 @@ from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
 from benchmarks.peers import job
 from benchmarks.peers.peer import Line, Peer, redis_url
 
-# It waits in BRPOP for as long as it takes; redis-py would give up and the worker would listen no more.
+# It waits in BRPOP without limit; with a time-out redis-py would raise and the worker would stop listening.
 broker = ListQueueBroker(url=redis_url(7), queue_name="lines", socket_timeout=None).with_result_backend(
     RedisAsyncResultBackend(redis_url=redis_url(7))
 )
@@ -24,7 +24,7 @@ def allocate(orderid: str, sku: str, qty: int, context: Context = TaskiqDepends(
 
 
 def workers(processes: int) -> list[list[str]]:
-    """Processes with one thread each for what blocks."""
+    """Processes with one thread each for blocking code."""
     one_at_a_time = ["--max-async-tasks", "1", "--max-threadpool-threads", "1"]
     return [["-m", "taskiq", "worker", f"{__name__}:broker", "--workers", str(processes), *one_at_a_time]]
 

@@ -316,6 +316,7 @@ def shown_event(project: Project, delivery: Delivery) -> str:
 
 def _waiting(connection: Connection, queue: str) -> int:
     """Return how many messages wait in a queue, without those that workers hold."""
+    connection.connect()  # the pool may have closed it, and only publishing opens it again by itself
     # Its own channel: RabbitMQ closes a channel when it is asked for a missing queue.
     with connection.channel() as channel:
         try:

@@ -1,1 +1,1 @@
-"""Real orders through real processes while something breaks: nothing may be lost, nothing doubled."""
+"""Real orders through real processes while something breaks: nothing may be lost or doubled."""

@@ -1,4 +1,4 @@
-"""`make chaos`: many rounds of everything, or `python -m tests.chaos --fault NAME --rounds 40 --seed 7`."""
+"""`make chaos` runs all faults; `python -m tests.chaos --fault NAME --rounds 40 --seed 7` runs one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.chaos.world import World
 
 
 def main() -> int:
-    """Play the rounds; 0 when nothing was lost, doubled, told wrongly or broken."""
+    """Run the rounds; return 0 if nothing was lost, doubled, answered wrongly or broken."""
     options = _options()
-    # A stop asked for is an orderly one: everything that was started ends.
+    # SIGTERM stops everything that was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(f"seed {options.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="allocation-chaos-"))
@@ -43,17 +43,26 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each fault (%(default)s)")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeat a run's choices")
-    parser.add_argument("--minutes", type=float, help="begin no round after so long, whatever --rounds says")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(10**6),
+        help="seed of an earlier run, to repeat its choices",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="start no round after this time, whatever --rounds says"
+    )
     parser.add_argument(
         "--broker", choices=("redis", "rabbitmq"), default="redis", help="default: %(default)s"
     )
-    parser.add_argument("--fault", action="append", choices=sorted(FAULTS), help="only this one; repeatable")
+    parser.add_argument(
+        "--fault", action="append", choices=sorted(FAULTS), help="run only this fault; repeatable"
+    )
     return parser.parse_args()
 
 
 def _plan(options: argparse.Namespace, has: set[str]) -> Iterator[Fault]:
-    """Yield every fault that this world can suffer once in a random order, then again."""
+    """Yield every fault that this world supports, in random order, round after round."""
     end = time.monotonic() + options.minutes * 60 if options.minutes else None
     rng = random.Random(options.seed)
     names: Iterable[str] = options.fault or [

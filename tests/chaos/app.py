@@ -1,4 +1,4 @@
-"""The project with two orders more: one that kills its worker each time, one whose event does."""
+"""The project with two more commands: one kills its worker each time, the other's event does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from messaging.worker.app import make_app
 
 @dataclass(frozen=True)
 class KillWorker(Command):
-    """End the pool's child (`whom` "child") or the worker's main process ("main"), or hang ("nobody")."""
+    """Kill the pool's child (`whom` "child") or the worker's main process ("main"), or hang ("nobody")."""
 
     whom: Name
 
@@ -32,13 +32,13 @@ class RaisePoison(Command):
 
 @dataclass(frozen=True)
 class PoisonRaised(Event):
-    """A fact that no worker survives."""
+    """An event that kills every worker."""
 
     sku: Name
 
 
 def kill_worker(cmd: KillWorker, _uow: UnitOfWork) -> None:
-    """Die as the kernel's out-of-memory killer lets a process die."""
+    """Die like a victim of the kernel's out-of-memory killer."""
     while cmd.whom == "nobody":
         time.sleep(60)  # until the time limit ends the process
     if cmd.whom == "main":

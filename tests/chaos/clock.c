@@ -1,4 +1,4 @@
-/* A wall clock that is ahead by the seconds in the file CLOCK_FILE; time that is only measured stays real. */
+/* A wall clock that is ahead by the seconds in the file CLOCK_FILE; monotonic time stays real. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>

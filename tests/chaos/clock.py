@@ -1,4 +1,4 @@
-"""A wall clock that one program alone sees, and that jumps when told to (`clock.c`)."""
+"""A wall clock for a single program, which jumps on demand (`clock.c`)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ SOURCE = Path(__file__).with_name("clock.c")
 
 
 def can_be_built() -> bool:
-    """Tell whether this machine has a C compiler, and preloads libraries as Linux does."""
+    """Return whether this machine has a C compiler and can preload libraries (Linux)."""
     return sys.platform == "linux" and shutil.which("cc") is not None
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Files of a clock in this folder. Time that is only measured, for timeouts, stays the real one."""
+    """A clock's files in a folder. Monotonic time, which timeouts use, stays real."""
 
     folder: Path
 
     def jump_to(self, ahead_s: int) -> None:
-        """Be so many seconds ahead of the real time; below zero is behind."""
+        """Set the clock this many seconds ahead of real time, or behind if negative."""
         self._file.write_text(f"{ahead_s}\n")
 
     def environment(self) -> dict[str, str]:
-        """Return what has a program use this clock."""
+        """Return the environment with which a program uses this clock."""
         library = self.folder / "clock.so"
         command = ["cc", "-shared", "-fPIC", "-o", library, SOURCE]
         subprocess.run(command, check=True)

@@ -1,4 +1,4 @@
-"""What a fault is, and the table of all of them."""
+"""The definition of a fault, and the table of all faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import World
 
-#: Seconds that an outage lasts; longer than a command is tried, a mail is retried, a relay waits.
+#: Length of an outage in seconds; longer than a command's attempts, a mail's retries and the relay's wait.
 OUTAGE_S = 2.5
 
 Run = Callable[[World, Traffic, random.Random], None]
@@ -18,18 +18,18 @@ Run = Callable[[World, Traffic, random.Random], None]
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens."""
+    """Something that breaks."""
 
     name: str
     what: str
     run: Run
-    forgets: bool = False  # the broker loses messages by it
+    forgets: bool = False  # the broker loses messages
     bends_time: bool = False  # a worker's clock is wrong, so it misjudges `expires`
-    needs: str = ""  # what a world must have for it
+    needs: str = ""  # what a world must have to run it
 
     @property
     def breaks_redis(self) -> bool:
-        """Tell whether stock Celery beside us may lose or repeat messages by itself."""
+        """Return whether a stock Celery app next to us may itself lose or repeat messages."""
         return self.needs == "redis"
 
 
@@ -49,5 +49,5 @@ def fault(
 
 
 def last(seconds: float) -> None:
-    """Let a fault last; the traffic goes on meanwhile."""
+    """Let a fault last for a while; the traffic continues."""
     time.sleep(seconds)

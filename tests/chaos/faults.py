@@ -1,4 +1,4 @@
-"""What is broken while orders flow: workers, and orders that kill them; `outages` has the servers."""
+"""Faults during a load: workers, and commands that kill them; `outages` has those of servers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def kill_at_refusals(world: World, traffic: Traffic, rng: random.Random) -> None
         sku = f"{traffic.prefix}-late{turn}"
         orders = [traffic.order("allocate", orderid=f"{sku}-o{n}", sku=sku, qty=1) for n in range(25)]
         eventually(lambda orders=orders: any(one.answered for one in orders), 60, "a refusal")  # type: ignore[misc]
-        last(rng.uniform(0, 0.05))  # acknowledgements wait for company
+        last(rng.uniform(0, 0.05))  # acknowledgements wait for others
         world.kill(*doomed)
         traffic.order("create_batch", ref=f"b-{sku}", sku=sku, qty=20, eta=None)
         world.start_again(*doomed)
@@ -108,7 +108,7 @@ def two_beats_three_relays(world: World, _traffic: Traffic, rng: random.Random) 
 
 
 @fault(
-    "a worker whose clock jumps by hours, forth and back, SIGKILL while it is ahead",
+    "a worker whose clock jumps by hours, forward and back, SIGKILL while it is ahead",
     bends_time=True,
     needs="clock",
 )
@@ -129,7 +129,7 @@ def clock_jumps(world: World, traffic: Traffic, rng: random.Random) -> None:
     world.remove(jumping.name)
 
 
-# Orders that kill
+# Commands that kill
 
 
 @fault("a command that kills its worker's child each time")

@@ -1,4 +1,4 @@
-"""What must hold in the database after each round, whatever broke."""
+"""Invariants of the database after each round, whatever broke."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from tests.chaos.told import Books, answers_that_changed, effects_twice, told_wr
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import World
 
-#: Each returns what breaks the rule.
+#: Each returns the rows that break the rule.
 RULES = {
     "a batch holds more than was purchased": """
         SELECT reference FROM batches WHERE NOT allocated_quantity BETWEEN 0 AND purchased_quantity""",
-    "a kept number is not the sum of its lines": """
+    "a batch's allocated quantity is not the sum of its lines": """
         SELECT reference, allocated_quantity FROM batches LEFT JOIN allocations ON batch_reference = reference
         GROUP BY reference HAVING allocated_quantity <> coalesce(sum(qty), 0)""",
-    "a line is with a batch of another sku": """
+    "a line is allocated to a batch of another sku": """
         SELECT orderid FROM allocations JOIN batches ON reference = batch_reference
         WHERE allocations.sku <> batches.sku""",
     "a delivery is still pending": "SELECT id FROM deliveries WHERE status = 'pending'",
-    "a delivery failed for good": """
+    "a delivery has failed": """
         SELECT id, last_error FROM deliveries WHERE status = 'failed' AND handler <> 'swallow_poison'""",
     "an attempt was not counted": """
         SELECT id, attempts, count(number), max(number) FROM deliveries
         LEFT JOIN attempts failed ON delivery_id = id AND run = reruns GROUP BY id
         HAVING count(number) <> attempts - (status = 'done')::int OR max(number) <> count(number)""",
-    "a command was answered out of stock and told nobody": """
+    "a command was answered out of stock without a notification": """
         SELECT task_id FROM inbox WHERE command LIKE 'Allocate(%' AND result = 'null' AND NOT EXISTS
         (SELECT FROM deliveries WHERE causation_id = task_id AND event_type = 'OutOfStock')""",
-    "a line was given back and never looked at again": """
+    "a line was deallocated and never allocated again or reported": """
         SELECT payload FROM deliveries gone
         WHERE event_type = 'Deallocated' AND status = 'done'
         AND NOT EXISTS (SELECT FROM allocations WHERE orderid = payload->>'orderid'
@@ -51,7 +51,7 @@ DOUBLES = {
 
 @dataclass
 class Verdict:
-    """What a check found; all but the repeated mails must be empty."""
+    """The findings of a check; all but the repeated mails must be empty."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -61,12 +61,12 @@ class Verdict:
 
     @property
     def findings(self) -> list[str]:
-        """Return all that is wrong, what matters most first."""
+        """Return everything that is wrong, the most important first."""
         return [*self.told_wrongly, *self.broken, *self.lost, *self.doubled]
 
 
 def check(world: World, traffic: Traffic, *, forgets: bool) -> Verdict:
-    """Look at everything that the round left behind; where the broker `forgets`, messages may be lost."""
+    """Check everything that the round left behind; if the broker `forgets`, messages may be lost."""
     verdict = Verdict()
     for rule, query in RULES.items():
         verdict.broken += [f"{rule}: {row}" for row in world.ask(query)]
@@ -81,24 +81,24 @@ def check(world: World, traffic: Traffic, *, forgets: bool) -> Verdict:
 
 
 def _check_answers(world: World, traffic: Traffic, verdict: Verdict, forgets: bool) -> None:
-    """Every command has an answer, and each answer is what the database says."""
+    """Every command has an answer, and each answer matches the database."""
     books, sent = Books.of(world, traffic.prefix), traffic.sent
     verdict.lost += [f"no answer to {one.commands[0]}" for one in traffic.open]
     if not forgets:
         late = [one for one in traffic.messages if one.timed_out]
-        verdict.lost += [f"sent again for want of an answer: {one.commands[0]}" for one in late]
+        verdict.lost += [f"sent again after no answer: {one.commands[0]}" for one in late]
     verdict.doubled += effects_twice(books)
     verdict.told_wrongly += told_wrongly(sent, books)
     verdict.told_wrongly += answers_that_changed(traffic.changed_answers())
 
 
 def _check_mails(world: World, verdict: Verdict) -> None:
-    """Every delivered notification is a mail, and no mail is of anything else."""
+    """Every delivered notification is a mail, and there are no other mails."""
     done = world.ask(
         "SELECT id::text FROM deliveries WHERE handler = 'send_out_of_stock_notification' AND status = 'done'"
     )
     wanted = {f"<{delivery}.1@example.com>" for (delivery,) in done}
     mails: list[Any] = world.mail.mails.message_ids()
     verdict.lost += [f"no mail {missing}" for missing in wanted - set(mails)]
-    verdict.broken += [f"a mail of nothing: {extra}" for extra in set(mails) - wanted]
+    verdict.broken += [f"a mail without a delivery: {extra}" for extra in set(mails) - wanted]
     verdict.repeated_mails = len(mails) - len(set(mails))

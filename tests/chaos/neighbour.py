@@ -1,4 +1,4 @@
-"""Another team's app on our Redis database: stock Celery, a queue of its own, tasks that wait for long.
+"""Another team's app on our Redis database: stock Celery, its own queue, tasks with long countdowns.
 
 Its worker is `celery -A tests.chaos.neighbour worker`, with the broker's address in NEIGHBOUR_BROKER.
 """
@@ -25,7 +25,7 @@ from local.processes.child import Child
 
 QUEUE = "neighbour"
 EACH_ROUND = 3  # tasks
-LATE_S = 20.0  # after its time a task counts as lost
+LATE_S = 20.0  # a task is lost if it is later than this
 
 app = Celery("neighbour", set_as_current=False)
 app.conf.update(
@@ -40,12 +40,12 @@ app.conf.update(
 
 @app.task(name="neighbour.run")
 def run(number: int) -> int:
-    """Leave a line in the log."""
+    """Write a line to the log."""
     return number
 
 
 class Neighbour:
-    """Its worker, and the tasks that it is to run once each."""
+    """Its worker, and the tasks that it must run once each."""
 
     def __init__(self, broker_url: str, folder: Path, wait_s: float) -> None:
         """`wait_s` is the shortest countdown of its tasks."""
@@ -57,7 +57,7 @@ class Neighbour:
             env={**os.environ, "NEIGHBOUR_BROKER": broker_url},
         )
         self._sender = Celery("neighbours-sender", broker=broker_url, set_as_current=False)
-        self._sent: dict[str, float] = {}  # when each is to run, monotonic seconds
+        self._sent: dict[str, float] = {}  # due times in monotonic seconds
 
     def send(self, rng: random.Random) -> None:
         """Send some tasks that are due in a later round."""
@@ -69,11 +69,11 @@ class Neighbour:
                 self._sent[name] = time.monotonic() + countdown
 
     def forget(self) -> None:
-        """Expect nothing of what was sent: its broker broke, and stock Celery loses and repeats by itself."""
+        """Stop watching all tasks: the broker failed, and stock Celery may lose or repeat them."""
         self._sent.clear()
 
     def lost(self) -> list[str]:
-        """Return the tasks that should have run by now and have not."""
+        """Return the overdue tasks that have not run."""
         now, runs = time.monotonic(), self._runs()
         late = [name for name, due in self._sent.items() if now > due + LATE_S and not runs[name]]
         return [f"a neighbour's task {self._told(name)} did not run" for name in late]
@@ -85,12 +85,12 @@ class Neighbour:
         return [f"a neighbour's task {self._told(name)} ran {runs[name]} times" for name in more]
 
     def _told(self, name: str) -> str:
-        """Return a task's name, and expect nothing more of it: each is reported once."""
+        """Return a task's name and stop watching it: each is reported once."""
         del self._sent[name]
         return name
 
     def close(self) -> None:
-        """Give up the sender's connections."""
+        """Close the sender's connections."""
         self._sender.close()
 
     def _runs(self) -> Counter[str]:

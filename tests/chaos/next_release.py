@@ -1,4 +1,4 @@
-"""The project as a later release may be: a field more, a handler renamed, a command gone."""
+"""A later release of the project: a new field, a renamed handler, a removed command."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from messaging.worker.app import make_app
 
 @dataclass(frozen=True)
 class Allocate(commands.Allocate):
-    """Reserve stock; new: how urgent it is."""
+    """Reserve stock; the urgency is new."""
 
     priority: Annotated[int, Whole(0, 9)] = 0
 
 
 def tell_stock_team(event: events.OutOfStock, uow: UnitOfWork) -> None:
-    """Do what `send_out_of_stock_notification` did, under a better name."""
+    """`send_out_of_stock_notification` under a new name."""
     handlers.send_out_of_stock_notification(event, uow)
 
 

@@ -1,4 +1,4 @@
-"""What a shop orders: mostly lines, some stock, some corrections, some nonsense, new products in a rush."""
+"""A shop's commands: mostly orders, some stock, corrections and invalid ones, and bursts for new products."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-SKUS = 6  # few, so that orders meet at the same product
+SKUS = 6  # few, so that orders compete for the same product
 Order = tuple[str, dict[str, Any]]  # task and fields
 
 
@@ -20,7 +20,7 @@ class Orders:
         self._number = self._rushes = 0
 
     def __iter__(self) -> Iterator[Order]:
-        """Yield what there was before first: a batch of each product."""
+        """Yield commands, first a batch of each product."""
         while True:
             self._number += 1
             roll = self.rng.random()

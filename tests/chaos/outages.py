@@ -1,4 +1,4 @@
-"""Servers that break while orders flow: each fault breaks one and brings it back."""
+"""Failing servers during a load: each fault breaks one and restores it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def redis_full_at_start(world: World, traffic: Traffic, _rng: random.Random) -> 
     world.together(*(lambda name=name: world.supervisor.pause(name) for name in everyone))
     traffic.burst(60)
     eventually(lambda: len(traffic.on_broker) > 60, 30, "a backlog")
-    traffic.results.config_set("maxmemory", 1)  # nothing that a worker does makes room for a sender
+    traffic.results.config_set("maxmemory", 1)  # nothing that a worker does may make room for a sender
     try:
         waiting = traffic.on_broker
         for name in everyone:
@@ -119,7 +119,7 @@ def postgres_immediate(world: World, _traffic: Traffic, _rng: random.Random) -> 
     world.postgres.start()
 
 
-@fault("PostgreSQL killed with SIGKILL, away for seconds, and recovered")
+@fault("PostgreSQL killed with SIGKILL, down for seconds, and recovered")
 def postgres_killed(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     world.postgres.kill()
     last(OUTAGE_S)
@@ -145,7 +145,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE usename = current_user AND application_name <> 'taker'"""
 
 
-@fault("PostgreSQL's connections all taken by others, sessions cut")
+@fault("all connections of PostgreSQL taken by others, sessions terminated")
 def connections_exhausted(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     url = world.addresses.database_url.replace("+psycopg2", "", 1)
     with ExitStack() as taken:
@@ -155,7 +155,7 @@ def connections_exhausted(world: World, _traffic: Traffic, _rng: random.Random) 
                 for _ in range(MAX_CONNECTIONS):
                     session = psycopg2.connect(url, application_name="taker")
                     taken.callback(session.close)
-            # One of those cuts the others' sessions, and the next turn takes their places.
+            # One of them terminates the others' sessions, and the next turn takes their places.
             session.autocommit = True
             session.cursor().execute(CUT_OTHERS)
 
@@ -168,7 +168,7 @@ def lock_held(world: World, _traffic: Traffic, _rng: random.Random) -> None:
         run.execute("COMMIT")
 
 
-@fault("deadlocks: locks taken the other way round, again and again")
+@fault("deadlocks: locks taken in the opposite order, repeatedly")
 def deadlocks(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     end = time.monotonic() + OUTAGE_S
     while time.monotonic() < end:
@@ -188,7 +188,7 @@ def postgres_read_only(world: World, _traffic: Traffic, _rng: random.Random) -> 
         run.execute("ALTER DATABASE allocation RESET default_transaction_read_only")
 
 
-@fault("PostgreSQL's disk full to the last byte, then room again", needs="small disk")
+@fault("PostgreSQL's disk full, then room again", needs="small disk")
 def disk_full(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     filler = world.postgres.folder / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -196,7 +196,7 @@ def disk_full(world: World, _traffic: Traffic, _rng: random.Random) -> None:
             file.write(bytes(65_536))
     last(2 * OUTAGE_S)
     filler.unlink()
-    if not world.postgres.running:  # it ends when it cannot write its log
+    if not world.postgres.running:  # it exits when it cannot write its log
         world.postgres.start()
 
 
@@ -210,7 +210,7 @@ def mail_down(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     world.mail.start()
 
 
-@fault("a mail server slower than its senders wait")
+@fault("a mail server slower than its senders' timeout")
 def mail_slow(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     _mail_with(world, "--delay", "1.5")
 
@@ -220,7 +220,7 @@ def mail_refuses(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     _mail_with(world, "--reply", "451 try later")
 
 
-@fault("a mail server that takes the mail and drops the connection")
+@fault("a mail server that accepts the mail and drops the connection")
 def mail_drops_after_data(world: World, _traffic: Traffic, _rng: random.Random) -> None:
     _mail_with(world, "--drop-after-data")
 

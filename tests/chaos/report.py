@@ -1,4 +1,4 @@
-"""What a run prints: a line per round, and a table by fault at the end."""
+"""A run's output: a line per round, and a table of faults at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 8  # findings of a bad round
 
 
 def show_round(one: Round) -> None:
-    """Print one round, and what it found."""
+    """Print one round and its findings."""
     print(
         f"{'ok ' if one.good else 'BAD'} {one.fault:24} seed {one.seed}: {one.commands} commands, "
         f"{one.repeats} repeats, {_counts([one])}, sent again {one.sent_again}; "
@@ -32,7 +32,7 @@ def _counts(rounds: list[Round]) -> str:
 
 
 def _found(rounds: list[Round]) -> dict[str, int]:
-    """Return how much was found of each kind."""
+    """Return the number of findings of each kind."""
     kinds = {"lost": "lost", "doubled": "doubled", "told wrongly": "told_wrongly", "broken": "broken"}
     return {name: sum(len(getattr(one.verdict, kind)) for one in rounds) for name, kind in kinds.items()}
 

@@ -1,4 +1,4 @@
-"""One round: orders flow, something breaks, everything comes to rest, and the books are checked."""
+"""One round: run a load, break something, wait until everything is settled, and check the database."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from tests.chaos.invariants import Verdict, check
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import World
 
-#: How long a sender waits for an answer before it sends again. Where the broker forgets, that is its only
-#: way on; elsewhere it must never be needed, and a command that needs it counts as lost.
+#: How long a sender waits for an answer before it sends again. If the broker forgets messages, it must do so;
+#: otherwise this must never be necessary, and a command that needs it counts as lost.
 PATIENCE_S = 5.0
 LONG_PATIENCE_S = 60.0
 CALM_TIMEOUT_S = 120.0
-#: After a kill the messages of a worker come again within its lease; Redis' own death may take longer.
+#: A killed worker's messages are redelivered within its lease; after a crash of Redis it may take longer.
 REDELIVERY_S = 8.0
 BURST = 60
-#: A round goes on after its fault until so many later messages are answered.
+#: A round continues after its fault until this many later messages are answered.
 ANSWERED_AFTER = 25
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a round came to."""
+    """The outcome of a round."""
 
     fault: str
     seed: int
     commands: int
-    repeats: int  # commands that came under the key of an earlier message
-    sent_again: int  # for want of an answer
+    repeats: int  # commands with the key of an earlier message
+    sent_again: int  # after no answer
     next_answer_s: float  # from the end of the fault to the answer of the first command sent after it
-    all_answered_s: float  # from the end of the fault until nothing sent before it waits
+    all_answered_s: float  # from the end of the fault until everything sent before it is answered
     calm_s: float  # from the end of the traffic until every delivery has ended
     took_s: float
     verdict: Verdict
 
     @property
     def good(self) -> bool:
-        """Tell whether nothing was wrong."""
+        """Return whether nothing was wrong."""
         return not self.verdict.findings
 
 
 def play(world: World, fault: Fault, seed: int) -> Round:
-    """Break one thing at a random moment of a load, and see what is left."""
+    """Break one thing at a random moment of a load, and check the outcome."""
     start = time.monotonic()
     rng = random.Random(f"{fault.name} {seed}")
     patience = PATIENCE_S if fault.forgets else LONG_PATIENCE_S
-    # RabbitMQ itself removes what has expired, and answers nobody (tests/e2e/test_rabbitmq.py).
+    # RabbitMQ itself drops expired messages without an answer (tests/e2e/test_rabbitmq.py).
     may_expire = "redis" in world.has and not fault.bends_time
     traffic = Traffic(world.addresses, rng, f"r{seed}", patience, may_expire)
     empty_database(world.addresses.database_url)
@@ -63,7 +63,7 @@ def play(world: World, fault: Fault, seed: int) -> Round:
     try:
         failure = _break(world, fault, traffic, rng)
         healed = time.monotonic()
-        with suppress(NotInTimeError):  # what has no answer is for the check to tell
+        with suppress(NotInTimeError):  # the check reports messages without an answer
             eventually(lambda: traffic.answered_since(healed) >= ANSWERED_AFTER, LONG_PATIENCE_S)
         traffic.stop_sending()
         calm = _wait_for_calm(world, traffic)
@@ -77,7 +77,7 @@ def play(world: World, fault: Fault, seed: int) -> Round:
 
 
 def _break(world: World, fault: Fault, traffic: Traffic, rng: random.Random) -> list[str]:
-    """Have it happen while the workers' hands are full; return what should have followed and did not."""
+    """Trigger the fault while the workers are busy; return the missing consequences."""
     time.sleep(rng.uniform(0.3, 1.0))
     traffic.burst(BURST)
     time.sleep(rng.uniform(0.02, 0.2))
@@ -89,12 +89,12 @@ def _break(world: World, fault: Fault, traffic: Traffic, rng: random.Random) -> 
 
 
 def _wait_for_calm(world: World, traffic: Traffic) -> float:
-    """Wait until everything has ended; what has not is for the check to tell. Returns seconds."""
+    """Wait until everything has ended, and return the seconds; the check reports what has not."""
     start = time.monotonic()
     at_work = "SELECT id FROM deliveries WHERE status = 'pending' OR (status = 'failed' AND crashes = 0)"
     with suppress(NotInTimeError):
         eventually(lambda: not traffic.open and not world.ask(at_work), CALM_TIMEOUT_S, "calm", every=0.1)
-    with suppress(NotInTimeError):  # answered, not acknowledged: it comes again, and must change nothing
+    with suppress(NotInTimeError):  # answered, not acknowledged: it is redelivered, and must change nothing
         eventually(lambda: not world.holds_messages_of(traffic.prefix), REDELIVERY_S, "silence", every=0.1)
     return time.monotonic() - start
 

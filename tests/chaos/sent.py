@@ -1,4 +1,4 @@
-"""What a sender remembers: each message, each command in it, and what it was told."""
+"""A sender's record of each message, its commands, and their answers."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ class Sent:
     task: str
     fields: dict[str, Any]
     given_key: str | None = None  # None: a plain sender
-    after: Sent | None = None  # the answered command that this one repeats
-    impatient: bool = False  # its sender waits for an instant and sends again
+    after: Sent | None = None  # the answered command with the same key
+    impatient: bool = False  # its sender waits only briefly and sends again
     id: str = ""
-    key: str = ""  # what its effect happens once for
+    key: str = ""  # its idempotency key
     message: Message = field(init=False, repr=False)
     status: str = ""
     result: Any = None  # the result, or Celery's description of the error
 
     @property
     def error(self) -> str:
-        """Return the error's class name, empty where there was none."""
+        """Return the error's class name, or an empty text."""
         return "" if self.status in ("", "SUCCESS") else str(self.result["exc_type"])
 
     @property
     def text(self) -> str:
-        """Return what the error says."""
+        """Return the error's text."""
         return " ".join(map(str, self.result["exc_message"])) if self.error else ""
 
     @property
     def told(self) -> str:
-        """Return the answer as a person reads it."""
+        """Return the answer in readable form."""
         return f"{self.error}: {self.text}" if self.error else f"{self.status} {self.result!r}"
 
     @property
     def answered(self) -> bool:
-        """Tell whether its sender was told anything."""
+        """Return whether its sender got an answer."""
         return bool(self.status)
 
     @property
     def repeats(self) -> bool:
-        """Tell whether it says the same as the one that it came after."""
+        """Return whether it equals the earlier command with its key."""
         return self.after is not None and (self.task, self.fields) == (self.after.task, self.after.fields)
 
     def __str__(self) -> str:
-        """Return what identifies it in a report."""
+        """Return its description in a report."""
         expires = f", expires after {self.message.expires_s} s" if self.message.expires_s is not None else ""
         return f"{self.id} key {self.key}{expires}: {self.task} {self.fields}"
 
@@ -66,12 +66,12 @@ class Message:
     sent_at: float = 0.0  # the last time
     answered_at: float | None = None
     times: int = 0
-    timed_out: int = 0  # times that its sender gave up waiting
+    timed_out: int = 0  # how often its sender gave up waiting
     on_broker: bool = False  # the broker has confirmed it
     replaced: bool = False  # its sender waits for another message with the same key
 
     def __post_init__(self) -> None:
-        """Name its commands as the worker will."""
+        """Set its commands' ids and keys as the worker will."""
         for position, one in enumerate(self.commands):
             one.message = self
             one.id = f"{self.id}.{position}" if self.many else self.id
@@ -79,7 +79,7 @@ class Message:
             one.key = one.given_key or own or one.id
 
     def take(self, status: str, result: Any) -> None:
-        """Note what the sender is told."""
+        """Record the sender's answer."""
         for one, (state, value) in zip(self.commands, self._answers(status, result), strict=True):
             one.status, one.result = state, value
         self.answered_at = time.monotonic()
@@ -90,7 +90,7 @@ class Message:
         return [_outcome(outcome) for outcome in result]
 
     def changes(self, status: str, result: Any) -> list[tuple[Sent, Any]]:
-        """Return the commands of which a stored answer says something else than their sender was told."""
+        """Return the commands whose stored answer differs from their sender's."""
         stored = self._answers(status, result)
         return [
             (one, answer[1])
@@ -100,7 +100,7 @@ class Message:
 
 
 def _outcome(outcome: dict[str, Any]) -> tuple[str, Any]:
-    """Return one of many answers in the form of an answer that is alone."""
+    """Return one of many outcomes in the form of a single answer."""
     if "error" not in outcome:
         return "SUCCESS", outcome["result"]
     error = outcome["error"]

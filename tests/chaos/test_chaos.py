@@ -1,4 +1,4 @@
-"""A short run of the faults that taught us most; `make chaos` plays all of them, as often as wanted."""
+"""A short run of the most useful faults; `make chaos` runs all of them, any number of times."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def world(server_folder: Path) -> Iterator[World]:
-    """Workers, beat and servers of this file's own, since it breaks them."""
+    """This file's own workers, beat and servers, since it breaks them."""
     with World(server_folder / "chaos") as world:
         yield world
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_nothing_is_lost_and_nothing_doubled(world: World, name: str) -> None:
-    """Orders flow, one thing breaks, and afterwards the books are right."""
+    """One thing breaks during a load, and afterwards the database is right."""
     seed = random.randrange(10**6)
 
     one = play(world, FAULTS[name], seed)

@@ -1,4 +1,4 @@
-"""A deploy finds messages and deliveries that the release before it left behind."""
+"""A deploy finds messages and deliveries of the previous release."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def world(server_folder: Path) -> Iterator[World]:
-    """The old release, at work, with a mail server that is down."""
+    """The old release, running, with its mail server down."""
     with World(server_folder / "releases") as world:
         world.mail.stop()
         yield world
@@ -32,8 +32,8 @@ def shop(world: World) -> Iterator[Shop]:
     shop.close()
 
 
-def test_what_the_old_release_left_is_done_by_the_new_one(world: World, shop: Shop) -> None:
-    """A field more, a handler renamed and a task removed lose nothing."""
+def test_the_new_release_handles_messages_and_deliveries_of_the_old_one(world: World, shop: Shop) -> None:
+    """A new field, a renamed handler and a removed task lose nothing."""
     shop.ask("create_batch", "b", "s", 5)
     assert shop.ask("allocate", "o1", "s", 100) is None
     stop_all(world)
@@ -55,13 +55,13 @@ def test_what_the_old_release_left_is_done_by_the_new_one(world: World, shop: Sh
 
 
 def stop_all(world: World) -> None:
-    """End the old release, as a deploy does."""
+    """Stop the old release, as in a deploy."""
     world.supervisor.stop_together(list(world.children))
     assert not any(child.running for child in world.children.values())
 
 
 def start_next_release(world: World) -> None:
-    """Start the programs of the release that comes after."""
+    """Start the programs of the next release."""
     children = [
         programs.worker(WORKERS[0], programs.WORK_QUEUES, world.folder, world.env, 2),
         programs.housekeeping_worker(world.folder, world.env),
@@ -73,6 +73,6 @@ def start_next_release(world: World) -> None:
 
 
 def as_next_release(child: Child) -> Child:
-    """Have a program run the next release."""
+    """Make a program run the next release."""
     child.command = ["tests.chaos.next_release" if part == "tasks" else part for part in child.command]
     return child

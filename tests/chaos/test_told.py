@@ -1,4 +1,4 @@
-"""The check itself: every way in which an answer may contradict the database is found."""
+"""Tests of the check: it finds every way in which an answer may contradict the database."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ NOTHING = Books([], set(), set(), {}, set(), set())
 
 
 def order(name: str = "r1-1", *, qty: int = 2, after: Sent | None = None, **options: Any) -> Sent:
-    """An order in a message of its own, not yet answered."""
+    """An order in its own message, not yet answered."""
     one = Sent("allocate", {**LINE, "qty": qty}, "key", after)
     Message(name, [one], given_key="key", **options)
     return one
 
 
 def answered(one: Sent, result: Any) -> Sent:
-    """The same after its sender was told a result, or an error."""
+    """The same after its sender got a result or an error."""
     one.message.take("FAILURE" if isinstance(result, dict) else "SUCCESS", result)
     return one
 
 
 def books_of(one: Sent, result: Any = "b1", **facts: Any) -> Books:
-    """What the database holds when an order was carried out."""
+    """The database's state after an order was carried out."""
     row = Row(one.id, one.key, shown(one), result, None, False)
     line = (one.fields["orderid"], one.fields["sku"], one.fields["qty"])
     return replace(NOTHING, rows=[row], lines={line}, **facts)
@@ -71,14 +71,14 @@ def test_an_answer_that_contradicts_the_database_is_found(result: Any, books: Bo
     assert what in findings([answered(order(), result)], books)
 
 
-def test_a_refusal_of_what_was_told_before_is_found() -> None:
+def test_a_refusal_of_a_command_that_succeeded_before_is_found() -> None:
     first = answered(order(), "b1")
     repeat = answered(order("r1-2", after=first), INVALID_SKU)
 
     assert "although it repeats what was told 'b1'" in findings([first, repeat], books_of(first))
 
 
-def test_a_product_that_is_unknown_although_a_sender_was_told_that_it_exists_is_found() -> None:
+def test_an_unknown_sku_is_found_if_a_sender_knew_that_the_product_exists() -> None:
     purchase = Sent("create_batch", {"ref": "b", "sku": "r1-s", "qty": 5, "eta": None})
     Message("r1-0", [purchase])
     row = Row("r1-0", "r1-0", shown(purchase), None, None, False)
@@ -88,7 +88,7 @@ def test_a_product_that_is_unknown_although_a_sender_was_told_that_it_exists_is_
     assert "for no reason" in findings([purchase, answered(order(), INVALID_SKU)], books)
 
 
-def test_a_success_under_a_key_of_another_command_is_found() -> None:
+def test_a_success_with_another_commands_key_is_found() -> None:
     first = answered(order(), "b1")
     other = answered(order("r1-2", qty=3, after=first), "b1")
 
@@ -101,7 +101,7 @@ def test_a_command_that_is_carried_out_after_its_expiry_is_found() -> None:
     assert "had expired when it was sent" in findings([late], books_of(late))
 
 
-def test_an_effect_that_nobody_was_told_is_found() -> None:
+def test_an_effect_without_an_answer_is_found() -> None:
     known = order()
 
     assert "that nobody sent" in findings([], books_of(known))

@@ -1,4 +1,4 @@
-"""Compares what each sender was told with what the database holds, for every command and both ways."""
+"""Compare each sender's answer with the database, for every command, in both directions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KINDS: dict[str, type[Command]] = {
     "allocate": Allocate,
     "change_batch_quantity": ChangeBatchQuantity,
 }
-NOT_KNOWN = "not known"  # the words of an error after which either may be
+NOT_KNOWN = "not known"  # the text of an error after which both are possible
 USED_BEFORE = "was used before"
-#: Errors that a task may be told, besides those that any message may get.
+#: Errors of a task, in addition to those of any message.
 REFUSALS = {"allocate": {"InvalidSku"}, "change_batch_quantity": {"UnknownBatch"}, "create_batch": set()}
 
-# The order of commits is the order in which changes to one batch took effect, since they lock its product.
+# Changes to one batch took effect in commit order, since they lock its product.
 INBOX = """
 SELECT task_id, coalesce(idempotency_key, task_id), command, result, error->>'type', error IS NOT NULL
 FROM inbox ORDER BY pg_xact_commit_timestamp(xmin)"""
@@ -36,13 +36,13 @@ GIVEN_BACK = """
 SELECT payload->>'orderid', payload->>'sku', (payload->>'qty')::int FROM deliveries
 WHERE event_type = 'Deallocated'"""
 
-# A replay of a parked command is a new message, so its letter may have an id of its own.
+# A replay of a parked command is a new message, so its letter may have another id.
 PARKED = "SELECT headers->>'root_id' FROM dead_letters"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the inbox says about one message."""
+    """The inbox's row for one message."""
 
     task_id: str
     key: str
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Books:
-    """What the database holds after a round."""
+    """The database's state after a round."""
 
     rows: list[Row]
     lines: set[tuple[str, str, int]]
@@ -65,7 +65,7 @@ class Books:
 
     @classmethod
     def of(cls, world: World, prefix: str) -> Books:
-        """Read what is of one round: a message of an earlier one may still have come again."""
+        """Read the rows of one round: messages of earlier rounds may have been redelivered meanwhile."""
         own = f"{prefix}-"
         rows = [Row(*row) for row in world.ask(INBOX)]
         batches = world.ask(BATCHES, own)
@@ -85,12 +85,12 @@ class Books:
 
     @cached_property
     def effects(self) -> dict[str, Row]:
-        """Return what was carried out, by key."""
+        """Return the commands that were carried out, by key."""
         return {row.key: row for row in self.rows if not row.refused}
 
 
 def told_wrongly(sent: list[Sent], books: Books) -> Iterator[str]:
-    """Yield each contradiction between an answer and the books."""
+    """Yield each contradiction between an answer and the database."""
     known = known_since(sent)
     for one in sent:
         if one.answered:
@@ -153,14 +153,14 @@ def _may_be_told(one: Sent, books: Books, effect: Row | None, known: dict[str, f
             return effect is not None and effect.command != shown(one)
         return one.task == "allocate" and one.fields["qty"] == 0
     name = one.fields.get("sku" if one.task == "allocate" else "ref", "")
-    # Orders and purchases overtake each other, but what was told before cannot be unknown.
+    # Orders and purchases overtake each other, but a product that was confirmed before must be known.
     return one.error in REFUSALS.get(one.task, ()) and one.message.first_sent_at < known.get(
         name, float("inf")
     )
 
 
 def known_since(sent: Iterable[Sent]) -> dict[str, float]:
-    """Return when senders were first told that a batch, and thereby its product, exists."""
+    """Return when a sender first learned that a batch, and so its product, exists."""
     since: dict[str, float] = {}
     for one in sent:
         at = one.message.answered_at
@@ -171,7 +171,7 @@ def known_since(sent: Iterable[Sent]) -> dict[str, float]:
 
 
 def _never_told(sent: list[Sent], books: Books) -> Iterator[str]:
-    """Yield what was done and nobody asked for, or told otherwise."""
+    """Yield effects that nobody requested or that were answered otherwise."""
     asked = {one.id: one for one in sent}
     for row in books.rows:
         one = asked.get(row.task_id)
@@ -204,21 +204,21 @@ def _effects_without_answer(books: Books, asked: dict[str, Sent]) -> Iterator[st
 
 
 def answers_that_changed(changes: Iterable[tuple[Sent, Any]]) -> Iterator[str]:
-    """Yield what is stored as an answer by now, where its sender was told something else before."""
+    """Yield stored answers that now differ from what their sender was told."""
     for one, stored in changes:
         if NOT_KNOWN not in one.text:
             yield f"told {one.told}, later {stored}: {one}"
 
 
 def effects_twice(books: Books) -> Iterator[str]:
-    """Yield keys that have more than one effect."""
+    """Yield keys with more than one effect."""
     count = Counter(row.key for row in books.rows if not row.refused)
     yield from (f"key {key} has {times} effects" for key, times in count.items() if times > 1)
 
 
 def shown(one: Sent) -> str:
-    """Return a command as the inbox has it."""
+    """Return a command in the inbox's form."""
     kind = KINDS.get(one.task)
-    if kind is None or (kind is Allocate and one.fields["qty"] == 0):  # no command at all
+    if kind is None or (kind is Allocate and one.fields["qty"] == 0):  # not a command
         return ""
     return repr(from_dict(kind, one.fields))

@@ -1,7 +1,7 @@
-"""Another app that sends orders all the time, remembers each, and sends again what it has no answer to.
+"""Another app that sends orders continuously, records them, and repeats those without an answer.
 
-Every message has a fresh task id. Most commands have an idempotency key; some senders are plain and give
-none, so their task id is the key. After any answer the key may come again, with the same command or another.
+Every message has a new task id. Most commands have an idempotency key; plain senders set none, so their task
+id is the key. After any answer the key may be used again, with the same command or another.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -29,20 +29,20 @@ QUEUE = "allocation.commands"
 RESULT_KEY = "celery-task-meta-"
 FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
-#: Errors that ask the sender to send the same command again, and how long it waits before it does.
+#: Errors after which the sender should send the command again, and how long it waits before that.
 TRY_AGAIN = frozenset({"Unavailable"})
 BACK_OFF_S = 0.2
-INSTANT_S = 0.15  # what an impatient sender waits
+INSTANT_S = 0.15  # how long an impatient sender waits
 
-#: How often what happens, as shares of the commands.
+#: Frequencies, as shares of the commands.
 PLAIN, TWICE, IMPATIENT, OTHER_AT_ONCE, EXPIRES, MANY, RUSH = 0.2, 0.05, 0.05, 0.02, 0.08, 0.05, 0.05
-#: How often a key comes again after an answer; another command comes under it a third as often.
+#: How often a key is repeated after an answer; a third as often it is used for another command.
 REPEATED = {"": 0.08, "Expired": 0.6, "InvalidSku": 0.4, "UnknownBatch": 0.4, "InvalidMessage": 0.2}
 EXPIRES_S = (-5.0, 0.2, 5.0)
 
 
 class Traffic:
-    """Sends `rate` commands a second; after `patience_s` without an answer it sends again."""
+    """Sends `rate` commands per second; after `patience_s` without an answer it sends again."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Traffic:
         patience_s: float,
         may_expire: bool = True,
     ) -> None:
-        """Connect lazily; nothing is sent yet."""
+        """Prepare; it connects and sends later."""
         self.prefix, self.patience_s, self.may_expire = prefix, patience_s, may_expire
         self.rate = 25.0
         self.messages: list[Message] = []
@@ -81,17 +81,17 @@ class Traffic:
             )
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         for thread in self._threads:
             thread.start()
 
     def stop_sending(self) -> None:
-        """Send no new command; answers are still collected, and what has none is sent again."""
+        """Send no new commands; still collect answers, and repeat commands without one."""
         self._stop.set()
         self._threads[0].join()
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._stop.set()
         self._closed = True
         for thread in self._threads:
@@ -101,18 +101,18 @@ class Traffic:
 
     @property
     def sent(self) -> list[Sent]:
-        """Return every command of every message."""
+        """Return all commands of all messages."""
         with self._lock:
             return [one for message in self.messages for one in message.commands]
 
     @property
     def open(self) -> list[Message]:
-        """Return the messages that a sender waits for."""
+        """Return the messages whose senders wait for an answer."""
         return [one for one in self._unanswered() if not one.replaced]
 
     @property
     def on_broker(self) -> list[Message]:
-        """Return the messages that the broker has confirmed and nobody has answered."""
+        """Return the confirmed messages without an answer."""
         return [one for one in self.open if one.on_broker]
 
     def _unanswered(self) -> list[Message]:
@@ -125,7 +125,7 @@ class Traffic:
             return sum(one.first_sent_at >= moment and one.answered_at is not None for one in self.messages)
 
     def changed_answers(self) -> list[tuple[Sent, Any]]:
-        """Return what Redis says by now where that is not what the sender was told first."""
+        """Return results in Redis that differ from the sender's first answer."""
         with self._lock:
             told = [message for message in self.messages if message.answered_at is not None]
         stored = self._stored(told)
@@ -139,7 +139,7 @@ class Traffic:
         return one
 
     def burst(self, count: int) -> None:
-        """Have this many commands sent as fast as can be, beside the steady ones."""
+        """Send this many commands as fast as possible, in addition to the steady load."""
         self._burst = count
 
     # Sending
@@ -212,10 +212,10 @@ class Traffic:
             with suppress(redis.RedisError):
                 self._look()
             self._send_what_is_due()
-            time.sleep(0.02)  # between two looks at everything that is open
+            time.sleep(0.02)  # between two polls of all open messages
 
     def _stored(self, messages: Iterable[Message]) -> dict[str, tuple[str, Any]]:
-        """Return status and result of those that are answered."""
+        """Return status and result of answered messages."""
         ids = [one.id for one in messages]
         raw = self.results.mget([RESULT_KEY + name for name in ids]) if ids else []
         metas = {name: json.loads(answer) for name, answer in zip(ids, raw, strict=True) if answer}
@@ -234,7 +234,7 @@ class Traffic:
                 self._perhaps_again(message)
 
     def _go_on_from(self, message: Message) -> None:
-        """Try again what could not be done, and sometimes what was."""
+        """Repeat failed commands, and sometimes successful ones."""
         for one in message.commands:
             if one.error in TRY_AGAIN:
                 self._send_later(self._repeat(one), BACK_OFF_S)
@@ -268,7 +268,7 @@ class Traffic:
             self._send(self._message([self._repeat(message.commands[0])]))
 
     def _again(self, message: Message) -> None:
-        """Send the same commands in a new message; a plain sender has only the id to name them by."""
+        """Send the same commands in a new message; a plain sender repeats them with the same id."""
         if any(one.key == one.id for one in message.commands):
             self._send(message)
             return

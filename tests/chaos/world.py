@@ -1,4 +1,4 @@
-"""Everything that a round may break: servers of its own, workers that a supervisor starts again, beat."""
+"""Everything that a round may break: its own servers, supervised workers, and beat."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from testing.rabbitmq import RabbitMQ
 from tests.chaos import clock
 from tests.chaos.neighbour import Neighbour
 
-#: Short times, so that a round takes seconds; what they govern scales with them.
+#: Short times, so that a round takes seconds.
 SETTINGS = {
     "ALLOCATION_WORKER_LEASE_S": "4",
     "ALLOCATION_VISIBILITY_TIMEOUT_S": "20",
@@ -47,12 +47,12 @@ SETTINGS = {
     "ALLOCATION_RERUN_MAX": "1000",
     "ALLOCATION_SMTP_TIMEOUT_S": "1",
 }
-#: Where messages are that a worker holds: kombu's own key, and the one of a project that names its own.
+#: The keys of messages that workers hold: kombu's own, and the project's.
 UNACKED = ("unacked", "allocation.unacked")
 WORKERS = ("worker1", "worker2")
 CONCURRENCY = 2
 MAX_CONNECTIONS = 40
-#: What PostgreSQL's disk holds where it may be filled up; it begins with some 40 MB.
+#: The size of PostgreSQL's small disk, which may be filled up; some 40 MB are used at the start.
 SMALL_DISK = "400m"
 
 
@@ -60,7 +60,7 @@ class World:
     """The backend under test on one broker, `redis` or `rabbitmq`; a context manager.
 
     `has` names what not every world can break: its broker, `small disk` for PostgreSQL (as root), and `clock`
-    of a single program (where there is a C compiler).
+    of a single program (with a C compiler).
     """
 
     def __init__(self, folder: Path, broker: str = "redis") -> None:
@@ -73,7 +73,7 @@ class World:
                 "max_connections": str(MAX_CONNECTIONS),
                 "deadlock_timeout": "200ms",
                 "max_wal_size": "64MB",
-                "track_commit_timestamp": "on",  # the checks want the order of commits
+                "track_commit_timestamp": "on",  # the checks need the order of commits
             },
         )
         self.redis = Redis(folder / "redis")
@@ -89,7 +89,7 @@ class World:
         self.neighbour = Neighbour(broker_url, folder, wait_s) if broker == "redis" else None
 
     def __enter__(self) -> Self:
-        """Start everything and return when the workers answer."""
+        """Start everything and wait until the workers answer."""
         try:
             self._mount_small_disk()
             for server in self._servers():
@@ -115,7 +115,7 @@ class World:
         self.stop()
 
     def stop(self) -> None:
-        """End every process, also those that a killed worker left behind."""
+        """Stop every process, including those that a killed worker left behind."""
         self.supervisor.stop_together(list(self.children))
         self.supervisor.stop()
         if self.neighbour is not None:
@@ -134,7 +134,7 @@ class World:
         return [self.postgres, self.redis, *broker, self.mail]
 
     def _mount_small_disk(self) -> None:
-        """Give PostgreSQL a disk that a test may fill up, where this account may mount one."""
+        """Mount a small disk for PostgreSQL that a test may fill up, if this account may."""
         self.postgres.folder.mkdir(parents=True, exist_ok=True)
         mount = [
             "mount",
@@ -155,7 +155,7 @@ class World:
 
     @staticmethod
     def ours(child: Child) -> Child:
-        """Have a program run the app with the deadly orders."""
+        """Make a program run the app with the deadly commands."""
         child.command = ["tests.chaos.app" if part == "tasks" else part for part in child.command]
         return child
 
@@ -171,7 +171,7 @@ class World:
             self.children.pop(name)
 
     def kill(self, *names: str) -> None:
-        """SIGKILL main processes alone: their pool's children are left to notice it, as in real life."""
+        """SIGKILL only main processes: their pool's children have to notice it, as in real life."""
         for name in names:
             pid = self.children[name].pid
             self._groups.add(pid)
@@ -179,25 +179,25 @@ class World:
                 os.kill(pid, signal.SIGKILL)
 
     def wait_for_workers(self, *names: str) -> None:
-        """Return when these workers answer a ping."""
+        """Wait until these workers answer a ping."""
         eventually(
             lambda: readiness.workers_answer(self.addresses.broker_url, *names), 90, f"an answer of {names}"
         )
 
     def wait_until_ready(self, *names: str) -> None:
-        """Return when these workers say that they take messages, without a round trip over the broker."""
+        """Wait until these workers report readiness, without a round trip over the broker."""
         for name in names:
             eventually(lambda name=name: " ready." in self.children[name].log_text(), 90, f"{name} ready")  # type: ignore[misc]
 
     def start_again(self, *names: str) -> None:
-        """Start what was killed, without the supervisor's back-off."""
+        """Restart killed programs, without the supervisor's back-off."""
         for name in names:
             eventually(lambda name=name: not self.children[name].running, 30, f"the end of {name}")  # type: ignore[misc]
             self.supervisor.resume(name)
 
     @contextmanager
     def sql(self) -> Iterator[cursor]:
-        """Give a cursor of a connection of its own, in autocommit."""
+        """Return a cursor of a separate connection, in autocommit."""
         connection = psycopg2.connect(self.addresses.database_url.replace("+psycopg2", "", 1))
         connection.autocommit = True
         try:
@@ -213,7 +213,7 @@ class World:
             return run.fetchall() if run.description else []
 
     def holds_messages_of(self, prefix: str) -> bool:
-        """Tell whether Redis may deliver a message of a round once more."""
+        """Return whether Redis may redeliver a message of a round."""
         if "redis" not in self.has:
             return False
         with redis.Redis.from_url(self.addresses.broker_url) as broker:
@@ -221,13 +221,13 @@ class World:
         return any(f'"{prefix}-'.encode() in value for value in held)
 
     def restart_mail(self, *faults: str) -> None:
-        """Start the mail server again, with other switches."""
+        """Restart the mail server with other options."""
         self.mail.stop()
         self.mail.faults = faults
         self.mail.start()
 
     def together(self, *actions: Callable[[], object]) -> None:
-        """Run these at the same time and wait for all."""
+        """Run these concurrently and wait for all."""
         threads = [threading.Thread(target=action) for action in actions]
         for thread in threads:
             thread.start()

@@ -11,7 +11,7 @@ from typing import Any
 from tests.programs import missing
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-#: A container's root has no sandbox and no screen, and a test asks nobody for updates.
+#: A container's root has no sandbox and no screen, and tests must not check for updates.
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -20,11 +20,11 @@ ARGUMENTS = [
 
 @contextmanager
 def chromium(login: str, *arguments: str) -> Iterator[Any]:
-    """A headless Chromium that knows a login."""
+    """A headless Chromium with a login."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         missing("chromium", "Debian's package of that name")
-    from playwright.sync_api import sync_playwright  # only where a browser is
+    from playwright.sync_api import sync_playwright  # installed only with a browser
 
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
         context = playwright.chromium.launch_persistent_context(

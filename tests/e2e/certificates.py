@@ -1,4 +1,4 @@
-"""Keys and certificates for tests, made on the spot."""
+"""Create keys and certificates for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pair:
 
 
 def make_pair(folder: Path, name: str, valid: timedelta = timedelta(hours=1)) -> Pair:
-    """Make a key for `name`, valid for 127.0.0.1 and so long; it began to be five minutes ago."""
+    """Create a key and certificate for `name` and 127.0.0.1, valid from five minutes ago for this long."""
     folder.mkdir(parents=True, exist_ok=True)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -1,4 +1,4 @@
-"""A real worker on a real broker and a real database, and the other app that sends to it."""
+"""A real worker with a real broker and database, and another app that sends to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from local.waiting import eventually
 from messaging.client import close_app
 from testing.rabbitmq import RabbitMQ
 
-#: Short times, so that failing for good takes seconds.
+#: Short times, so that deliveries fail within seconds.
 FAST = {
     "ALLOCATION_EVENT_MAX_RETRIES": "2",
     "ALLOCATION_EVENT_BACKOFF_MAX_S": "1",
@@ -43,29 +43,29 @@ QUEUES = ("commands", "events", "housekeeping", "dead")
 
 @dataclass(frozen=True)
 class Broker:
-    """Where messages and results are."""
+    """The addresses of messages and results."""
 
     broker_url: str
     result_backend_url: str
 
     def waiting(self, queue: str) -> int:
-        """Return how many messages wait in a queue, those that a worker holds left out."""
+        """Return how many messages wait in a queue, without those that workers hold."""
         with Connection(self.broker_url) as connection, connection.channel() as channel:
             try:
                 count: int = channel.queue_declare(queue=queue, passive=True).message_count
-            except ChannelError:  # on Redis an empty queue is no queue
+            except ChannelError:  # Redis has no empty queues
                 return 0
             return count
 
     def lose(self, queue: str) -> None:
-        """Forget what waits in a queue."""
+        """Delete the messages in a queue."""
         with Connection(self.broker_url) as connection, connection.channel() as channel:
             channel.queue_purge(queue)
 
 
 @pytest.fixture(scope="module")
 def broker_of(request: pytest.FixtureRequest, redis_server: Redis) -> Callable[[str], Broker]:
-    """A function that returns an empty broker of a kind; results are in Redis with both."""
+    """A function that returns an empty broker of a kind; results are always in Redis."""
 
     def empty_broker(kind: str) -> Broker:
         with redis.Redis.from_url(redis_server.url) as client:
@@ -81,7 +81,7 @@ def broker_of(request: pytest.FixtureRequest, redis_server: Redis) -> Callable[[
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def broker(request: pytest.FixtureRequest, broker_of: Callable[[str], Broker]) -> Broker:
-    """An empty broker of each kind that the backend runs on."""
+    """An empty broker of each supported kind."""
     return broker_of(request.param)
 
 
@@ -94,14 +94,14 @@ class Backend:
     folder: Path
 
     def worker(self, name: str, *, concurrency: int = 2, queues: str = programs.WORK_QUEUES) -> Child:
-        """Return a worker that is started and answers."""
+        """Return a running worker."""
         child = programs.worker(name, queues, self.folder, self.env, concurrency)
         child.start()
         self.wait_for_worker(child)
         return child
 
     def wait_for_worker(self, child: Child) -> None:
-        """Return when the worker answers a ping."""
+        """Wait until the worker answers a ping."""
 
         def answers() -> bool:
             assert child.running, child.log_tail()
@@ -120,7 +120,7 @@ class Backend:
             child.stop()
 
     def sql(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
-        """Ask the database."""
+        """Query the database."""
         engine = create_engine(self.addresses.database_url)
         try:
             with engine.begin() as connection:
@@ -130,7 +130,7 @@ class Backend:
 
 
 class Shop:
-    """Another app: plain Celery, which imports nothing of this project."""
+    """Another app: plain Celery, without any import of this project."""
 
     def __init__(self, broker: Broker) -> None:
         self.app = Celery(
@@ -140,8 +140,8 @@ class Shop:
     def send(
         self, task: str, *args: Any, task_id: str | None = None, key: str | None = None, **fields: Any
     ) -> Any:
-        """Enqueue a command and return what Celery returns."""
-        # declare=(): the queue is the backend's to declare; another kind of queue would be refused.
+        """Enqueue a command and return Celery's result object."""
+        # declare=(): the backend declares the queue; another kind of queue would be refused.
         return self.app.send_task(
             f"allocation.{task}",
             args,
@@ -172,7 +172,7 @@ def module_mail(server_folder: Path) -> Iterator[MailSink]:
 def backend(
     broker: Broker, new_database: Callable[[], str], module_mail: MailSink, server_folder: Path
 ) -> Backend:
-    """A backend of this file's own: an empty database, an empty broker, no process yet."""
+    """This file's own backend: an empty database, an empty broker, no process yet."""
     addresses = Addresses(
         database_url=new_database(),
         broker_url=broker.broker_url,
@@ -208,7 +208,7 @@ def shop(broker: Broker) -> Iterator[Shop]:
 
 @pytest.fixture
 def other_shop(broker: Broker) -> Iterator[Shop]:
-    """One more; it uses an id again without hearing late what was answered to the first use."""
+    """Another one; it can reuse an id without getting the late answer to the first use."""
     shop = Shop(broker)
     yield shop
     shop.close()
@@ -216,7 +216,7 @@ def other_shop(broker: Broker) -> Iterator[Shop]:
 
 @pytest.fixture
 def sku(shop: Shop) -> str:
-    """A product of the test's own with one piece in stock."""
+    """The test's own product, with one piece in stock."""
     sku = f"LAMP-{uuid4()}"
     shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=1)
     return sku
@@ -224,7 +224,7 @@ def sku(shop: Shop) -> str:
 
 @pytest.fixture
 def mail_is_down(module_mail: MailSink) -> Iterator[MailSink]:
-    """The mail server is away, and back after the test."""
+    """Stop the mail server until the end of the test."""
     module_mail.stop()
     yield module_mail
     if not module_mail.running:

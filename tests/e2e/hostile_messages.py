@@ -1,4 +1,4 @@
-"""Raw messages as nobody's client writes them: each kind spoils a good one in its own way."""
+"""Raw messages that no client writes: each kind corrupts a good one in its own way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CALLBACK = {
 
 
 class Trap:
-    """Unpickled by somebody careless, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -41,7 +41,7 @@ class Trap:
 
 
 def good(task: str, fields: dict[str, Any], mark: str) -> Envelope:
-    """Return what kombu puts on a Redis list for a command; the id is the mark."""
+    """Return a command's item on a Redis list, as kombu writes it; the id is the mark."""
     return {
         "body": encoded(json.dumps([[], fields, {"mark": mark}]).encode()),
         "content-type": "application/json",
@@ -59,12 +59,12 @@ def good(task: str, fields: dict[str, Any], mark: str) -> Envelope:
 
 
 def encoded(body: bytes) -> str:
-    """Return a body as it stands in an envelope."""
+    """Return a body as encoded in an envelope."""
     return base64.b64encode(body).decode()
 
 
 def hostile(rng: random.Random, mark: str, canary: Path) -> bytes:
-    """Return one message; `mark` is found again in its id or its body."""
+    """Return one message, with `mark` in its id or body."""
     task, fields = rng.choice(list(COMMANDS.items()))
     envelope = good(task, {**fields, "mark": mark}, mark)
     envelope["body"] = encoded(json.dumps([[], fields, {}]).encode())

@@ -1,4 +1,4 @@
-"""pytest-celery's nodes over processes of this machine, where its own run in containers."""
+"""pytest-celery's nodes as local processes; its own run in containers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.conftest import Backend
 
 
 class LocalServer(CeleryTestContainer):
-    """A server that runs already, as a broker or result backend node; its life is its fixture's business."""
+    """A running server as a broker or result backend node; its fixture starts and stops it."""
 
     def __init__(self, url: str) -> None:  # no super(): there is no container
         self._url = url
@@ -63,7 +63,7 @@ class LocalWorker(CeleryTestContainer):
             self._child.kill()
 
     def reload(self) -> None:
-        """Nothing to read again: the state is that of the process."""
+        """Do nothing: the state is that of the process."""
 
     def restart(self, timeout: int = 30) -> None:  # noqa: ARG002  # the plugin's name
         self._child.stop()

@@ -1,4 +1,4 @@
-"""`make up` as a user runs it, for tests that need all of it."""
+"""`make up` as a user runs it, for tests that need everything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "local"]
 
 
 def new_environment(server_folder: Path) -> dict[str, str]:
-    """Return free ports and a data folder of the test's own; no address is given."""
+    """Return free ports and the test's own data folder, without addresses."""
     plain = {
         name: value for name, value in os.environ.items() if not name.startswith(("ALLOCATION_", "MAKE"))
     }
@@ -30,7 +30,7 @@ def new_environment(server_folder: Path) -> dict[str, str]:
 
 @contextmanager
 def run(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`python -m local`, killed with everything it started if the test leaves it running."""
+    """`python -m local`; if it still runs at the end, it is killed with its children."""
     process = subprocess.Popen(
         COMMAND, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -42,7 +42,7 @@ def run(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_until_ready(up: subprocess.Popen[str]) -> str:
-    """Return what it printed up to the line `ready`."""
+    """Return its output up to the line `ready`."""
     said = ""
     assert up.stdout is not None
     for line in up.stdout:

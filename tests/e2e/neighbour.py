@@ -1,4 +1,4 @@
-"""Another team's Celery app on the same Redis database, as they come: stock Celery, its own queue and tasks.
+"""Another team's app on the same Redis database: stock Celery with its own queue and tasks.
 
 `celery -A tests.e2e.neighbour worker`, with the broker in NEIGHBOUR_BROKER, its options in NEIGHBOUR_OPTIONS.
 """
@@ -22,5 +22,5 @@ app.conf.update(
 
 @app.task(name="neighbour.run")
 def run(number: int) -> int:
-    """Leave a line in the log."""
+    """Write a line to the log."""
     return number

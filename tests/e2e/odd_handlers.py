@@ -1,4 +1,4 @@
-"""The project with handlers that end as no handler should; workers run it as `celery -A`."""
+"""The project with misbehaving handlers; workers run it with `celery -A`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from messaging.worker.app import make_app
 
 
 def raise_what_cannot_be_encoded(_event: OutOfStock, _uow: UnitOfWork) -> None:
-    """Fail with half of a surrogate pair."""
+    """Fail with a lone surrogate."""
     raise ValueError("\ud800")
 
 
 def raise_megabytes(_event: OutOfStock, _uow: UnitOfWork) -> None:
-    """Fail with a text that no header takes."""
+    """Fail with a text too large for any header."""
     raise ValueError("x" * 10_000_000)
 
 
 def exit_process(_event: OutOfStock, _uow: UnitOfWork) -> None:
-    """End the process."""
+    """Exit the process."""
     sys.exit("no more")
 
 
 def take_a_second(_event: OutOfStock, _uow: UnitOfWork) -> None:
-    """Be slower than a forged time limit."""
+    """Take longer than a forged time limit."""
     time.sleep(1)
 
 

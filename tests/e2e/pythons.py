@@ -1,4 +1,4 @@
-"""The Pythons of this machine that the package supports."""
+"""This machine's Pythons that the package supports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBE = "import sys, ensurepip, venv; print(sys.version_info[0], sys.version_in
 
 @cache
 def found() -> dict[str, str]:
-    """Return the program of each, by version, oldest first; in CI the oldest and the newest."""
+    """Return their programs by version, oldest first; in CI only the oldest and the newest."""
     versions: dict[tuple[int, ...], str] = {}
     for program in _candidates():
         version = _version(program)
@@ -29,7 +29,7 @@ def found() -> dict[str, str]:
 
 
 def _candidates() -> Iterator[str]:
-    """Yield ourselves, what stands on the PATH, and what pyenv keeps."""
+    """Yield our own Python, those on the PATH, and pyenv's."""
     yield sys.executable
     for name in ("python3", *(f"python3.{minor}" for minor in range(OLDEST[1], 20))):
         if program := shutil.which(name):
@@ -39,6 +39,6 @@ def _candidates() -> Iterator[str]:
 
 
 def _version(program: str) -> tuple[int, ...] | None:
-    """Return its version; None for one that does not start (a shim of pyenv's) or makes no environments."""
+    """Return its version; None if it does not start (a pyenv shim) or cannot create environments."""
     result = subprocess.run([program, "-c", _PROBE], check=False, capture_output=True, text=True)
     return tuple(map(int, result.stdout.split())) if result.returncode == 0 else None

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 @pytest.fixture
 def sku(shop) -> str:
-    """A product of the test's own, ten pieces on the shelf."""
+    """The test's own product, with ten pieces on the shelf."""
     sku = f"LAMP-{uuid4()}"
     shop.ask("create_batch", ref=f"b-{sku}", sku=sku, qty=10)
     return sku
@@ -26,7 +26,7 @@ def line(orderid: str, sku: str, qty: int) -> list[object]:
     return ["allocation.allocate", {"orderid": orderid, "sku": sku, "qty": qty}]
 
 
-def test_each_command_has_its_own_answer(shop, sku):
+def test_each_command_gets_its_own_answer(shop, sku):
     bulk = shop.send(
         "many",
         [
@@ -78,17 +78,17 @@ def test_events_of_many_commands_reach_their_handlers(shop, sku, backend):
 
 
 @pytest.mark.parametrize("arguments", [("text",), ([], []), ()])
-def test_what_is_no_list_is_refused_whole(shop, arguments):
+def test_an_argument_that_is_no_list_is_refused_as_a_whole(shop, arguments):
     with pytest.raises(Exception, match="commands must be one list, and the only argument"):
         shop.ask("many", *arguments)
 
 
-def test_a_list_that_is_too_long_is_refused_whole(shop, sku):
+def test_a_list_that_is_too_long_is_refused_as_a_whole(shop, sku):
     with pytest.raises(Exception, match="commands must be at most 1000 in one message"):
         shop.ask("many", [line("o1", sku, 1)] * 1001)
 
 
-def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(shop, sku, backend, worker):
+def test_a_worker_killed_halfway_loses_and_doubles_nothing(shop, sku, backend, worker):
     shop.ask("change_batch_quantity", ref=f"b-{sku}", qty=10_000)
     bulk = shop.send("many", [line(f"o{number}", sku, 1) for number in range(1000)])
 

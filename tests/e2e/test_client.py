@@ -1,4 +1,4 @@
-"""The typed client against a real worker, and with servers that go away."""
+"""The typed client with a real worker, and with unavailable servers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from messaging.errors import InvalidMessage, Unavailable
 
 @pytest.fixture(scope="module")
 def client(broker) -> Iterator[AllocationClient]:
-    """A client that waits long enough for a busy machine."""
+    """A client with a timeout long enough for a busy machine."""
     with AllocationClient(broker.broker_url, broker.result_backend_url, timeout_s=30) as client:
         yield client
 
 
 @pytest.fixture
 def sku(client, worker) -> str:
-    """A product of the test's own, ten pieces on the shelf."""
+    """The test's own product, with ten pieces on the shelf."""
     sku = f"LAMP-{uuid4()}"
     client.create_batch(ref=f"b-{sku}", sku=sku, qty=10)
     return sku
@@ -78,7 +78,7 @@ def test_a_key_of_another_command_never_returns_the_success_of_the_first(client,
         client.allocate(orderid="o2", sku=sku, qty=10, key=order)
 
 
-def test_a_repeat_after_a_refusal_gets_what_it_comes_to_now(client, worker):
+def test_a_repeat_after_a_refusal_is_attempted_anew(client, worker):
     sku, order = f"LAMP-{uuid4()}", f"checkout-{uuid4()}"
     with pytest.raises(InvalidSku):
         client.allocate(orderid="o1", sku=sku, qty=1, key=order)
@@ -107,7 +107,7 @@ def test_many_yields_each_outcome_in_order(client, sku):
     assert (third.key, third.result, third.error) == ("mine", None, None)
 
 
-def test_many_holds_few_commands_at_a_time_and_tells_its_progress(client, sku):
+def test_many_holds_few_commands_at_a_time_and_reports_its_progress(client, sku):
     drawn, progress = [], []
 
     def orders() -> Iterator[CreateBatch]:
@@ -122,7 +122,7 @@ def test_many_holds_few_commands_at_a_time_and_tells_its_progress(client, sku):
     assert progress == list(range(10, 1001, 10))
 
 
-def test_an_answer_that_is_late_names_the_key_to_send_it_again_with(client, sku, backend):
+def test_the_error_for_a_late_answer_names_the_key_for_a_repeat(client, sku, backend):
     engine = create_engine(backend.addresses.database_url)
     with engine.begin() as somebody:
         somebody.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": sku})
@@ -137,7 +137,7 @@ def test_an_answer_that_is_late_names_the_key_to_send_it_again_with(client, sku,
 
 
 def test_a_late_answer_never_names_a_key_that_would_carry_the_command_out_twice(client, sku, backend):
-    """Neither where only the id is known, nor where a message held many."""
+    """Neither if only the id is known, nor for a message of many."""
     engine = create_engine(backend.addresses.database_url)
     with engine.begin() as somebody:
         somebody.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": sku})
@@ -153,12 +153,12 @@ def test_a_late_answer_never_names_a_key_that_would_carry_the_command_out_twice(
     assert client.answer(sent) == f"b-{sku}"
 
 
-def test_an_empty_key_is_refused_and_not_taken_for_none(client, sku):
+def test_an_empty_key_is_refused_and_not_treated_as_none(client, sku):
     with pytest.raises(InvalidMessage, match="idempotency_key must be a text of 1 to 255"):
         client.allocate(orderid="o1", sku=sku, qty=1, key="")
 
 
-def test_a_broker_that_is_away_is_a_clear_error_and_no_hang():
+def test_an_unavailable_broker_is_a_clear_error_and_no_hang():
     nowhere = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
     begun = time.monotonic()
 
@@ -182,7 +182,7 @@ def test_many_commands_to_a_broker_that_is_away_name_no_key_of_the_message_s_own
         next(client.many([("order-1", Allocate("o1", "LAMP", 1))]))
 
 
-def test_a_broker_that_is_away_for_a_moment_goes_unnoticed(server_folder: Path):
+def test_a_short_outage_of_the_broker_goes_unnoticed(server_folder: Path):
     with (
         Redis(server_folder / "restarted") as server,
         AllocationClient(server.url, server.url_of(1)) as client,
@@ -227,11 +227,11 @@ def test_a_closed_client_leaves_no_connection_to_the_results(server_folder: Path
 
 
 def _connections(results: redis.Redis) -> list[str]:
-    """Return who is connected to the results' database, ourselves left out."""
+    """Return the other clients of the results' database."""
     return [row["addr"] for row in results.client_list() if row["db"] == "1" and row["name"] != "watcher"]
 
 
-def test_a_client_works_again_when_its_servers_are_back(server_folder: Path):
+def test_a_client_recovers_when_its_servers_are_back(server_folder: Path):
     with (
         Redis(server_folder / "back") as server,
         AllocationClient(server.url, server.url_of(1)) as client,

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 @pytest.fixture
 def sku(shop) -> str:
-    """A product of the test's own: ten on the shelf, ten to come."""
+    """The test's own product: ten on the shelf, ten in a shipment."""
     sku = f"LAMP-{uuid4()}"
     shop.ask("create_batch", ref=f"shelf-{sku}", sku=sku, qty=10)
     shop.ask("create_batch", ref=f"ship-{sku}", sku=sku, qty=10, eta="2026-01-31")
@@ -23,8 +23,8 @@ def sku(shop) -> str:
 
 
 def refusal(shop, task: str, *args: object, **fields: object) -> tuple[str, str]:
-    """Return class name and text of the error that the sender gets."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # the class is made on the spot by Celery
+    """Return class name and text of the sender's error."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # Celery creates the class at run time
         shop.ask(task, *args, **fields)
     return type(caught.value).__name__, str(caught.value)
 
@@ -95,7 +95,7 @@ def test_refusals_of_the_other_commands_are_named_too(shop, sku):
     assert refusal(shop, "allocate") == ("InvalidMessage", "orderid is missing")
 
 
-def test_a_message_sent_twice_has_its_effect_once_and_both_times_the_first_result(
+def test_a_message_sent_twice_takes_effect_once_and_returns_the_first_result_twice(
     shop, other_shop, sku, backend
 ):
     task_id = str(uuid4())
@@ -148,7 +148,7 @@ def test_an_expired_command_is_refused_by_name_and_its_key_can_be_used_again(sho
     assert shop.send("allocate", key=key, **order).get(timeout=30) == f"shelf-{sku}"
 
 
-def test_a_plain_sender_gives_its_commands_keys_by_a_header(shop, sku, backend):
+def test_a_plain_sender_sets_idempotency_keys_in_a_header(shop, sku, backend):
     key = f"checkout-{uuid4()}"
     first = shop.send("allocate", "o1", sku, 3, key=key)
     assert first.get(timeout=30) == f"shelf-{sku}"
@@ -161,7 +161,7 @@ def test_a_plain_sender_gives_its_commands_keys_by_a_header(shop, sku, backend):
 
 
 @pytest.mark.parametrize("key", ["", "a\nb", "x" * 256, 7, ["a"]])
-def test_a_key_that_cannot_be_one_is_refused(shop, sku, key):
+def test_an_invalid_key_is_refused(shop, sku, key):
     sent = shop.app.send_task(
         "allocation.allocate", ("o1", sku, 1), queue="allocation.commands",
         headers={"idempotency_key": key}, declare=(),

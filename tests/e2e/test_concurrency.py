@@ -1,4 +1,4 @@
-"""How many processes a worker has: the setting says it, and its command line if that names a number."""
+"""A worker's number of processes comes from the setting, or from its command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def broker(broker_of) -> Broker:
 
 
 @pytest.mark.parametrize(("options", "processes"), [([], 3), (["--concurrency=1"], 1)])
-def test_a_worker_has_as_many_processes_as_it_is_told(
+def test_a_worker_has_the_configured_number_of_processes(
     backend: Backend, broker: Broker, options: list[str], processes: int
 ):
     env = {**backend.env, "ALLOCATION_WORKER_CONCURRENCY": "3"}

@@ -1,4 +1,4 @@
-"""`make demo` with files of the user's own: its output is true, and it leaves no process behind."""
+"""`make demo` with a user's own files: its output is right, and it leaves no process behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORDERS = """at,orderid,sku,qty
 
 @pytest.fixture
 def environment(server_folder):
-    """Free ports and a data folder of the test's own; no address is given."""
+    """Free ports and the test's own data folder, without addresses."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATION_")}
     ports = {f"ALLOCATION_{name}_PORT": str(free_port()) for name in ("REDIS", "POSTGRES", "FLOWER", "SMTP")}
     return {**kept, **ports, "ALLOCATION_DATA_DIR": tempfile.mkdtemp(prefix="demo-", dir=server_folder)}

@@ -1,4 +1,4 @@
-"""Event handlers as tasks of their own: they fail, are tried again and re-run apart from their command."""
+"""Event handlers have their own tasks: they fail, are retried and re-run apart from their command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mails_about(mail, sku: str) -> list[str]:
 
 
 def wait_for_status(backend, sku: str, status: str) -> tuple:
-    """Return the one delivery of a product once it has the status."""
+    """Wait until a product's only delivery has this state, and return it."""
     return eventually(
         lambda: next((row for row in backend.sql(STATE, sku=sku) if row[0] == status), None),
         60,
@@ -27,14 +27,14 @@ def wait_for_status(backend, sku: str, status: str) -> tuple:
     )
 
 
-def test_the_stock_team_gets_one_mail_whose_id_is_that_of_the_delivery(shop, sku, backend, module_mail):
+def test_the_stock_team_gets_one_mail_with_the_deliverys_id(shop, sku, backend, module_mail):
     assert shop.ask("allocate", "o1", sku, 2) is None
 
     delivery_id = wait_for_status(backend, sku, "done")[-1]
     assert mails_about(module_mail, sku) == [f"<{delivery_id}.1@example.com>"]
 
 
-def test_a_failing_handler_is_tried_again_and_fails_without_touching_its_command(
+def test_a_failing_handler_is_retried_and_fails_without_affecting_its_command(
     shop, sku, backend, mail_is_down
 ):
     assert shop.ask("allocate", "o1", sku, 2) is None
@@ -52,7 +52,7 @@ def test_a_failing_handler_is_tried_again_and_fails_without_touching_its_command
     assert runs == [(1,), (2,), (3,)]
 
 
-def test_a_failed_event_is_run_again_by_the_schedule_when_its_cause_is_gone(shop, sku, backend, mail_is_down):
+def test_a_failed_event_is_rerun_by_the_schedule_after_its_cause_is_fixed(shop, sku, backend, mail_is_down):
     shop.ask("allocate", "o1", sku, 2)
     wait_for_status(backend, sku, "failed")
 
@@ -68,7 +68,7 @@ def test_a_failed_event_is_run_again_by_the_schedule_when_its_cause_is_gone(shop
     assert mails_about(mail_is_down, sku) == [f"<{delivery_id}.1@example.com>"]
 
 
-def test_an_event_whose_message_is_lost_reaches_its_handler_all_the_same(
+def test_an_event_whose_message_is_lost_still_reaches_its_handler(
     shop, sku, backend, broker, worker, module_mail
 ):
     worker.stop()
@@ -82,7 +82,7 @@ def test_an_event_whose_message_is_lost_reaches_its_handler_all_the_same(
     assert len(mails_about(module_mail, sku)) == 1
 
 
-def test_copies_of_a_delivery_have_one_effect(shop, sku, backend, broker, module_mail):
+def test_copies_of_a_delivery_take_effect_once(shop, sku, backend, broker, module_mail):
     shop.ask("allocate", "o1", sku, 2)
     delivery_id = wait_for_status(backend, sku, "done")[-1]
 

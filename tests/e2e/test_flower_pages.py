@@ -1,4 +1,4 @@
-"""Our pages inside Flower, in a real browser: a failed event is shown, re-run by a button, and done."""
+"""Our pages in Flower, in a real browser: a failed event is shown, re-run by a button, and done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.e2e.web import request
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
 
-#: Where the screenshots of the documentation go, when they are to be taken anew.
+#: The folder for new screenshots of the documentation, if requested.
 SCREENSHOTS = os.environ.get("ALLOCATION_SCREENSHOTS")
 LOGIN = "operator:secret"
 WITH_LOGIN = {"FLOWER_BASIC_AUTH": LOGIN}
@@ -31,7 +31,7 @@ WITH_LOGIN = {"FLOWER_BASIC_AUTH": LOGIN}
 
 @pytest.fixture(scope="module")
 def broker(redis_server: Redis) -> Broker:
-    """One kind of broker is enough: what is tested does not depend on it."""
+    """One kind of broker is enough: it does not matter here."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return Broker(redis_server.url_of(0), redis_server.url_of(1))
@@ -39,7 +39,7 @@ def broker(redis_server: Redis) -> Broker:
 
 @pytest.fixture(scope="module")
 def flower(backend: Backend) -> Iterator[str]:
-    """Return the address of a Flower behind a login."""
+    """Return the address of a Flower with a login."""
     port = free_port()
     env = {**backend.env, **WITH_LOGIN}
     child = programs.flower(backend.folder, env, port)
@@ -49,7 +49,7 @@ def flower(backend: Backend) -> Iterator[str]:
 
 
 def wait_for_flower(child: Child, port: int) -> str:
-    """Return the address once it answers."""
+    """Wait until it answers, and return its address."""
 
     def answers() -> bool:
         assert child.running, child.log_tail()
@@ -61,14 +61,14 @@ def wait_for_flower(child: Child, port: int) -> str:
 
 @pytest.fixture(scope="module")
 def browser():
-    """Return a browser that knows the login."""
+    """Return a browser with the login."""
     with chromium(LOGIN) as browser:
         yield browser
 
 
 @pytest.fixture
 def page(browser):
-    """A fresh tab."""
+    """A new tab."""
     page = browser.new_page()
     yield page
     page.close()
@@ -82,7 +82,7 @@ def screenshot(page, name: str) -> None:
 
 @pytest.fixture
 def sku(shop: Shop) -> str:
-    """A product of the test's own with one piece in stock."""
+    """The test's own product, with one piece in stock."""
     sku = f"LAMP-{uuid4().hex[:8]}"
     shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=1)
     return sku
@@ -90,7 +90,7 @@ def sku(shop: Shop) -> str:
 
 @pytest.fixture
 def fail_for(shop, backend, sku, module_mail) -> Iterator[Callable[[str], str]]:
-    """A function that makes an order's event fail and returns the delivery's id; then mail works again."""
+    """A function that makes an order's event fail, restores mail and returns the delivery's id."""
 
     def fail(orderid: str) -> str:
         module_mail.stop()
@@ -171,7 +171,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert status_of(backend, third) == "discarded"
 
 
-def test_failed_deliveries_are_told_apart_by_cause(page, flower, backend):
+def test_failed_deliveries_are_listed_by_cause(page, flower, backend):
     errors = ("TimeoutError: timed out\nafter 10 s", "TimeoutError: timed out", "KeyError: 'a & <b>'")
     for error in errors:
         backend.sql(
@@ -257,7 +257,7 @@ def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
 
 
 @pytest.mark.parametrize("path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}"])
-def test_the_pages_are_behind_the_login(flower, path):
+def test_the_pages_require_the_login(flower, path):
     assert request(f"{flower}{path}").status == 401
     assert request(f"{flower}{path}", "operator:wrong").status == 401
 
@@ -275,7 +275,7 @@ def test_no_other_site_can_submit_an_action(flower, path, fail_for, backend):
     assert status_of(backend, delivery_id) == "failed"
 
 
-def test_a_filter_that_cannot_be_read_says_how_to_write_it(flower):
+def test_an_invalid_filter_is_refused_with_the_right_format(flower):
     assert "write 90s, 15m, 2h or 7d" in request(f"{flower}/deliveries?older_than=soon", LOGIN).text
     assert request(f"{flower}/deliveries/{uuid4()}", LOGIN).status == 404
 

@@ -1,4 +1,4 @@
-"""Flower serves its operator alone: strangers and other web sites get nothing."""
+"""Flower serves only its operator: strangers and other web sites get nothing."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from tests.e2e.web import Answer, request
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 LOGIN = "operator:secret"
-#: What needs no login: it shows names and numbers, or nothing at all.
+#: Addresses without a login: they show only names and numbers, or nothing.
 OPEN = {"/metrics", "/healthcheck", "/static/js/flower.js"}
 
 
 def addresses() -> list[str]:
-    """Return an address for every page and API call of Flower, including ours."""
+    """Return an address of each of Flower's pages and API calls, including ours."""
     patterns = [rule.regex.pattern.rstrip("$") if isinstance(rule, URLSpec) else rule[0] for rule in handlers]
     patterns += [page.regex.pattern.rstrip("$") for page in PAGES]
     filled = {re.sub(r"\([^)]*\)", "js/flower.js", pattern) for pattern in patterns if pattern != ".*"}
@@ -51,7 +51,7 @@ def addresses() -> list[str]:
 
 @dataclass
 class Site:
-    """`make up`, as its operator and as strangers see it."""
+    """`make up`, as seen by its operator and by strangers."""
 
     url: str
     login: str
@@ -60,7 +60,7 @@ class Site:
     shop: Shop
 
     def ask(self, path: str, login: str | None = None, data: bytes | None = None, **headers: str) -> Answer:
-        """Ask Flower; `Sec_Fetch_Site` stands for that header."""
+        """Send Flower a request; `Sec_Fetch_Site` sets that header."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return request(f"{self.url}{path}", login, data, named)
 
@@ -103,7 +103,7 @@ def site(server_folder: Path) -> Iterator[Site]:
 
 
 def node() -> str:
-    """Return this machine's name as Celery has it."""
+    """Return this machine's name in Celery."""
     return str(gethostname())
 
 
@@ -147,7 +147,7 @@ OTHER_SITES = [
 def test_another_site_can_neither_send_a_command_nor_shut_a_worker_down(site, headers):
     reference, worker = f"evil-{uuid4()}", site.worker()
     order = order_of(reference)
-    for login in None, site.login:  # a browser that knows the login sends it along
+    for login in None, site.login:  # a browser with the login sends it along
         for data in order, b"":
             site_of_worker = f"/api/worker/shutdown/commands@{node()}"
             assert site.ask(site_of_worker, login, data, **headers).status == 403
@@ -160,7 +160,7 @@ def test_another_site_can_neither_send_a_command_nor_shut_a_worker_down(site, he
 
 
 @pytest.mark.parametrize("headers", OTHER_SITES, ids=str)
-def test_another_site_can_read_nothing_and_is_allowed_nothing(site, headers):
+def test_another_site_can_read_and_do_nothing(site, headers):
     answers = {path: site.ask(path, site.login, **headers) for path in addresses()}
     preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     asked = [request(f"{site.url}{path}", None, None, preflight, "OPTIONS") for path in addresses()]
@@ -191,7 +191,7 @@ def test_a_foreign_host_name_is_served_nothing(site, host):
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "[::1]:5555"])
-def test_loopback_is_a_name_of_flower(site, host):
+def test_flower_answers_to_loopback_names(site, host):
     assert site.ask("/deliveries", site.login, Host=host).status == 200
 
 
@@ -201,7 +201,7 @@ def test_no_page_can_be_framed(site):
 
 
 class EvilSite(BaseHTTPRequestHandler):
-    """A page that tries everything that a page can, and reports when it has finished."""
+    """A page that tries every attack, and reports when it has finished."""
 
     page = b""
 
@@ -243,8 +243,8 @@ def evil_site(site) -> Iterator[tuple[str, str]]:
         server.shutdown()
 
 
-def test_a_page_that_the_operator_visits_gets_nothing_from_flower(site, evil_site):
-    """In a real browser that has the login: the attacker's page, and Flower under the attacker's name."""
+def test_an_attackers_page_gets_nothing_from_flower(site, evil_site):
+    """A real browser with the login visits the attacker's page, and Flower under the attacker's name."""
     (address, reference), worker = evil_site, site.worker()
     port = site.environment["ALLOCATION_FLOWER_PORT"]
     with chromium(site.login, f"--host-resolver-rules=MAP evil.example {LOOPBACK}") as browser:
@@ -302,7 +302,7 @@ COMPOSED = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
 
 def filled(value: str) -> str:
-    """Return a value of the compose file as it is with the login set and nothing else."""
+    """Return a value of the compose file with only the login set."""
     given = {"ALLOCATION_FLOWER_USER": "operator", "ALLOCATION_FLOWER_PASSWORD": "secret"}
     variable = re.compile(r"\$\{(\w+):(-|\?)([^}]*)\}")
     return variable.sub(lambda found: given.get(found[1], found[3] if found[2] == "-" else ""), value)
@@ -322,7 +322,7 @@ def composed(backend: Backend) -> Iterator[int]:
 
 
 def wait_for(child: Child, port: int) -> int:
-    """Return the port once Flower answers, by the check that `docker compose` makes too."""
+    """Return the port once Flower answers, by the health check of `docker compose`."""
 
     def answers() -> bool:
         assert child.running, child.log_tail()

@@ -1,4 +1,4 @@
-"""Whatever a stranger puts on the queue: the worker lives, and every message can be accounted for."""
+"""Whatever a stranger puts on the queue, the worker survives, and every message is accounted for."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def queue(broker: Broker) -> Iterator[redis.Redis]:
-    """The broker, without any client of Celery's between."""
+    """The broker, without a Celery client."""
     with redis.Redis.from_url(broker.broker_url) as client:
         yield client
 
 
 def is_empty(queue: redis.Redis) -> bool:
-    """Tell whether nothing waits and nothing is unacknowledged."""
+    """Return whether no message is waiting or unacknowledged."""
     return (
         not queue.llen(QUEUE) and not queue.llen("allocation.events") and not queue.hlen("allocation.unacked")
     )
 
 
 def accounted(backend: Backend, broker: Broker, worker: Child) -> set[bytes]:
-    """Return the marks that are found in answers, dead letters, or the log of a handler's task."""
+    """Return the marks found in answers, dead letters, or the log of a handler's task."""
     found: set[bytes] = set()
     with redis.Redis.from_url(broker.result_backend_url) as results:
         for key in results.scan_iter("celery-task-meta-*", count=5_000):
@@ -62,7 +62,7 @@ def accounted(backend: Backend, broker: Broker, worker: Child) -> set[bytes]:
 def test_ten_thousand_hostile_messages_leave_the_worker_alive_and_are_all_accounted_for(
     backend: Backend, broker: Broker, worker: Child, queue: redis.Redis, shop: Shop, tmp_path: Path
 ) -> None:
-    """Each ends as an answer or a dead letter, and nothing runs that the contract does not name."""
+    """Each ends as an answer or a dead letter, and only tasks of the contract run."""
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng, pid, canary = random.Random(seed), worker.pid, tmp_path / "canary"
@@ -112,7 +112,7 @@ def test_injection_in_every_text_field_does_nothing(
 def test_a_sku_cannot_write_a_mail_header(
     backend: Backend, worker: Child, shop: Shop, module_mail: MailSink
 ) -> None:
-    """What may stand in a name stands in the subject, and nowhere else."""
+    """The text of a name appears in the subject, and nowhere else."""
     skus = [text for text in NASTY if 1 <= len(text) <= 255 and text.isprintable()]
     skus += ["x, Bcc: everybody@example.com", "%0d%0aBcc: everybody@example.com", "=?utf-8?b?DQpCY2M6IHg=?="]
     module_mail.mails.clear()
@@ -132,6 +132,6 @@ def test_a_sku_cannot_write_a_mail_header(
 def _outcome(answer: AsyncResult) -> str:
     try:
         answer.get(timeout=60)
-    except Exception as error:  # noqa: BLE001  whatever the sender is told is what is asked here
+    except Exception as error:  # noqa: BLE001  the test examines any error
         return type(error).__name__
     return "done"

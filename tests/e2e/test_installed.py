@@ -1,4 +1,4 @@
-"""The package, built as for a release and installed into empty environments, apart from this checkout."""
+"""The package, built like a release and installed into empty environments outside this checkout."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 #: The lowest that the package allows.
 OLDEST_CELERY = "5.5"
 INSTALL_TIMEOUT = 300  # seconds; some megabytes from an index
-#: What the first lines of an example say must be installed; a clone of this repository is the wheel here.
+#: The install command in an example's first lines; the wheel replaces a clone of this repository.
 INSTALL = re.compile("^Install: pip install (.+)$", re.MULTILINE)
 CLONE = "$HOME/allocation"
-#: Each example in Python, and what it prints once it works.
+#: Each example in Python, and its output once it works.
 EXAMPLES = {
     ROOT / "examples" / name: printed
     for name, printed in {
@@ -68,7 +68,7 @@ print([name for name in ("sqlalchemy", "pydantic") if name in sys.modules])
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment, used from a folder with nothing in it."""
+    """A virtual environment, used from an empty folder."""
 
     folder: Path
     variables: dict[str, str]
@@ -108,7 +108,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(built: Path) -> Path:
-    """The wheel, which `build` makes from the source distribution."""
+    """The wheel, which `build` creates from the source distribution."""
     [wheel] = built.glob("*.whl")
     return wheel
 
@@ -125,7 +125,7 @@ def broker(redis_server: Redis) -> Broker:
 def environment_of(
     tmp_path_factory: pytest.TempPathFactory, backend: Backend
 ) -> Callable[[str], Environment]:
-    """A function that makes an empty environment with the Python of a version."""
+    """A function that creates an empty environment with a version of Python."""
     strange = ("PYTHON", "VIRTUAL_ENV", "ALLOCATION_")
     plain = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
 
@@ -139,7 +139,7 @@ def environment_of(
 
 @pytest.fixture(scope="module")
 def server(wheel: Path, environment_of: Callable[[str], Environment]) -> Environment:
-    """The newest Python with what runs workers and Flower."""
+    """The newest Python with the packages for workers and Flower."""
     environment = environment_of(list(pythons.found())[-1])
     environment.install(f"{wheel}[flower]")
     return environment
@@ -147,7 +147,7 @@ def server(wheel: Path, environment_of: Callable[[str], Environment]) -> Environ
 
 @pytest.fixture(scope="module")
 def worker(server: Environment, backend: Backend) -> Iterator[Child]:
-    """A worker that finds the package where it is installed, in a folder with nothing in it."""
+    """A worker in an empty folder, which uses the installed package."""
     arguments = ("-A", "tasks", "worker", "--loglevel=INFO", "--hostname=installed@%h", "--concurrency=1")
     child = Child(
         "installed", [server.python, "-m", "celery", *arguments],
@@ -172,7 +172,7 @@ def test_the_wheel_alone_sends_commands_from_each_python(
 
 @pytest.fixture(scope="module")
 def installed_for(wheel: Path, environment_of: Callable[[str], Environment]) -> Callable[[Path], Environment]:
-    """A function that does what the first lines of an example say must be installed."""
+    """A function that installs what an example's first lines say."""
 
     @cache
     def environment(line: str) -> Environment:
@@ -184,7 +184,7 @@ def installed_for(wheel: Path, environment_of: Callable[[str], Environment]) -> 
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_an_example_runs_from_an_empty_folder_with_what_it_says_must_be_installed(
+def test_an_example_runs_from_an_empty_folder_with_the_packages_that_it_names(
     example: Path, installed_for: Callable[[Path], Environment], backend: Backend, worker: Child
 ):
     environment = installed_for(example)
@@ -205,7 +205,7 @@ def test_an_example_runs_from_an_empty_folder_with_what_it_says_must_be_installe
         program.stop()
 
 
-def test_an_app_keeps_the_older_celery_that_it_has(
+def test_an_app_keeps_its_older_celery(
     wheel: Path, environment_of: Callable[[str], Environment], worker: Child
 ):
     app = environment_of(next(iter(pythons.found())))
@@ -217,7 +217,7 @@ def test_an_app_keeps_the_older_celery_that_it_has(
 
 
 def _send(app: Environment, sku: str) -> None:
-    """Send commands with the typed client, which loads nothing else."""
+    """Send commands with only the typed client."""
     sent = app.run("-c", SENDER, sku)
 
     assert sent.stdout.splitlines() == [f"batch-{sku}", "Invalid sku NO-SUCH", "[]"], sent.stderr
@@ -231,7 +231,7 @@ def client_only(wheel: Path, environment_of: Callable[[str], Environment]) -> En
     return environment
 
 
-def test_the_version_is_said_also_without_extras(client_only: Environment):
+def test_the_version_is_printed_without_extras_too(client_only: Environment):
     said = client_only.run("-m", "allocation", "--version")
 
     assert (said.returncode, said.stdout, said.stderr) == (0, f"allocation {__version__}\n", "")
@@ -304,7 +304,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     assert set(_files("messaging/flower/templates/*.html")) <= set(names)
 
 
-def test_a_source_distribution_is_made_too(built: Path):
+def test_a_source_distribution_is_built_too(built: Path):
     assert [file.name for file in built.glob("*.tar.gz")] == [f"allocation-{__version__}.tar.gz"]
 
 

@@ -1,4 +1,4 @@
-"""Another app that hears what happened, with the listener of the examples."""
+"""Another app that receives events, with the listener of the examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("worker", "housekeeping")
 
 @pytest.fixture
 def listener(broker, server_folder: Path) -> Iterator[Callable[..., Child]]:
-    """A function that starts the listener's program; its queue is the test's own."""
+    """A function that starts the listener with the test's own queue."""
     children: list[Child] = []
     folder = Path(tempfile.mkdtemp(prefix="listener-", dir=server_folder))
     env = {**os.environ, "BROKER_URL": broker.broker_url, "QUEUE": f"shop-{uuid4()}"}
@@ -44,19 +44,19 @@ def listener(broker, server_folder: Path) -> Iterator[Callable[..., Child]]:
 
 
 def events(child: Child) -> list[dict[str, Any]]:
-    """Return what the listener printed since it was started."""
+    """Return the listener's output since its start."""
     return [json.loads(line) for line in child.log_text().splitlines() if line.startswith("{")]
 
 
 def told(child: Child, sku: str) -> list[str]:
-    """Return the kinds of events about a product."""
+    """Return the types of the events about a product."""
     return [
         event["type"].removeprefix("allocation.") for event in events(child) if event["data"]["sku"] == sku
     ]
 
 
 def wait_until_it_listens(listen, shop, *kinds: str) -> Child:
-    """Start a listener and return when it hears."""
+    """Start a listener and wait until it receives events."""
     child = listen(*kinds)
     eventually(
         lambda: shop.ask("create_batch", ref=str(uuid4()), sku="READY?", qty=1) or events(child),
@@ -67,7 +67,7 @@ def wait_until_it_listens(listen, shop, *kinds: str) -> Child:
     return child
 
 
-def test_a_listener_hears_everything_that_happens_to_stock(shop, listener):
+def test_a_listener_gets_every_event_about_stock(shop, listener):
     sku = f"LAMP-{uuid4()}"
     child = wait_until_it_listens(listener, shop)
 
@@ -76,7 +76,7 @@ def test_a_listener_hears_everything_that_happens_to_stock(shop, listener):
     shop.ask("allocate", orderid="o2", sku=sku, qty=1)
     shop.ask("change_batch_quantity", ref=f"b-{sku}", qty=1)
 
-    # The line that was given back is tried again, in vain: the second OutOfStock.
+    # Reallocating the deallocated line fails: the second OutOfStock.
     expected = [
         "BatchCreated",
         "Allocated",
@@ -114,7 +114,7 @@ def test_the_listener_knows_the_events_of_the_contract():
     assert set(KINDS) == set(bus.event_types)
 
 
-def test_a_listener_says_that_its_broker_does_not_answer(listener, free_port):
+def test_a_listener_reports_that_its_broker_does_not_answer(listener, free_port):
     child = listener("OutOfStock", BROKER_URL=f"redis://127.0.0.1:{free_port}/0")
 
     eventually(lambda: "The broker does not answer" in child.log_text(), what="a line about it")

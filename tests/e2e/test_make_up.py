@@ -1,4 +1,4 @@
-"""`make up`, as a user runs it: everything answers, and nothing stays behind."""
+"""`make up`, as a user runs it: everything answers, and nothing is left behind."""
 
 import itertools
 import os
@@ -25,14 +25,14 @@ DRILL = [sys.executable, "-m", "local.drill"]
 
 @pytest.fixture
 def environment(server_folder: Path) -> dict[str, str]:
-    """Free ports and a data folder of the test's own; no address is given."""
+    """Free ports and the test's own data folder, without addresses."""
     return new_environment(server_folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[str, str]):
-    """It prints `ready` once everything is, and exits with status 0."""
+    """It prints `ready` once everything is ready, and exits with status 0."""
     with run(environment) as up:
         said = read_until_ready(up)
         family = psutil.Process(up.pid).children(recursive=True)
@@ -55,7 +55,7 @@ def test_everything_answers_and_sigterm_leaves_nothing_behind(environment: dict[
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_worker_is_restarted_and_ctrl_c_stops_everything(environment: dict[str, str]):
-    """A program that was restarted is stopped as well."""
+    """The restarted program is stopped as well."""
     with run(environment) as up:
         read_until_ready(up)
         worker = _worker(up)
@@ -71,7 +71,7 @@ def test_a_killed_worker_is_restarted_and_ctrl_c_stops_everything(environment: d
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nothing_outlives_a_killed_supervisor(environment: dict[str, str]):
-    """Even SIGKILL leaves no server and no worker behind."""
+    """Even SIGKILL leaves no server or worker behind."""
     with run(environment) as up:
         read_until_ready(up)
         family = psutil.Process(up.pid).children(recursive=True)
@@ -84,7 +84,7 @@ def test_nothing_outlives_a_killed_supervisor(environment: dict[str, str]):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_it_starts_while_the_mail_server_is_down_and_says_so(environment: dict[str, str]):
-    """The backend works without it; no mail sink of ours takes its place."""
+    """The backend works without it; our mail catcher does not replace it."""
     port = free_port()
     environment["ALLOCATION_SMTP_URL"] = f"smtp://me:s3cr3t@{LOOPBACK}:{port}"
     with run(environment) as up:
@@ -138,7 +138,7 @@ def _tool(environment: dict[str, str], *arguments: str, status: int = 0) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_login_of_flower_is_printed_kept_for_the_next_start_and_readable_by_its_owner_alone(environment):
-    """The printed one can be pasted; one from the environment wins, and is not printed."""
+    """The printed login can be pasted; one from the environment takes precedence, and is not printed."""
     with run(environment) as up:
         first = printed_login(read_until_ready(up))
         assert _flower_pages(environment, first) == 200
@@ -176,7 +176,7 @@ def test_a_login_that_flower_could_not_read_is_refused_in_one_line(environment: 
 
 @pytest.mark.parametrize("name", PORTS)
 def test_a_taken_port_is_one_line_that_names_its_variable(environment: dict[str, str], name: str):
-    """Nothing is started, and the status is 1."""
+    """Nothing is started, and the exit status is 1."""
     with socket.socket() as other:
         other.bind((LOOPBACK, 0))
         other.listen()
@@ -190,7 +190,7 @@ def test_a_taken_port_is_one_line_that_names_its_variable(environment: dict[str,
 
 
 def test_given_addresses_are_shown_without_their_passwords(environment: dict[str, str]):
-    """The table may be read over a shoulder."""
+    """Others may see the table."""
     secret = "s3cr3t"
     with socket.socket() as other:
         other.bind((LOOPBACK, 0))
@@ -207,7 +207,7 @@ def test_given_addresses_are_shown_without_their_passwords(environment: dict[str
 
 
 def test_a_server_that_is_set_is_shown_as_not_started_here(environment: dict[str, str], free_port: int):
-    """All four are set, so only our own programs would be started; the database is down."""
+    """All four are set, so only our own programs are started; the database is down."""
     for name, scheme in ADDRESSES.items():
         environment[f"ALLOCATION_{name}"] = f"{scheme}://{LOOPBACK}:{free_port}/0"
 
@@ -229,14 +229,14 @@ _CAPTURED = {"capture_output": True, "text": True, "timeout": 60}
 
 
 def _read_next_steps(up: subprocess.Popen[str]) -> list[str]:
-    """Return the lines that it prints for another terminal after `ready`."""
+    """Return the commands for another terminal that it prints after `ready`."""
     assert up.stdout is not None
     lines = list(itertools.takewhile(lambda line: "after a change" not in line, up.stdout))
     return [line.strip() for line in lines if line.startswith("  ")]
 
 
 def _paste(lines: list[str]) -> str:
-    """Run the lines in a shell without the settings of this one, and return what they print."""
+    """Run the lines in a shell without this shell's settings, and return their output."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         ["/bin/sh", "-ec", "\n".join(lines)],

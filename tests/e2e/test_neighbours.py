@@ -1,4 +1,4 @@
-"""Other Celery apps on our Redis database: nobody gives away the messages of another."""
+"""Other Celery apps on our Redis database: no app requeues another's messages."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ VISIBILITY_TIMEOUT_S = int(FAST["ALLOCATION_VISIBILITY_TIMEOUT_S"])
 
 @pytest.fixture(scope="module")
 def broker(broker_of) -> Broker:
-    """Redis: RabbitMQ knows by itself whose messages are whose."""
+    """Redis: RabbitMQ keeps apps' messages apart by itself."""
     return broker_of("redis")
 
 
 @pytest.fixture
 def database(broker: Broker) -> Iterator[redis.Redis]:
-    """A plain client of the database that we share."""
+    """A plain client of the shared database."""
     with redis.Redis.from_url(broker.broker_url) as client:
         yield client
 
 
 def neighbour_worker(broker: Broker, folder: Path, **options: Any) -> Child:
-    """Return a stock worker that is ready."""
+    """Return a ready stock worker."""
     env = {"NEIGHBOUR_BROKER": broker.broker_url, "NEIGHBOUR_OPTIONS": json.dumps(options)}
     command = ["-m", "celery", "-A", "tests.e2e.neighbour", "worker", "-n", "n@x", "-c", "1", "-l", "INFO"]
     log = folder / "neighbour.log"
@@ -48,12 +48,12 @@ def neighbour_worker(broker: Broker, folder: Path, **options: Any) -> Child:
 
 
 def runs(child: Child, what: str = "succeeded") -> Counter[str]:
-    """Return how often a worker logged this of each task id."""
+    """Return how often a worker logged this for each task id."""
     return Counter(re.findall(rf"\[([0-9a-f-]{{36}})\] {what}", child.log_text()))
 
 
-def test_a_neighbour_s_messages_for_later_run_once(worker, broker: Broker, tmp_path: Path):
-    """Although they wait longer than our visibility timeout, which is none of the neighbour's business."""
+def test_a_neighbours_messages_for_later_run_once(worker, broker: Broker, tmp_path: Path):
+    """Even if they wait longer than our visibility timeout, which must not affect them."""
     neighbour = neighbour_worker(broker, tmp_path)
     app = Celery("sender", broker=broker.broker_url, set_as_current=False)
     try:
@@ -71,7 +71,7 @@ def test_a_neighbour_s_messages_for_later_run_once(worker, broker: Broker, tmp_p
         neighbour.stop()
 
 
-def test_a_neighbour_s_sweep_does_not_give_our_messages_away(
+def test_a_neighbours_sweep_does_not_requeue_our_messages(
     worker, broker: Broker, backend: Backend, database: redis.Redis, shop, sku, tmp_path: Path
 ):
     """Its visibility timeout is a second; our command waits longer for a lock."""
@@ -93,7 +93,7 @@ def test_a_neighbour_s_sweep_does_not_give_our_messages_away(
         neighbour.stop()
 
 
-def test_the_database_shows_whose_messages_are_whose(database: redis.Redis, worker):
+def test_keys_in_the_database_show_their_owner(database: redis.Redis, worker):
     """Our keys carry the project's name; kombu's own are left to the neighbours."""
     eventually(lambda: database.exists("allocation.unacked_leases"), 30)
 

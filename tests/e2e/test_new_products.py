@@ -1,6 +1,6 @@
-"""The first batch of a product, orders for it and a correction at once: a race for a row that is not there.
+"""The first batch of a product, orders for it and a correction at once: a race for a missing row.
 
-`RACE_SKUS=20000 pytest tests/e2e/test_new_products.py` plays it at length.
+`RACE_SKUS=20000 pytest tests/e2e/test_new_products.py` runs it for longer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def broker(broker_of):
 
 @pytest.fixture(scope="module")
 def worker(backend) -> Iterator[None]:
-    """Four processes that reach for the same new product."""
+    """Four processes that compete for the same new product."""
     child = backend.worker("commands", concurrency=4)
     yield
     child.stop()

@@ -1,4 +1,4 @@
-"""Handlers that end oddly, and forged messages for them, in real workers."""
+"""Misbehaving handlers, and forged messages for them, in real workers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ VALUES (:id, :id, 'OutOfStock', '{"sku": "LAMP"}', :handler, now(), 2, 'c', 'c')
 
 @pytest.fixture(scope="module")
 def broker(broker_of: Callable[[str], Broker]) -> Broker:
-    """One kind of broker is enough: what is tested is on this side of it."""
+    """One kind of broker is enough: it does not matter here."""
     return broker_of("redis")
 
 
 @pytest.fixture(scope="module")
 def odd_worker(backend: Backend) -> Iterator[Child]:
-    """A worker of two processes with the odd handlers."""
+    """A worker with two processes and the misbehaving handlers."""
     odd = replace(ALLOCATION, app="tests.e2e.odd_handlers")
     child = programs.worker("odd", odd.work_queues, backend.folder, backend.env, 2, service=odd)
     child.start()
@@ -42,7 +42,7 @@ def odd_worker(backend: Backend) -> Iterator[Child]:
 
 
 def send(backend: Backend, shop: Shop, handler: str, **options: Any) -> str:
-    """Have an event delivered to a handler; `options` are those of its message."""
+    """Send a handler the delivery of an event; `options` are the message's."""
     delivery_id = new_id()
     backend.sql(INSERT, id=delivery_id, handler=handler)
     shop.app.send_task(
@@ -52,7 +52,7 @@ def send(backend: Backend, shop: Shop, handler: str, **options: Any) -> str:
 
 
 def end_of(backend: Backend, delivery_id: str) -> tuple[Any, ...]:
-    """Return state, attempts and error of a delivery that has ended."""
+    """Wait for the end of a delivery; return its state, attempts and error."""
     query = "SELECT status, attempts, last_error FROM deliveries WHERE id = :id AND status <> 'pending'"
     return eventually(lambda: next(iter(backend.sql(query, id=delivery_id)), None), 60, "an end")
 
@@ -65,7 +65,7 @@ def end_of(backend: Backend, delivery_id: str) -> tuple[Any, ...]:
         ("exit_process", "SystemExit: no more"),
     ],
 )
-def test_a_handler_that_ends_oddly_fails_after_its_last_attempt(
+def test_a_misbehaving_handler_fails_after_its_last_attempt(
     backend: Backend, shop: Shop, handler: str, error: str
 ):
     status, attempts, last_error = end_of(backend, send(backend, shop, handler))

@@ -1,4 +1,4 @@
-"""The operator's tool as a person uses it: a program with arguments, a status and some text."""
+"""The operator's tool as a program: arguments, exit status and output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @pytest.fixture(scope="module")
 def broker(redis_server: Redis) -> Broker:
-    """One kind of broker is enough: what is tested does not depend on it."""
+    """One kind of broker is enough: it does not matter here."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return Broker(redis_server.url_of(0), redis_server.url_of(1))
@@ -38,7 +38,7 @@ def broker(redis_server: Redis) -> Broker:
 
 @pytest.fixture
 def tool(backend: Backend) -> Tool:
-    """`tool("deliveries", "list", status=0)` runs the tool and returns what it printed."""
+    """`tool("deliveries", "list", status=0)` runs the tool and returns its output."""
 
     def run(*arguments: str, status: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -54,7 +54,7 @@ def tool(backend: Backend) -> Tool:
 
 @pytest.fixture
 def failed(backend: Backend, tool: Tool) -> Callable[[str], dict]:
-    """`failed(sku)` waits for the failed delivery about a product, and returns what `list --json` says."""
+    """`failed(sku)` waits for the failed delivery about a product, and returns it from `list --json`."""
     query = "SELECT 1 FROM deliveries WHERE status = 'failed' AND payload->>'sku' = :sku"
 
     def wait(sku: str) -> dict:
@@ -65,7 +65,7 @@ def failed(backend: Backend, tool: Tool) -> Callable[[str], dict]:
     return wait
 
 
-def test_an_operator_who_reads_only_help_finds_fixes_and_proves_one_orders_mail(
+def test_an_operator_can_find_and_rerun_a_failed_mail_with_only_the_help_texts(
     tool, shop, sku, mail_is_down, failed
 ):
     """Each help text leads to the next command."""
@@ -98,7 +98,7 @@ def test_an_operator_who_reads_only_help_finds_fixes_and_proves_one_orders_mail(
     assert f"<{delivery_id}.1@example.com>" in mail_is_down.mails.message_ids()
 
 
-def test_a_done_delivery_is_never_run_again(tool, shop, sku, backend, module_mail):
+def test_a_done_delivery_is_never_rerun(tool, shop, sku, backend, module_mail):
     order = shop.send("allocate", "o1", sku, 2)
     [[delivery_id]] = eventually(
         lambda: backend.sql(
@@ -114,7 +114,7 @@ def test_a_done_delivery_is_never_run_again(tool, shop, sku, backend, module_mai
     assert len(module_mail.mails) == mails
 
 
-def test_a_dry_run_says_what_would_happen_and_does_nothing(tool, shop, sku, mail_is_down, failed):
+def test_a_dry_run_shows_what_would_happen_and_changes_nothing(tool, shop, sku, mail_is_down, failed):
     shop.ask("allocate", "o1", sku, 2)
     row = failed(sku)
 
@@ -130,7 +130,7 @@ def test_a_rerun_needs_ids_a_filter_or_all(tool):
     assert "--all" in tool("deliveries", "rerun", status=2).stderr
 
 
-def test_a_discarded_delivery_keeps_the_reason(tool, shop, sku, mail_is_down, failed):
+def test_a_discarded_delivery_has_its_reason(tool, shop, sku, mail_is_down, failed):
     shop.ask("allocate", "o1", sku, 2)
     row = failed(sku)
 
@@ -141,7 +141,7 @@ def test_a_discarded_delivery_keeps_the_reason(tool, shop, sku, mail_is_down, fa
     assert "nobody reads it" in story
 
 
-def test_an_edited_copy_remembers_where_it_came_from(tool, shop, sku, mail_is_down, failed):
+def test_an_edited_copy_records_its_original(tool, shop, sku, mail_is_down, failed):
     shop.ask("allocate", "o1", sku, 2)
     row = failed(sku)
     other = f"{sku}-2"
@@ -167,7 +167,7 @@ def test_stats_count_by_state_and_handler(tool, shop, sku, backend):
     assert "oldest pending" in tool("deliveries", "stats").stdout
 
 
-def test_a_dead_letter_is_listed_shown_and_replayed_once_the_code_knows_it(tool, shop, backend):
+def test_a_dead_letter_is_listed_shown_and_replayed_once_its_task_exists(tool, shop, backend):
     result = shop.send("not_yet_known", sku="LAMP")
     with pytest.raises(Exception, match="not_yet_known"):
         result.get(timeout=30)
@@ -181,7 +181,7 @@ def test_a_dead_letter_is_listed_shown_and_replayed_once_the_code_knows_it(tool,
     assert '"sku": "LAMP"' in tool("dead-letters", "show", letter["id"]).stdout
     assert "would come back" in tool("dead-letters", "replay", letter["id"], status=1).stdout
 
-    # The code learns: the same message under a name that the release has.
+    # The code is fixed: the same message now names an existing task.
     backend.sql(
         "UPDATE dead_letters SET task = 'allocation.create_batch',"
         " headers = replace(headers::text, 'not_yet_known', 'create_batch')::json,"
@@ -280,7 +280,7 @@ def test_commands_print_results_and_named_refusals(tool):
     assert "Invalid sku NONE" in tool("stock", "NONE", status=1).stderr
 
 
-def test_an_interrupted_rerun_says_what_is_done_and_leaves_the_rest_failed(backend):
+def test_an_interrupted_rerun_reports_what_is_done_and_leaves_the_rest_failed(backend):
     backend.sql(
         """INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s,
                correlation_id, causation_id, finished_at, last_error)
@@ -313,14 +313,14 @@ def test_an_interrupted_rerun_says_what_is_done_and_leaves_the_rest_failed(backe
 
 
 def start(command: list[str], backend: Backend) -> subprocess.Popen[str]:
-    """Start the tool so that Ctrl-C reaches it, even if this suite runs in the background."""
+    """Start the tool so that it receives Ctrl-C, even if this suite runs in the background."""
     return subprocess.Popen(
         command,
         env={**os.environ, **backend.env},
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell has what it puts into the background ignore SIGINT, and that is inherited.
+        # Background jobs of a shell ignore SIGINT, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -432,7 +432,7 @@ def test_check_names_failed_deliveries_and_open_dead_letters(tool, shop, sku, ma
 
 
 def what_check_says(tool: Tool) -> str:
-    """Return what `check` prints once everything works."""
+    """Return the output of `check` once everything works."""
     return str(eventually(lambda: tool("check"), 60, "everything in order", every=1).stdout)
 
 

@@ -1,4 +1,4 @@
-"""What RabbitMQ alone has: quorum queues, confirms, a dead-letter exchange, delays in the broker, TLS."""
+"""RabbitMQ only: quorum queues, confirms, a dead-letter exchange, delays in the broker, TLS."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def test_a_retry_waits_in_the_broker(worker, broker, shop):
     eventually(lambda: broker.waiting("celery_delayed_5") == 1, what="the retry in a queue of delays")
 
 
-def test_a_message_that_the_broker_has_delayed_is_due(worker, broker, shop):
-    """Also when the sender's clock was an hour ahead: many such messages would stop a worker for an hour."""
+def test_a_message_delayed_by_the_broker_runs_at_once(worker, broker, shop):
+    """Even if the sender's clock is an hour ahead: many such messages would block a worker for an hour."""
     key = calculate_routing_key(1, "allocation.commands")
     with Celery(broker=broker.broker_url, set_as_current=False) as app:
         for number in range(40):
@@ -106,7 +106,7 @@ def test_a_message_that_the_broker_has_delayed_is_due(worker, broker, shop):
 
 @pytest.fixture(scope="module")
 def tls_server(rabbitmq_installed: None, server_folder: Path) -> Iterator[tuple[RabbitMQ, str, Path]]:
-    """A RabbitMQ that speaks TLS, its address, and the authority that signed its certificate."""
+    """A RabbitMQ with TLS, its address, and the authority that signed its certificate."""
     pair, port = make_pair(server_folder / "tls", "rabbitmq"), free_port()
     config = f"""
 listeners.ssl.1 = 127.0.0.1:{port}
@@ -138,8 +138,8 @@ def test_tls_checks_the_servers_certificate(tls_server, server_folder):
         connect(url, stranger.certificate)
 
 
-@pytest.mark.xfail(strict=True, reason="RabbitMQ sets it aside, and nobody answers its sender")
-def test_a_sender_is_told_that_its_command_expired_in_the_queue(worker, housekeeping, broker, shop):
+@pytest.mark.xfail(strict=True, reason="RabbitMQ drops it, and nobody answers its sender")
+def test_a_sender_gets_expired_for_a_command_that_expired_in_the_queue(worker, housekeeping, broker, shop):
     """Celery passes `expires` on to RabbitMQ, which then drops the message before a worker sees it."""
     options = {"queue": "allocation.commands", "declare": (), "expires": 0.1}
     worker.stop()
@@ -150,10 +150,8 @@ def test_a_sender_is_told_that_its_command_expired_in_the_queue(worker, housekee
     assert type(sent.get(timeout=20, propagate=False)).__name__ == "Expired"
 
 
-def test_a_dead_letter_that_had_waited_in_the_broker_goes_back_to_the_queue_where_it_came_from(
-    worker, broker, backend
-):
-    """Its routing key begins with its delay; RabbitMQ drops what is sent to a queue of such a name."""
+def test_a_delayed_message_that_became_a_dead_letter_is_replayed_to_its_queue(worker, broker, backend):
+    """Its routing key begins with its delay; RabbitMQ drops messages for a queue of such a name."""
     key = calculate_routing_key(1, "allocation.commands")
     with Celery(broker=broker.broker_url, set_as_current=False) as app:
         app.send_task(
@@ -169,7 +167,7 @@ def test_a_dead_letter_that_had_waited_in_the_broker_goes_back_to_the_queue_wher
     eventually(lambda: len(backend.sql(letters)) == 2, 30, "its next refusal")
 
 
-def test_a_dead_letter_whose_queue_is_gone_is_not_sent_into_nowhere(worker, backend):
+def test_a_dead_letter_whose_queue_is_gone_is_not_replayed(worker, backend):
     backend.sql(
         "INSERT INTO dead_letters (id, reason, error, queue, task, headers, properties, body) VALUES"
         " (:id, 'unknown task', '', 'gone', 'allocation.allocate', '{}', '{}', '') RETURNING 1",
@@ -182,8 +180,8 @@ def test_a_dead_letter_whose_queue_is_gone_is_not_sent_into_nowhere(worker, back
     assert backend.sql("SELECT replayed_at FROM dead_letters WHERE queue = 'gone'") == [(None,)]
 
 
-def test_runs_of_housekeeping_that_nobody_took_are_no_dead_letters(worker, broker, backend, shop):
-    """A housekeeping worker that was away for an hour would find more than a thousand of them."""
+def test_expired_runs_of_housekeeping_are_no_dead_letters(worker, broker, backend, shop):
+    """After an hour without a housekeeping worker there would be more than a thousand of them."""
     options = {"queue": "allocation.commands", "declare": (), "expires": 0.1}
     worker.stop()
     for job in ("relay", "announce", "rerun", "prune", "unheard_of"):

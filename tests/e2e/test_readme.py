@@ -1,4 +1,4 @@
-"""The README's ten lines of a sender do what the README says."""
+"""The README's ten-line sender does what the README says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("worker")
-def test_the_senders_ten_lines_run_as_they_stand(broker, tmp_path):
+def test_the_ten_line_sender_runs_unchanged(broker, tmp_path):
     [lines] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Celery(" in block]
     ours = lines.replace("redis://127.0.0.1:6390/0", broker.broker_url)
     ours = ours.replace("redis://127.0.0.1:6390/1", broker.result_backend_url)

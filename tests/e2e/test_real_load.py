@@ -1,4 +1,4 @@
-"""6,000 real order lines through several worker processes at once, also while workers are killed."""
+"""6,000 real order lines through several worker processes, also while workers are killed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA = Path(__file__).parents[2] / "data"
 INVARIANTS = {
     "batches that promised more than they have":
         "SELECT reference FROM batches WHERE allocated_quantity > purchased_quantity",
-    "batches whose kept number differs from the sum of their lines":
+    "batches whose allocated quantity differs from the sum of their lines":
         "SELECT reference FROM batches WHERE allocated_quantity <>"
         " (SELECT coalesce(sum(qty), 0) FROM allocations WHERE batch_reference = reference)",
     "lines allocated twice":
@@ -49,7 +49,7 @@ def send_orders(shop: Shop, orders: list[dict[str, str]]) -> list[AsyncResult]:
 
 
 def outcomes(shop: Shop, results: list[AsyncResult], timeout: float = 240) -> Counter[str]:
-    """Wait for every result and count what came of them."""
+    """Wait for every result and count the outcomes."""
     metas = shop.app.backend.get_many({result.id for result in results}, timeout=timeout)
     return Counter(_outcome(meta) for _, meta in metas)
 
@@ -83,7 +83,7 @@ def test_every_line_of_a_day_is_answered_once_by_several_workers_at_once(shop, b
 
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("stock")
-def test_a_worker_killed_again_and_again_in_the_middle_of_a_load_loses_and_doubles_nothing(shop, backend):
+def test_a_worker_killed_repeatedly_under_load_loses_and_doubles_nothing(shop, backend):
     orders = [row for row in rows("orders.csv")[3000:] if int(row["qty"])]
     before = backend.sql("SELECT count(*) FROM inbox")[0][0]
     worker = backend.worker("victim")

@@ -1,4 +1,4 @@
-"""What a worker had in hand when it died goes to its sister; on pytest-celery's setup of nodes."""
+"""A dead worker's messages go to another worker; on pytest-celery's setup of nodes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def celery_worker_cluster(backend: Backend) -> Iterator[CeleryWorkerCluster]:
 
 @pytest.fixture
 def celery_worker_cluster_config(broker: Broker) -> dict[str, dict[str, list[str]]]:
-    """What the setup's own app needs to know."""
+    """The configuration of the setup's app."""
     return {
         "celery_broker_cluster_config": {"host_urls": [broker.broker_url]},
         "celery_backend_cluster_config": {"host_urls": [broker.result_backend_url]},
@@ -56,7 +56,7 @@ def celery_worker_cluster_config(broker: Broker) -> dict[str, dict[str, list[str
 
 
 @pytest.mark.timeout(200)
-def test_a_command_in_the_hands_of_a_killed_worker_is_carried_out_once_by_its_sister(
+def test_a_killed_workers_command_is_carried_out_once_by_another_worker(
     celery_setup: CeleryTestSetup, backend: Backend
 ):
     def ask(task: str, *args: object) -> object:
@@ -70,7 +70,7 @@ def test_a_command_in_the_hands_of_a_killed_worker_is_carried_out_once_by_its_si
         sent = ask("allocate", "order", sku, 3)
         holder = eventually(
             lambda: next((node for node in celery_setup.worker_cluster if sent.id in node.logs()), None),
-            what="a worker that has the command in hand",
+            what="a worker that runs the command",
         )
         holder.kill()
     engine.dispose()

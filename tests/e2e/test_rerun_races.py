@@ -1,4 +1,4 @@
-"""Everything at once over the same failed deliveries, and each handler's effect happens exactly once."""
+"""Relays, schedulers and operators compete for failed deliveries; each handler takes effect exactly once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DELIVERIES = 5000
 
-#: Each order line was taken from its batch, and the handler that allocates it again failed. A second run of
-#: one delivery would show: the handler's line in `effects` comes from a trigger on its transaction.
+#: Each order line was deallocated, and the handler that reallocates it failed. A second run of one delivery
+#: would show: a trigger in the handler's transaction adds a line to `effects`.
 FAILED = """
 WITH product AS (
     INSERT INTO products (sku) SELECT 'SKU-' || n FROM generate_series(1, 50) n RETURNING 1
@@ -40,7 +40,7 @@ WITH product AS (
 )
 SELECT (SELECT count(*) FROM product), (SELECT count(*) FROM batch), (SELECT count(*) FROM delivery)"""
 
-#: Every time that a delivery becomes done is a line of its own here, which nothing else could write.
+#: Each change of a delivery to done adds a line here; nothing else writes to it.
 COUNT_EFFECTS = """
 CREATE TABLE effects (delivery_id uuid NOT NULL, orderid text NOT NULL);
 CREATE FUNCTION note_effect() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -55,7 +55,7 @@ STATES = "SELECT status, count(*) FROM deliveries GROUP BY 1"
 
 @pytest.fixture(scope="module")
 def broker(redis_server: Redis) -> Broker:
-    """One kind of broker is enough here: what is tested is on this side of it."""
+    """One kind of broker is enough: it does not matter here."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return Broker(redis_server.url_of(0), redis_server.url_of(1))
@@ -63,7 +63,7 @@ def broker(redis_server: Redis) -> Broker:
 
 @pytest.fixture
 def eager(backend: Backend) -> dict[str, str]:
-    """Relay and schedule look every second, and the schedule may take hundreds."""
+    """Relay and schedule run every second, and the schedule may take hundreds."""
     return {
         **backend.env,
         "ALLOCATION_RELAY_INTERVAL_S": "1",
@@ -76,7 +76,7 @@ def eager(backend: Backend) -> dict[str, str]:
 
 @pytest.fixture
 def crowd(backend: Backend, eager: dict[str, str]) -> Iterator[None]:
-    """A worker of three processes, three workers for the housekeeping, and two beats."""
+    """A worker with three processes, three housekeeping workers, and two beats."""
     with ExitStack() as stack:
         stack.callback(backend.worker("commands", concurrency=3).stop)
         for number in range(3):
@@ -89,12 +89,12 @@ def crowd(backend: Backend, eager: dict[str, str]) -> Iterator[None]:
             child = programs.beat(backend.folder / f"beat{number}", eager)
             child.start()
             stack.callback(child.stop)
-        eventually(lambda: backend.sql(RELAY_AGE), 60, "the relay's first look")
+        eventually(lambda: backend.sql(RELAY_AGE), 60, "the relay's first run")
         yield
 
 
 def rerun_all(env: dict[str, str]) -> subprocess.Popen[str]:
-    """Start an operator who re-runs everything that an outage left."""
+    """Start an operator who re-runs everything that failed in an outage."""
     arguments = ["deliveries", "rerun", "--error", "outage", "--limit", str(DELIVERIES)]
     return subprocess.Popen(
         [sys.executable, "-m", "allocation", *arguments],
@@ -113,7 +113,7 @@ def test_relays_schedulers_and_operators_at_once_have_each_effect_exactly_once(
         assert (first.returncode, second.returncode) == (0, 0), said
 
     [(relay_age_s,)] = backend.sql(RELAY_AGE)
-    assert relay_age_s < 30  # the housekeeping goes on, although the queues are full
+    assert relay_age_s < 30  # housekeeping continues although the queues are full
     eventually(lambda: backend.sql(STATES) == [("done", DELIVERIES)], 400, "every delivery done", every=1)
     assert backend.sql("SELECT count(*), count(DISTINCT delivery_id) FROM effects") == [
         (DELIVERIES, DELIVERIES)

@@ -1,4 +1,4 @@
-"""Ended from outside, refused when it comes again: what the sender of a command is told is what happened."""
+"""The sender of a terminated or revoked command gets an answer that matches what happened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 @pytest.fixture(scope="module")
 def broker(broker_of):
-    """One kind of broker is enough here: what is tested is on this side of it."""
+    """One kind of broker is enough: it does not matter here."""
     return broker_of("redis")
 
 
@@ -44,8 +44,8 @@ def allocated(backend, sku: str) -> list[tuple[str]]:
     return backend.sql("SELECT orderid FROM allocations WHERE sku = :sku", sku=sku)
 
 
-def test_a_command_that_was_terminated_while_it_committed_is_not_told_revoked(shop, sku, backend):
-    """Its process is gone, but the server has all that it needs to finish the transaction.
+def test_a_command_that_was_terminated_during_its_commit_is_not_answered_as_revoked(shop, sku, backend):
+    """Its process is gone, but the server can still finish the transaction.
 
     The command's answer is written and waits for an uncommitted one under the same key; the record of the
     revocation then waits for the command.
@@ -62,9 +62,7 @@ def test_a_command_that_was_terminated_while_it_committed_is_not_told_revoked(sh
     assert allocated(backend, sku) == [("o1",)]
 
 
-def test_a_command_that_was_terminated_before_it_committed_is_told_revoked_and_has_no_effect(
-    shop, sku, backend
-):
+def test_a_command_that_was_terminated_before_its_commit_is_revoked_without_effect(shop, sku, backend):
     with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
         sent = shop.send("allocate", "o1", sku, 1)
         eventually(lambda: waiting(backend, "BEGIN"), what="the command at the lock")
@@ -79,8 +77,8 @@ def test_a_command_that_was_terminated_before_it_committed_is_told_revoked_and_h
     ]
 
 
-def test_a_command_that_one_worker_carries_out_is_not_told_revoked_by_another(shop, sku, backend):
-    """Celery's control command reaches every worker, and those that do not have the message know nothing."""
+def test_a_command_that_one_worker_carries_out_is_not_answered_as_revoked_by_another(shop, sku, backend):
+    """Celery's control command reaches every worker, including those without the message."""
     second = backend.worker("second", concurrency=1)
     try:
         with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
@@ -92,7 +90,7 @@ def test_a_command_that_one_worker_carries_out_is_not_told_revoked_by_another(sh
         second.stop()
 
 
-def test_a_repeat_that_is_revoked_is_told_the_first_result(shop, sku):
+def test_a_revoked_repeat_gets_the_first_result(shop, sku):
     task_id, key, stock = str(uuid4()), f"stock-{sku}", {"ref": f"more-{sku}", "sku": sku, "qty": 1}
     shop.ask("create_batch", key=key, **stock)
     shop.app.control.revoke(task_id, reply=True)
@@ -100,8 +98,8 @@ def test_a_repeat_that_is_revoked_is_told_the_first_result(shop, sku):
     assert shop.send("create_batch", key=key, task_id=task_id, **stock).get(timeout=30) is None
 
 
-def test_many_commands_that_were_terminated_in_the_middle_are_told_what_each_came_to(shop, sku, backend):
-    """Those before were carried out, so that none of it happened is no answer."""
+def test_many_commands_that_were_terminated_halfway_each_get_their_own_outcome(shop, sku, backend):
+    """The earlier ones were carried out, so `revoked` for all would be wrong."""
     other = f"DESK-{uuid4()}"
     shop.ask("create_batch", ref=f"batch-{other}", sku=other, qty=1)
     lines = [["allocation.allocate", {"orderid": "o1", "sku": one, "qty": 1}] for one in (sku, other)]
@@ -122,7 +120,7 @@ def test_many_commands_that_were_terminated_in_the_middle_are_told_what_each_cam
     assert allocated(backend, other) == []
 
 
-def test_many_commands_that_were_revoked_before_a_worker_began_them_are_told_revoked(shop, sku, backend):
+def test_many_commands_that_were_revoked_before_their_start_are_all_revoked(shop, sku, backend):
     task_id = str(uuid4())
     shop.app.control.revoke(task_id, reply=True)
     line = ["allocation.allocate", {"orderid": "o1", "sku": sku, "qty": 1}]
@@ -133,8 +131,8 @@ def test_many_commands_that_were_revoked_before_a_worker_began_them_are_told_rev
 
 
 @pytest.mark.parametrize(("task", "arguments"), [("allocate", ()), ("many", ("no list",))])
-def test_a_revoked_message_that_no_worker_would_carry_out_is_answered_once(shop, task, arguments):
-    """Its key, or its list, cannot be one; it went round for ever."""
+def test_a_revoked_invalid_message_is_answered_once(shop, task, arguments):
+    """Its key or its list is invalid; it must not be redelivered for ever."""
     task_id = str(uuid4())
     shop.app.control.revoke(task_id, reply=True)
 
@@ -143,8 +141,8 @@ def test_a_revoked_message_that_no_worker_would_carry_out_is_answered_once(shop,
 
 
 @pytest.mark.parametrize("limit", ["soft_time_limit", "time_limit"])
-def test_a_sender_s_time_limit_does_not_end_what_carries_its_command_out(shop, sku, backend, limit):
-    """A soft one is raised at any moment, also after the commit; a short hard one ended each run for ever."""
+def test_a_senders_time_limit_does_not_stop_its_command(shop, sku, backend, limit):
+    """A soft limit raises at any moment, even after the commit; a short hard one would kill every run."""
     with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
         sent = shop.app.send_task(
             "allocation.allocate",
@@ -160,8 +158,8 @@ def test_a_sender_s_time_limit_does_not_end_what_carries_its_command_out(shop, s
     assert sent.get(timeout=30) == f"batch-{sku}"
 
 
-def test_a_delivery_that_was_revoked_is_still_made(shop, sku, backend, mail_is_down):
-    """Its messages all have its id; an operator gives it up by discarding it."""
+def test_a_revoked_delivery_is_still_made(shop, sku, backend, mail_is_down):
+    """All its messages have its id; to stop it, an operator discards it."""
     shop.ask("allocate", "o1", sku, 99)
     failed = "SELECT id::text FROM deliveries WHERE status = 'failed' AND payload->>'sku' = :sku"
     [(delivery,)] = eventually(lambda: backend.sql(failed, sku=sku), what="the failed delivery")
@@ -181,8 +179,8 @@ def test_a_delivery_that_was_revoked_is_still_made(shop, sku, backend, mail_is_d
     eventually(lambda: backend.sql(done, sku=sku), what="the mail")
 
 
-def test_a_copy_that_this_release_cannot_read_is_answered_as_the_first_was(shop, sku, backend, broker):
-    """Its headers grew on the way back, or the release before allowed more."""
+def test_a_copy_that_this_release_cannot_read_gets_the_first_answer(shop, sku, backend, broker):
+    """Its headers grew at the redelivery, or the previous release allowed more."""
     first = shop.send("allocate", "o1", sku, 1)
     assert first.get(timeout=30) == f"batch-{sku}"
     shop.app.AsyncResult(first.id).forget()

@@ -1,4 +1,4 @@
-"""No password is shown: not by logs, tools, settings or errors, nor by Flower to its operator."""
+"""No password is shown in logs, tools, settings, errors or Flower."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What an account with the rights of docs/how-to/security.md can do on the broker, and what it cannot.
+"""Accounts with the rights in docs/how-to/security.md: what they can do on the broker, and what not.
 
-Each line of rights is read from that page and carried out as it stands.
+Each line of rights is read from that page and run unchanged.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ QUEUE = "allocation.commands"
 
 
 def documented(start: str) -> list[str]:
-    """Return the words of the one documented command that starts like this."""
+    """Return the words of the only documented command with this beginning."""
     [command] = re.findall(rf"^{re.escape(start)} .*$", SECURITY, re.MULTILINE)
     return shlex.split(command)
 
 
 def as_user(url: str, user: str) -> str:
-    """Return an address with the login of an account on the page."""
+    """Return an address with the login of an account from the page."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{user}:SECRET@{parts.hostname}:{parts.port}").geturl()
 
@@ -76,12 +76,12 @@ def accounts(broker, redis_server, request) -> Iterator[None]:
 
 @pytest.fixture
 def sender(broker, accounts) -> Broker:
-    """The two addresses that a sender is given."""
+    """The two addresses of a sender."""
     return Broker(as_user(broker.broker_url, "shop"), as_user(broker.result_backend_url, "shop-results"))
 
 
 def is_redis(broker: Broker) -> bool:
-    """Tell which kind of broker it is."""
+    """Return whether the broker is Redis."""
     return broker.broker_url.startswith("redis")
 
 
@@ -100,7 +100,7 @@ def test_the_typed_client_works_with_the_rights_of_a_sender(worker, sender):
 
 @pytest.mark.timeout(300)
 def test_plain_celery_works_with_the_rights_of_a_sender(worker, sender):
-    """On Redis as the README has it; on RabbitMQ with the exchange that the page names."""
+    """On Redis as in the README; on RabbitMQ with the exchange from the page."""
     sku, route = f"LAMP-{uuid4()}", {"queue": QUEUE}
     if not is_redis(sender):
         [snippet] = re.findall(r"^app\.send_task\((.*?)^\)", SECURITY, re.MULTILINE | re.DOTALL)
@@ -219,7 +219,7 @@ def publish(exchange: str, routing_key: str, **headers: Any) -> Callable[[Connec
 
 
 def on_channel(method: str, *args: Any, **options: Any) -> Callable[[Connection], Any]:
-    """Return an attempt to do something else."""
+    """Return another attempt."""
     return lambda connection: getattr(connection.channel(), method)(*args, **options)
 
 
@@ -238,7 +238,7 @@ RABBITMQ_BOTH = {
     "delays": publish("celery_delayed_27", QUEUE),
     "control commands": publish(CONTROL, ""),
     "replies to control commands": publish("reply.celery.pidbox", "x"),
-    "what Flower hears": publish("celeryev", "worker.heartbeat"),
+    "Flower's events": publish("celeryev", "worker.heartbeat"),
     "take": on_channel("basic_get", QUEUE),
     "consume": on_channel("basic_consume", QUEUE),
     "purge": on_channel("queue_purge", QUEUE),
@@ -327,7 +327,7 @@ def test_a_sender_cannot_shut_a_worker_down(worker, sender, shop):
 
 @contextmanager
 def listening(command: list[str], folder: Path, broker_url: str) -> Iterator[Child]:
-    """A listener of the examples, under the name that the page has."""
+    """The example listener, with the name from the page."""
     env = {"BROKER_URL": broker_url, "QUEUE": "warehouse.stock-news", "PATH": ""}
     child = Child("listener", [sys.executable, *command], log=folder / "listener.log", env=env, cwd=ROOT)
     child.start()
@@ -345,7 +345,7 @@ def bind_as_operator(broker_url: str, *arguments: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_listener_with_the_documented_rights_hears_what_it_is_bound_for(
+def test_a_listener_with_the_documented_rights_gets_its_events(
     worker, housekeeping, broker, accounts, shop, tmp_path
 ):
     program = "examples/listener/listen.py"
@@ -365,7 +365,7 @@ def test_a_listener_with_the_documented_rights_hears_what_it_is_bound_for(
 
 @pytest.mark.parametrize("broker", ["redis"], indirect=True)
 def test_a_listener_on_redis_that_is_killed_gets_its_event_again(broker, accounts, tmp_path):
-    """It may have been killed before it did anything: the event is told twice rather than lost."""
+    """It may have been killed before it handled the event: better twice than lost."""
     event = json.dumps({"body": json.dumps({"id": "1"}), "properties": {}})
     with redis.Redis.from_url(broker.broker_url) as owner:
         owner.lpush("warehouse.stock-news.taken", event)
@@ -378,8 +378,8 @@ def test_a_listener_on_redis_that_is_killed_gets_its_event_again(broker, account
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_a_client_whose_backend_was_never_started_is_told_so(broker, redis_server):
-    """RabbitMQ would drop a message for a queue that does not exist, and confirm it."""
+def test_a_client_gets_an_error_if_the_backend_was_never_started(broker, redis_server):
+    """RabbitMQ would drop a message for a missing queue, and confirm it."""
     with Connection(broker.broker_url) as owner, owner.channel() as channel:
         channel.exchange_delete("allocation.commands")
 
@@ -390,12 +390,12 @@ def test_a_client_whose_backend_was_never_started_is_told_so(broker, redis_serve
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
-    """A file that exists once something was run that should not be."""
+    """A file that exists only if an attack succeeded."""
     return tmp_path / "canary"
 
 
 class Trap:
-    """Unpickled by somebody careless, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -432,7 +432,7 @@ def test_a_control_command_that_is_not_json_is_not_loaded(worker, broker, shop, 
     ("module", "kind", "argument"),
     [("builtins", "SystemExit", "1"), ("os", "system", "touch {}"), ("builtins", "exec", "open('{}', 'w')")],
 )
-def test_the_typed_client_makes_only_errors_that_it_declares_of_a_forged_result(
+def test_the_typed_client_turns_forged_results_only_into_declared_errors(
     broker, canary, module, kind, argument
 ):
     forged = {"exc_module": module, "exc_type": kind, "exc_message": [argument.format(canary)]}
@@ -462,8 +462,8 @@ def test_a_list_of_too_many_commands_is_refused_as_a_whole(worker, broker, shop,
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("broker", ["redis"], indirect=True)
-def test_a_sender_that_names_other_tasks_changes_nothing(worker, broker, sender, shop, backend, module_mail):
-    """A handler's task goes by the row of its delivery; housekeeping takes nothing from the message."""
+def test_messages_for_other_tasks_change_nothing(worker, broker, sender, shop, backend, module_mail):
+    """A handler's task relies on its delivery's row; housekeeping ignores the message's content."""
     sku = f"LAMP-{uuid4()}"
     shop.ask("create_batch", ref=f"b-{sku}", sku=sku, qty=1)
     order = shop.send("allocate", "o1", sku, 2)

@@ -1,4 +1,4 @@
-"""Every example of a sender runs as its first line says, against a real worker."""
+"""Every example sender runs as its first line says, with a real worker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 @pytest.fixture
 def environment(broker, tmp_path: Path) -> dict[str, str]:
-    """How the examples are told where the servers and their own databases are."""
+    """The addresses of the servers and of the examples' own databases."""
     addresses = {
         "BROKER_URL": broker.broker_url,
         "RESULTS_URL": broker.result_backend_url,
@@ -46,14 +46,14 @@ def environment(broker, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def sku(shop) -> str:
-    """A product of the test's own, ten pieces on the shelf."""
+    """The test's own product, with ten pieces on the shelf."""
     sku = f"LAMP-{uuid4()}"
     shop.ask("create_batch", ref=f"b-{sku}", sku=sku, qty=10)
     return sku
 
 
 def run(*command: str, env: dict[str, str]) -> str:
-    """Run a program to its end and return what it printed."""
+    """Run a program to its end and return its output."""
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -63,7 +63,7 @@ def test_plain_celery(environment):
     assert run(sys.executable, str(SENDERS / "plain.py"), env=environment) == "plain-batch"
 
 
-def test_plain_celery_gives_up_after_seconds_where_nobody_answers(nowhere):
+def test_plain_celery_gives_up_after_seconds_without_an_answer(nowhere):
     done = subprocess.run(
         [sys.executable, str(SENDERS / "plain.py")],
         env=nowhere, capture_output=True, text=True, timeout=15, check=False,
@@ -76,7 +76,7 @@ def test_plain_celery_gives_up_after_seconds_where_nobody_answers(nowhere):
 
 @pytest.fixture
 def nowhere(environment, free_port) -> dict[str, str]:
-    """An environment whose servers are on a wrong port."""
+    """An environment with wrong ports."""
     address = f"redis://127.0.0.1:{free_port}"
     return {**environment, "BROKER_URL": f"{address}/0", "RESULTS_URL": f"{address}/1"}
 
@@ -92,7 +92,7 @@ def test_a_message_made_by_hand(environment, broker):
 
 @pytest.fixture
 def web_app(environment, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """A function that serves one of the examples and returns its address."""
+    """A function that starts an example and returns its address."""
     children: list[Child] = []
 
     def serve(name: str, environment: dict[str, str] = environment) -> str:
@@ -116,7 +116,7 @@ def web_app(environment, tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 
 def call(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-    """Ask a web app; return status and JSON."""
+    """Send a request to a web app; return status and JSON."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  http
     try:
@@ -134,7 +134,7 @@ def test_a_web_app_that_waits(web_app, sku, name):
     line = {"orderid": "o1", "sku": sku, "qty": 4}
 
     assert call(orders, line) == (200, {"batchref": f"b-{sku}"})
-    assert call(orders, line) == (200, {"batchref": f"b-{sku}"})  # the second click
+    assert call(orders, line) == (200, {"batchref": f"b-{sku}"})  # a double click
     assert call(orders, {**line, "sku": "NONE"}) == (409, {"detail": "Invalid sku NONE"})
     assert call(orders, {**line, "qty": 0}) == (409, {"detail": "qty must be at least 1"})
     assert call(orders, {**line, "qty": 7}) == (200, {"batchref": None})
@@ -174,7 +174,7 @@ def test_a_shop_that_dies_and_comes_back(web_app, sku, name):
     assert state(before) == 404
 
 
-def test_an_order_that_was_never_sent_is_unknown_and_does_not_wait_for_ever(web_app):
+def test_an_unknown_order_is_not_found_instead_of_pending_for_ever(web_app):
     orders = web_app("django_app.py") + "/orders"
 
     assert call(f"{orders}/{uuid4()}") == (404, {"detail": "unknown order"})
@@ -191,7 +191,7 @@ def test_a_web_app_refuses_an_order_that_lacks_a_field(web_app, name, status):
 
 
 @pytest.mark.parametrize("name", ["fastapi_app.py", "flask_app.py"])
-def test_a_web_app_answers_503_within_seconds_while_nobody_answers_it(web_app, nowhere, name):
+def test_a_web_app_answers_503_within_seconds_without_servers(web_app, nowhere, name):
     orders = web_app(name, nowhere) + "/orders"
 
     began = time.monotonic()

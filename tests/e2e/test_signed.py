@@ -1,4 +1,4 @@
-"""Signed messages: what known keys have signed is carried out, everything else is refused and kept."""
+"""Signed messages: those signed by known keys are handled, all others are refused and stored."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ with AllocationClient(broker, results, signing=signing, timeout_s=30) as client:
 
 @pytest.fixture(scope="module")
 def ours(server_folder: Path) -> Pair:
-    """The key of the backend; its folder of certificates has the shop's as well."""
+    """The backend's key; its folder of certificates also has the shop's."""
     return make_pair(server_folder / "signing", "backend")
 
 
 @pytest.fixture(scope="module")
 def shop_key(ours: Pair) -> Pair:
-    """A key that the backend knows."""
+    """A key that the backend trusts."""
     return make_pair(ours.key.parent, "shop")
 
 
 def settings(ours: Pair) -> dict[str, str]:
-    """Return the settings with which a backend signs, and trusts what is in its own folder."""
+    """Return the settings of a backend that signs, and trusts the certificates in its folder."""
     return {
         "ALLOCATION_SIGNING_KEY": str(ours.key),
         "ALLOCATION_SIGNING_CERTIFICATE": str(ours.certificate),
@@ -63,7 +63,7 @@ def settings(ours: Pair) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def signing_worker(backend, ours: Pair, shop_key: Pair) -> Iterator[Child]:
-    """A worker that accepts signed messages alone; nothing unsigned can ask it whether it is there."""
+    """A worker that accepts only signed messages; an unsigned ping gets no answer."""
     backend.env |= settings(ours)
     child = programs.commands_worker(backend.folder, backend.env, 2)
     child.start()
@@ -73,7 +73,7 @@ def signing_worker(backend, ours: Pair, shop_key: Pair) -> Iterator[Child]:
 
 
 def send_signed(broker, pair: Pair, store: Pair, sku: str, qty: int = 10) -> str:
-    """Send from another process, since a process signs with one key; return what came of it."""
+    """Send from another process, since a process signs with one key; return the outcome."""
     command = [
         sys.executable, "-c", CLIENT, broker.broker_url, broker.result_backend_url,
         str(pair.key), str(pair.certificate), str(store.key.parent / "*.pem"), sku, str(qty),
@@ -82,7 +82,7 @@ def send_signed(broker, pair: Pair, store: Pair, sku: str, qty: int = 10) -> str
 
 
 def run(*command: str, env: Mapping[str, str] | None = None) -> str:
-    """Run a program in a process of its own; return what it says."""
+    """Run a program in its own process; return its output."""
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=90,
         check=False,
@@ -93,17 +93,17 @@ def run(*command: str, env: Mapping[str, str] | None = None) -> str:
 
 @pytest.fixture
 def sku() -> str:
-    """The name of a product of the test's own."""
+    """The name of the test's own product."""
     return f"LAMP-{uuid4()}"
 
 
 def batches(backend, sku: str) -> int:
-    """Return how many batches of a product there are."""
+    """Return a product's number of batches."""
     return backend.sql("SELECT count(*) FROM batches WHERE sku = :sku", sku=sku)[0][0]
 
 
 def refused_letters(backend) -> list[str]:
-    """Return why messages were refused."""
+    """Return the errors of refused messages."""
     return [error for (error,) in backend.sql("SELECT error FROM dead_letters ORDER BY at")]
 
 
@@ -190,7 +190,7 @@ VALUES (:id, 'killed its worker', 'Parked', 'allocation.commands', 'allocation.a
 def test_a_parked_command_is_carried_out_when_it_is_replayed(
     signing_worker, backend, broker, ours, shop_key, sku
 ):
-    """Its letter was written by a worker, which had seen the signature; what goes out is signed again."""
+    """A worker that had verified the signature wrote its letter; the replay is signed again."""
     assert send_signed(broker, shop_key, ours, sku) == f"b-{sku}"
     letter_id, headers = new_id(), {"task": "allocation.allocate", "id": f"again-{sku}", "lang": "py"}
     body = [[], {"orderid": "parked", "sku": sku, "qty": 1}, {}]

@@ -1,4 +1,4 @@
-"""Redis and PostgreSQL over TLS: with the right authority everything works, with another nothing does."""
+"""Redis and PostgreSQL over TLS: everything works with the right authority, nothing with another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.e2e.tls_front import TlsFront
 
 @dataclass(frozen=True)
 class Encrypted:
-    """The servers' addresses behind TLS, and who vouches for them."""
+    """The servers' addresses behind TLS, and their certificate authority."""
 
     redis: TlsFront
     postgres: TlsFront
@@ -34,7 +34,7 @@ class Encrypted:
         return f"rediss://127.0.0.1:{self.redis.port}/{database}"
 
     def settings(self, authority: Path) -> dict[str, str]:
-        """Return the backend's settings when it trusts this authority."""
+        """Return the settings of a backend that trusts this authority."""
         before, _, after = self.plain_database_url.rpartition("@")
         database = after.rpartition("/")[2]
         return {
@@ -48,7 +48,7 @@ class Encrypted:
 
 @pytest.fixture(scope="module")
 def broker(broker_of):
-    """Redis alone; RabbitMQ speaks TLS itself, and is tried in test_rabbitmq."""
+    """Redis only; RabbitMQ has its own TLS, which test_rabbitmq tests."""
     return broker_of("redis")
 
 
@@ -63,7 +63,7 @@ def encrypted(backend, server_folder: Path) -> Iterator[Encrypted]:
 
 @pytest.fixture(scope="module")
 def stranger(server_folder: Path) -> Path:
-    """An authority that vouches for neither server."""
+    """An authority that signed neither server's certificate."""
     return make_pair(Path(tempfile.mkdtemp(prefix="stranger-", dir=server_folder)), "stranger").certificate
 
 
@@ -74,7 +74,7 @@ def operator(encrypted: Encrypted, authority: Path, *arguments: str) -> subproce
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=90, check=False)
 
 
-def test_commands_go_through_and_operators_look_over_tls_alone(backend, encrypted, module_mail):
+def test_commands_and_the_operators_tool_work_over_tls(backend, encrypted, module_mail):
     """Sender, worker, results, database, and the event's handler."""
     env = backend.env | encrypted.settings(encrypted.pair.certificate)
     child = programs.worker("tls", programs.WORK_QUEUES, backend.folder, env, 2)
@@ -97,8 +97,8 @@ def test_commands_go_through_and_operators_look_over_tls_alone(backend, encrypte
     assert encrypted.postgres.served > 0
 
 
-def test_a_sender_does_not_talk_to_a_redis_that_a_stranger_vouches_for(encrypted, stranger):
-    """It says so within seconds, and names no address."""
+def test_a_sender_refuses_a_redis_with_an_untrusted_certificate(encrypted, stranger):
+    """It fails within seconds, without naming an address."""
     with (
         AllocationClient(
             encrypted.redis_url(0), encrypted.redis_url(1), ca_file=stranger, timeout_s=5
@@ -110,16 +110,16 @@ def test_a_sender_does_not_talk_to_a_redis_that_a_stranger_vouches_for(encrypted
     assert str(encrypted.redis.port) not in str(refused.value)
 
 
-def test_check_says_which_certificates_an_operator_should_look_at(encrypted, stranger):
-    """Both servers are refused, by the rule that was broken."""
+def test_check_names_the_servers_with_untrusted_certificates(encrypted, stranger):
+    """Both servers are refused, with the reason."""
     checked = operator(encrypted, stranger, "check")
 
     assert checked.returncode != 0
     assert checked.stdout.lower().count("certificate verify failed") >= 2, checked.stdout
 
 
-def test_a_worker_that_does_not_trust_the_broker_takes_nothing_and_says_why(backend, encrypted, stranger):
-    """It waits for a broker that it can trust, as for one that is away."""
+def test_a_worker_that_does_not_trust_the_broker_takes_no_message_and_says_why(backend, encrypted, stranger):
+    """It keeps trying, as with an unavailable broker."""
     child = programs.worker(
         "untrusting", programs.WORK_QUEUES, backend.folder, backend.env | encrypted.settings(stranger), 1
     )

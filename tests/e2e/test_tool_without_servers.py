@@ -1,4 +1,4 @@
-"""The operator's tool without a server that it needs: one line, and an exit status for scripts."""
+"""The operator's tool without a required server: one line, and an exit status for scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`redis+socket://` for broker and results: the transport, and so the promises, are those of `redis://`."""
+"""`redis+socket://` for broker and results uses the same transport as `redis://`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from local.servers.redis_server import find_binary
 from local.waiting import eventually
 from tests.e2e.conftest import Broker
 
-PASSWORD = "secret"  # of a server that lives as long as this file's tests
+PASSWORD = "secret"  # of a server that runs throughout this file's tests
 
 
 @pytest.fixture(scope="module")
 def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Redis that listens on a Unix socket alone."""
+    """A Redis that listens only on a Unix socket."""
     folder = tmp_path_factory.mktemp("socket")
     path = folder / "redis.sock"
     options = {"--port": "0", "--unixsocket": path, "--requirepass": PASSWORD, "--save": "", "--dir": folder}

@@ -1,4 +1,4 @@
-"""docs/how-to/your-own-project.md, followed word for word in an empty folder, with addresses of the test."""
+"""docs/how-to/your-own-project.md, followed word for word in an empty folder, with the test's addresses."""
 
 import os
 import re
@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Block:
-    """One block of code: shell commands, a file that names itself in its first line, or what is printed."""
+    """One block of code: shell commands, a file with its name in the first line, or an output."""
 
     language: str
     text: str
@@ -39,7 +39,7 @@ BLOCKS = [Block(*found) for found in BLOCK.findall(PAGE)]
 
 @pytest.fixture
 def addresses(postgres: Postgres, redis_server: Redis, mail_sink: MailSink) -> dict[str, str]:
-    """What stands in the page, and what is used here."""
+    """The page's addresses, and those used here."""
     return {
         '"$HOME/allocation[': f'"{ROOT}[',
         "127.0.0.1:5490": f"127.0.0.1:{postgres.port}",
@@ -50,9 +50,9 @@ def addresses(postgres: Postgres, redis_server: Redis, mail_sink: MailSink) -> d
 
 @pytest.fixture
 def reader(tmp_path: Path, addresses: dict[str, str], mail_sink: MailSink) -> Iterator[Child]:
-    """Somebody who types what the page says, in its sequence, into a shell in an empty folder.
+    """A reader who types the page's commands, in order, into a shell in an empty folder.
 
-    And who looks for the tickets in the mail before typing what asks for the deliveries.
+    The reader waits for the mails with the tickets before listing the deliveries.
     """
     folder = tmp_path / "an empty folder"
     folder.mkdir()
@@ -61,7 +61,7 @@ def reader(tmp_path: Path, addresses: dict[str, str], mail_sink: MailSink) -> It
     asking = next(number for number, text in enumerate(typed) if "deliveries list" in text)
     script = tmp_path / "typed.sh"
     script.write_text("\n".join(["set -eum", *typed[:asking], look, *typed[asking:]]))
-    # Its python3 is the one that runs the tests, and nothing of this checkout is on its path.
+    # Its python3 is the tests' own, and this checkout is not on its path.
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     child = Child("reader", ["bash", str(script)], log=tmp_path / "reader.log", cwd=folder, env=env)
@@ -70,7 +70,7 @@ def reader(tmp_path: Path, addresses: dict[str, str], mail_sink: MailSink) -> It
     child.stop()
 
 
-def test_the_page_followed_to_the_letter_does_what_it_says(reader: Child, mail_sink: MailSink):
+def test_the_page_works_when_followed_to_the_letter(reader: Child, mail_sink: MailSink):
     eventually(lambda: not reader.running, 240, "the end of the page")
 
     printed = reader.log_text()
@@ -93,12 +93,12 @@ def test_the_page_has_little_to_type():
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:examples|tests|messaging)/[\w/.]+)`", PAGE))
-def test_what_the_page_points_to_is_there(path: str):
+def test_everything_that_the_page_names_exists(path: str):
     assert (ROOT / path).exists()
 
 
 def _typed(block: Block, addresses: dict[str, str]) -> str:
-    """Return what the reader types for a block: a file is written, commands are run."""
+    """Return a block's shell commands: files are written, commands are run."""
     if block.language == "python":
         return f"cat > {block.file} <<'END OF FILE'\n{block.text}END OF FILE\n"
     if block.language == "bash":

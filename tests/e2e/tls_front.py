@@ -1,4 +1,4 @@
-"""TLS in front of a server that has none, as a stunnel or a provider's load balancer puts it there."""
+"""A TLS proxy in front of a server without TLS, like stunnel or a provider's load balancer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 from tests.e2e.certificates import Pair
 
-SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # how a PostgreSQL client asks for TLS before it begins
+SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # a PostgreSQL client's request for TLS
 
 
 class TlsFront:
-    """Listens on `port`, takes TLS off and passes on what is inside to the server of `url`."""
+    """Listens on `port`, removes TLS and forwards to the server of `url`."""
 
     def __init__(self, url: str, pair: Pair) -> None:
         address = urlsplit(url)
@@ -26,17 +26,17 @@ class TlsFront:
         self._context.load_cert_chain(pair.certificate, pair.key)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.served = 0  # connections that got as far as to the server
+        self.served = 0  # connections that reached the server
 
     def __enter__(self) -> Self:
-        """Take connections from now on."""
+        """Start accepting connections."""
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take no more."""
+        """Stop accepting connections."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -63,7 +63,7 @@ class TlsFront:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Pass on what comes until there is no more, then have the other direction end too."""
+    """Forward until the end of the stream, then end the other direction too."""
     with suppress(OSError):
         while data := source.recv(65_536):
             sink.sendall(data)

@@ -1,4 +1,4 @@
-"""Requests as a browser, a script or an attacker makes them, and what comes back."""
+"""Requests of a browser, a script or an attacker, and the responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """What a server answered; errors are answers too."""
+    """A server's response; errors are responses too."""
 
     status: int
     text: str

@@ -225,13 +225,11 @@ def test_the_sequence_rises_with_the_commits_of_one_product_while_others_are_pub
 
 def end_sessions(app: MessagingApp) -> None:
     """End the sessions of this database, as the server ends those of a frozen process."""
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     with app.runtime.engine.connect() as connection:
         connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        )
+            text(f"SELECT pg_terminate_backend(pid, 10000) {others}")
+        )  # waits, in milliseconds
 
 
 @pytest.fixture
@@ -327,6 +325,20 @@ def test_requests_for_announcements_do_not_pile_up_while_housekeeping_is_down(ha
         hasty.dispatcher.nudge()
         wait_for_timers()
         eventually(lambda: queue(connection).purge() == 1, 10, "the next one, once that is taken")
+
+
+def test_an_announcement_is_requested_although_the_pool_has_closed_its_connection(hasty):
+    queue = hasty.amqp.queues["allocation.housekeeping"]
+    with hasty.connection_for_write() as connection:
+        queue(connection).declare()
+        queue(connection).purge()
+        with hasty.producer_or_acquire() as producer:
+            producer.connection.close()
+
+        hasty.dispatcher.nudge()
+        wait_for_timers()
+
+        eventually(lambda: queue(connection).purge() == 1, 10, "the request")
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Products(RuleBasedStateMachine):
 
     @invariant()
     def postgres_and_the_model_agree(self) -> None:
-        """Batches, kept numbers and lines are the same."""
+        """Batches, allocated quantities and lines are the same."""
         assert self._state() == self.model.state()
 
     def _run(self, command: Command) -> Any:

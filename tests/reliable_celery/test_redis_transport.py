@@ -164,7 +164,7 @@ def test_stock_kombu_and_we_restore_each_other(server: Redis, broker: redis.Redi
     dead.release()
 
 
-def test_every_priority_is_read_and_in_kombu_s_order(server: Redis):
+def test_every_priority_is_read_in_kombus_order(server: Redis):
     """Priority step 0 comes first, as in kombu."""
     with connect(server) as connection:
         for priority in 9, 6, 3, 0:
@@ -400,7 +400,7 @@ def cut_all(client: redis.Redis) -> None:
     client.client_kill_filter(_type="pubsub")
 
 
-def test_a_message_of_a_worker_s_dead_connection_is_not_stuck(server: Redis, broker: redis.Redis):
+def test_a_message_of_a_workers_dead_connection_is_requeued(server: Redis, broker: redis.Redis):
     """A consumer that lost a reply with its connection requeues the reply's messages."""
     broker.script_load(FETCH)
     with connect(server) as connection:

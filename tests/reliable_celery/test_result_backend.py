@@ -114,7 +114,7 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
-def test_celerys_internals_are_as_we_know_them():
+def test_celery_stores_results_as_we_know_it():
     """Review a new Celery that stores results in another way before pinning it."""
     source = inspect.getsource(RedisBackend._store_result)
     assert list(inspect.signature(RedisBackend._set).parameters) == ["self", "key", "value", "expires"]

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, what it reads and what it writes."""
+"""The benchmark's arithmetic, input and output."""
 
 from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
@@ -15,7 +15,7 @@ def _figure(value: float, goal: float = 1.3, at_least: bool = True, why: str = "
     return Figure("key", "commands/s", "plain <Celery>", goal, at_least, (value,), "2 : 1", why)
 
 
-def test_a_ratio_is_made_within_a_round_and_the_figure_is_their_median():
+def test_a_ratio_is_computed_within_a_round_and_the_figure_is_their_median():
     """One disturbed round changes nothing."""
     figure = Figure("key", "x", "y", 1.3, True, ratios([20, 30, 1], [10, 10, 10]), "")
 
@@ -31,20 +31,20 @@ def test_a_goal_is_a_floor_or_a_ceiling(value: float, at_least: bool, met: bool)
     assert _figure(value, at_least=at_least).met is met
 
 
-def test_a_share_of_a_goal_grows_with_what_is_better():
+def test_a_better_figure_has_a_larger_share_of_its_goal():
     """Half the allowed time is twice as good."""
     assert share_of_goal(_figure(0.55, 1.1, at_least=False)) == pytest.approx(2)
     assert share_of_goal(_figure(2.6, 1.3)) == pytest.approx(2)
 
 
 def test_a_percentile_is_one_of_the_values():
-    """The last one at most."""
+    """At most the last one."""
     assert percentile(range(1, 101), 0.99) == 100
     assert percentile([7], 0.5) == 7
 
 
-def test_the_rate_is_read_from_what_pgbench_prints():
-    """Its last line says it, without the time to connect."""
+def test_the_rate_is_read_from_the_output_of_pgbench():
+    """Its last line has it, without the time to connect."""
     printed = (
         "latency average = 0.556 ms\ninitial connection time = 3.061 ms\ntps = 3597.122302 (without …)\n"
     )
@@ -54,8 +54,8 @@ def test_the_rate_is_read_from_what_pgbench_prints():
         parse_tps("pgbench: error")
 
 
-def test_the_plot_is_a_picture_of_every_figure():
-    """Well-formed, with a bar each and what is special to XML made harmless."""
+def test_the_plot_shows_every_figure():
+    """Well-formed XML with a bar per figure and escaped text."""
     picture = ET.fromstring(goals_svg([_figure(2.0), _figure(0.5)]))  # noqa: S314  our own text
 
     bars = [bar for bar in picture.iter("{http://www.w3.org/2000/svg}rect") if bar.get("x")]
@@ -63,7 +63,7 @@ def test_the_plot_is_a_picture_of_every_figure():
 
 
 def test_a_page_says_which_goal_was_missed_and_why():
-    """No miss is left out."""
+    """Every miss is listed."""
     run = report.Run(
         "make bench", datetime(2026, 1, 2, tzinfo=UTC), [_figure(2.0), _figure(0.5, why="Since.")], 0.1, 5
     )

@@ -1,4 +1,4 @@
-"""The peers really do the job: the same batch for a line as our own code, once, and nothing without room."""
+"""The peers do the same job as our code: the same batch for a line, once, and none without room."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from benchmarks.peers import job
 def database(
     clean_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[psycopg2.extensions.connection]:
-    """One SKU with ten pieces on the shelf and ten on their way, as the peers see it."""
+    """One SKU with ten pieces on the shelf and ten in a shipment, as seen by the peers."""
     monkeypatch.setenv("ALLOCATION_DATABASE_URL", clean_database)
     connection = psycopg2.connect(clean_database.replace("+psycopg2", "", 1))
     connection.autocommit = True
@@ -35,14 +35,14 @@ def _state(connection: psycopg2.extensions.connection) -> list[tuple[object, ...
 
 
 def test_the_job_by_hand_takes_from_the_shelf_first(database):
-    """Warehouse before shipments, and what was taken is written down."""
+    """Warehouse before shipments, and the allocation is recorded."""
     assert job.allocate("id-1", "o1", "LAMP", 8) == "shelf"
     assert job.allocate("id-2", "o2", "LAMP", 8) == "later"
     assert _state(database) == [("later", 8), ("shelf", 8)]
 
 
 def test_the_job_by_hand_allocates_a_line_once(database):
-    """A repeat is answered with the same batch."""
+    """A repeat returns the same batch."""
     job.allocate("id-1", "o1", "LAMP", 8)
 
     assert job.allocate("id-2", "o1", "LAMP", 8) == "shelf"
@@ -50,12 +50,12 @@ def test_the_job_by_hand_allocates_a_line_once(database):
 
 
 def test_the_job_by_hand_allocates_nothing_without_room(database):
-    """No batch has eleven."""
+    """No batch has eleven pieces."""
     assert job.allocate("id-1", "o1", "LAMP", 11) is None
     assert _state(database) == [("later", 0), ("shelf", 0)]
 
 
-def test_the_job_by_hand_refuses_a_message_that_it_has_answered(database):
+def test_the_job_by_hand_refuses_a_message_that_it_has_already_answered(database):
     """Its inbox row is written in the same transaction."""
     job.allocate("id-1", "o1", "LAMP", 1)
 

@@ -1,4 +1,4 @@
-"""The bus: commands fail noisily, events fail independently."""
+"""The bus: a command's failure is raised, each event handler fails on its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Greeted(Event):
 
 
 class Recorder:
-    """Handlers that note what they were given; `failing` ones raise afterwards."""
+    """Handlers that record their messages; `failing` ones then raise."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, object]] = []
@@ -71,12 +71,12 @@ def test_an_event_reaches_every_handler_although_one_of_them_fails(recorder, cap
     assert "Exception handling event Greeted(name='Ada') with second" in caplog.text
 
 
-def test_an_event_without_handlers_is_nobodys_business(caplog):
+def test_an_event_without_handlers_is_ignored(caplog):
     assert MessageBus({}, {Greeted: []}).handle(Greeted("Ada"), FakeUnitOfWork()) == []
     assert caplog.text == ""
 
 
-def test_an_event_that_was_never_registered_is_warned_of(caplog):
+def test_an_unregistered_event_is_logged_as_a_warning(caplog):
     bus = MessageBus({}, {})
 
     assert bus.handle(Greeted("Ada"), FakeUnitOfWork()) == []
@@ -96,7 +96,7 @@ def test_a_command_without_a_handler_is_refused_by_name():
         MessageBus({}, {}).handle(Greet("Ada"), FakeUnitOfWork())
 
 
-def test_handlers_run_inside_a_unit_of_work_that_is_committed_with_their_result(recorder):
+def test_handlers_run_in_a_unit_of_work_that_is_committed_with_their_result(recorder):
     class WatchedUnitOfWork(FakeUnitOfWork):
         def commit(self, result: object = None) -> list[Delivery]:
             recorder.calls.append(("commit", result))

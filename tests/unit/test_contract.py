@@ -1,4 +1,4 @@
-"""The contract with other apps: a valid AsyncAPI document that is never out of date."""
+"""The contract with other apps: a valid, up-to-date AsyncAPI document."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SPECIFICATION = Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json.gz"
 
 @pytest.fixture(scope="module")
 def document() -> Any:
-    """The document as other apps read it."""
+    """The document, parsed."""
     return yaml.safe_load(PATH.read_text())
 
 
 def test_the_document_is_up_to_date():
-    """`make docs` writes it anew."""
+    """`make docs` updates it."""
     assert PATH.read_text() == contract()
 
 
@@ -63,7 +63,7 @@ def test_every_command_error_and_event_is_in_it(document):
 
 
 def valid(document: Any, message: str, payload: Any) -> bool:
-    """Tell whether a payload is what the document says of a message."""
+    """Return whether a payload matches the document's schema of a message."""
     schema = {**document["components"]["messages"][message]["payload"], "components": document["components"]}
     return jsonschema.Draft7Validator(schema).is_valid(payload)
 
@@ -72,7 +72,7 @@ def valid(document: Any, message: str, payload: Any) -> bool:
     ("qty", "expected"),
     [(1, True), (2**31 - 1, True), (0, False), (2**31, False), ("3", False), (1.5, False)],
 )
-def test_what_celery_sends_is_what_the_document_says(document, qty, expected):
+def test_celerys_messages_match_the_document(document, qty, expected):
     app = Celery(set_as_current=False)
     fields = {"orderid": "o1", "sku": "LAMP", "qty": qty}
     message = app.amqp.as_task_v2("an-id", "allocation.allocate", (), fields)
@@ -80,7 +80,7 @@ def test_what_celery_sends_is_what_the_document_says(document, qty, expected):
     assert valid(document, "allocate", json.loads(json.dumps(message.body))) is expected
 
 
-def test_a_list_of_commands_is_what_the_document_says(document):
+def test_a_list_of_commands_matches_the_document(document):
     good = ["allocation.create_batch", {"ref": "b1", "sku": "LAMP", "qty": 1, "eta": "2026-01-31"}]
 
     assert valid(document, "many", [[[good, [*good, "my-id"]]], {}, {}])
@@ -88,14 +88,14 @@ def test_a_list_of_commands_is_what_the_document_says(document):
     assert valid(document, "many_result", {"task_id": "x", "status": "SUCCESS", "result": [{"id": "x.0"}]})
 
 
-def test_results_are_what_the_document_says(document):
+def test_results_match_the_document(document):
     for result, expected in (("b1", True), (None, True), (3, False)):
         answer = {"task_id": "x", "status": "SUCCESS", "result": result}
         assert valid(document, "allocate_result", answer) is expected
     assert not valid(document, "create_batch_result", {"task_id": "x", "status": "SUCCESS", "result": "b1"})
 
 
-def test_an_announced_event_is_what_the_document_says(document):
+def test_an_announced_event_matches_the_document(document):
     event_id = "01890000-0000-7000-8000-000000000000"
     told = Announcement(event_id, "OutOfStock", {"sku": "LAMP"}, "c1", "c1", datetime.now(UTC))
     with_subject = dataclasses.replace(told, position=12, subject="LAMP")
@@ -105,7 +105,7 @@ def test_an_announced_event_is_what_the_document_says(document):
     assert not valid(document, "Allocated", cloud_event(project.name, told))
 
 
-def test_sequences_compare_as_text_the_way_their_numbers_do():
+def test_sequences_sort_the_same_as_text_and_as_numbers():
     told = Announcement("e1", "OutOfStock", {}, "c1", "c1", datetime.now(UTC))
     numbers = [1, 9, 10, 99_999, 100_000, 2**31, 2**63 - 1]
 

@@ -1,4 +1,4 @@
-"""The container files keep their promises, as far as can be checked without a Docker engine."""
+"""The container files, as far as they can be checked without a Docker engine."""
 
 import importlib.util
 import re
@@ -22,21 +22,21 @@ ENV_EXAMPLE = (ROOT / ".env.example").read_text()
 OUR_IMAGE = "${ALLOCATION_IMAGE:-allocation}"
 OURS = sorted(name for name, service in SERVICES.items() if service["image"] == OUR_IMAGE)
 OUR_BACKEND = sorted(set(OURS) - {"mail"})
-#: What the compose file builds addresses and logins from.
+#: The variables from which the compose file builds addresses and logins.
 SECRETS = {
     "ALLOCATION_POSTGRES_PASSWORD",
     "ALLOCATION_REDIS_PASSWORD",
     "ALLOCATION_FLOWER_USER",
     "ALLOCATION_FLOWER_PASSWORD",
 }
-#: What only the compose file asks for.
+#: The variables that only the compose file reads.
 COMPOSE_ONLY = SECRETS | {
     "ALLOCATION_IMAGE",
     "ALLOCATION_PYTHON_VERSION",
     "ALLOCATION_POSTGRES_CONNECTIONS",
     "ALLOCATION_WORKERS",
 }
-#: They are other people's images.
+#: Services with other people's images.
 SERVERS = {"postgres", "redis"}
 
 
@@ -49,7 +49,7 @@ def test_every_part_of_the_backend_is_a_service():
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_command_of_every_service_exists(name: str):
-    """A module that can be run, or a command of Celery over an app that can be imported."""
+    """Each runs an existing module, or Celery with an app that can be imported."""
     program, *arguments = SERVICES[name]["command"]
 
     if program == "python":
@@ -63,7 +63,7 @@ def test_the_command_of_every_service_exists(name: str):
 
 
 def test_the_workers_serve_every_queue_exactly_once():
-    """No queue without a worker, none with two kinds of them."""
+    """No queue lacks a worker, or has two kinds of them."""
     queues = [
         queue
         for service in SERVICES.values()
@@ -76,7 +76,7 @@ def test_the_workers_serve_every_queue_exactly_once():
 
 
 def test_every_variable_of_a_container_is_a_setting():
-    """A misspelt variable would silently be ignored."""
+    """A misspelt variable would be ignored silently."""
     given = {
         variable
         for name in OURS
@@ -88,8 +88,8 @@ def test_every_variable_of_a_container_is_a_setting():
     assert given <= _variables_of(Settings)
 
 
-def test_every_variable_that_the_compose_file_asks_for_stands_in_the_example():
-    """What is asked for is explained there, and what is explained there exists."""
+def test_every_variable_of_the_compose_file_is_in_the_example():
+    """Each required variable is explained there, and each explained one exists."""
     asked = set(re.findall(r"\$\{(\w+)", COMPOSE_TEXT))
     explained = set(re.findall(r"^#?(ALLOCATION_\w+)=", ENV_EXAMPLE, flags=re.MULTILINE))
 
@@ -99,7 +99,7 @@ def test_every_variable_that_the_compose_file_asks_for_stands_in_the_example():
 
 @pytest.mark.parametrize("name", OUR_BACKEND)
 def test_every_setting_in_the_env_file_reaches_every_container(name: str):
-    """All of them may stand in `.env`, as the README says; the addresses alone are the compose file's."""
+    """All settings may be in `.env`, as the README says; only the addresses are the compose file's."""
     fixed = {variable for variable in SERVICES[name]["environment"] if variable.endswith("_URL")}
 
     assert SERVICES[name]["env_file"] == ".env"
@@ -112,8 +112,8 @@ def test_every_setting_in_the_env_file_reaches_every_container(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_a_container_can_write_to_its_volume_alone_and_gains_no_rights(name: str):
-    """Nor can its log fill the disk."""
+def test_a_container_can_write_only_to_its_volume_and_gains_no_privileges(name: str):
+    """Its log cannot fill the disk either."""
     service = SERVICES[name]
 
     assert service["read_only"] is True
@@ -125,7 +125,7 @@ def test_a_container_can_write_to_its_volume_alone_and_gains_no_rights(name: str
 
 
 def test_the_image_is_built_once():
-    """Builds of one image side by side get in each other's way."""
+    """Parallel builds of one image conflict."""
     builders = {name for name, service in SERVICES.items() if "build" in service}
 
     assert builders == {"migrate"}
@@ -135,22 +135,22 @@ def test_the_image_is_built_once():
 
 
 def test_the_image_leaves_no_anonymous_volume_behind():
-    """Whatever is kept has a name in the compose file."""
+    """All data are in named volumes of the compose file."""
     assert "VOLUME" not in re.findall(r"^[A-Z]+", DOCKERFILE, flags=re.MULTILINE)
 
 
 def test_the_database_is_ready_only_when_it_listens_on_the_network():
-    """The entrypoint's temporary server listens on the socket alone."""
+    """The entrypoint's temporary server listens only on the socket."""
     assert "--host=127.0.0.1" in shlex.split(SERVICES["postgres"]["healthcheck"]["test"][1])
 
 
 def test_the_number_of_workers_is_a_setting():
-    """`--scale` would be forgotten by the next `up`."""
+    """The next `up` would forget `--scale`."""
     assert SERVICES["worker"]["deploy"]["replicas"] == "${ALLOCATION_WORKERS:-1}"
 
 
 def test_the_image_holds_no_embedded_server():
-    """They are for one machine; here they are containers."""
+    """Here the servers are containers."""
     pinned = (ROOT / "requirements-server.txt").read_text()
 
     assert "requirements-server.txt" in DOCKERFILE
@@ -158,7 +158,7 @@ def test_the_image_holds_no_embedded_server():
 
 
 def test_no_file_holds_a_secret():
-    """Each secret is asked for by name, and refused when it is empty."""
+    """Each secret is read from a variable, and refused if it is empty."""
     for secret in SECRETS:
         uses = re.findall(rf"\$\{{{secret}([^}}]*)\}}", COMPOSE_TEXT)
         assert uses, secret
@@ -184,8 +184,8 @@ def test_every_long_running_service_has_a_health_check(name: str):
 
 
 @pytest.mark.parametrize("name", ["worker", "housekeeping", "beat", "flower"])
-def test_what_uses_the_database_waits_for_the_migration_and_stops_before_the_servers(name: str):
-    """The schema is there before the first message is read, the servers until the last is answered."""
+def test_users_of_the_database_wait_for_the_migration_and_stop_before_the_servers(name: str):
+    """The schema exists before the first message is read, the servers run until the last is answered."""
     conditions = {on: what["condition"] for on, what in SERVICES[name]["depends_on"].items()}
 
     assert conditions == {
@@ -196,12 +196,12 @@ def test_what_uses_the_database_waits_for_the_migration_and_stops_before_the_ser
 
 
 def test_the_workers_can_be_scaled():
-    """No fixed container name, port or volume stands in the way of a second one."""
+    """No fixed container name, port or volume prevents a second worker."""
     assert not {"container_name", "ports", "volumes"} & set(SERVICES["worker"])
 
 
-def test_redis_has_a_password_and_keeps_what_it_accepted():
-    """Append-only file, nothing evicted, and no password among the arguments."""
+def test_redis_has_a_password_and_loses_no_data():
+    """Append-only file, no eviction, and no password among the arguments."""
     script = SERVICES["redis"]["command"][-1]
     arguments = shlex.split(script.partition("exec ")[2])
 
@@ -216,8 +216,8 @@ def test_flower_asks_for_a_login():
     assert "FLOWER_BASIC_AUTH" in SERVICES["flower"]["environment"]
 
 
-def test_the_image_runs_as_a_user_of_its_own():
-    """The last user named is not root, and the code is not that user's."""
+def test_the_image_runs_as_its_own_user():
+    """The last USER is not root, and does not own the code."""
     users = re.findall(r"^USER (\w+)$", DOCKERFILE, flags=re.MULTILINE)
 
     assert users[-1:] == ["app"]
@@ -225,14 +225,14 @@ def test_the_image_runs_as_a_user_of_its_own():
 
 
 def test_everything_that_the_image_copies_exists():
-    """A moved folder would break the build where no test runs it."""
+    """A moved folder would break the build, which no test runs."""
     for sources in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, flags=re.MULTILINE):
         for source in sources.split():
             assert (ROOT / source).exists(), source
 
 
-def test_nothing_is_sent_to_the_build_but_what_the_image_copies():
-    """Secrets and local state cannot get in: the build knows of nothing else."""
+def test_the_build_gets_only_files_that_the_image_copies():
+    """So secrets and local state cannot get into the image."""
     ignored, *admitted = re.findall(r"^[^#].*$", (ROOT / ".dockerignore").read_text(), flags=re.MULTILINE)
     copied = {
         source

@@ -1,4 +1,4 @@
-"""Every page is in the navigation, every link leads somewhere, and what the pages name is in the code."""
+"""Every page is in the navigation, every link works, and everything that the pages name exists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def without_code(text: str) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """Return the ids of the headings, as forges and the site make them."""
+    """Return the ids of the headings, as on the site and in code forges."""
     headings = re.findall(r"^#+ (.+)$", without_code(path.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
@@ -53,7 +53,7 @@ def test_the_navigation_lists_every_page_once():
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=named)
-def test_every_link_leads_to_a_file_and_a_heading(path: Path):
+def test_every_link_points_to_a_file_and_a_heading(path: Path):
     for target, anchor in LINK.findall(without_code(path.read_text(encoding="utf-8"))):
         file = (path.parent / target).resolve() if target else path
 
@@ -63,33 +63,33 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path):
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=named)
-def test_every_path_that_a_page_names_is_there(path: Path):
+def test_every_path_in_a_page_exists(path: Path):
     for name in re.findall(rf"`((?:{FOLDERS})/[\w/.-]*)`", path.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=named)
-def test_every_setting_that_a_page_names_is_in_the_reference(path: Path):
+def test_every_setting_in_a_page_is_in_the_reference(path: Path):
     for name in re.findall(r"`(ALLOCATION_[A-Z_]*[A-Z])\b", path.read_text(encoding="utf-8")):
         assert f"| `{name}` |" in SETTINGS_PAGE.read_text(encoding="utf-8"), name
 
 
-def test_the_tables_of_settings_are_what_the_code_says():
-    """`make docs` writes them."""
+def test_the_tables_of_settings_are_up_to_date():
+    """`make docs` updates them."""
     written = SETTINGS_PAGE.read_text(encoding="utf-8")
 
     assert written == settings_page(written)
 
 
 @pytest.mark.parametrize("path", ADRS, ids=named)
-def test_a_decision_has_its_number_and_three_parts(path: Path):
+def test_a_decision_record_has_its_number_and_three_parts(path: Path):
     text = path.read_text(encoding="utf-8")
 
     assert re.match(rf"# {int(path.name[:3])}\. \S", text)
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
 
 
-def test_the_index_of_decisions_lists_each_with_its_title():
+def test_the_index_lists_each_decision_with_its_title():
     index = (DOCS / "adr" / "index.md").read_text(encoding="utf-8")
 
     for path in ADRS:
@@ -97,13 +97,13 @@ def test_the_index_of_decisions_lists_each_with_its_title():
         assert f"| {int(path.name[:3])} | [{title}]({path.name}) |" in index
 
 
-def test_every_message_in_troubleshooting_is_one_that_the_code_has():
-    """Except for those of other programs, in the last section."""
+def test_every_message_in_troubleshooting_is_in_the_code():
+    """Except for those of other programs in the last section."""
     ours, _, _ = TROUBLESHOOTING.partition("## Other programs")
     folders = ("allocation", "local", "messaging", "reliable_celery", "tasks", "docker-compose.yml")
     found = (path for name in folders for path in (ROOT / name, *(ROOT / name).rglob("*.py")))
     files = [path for path in found if path.is_file()]
-    # A text that is written in several pieces is one text.
+    # Join texts that are written in several pieces.
     code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text(encoding="utf-8") for file in files))
     messages = re.findall(r"\*\*`(.+?)`\*\*", ours)
 
@@ -122,5 +122,5 @@ def test_every_message_in_troubleshooting_is_one_that_the_code_has():
         ('<img src="//example.com/a.png">', ["//example.com/a.png"]),
     ],
 )
-def test_a_page_that_loads_something_from_another_host_is_found(page: str, found: list[str]):
+def test_a_page_that_loads_a_file_from_another_host_is_found(page: str, found: list[str]):
     assert foreign(page) == found

@@ -1,4 +1,4 @@
-"""A delivery knows its handler by name alone, so a project whose names lead astray does not start."""
+"""A delivery refers to its handler by name, so a project with ambiguous names does not start."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def called(name: str) -> Callable[..., None]:
 
 
 async def wait(_event: Event, _uow: object) -> None:
-    """Do nothing, later."""
+    """A coroutine function."""
 
 
 def count(_event: Event, _uow: object) -> Iterator[int]:
-    """Do nothing until somebody asks for a number."""
+    """A generator: a call does not run it."""
     yield 1
 
 
 async def count_later(_event: Event, _uow: object) -> AsyncIterator[int]:
-    """Do both."""
+    """An async generator."""
     yield 1
 
 
@@ -64,12 +64,14 @@ def started(events: dict[type[Event], list[Any]]) -> object:
 
 
 @pytest.mark.parametrize(("events", "problem"), REFUSED, ids=[row[1] for row in REFUSED])
-def test_no_event_goes_to_a_handler_that_it_is_not_for(events: dict[type[Event], list[Any]], problem: str):
+def test_a_project_with_ambiguous_handler_names_is_refused(
+    events: dict[type[Event], list[Any]], problem: str
+):
     with pytest.raises(ValueError, match=problem):
         started(events)
 
 
-def test_one_handler_may_be_for_several_events():
+def test_one_handler_may_handle_several_events():
     handler = called("notify")
 
     assert started({OutOfStock: [handler], Deallocated: [handler, called("reallocate")]})

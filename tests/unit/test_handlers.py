@@ -1,8 +1,8 @@
-"""Handlers, run whole in one process on fakes."""
+"""Handlers, run in one process on fakes."""
 
 from __future__ import annotations
 
-import datetime  # noqa: ICN001  # the name that the repr of a date has
+import datetime  # noqa: ICN001  # the name in the repr of a date
 import logging
 
 import pytest
@@ -51,14 +51,14 @@ def test_a_reference_that_another_product_uses_is_refused(uow):
         messagebus.handle(commands.CreateBatch("b1", "CHAIR", 100), uow)
 
 
-def test_the_stock_team_hears_of_an_order_that_went_away_empty(uow):
+def test_the_stock_team_is_notified_of_an_order_that_could_not_be_allocated(uow):
     messagebus.handle(commands.CreateBatch("b1", "LAMP", 9), uow)
 
     assert messagebus.handle(commands.Allocate("o1", "LAMP", 10), uow) == [None]
     assert uow.notifications.sent == ["Out of stock for LAMP"]
 
 
-def test_a_command_leaves_its_deliveries_to_be_sent_and_runs_none_of_them(uow):
+def test_a_command_returns_its_deliveries_and_runs_none_of_them(uow):
     messagebus.handle(commands.CreateBatch("b1", "LAMP", 9), uow)
     owed = []
 
@@ -71,7 +71,7 @@ def test_a_command_leaves_its_deliveries_to_be_sent_and_runs_none_of_them(uow):
     assert uow.notifications.sent == []
 
 
-def test_a_mail_server_that_is_away_does_not_touch_the_command(uow, caplog):
+def test_an_unavailable_mail_server_does_not_affect_the_command(uow, caplog):
     messagebus.handle(commands.CreateBatch("b1", "LAMP", 9), uow)
     uow.notifications.down = True
 
@@ -95,7 +95,7 @@ def test_lines_that_no_longer_fit_are_allocated_again_elsewhere(uow):
     assert second.lines == [OrderLine("o2", "LAMP", 20)]
 
 
-def test_the_log_line_before_handling_makes_the_message_again(uow, caplog):
+def test_the_log_line_before_handling_recreates_the_message(uow, caplog):
     caplog.set_level(logging.INFO)
     command = commands.CreateBatch("b1", 'LAMP\'s "finest"', 9, datetime.date(2026, 1, 1))
 

@@ -1,4 +1,4 @@
-"""A test suite on a machine without some program says so once."""
+"""A test suite reports a missing program once."""
 
 from __future__ import annotations
 

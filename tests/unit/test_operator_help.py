@@ -1,4 +1,4 @@
-"""The help texts: complete, and their examples are command lines that the tool takes."""
+"""The help texts are complete, and their examples are valid command lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def commands(group: click.Group = tool, path: tuple[str, ...] = ()) -> Iterator[
 
 
 def help_of(path: tuple[str, ...]) -> str:
-    """Return what `--help` prints."""
+    """Return the output of `--help`."""
     return CliRunner().invoke(tool, [*path, "--help"], prog_name=PROG).output
 
 

@@ -1,4 +1,4 @@
-"""What the operator's tool prints stays whole on a narrow terminal and cannot drive it."""
+"""The tool's output is readable on a narrow terminal, and cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = [(ID, "failed", "2026-11-22 23:10:18Z", WHAT)]
 
 
 def printed(width: int, columns=COLUMNS, rows=ROWS) -> list[str]:
-    """Return the lines that a terminal of this width shows."""
+    """Return the lines shown on a terminal of this width."""
     out = io.StringIO()
     Console(file=out, width=width).print(laid_out(columns, rows, width))
     return out.getvalue().splitlines()
@@ -45,7 +45,7 @@ def test_a_table_of_short_words_stays_a_table_on_a_narrow_terminal():
     assert row.split() == ["3", "failed", "send_mail"]
 
 
-def test_control_characters_are_shown_instead_of_obeyed():
+def test_control_characters_are_escaped():
     assert printable("a\x1b[31mred\nß\ttab") == "a\\x1b[31mred\nß\ttab"
 
 

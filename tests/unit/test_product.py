@@ -1,4 +1,4 @@
-"""The domain: who gets stock, and from which batch."""
+"""The domain: how stock is allocated."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_batches_of_one_day_are_taken_in_the_order_of_their_references():
     assert product.allocate(OrderLine("o1", "LAMP", 10)) == "b-1"
 
 
-def test_passes_over_a_batch_without_room():
+def test_skips_a_batch_without_room():
     product = lamps(Batch("shelf", "LAMP", 9), Batch("shipment", "LAMP", 10, TODAY))
 
     assert product.allocate(OrderLine("o1", "LAMP", 10)) == "shipment"
@@ -90,7 +90,7 @@ def test_allocating_a_line_twice_has_no_further_effect():
     assert len(product.events) == 1
 
 
-def test_a_line_stays_where_it_is_also_when_its_batch_is_full_by_then():
+def test_a_line_stays_in_its_batch_even_if_that_is_full_now():
     product = lamps(Batch("b1", "LAMP", 2), Batch("b2", "LAMP", 10, TODAY))
     product.allocate(OrderLine("o1", "LAMP", 2))
 
@@ -138,7 +138,7 @@ def test_a_batch_that_is_still_large_enough_gives_nothing_back():
     assert product.events == [events.BatchQuantityChanged("b1", "LAMP", 10)]
 
 
-def test_changing_a_quantity_to_what_it_is_has_no_effect():
+def test_changing_a_quantity_to_the_same_value_has_no_effect():
     product = lamps(Batch("b1", "LAMP", 30))
 
     product.change_batch_quantity("b1", 30)

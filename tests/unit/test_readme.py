@@ -1,4 +1,4 @@
-"""The README and the pages of reference say what is true of the code."""
+"""The README and the reference pages match the code."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text()
 TASKS = (ROOT / "docs" / "reference" / "tasks.md").read_text()
-#: What only docker-compose.yml reads.
+#: The variables that only docker-compose.yml reads.
 CONTAINERS = "\n## Containers\n"
 
 
 def documented() -> dict[str, str]:
-    """Return the default of each variable as the tables of settings have it."""
+    """Return the default of each variable from the tables of settings."""
     tables, _, _ = SETTINGS.partition(CONTAINERS)
     return dict(re.findall(r"^\| `ALLOCATION_(\w+)` \| `(.*?)` \|", tables, re.MULTILINE))
 
 
-def test_every_setting_stands_in_the_reference_with_its_default():
+def test_every_setting_is_in_the_reference_with_its_default():
     fields = {**LocalSettings.model_fields, **Settings.model_fields}
 
     assert documented() == {name.upper(): str(field.default) for name, field in fields.items()}
 
 
-def test_every_setting_says_there_what_it_is():
+def test_every_setting_has_a_description_there():
     for name, field in Settings.model_fields.items():
         assert f"| `ALLOCATION_{name.upper()}` | `{field.default}` | {field.description} |" in SETTINGS
 
 
-def test_every_command_stands_in_the_reference_by_its_task_name():
+def test_every_command_is_in_the_reference_by_its_task_name():
     for name in project.command_tasks:
         assert f"| `{name}` |" in TASKS
 
 
-def test_every_file_that_the_readme_names_is_there():
+def test_every_file_that_the_readme_names_exists():
     named = re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(
         r"`((?:allocation|tests)/[\w/]+\.py)`", README
     )
@@ -47,5 +47,5 @@ def test_every_file_that_the_readme_names_is_there():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_readme_has_two_screens():
+def test_the_readme_fits_on_two_screens():
     assert len(README.splitlines()) <= 100

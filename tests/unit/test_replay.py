@@ -1,4 +1,4 @@
-"""A logged line is read as data, whatever stands in it."""
+"""A log line is read as data, whatever it contains."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_the_repr_of_a_message_is_read_back(message: Message):
         "Refused Allocate(orderid='o1', sku='LAMP', qty=3): InvalidSku: Invalid sku LAMP",
     ],
 )
-def test_positions_names_and_quotes_are_pythons(line: str):
+def test_arguments_and_quotes_may_be_written_as_in_python(line: str):
     assert parse_line(bus, line) == Allocate("o1", "LAMP", 3)
 
 
-def test_a_date_may_go_without_its_module():
+def test_a_date_may_be_written_without_its_module():
     assert parse_line(bus, "CreateBatch('b1', 'LAMP', 10, date(2031, 1, 2))") == BATCH
 
 
@@ -76,6 +76,6 @@ def test_a_date_may_go_without_its_module():
         ("OutOfStock('" + "x" * 200_000 + "')", "longer than"),
     ],
 )
-def test_anything_else_is_refused_and_never_run(line: str, problem: str):
+def test_anything_else_is_refused_and_never_executed(line: str, problem: str):
     with pytest.raises(InvalidMessage, match=problem):
         parse_line(bus, line)

@@ -1,4 +1,4 @@
-"""One set of variables, or one `.env`, serves the servers of one machine and the tools alike."""
+"""One set of variables, or one `.env`, configures both the local servers and the tools."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def shown(settings: Settings) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set on this machine does not count."""
+    """Ignore this machine's variables."""
     for name in ("BROKER_URL", "DATABASE_URL", "RESULT_BACKEND_URL", "SMTP_URL"):
         monkeypatch.delenv(f"ALLOCATION_{name}", raising=False)
 
 
-def test_one_dotenv_file_with_ports_serves_the_servers_and_the_tools(tmp_path: Path):
+def test_one_dotenv_file_with_ports_configures_servers_and_tools(tmp_path: Path):
     file = tmp_path / ".env"
     file.write_text(DOTENV)
 
@@ -42,11 +42,11 @@ def test_one_dotenv_file_with_ports_serves_the_servers_and_the_tools(tmp_path: P
     assert tools.database_url == "postgresql+psycopg2://allocation@127.0.0.1:8490/allocation"
 
 
-def test_without_a_port_both_have_the_same_defaults():
+def test_without_ports_both_have_the_same_defaults():
     assert shown(Settings(_env_file=None)) == addresses_of(LocalSettings(_env_file=None)).environment()
 
 
-def test_an_address_that_is_set_stays_where_it_is(monkeypatch: pytest.MonkeyPatch):
+def test_an_address_that_is_set_overrides_the_port(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ALLOCATION_REDIS_PORT", "8390")
     monkeypatch.setenv("ALLOCATION_BROKER_URL", "amqp://rabbitmq.example.com//")
 

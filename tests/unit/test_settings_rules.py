@@ -1,4 +1,4 @@
-"""Settings that contradict each other are refused when a program starts, with a sentence that says why."""
+"""Settings that contradict each other are refused at start, with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from messaging.worker.app import check_retry_policies
 RABBITMQ = "amqp://127.0.0.1//"
 HALF = "unsigned messages would be accepted"
 
-#: What is set, and what the refusal names.
+#: Settings, and parts of the refusal.
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"worker_lease_s": 41}, ["worker_lease_s (41)", "visibility_timeout_s (40)"]),
     ({"task_time_limit_s": 40}, ["task_time_limit_s (40)", "visibility_timeout_s (40)", "as a crash"]),
@@ -74,7 +74,7 @@ def test_rabbitmq_has_no_visibility_timeout_that_could_be_too_short():
     assert settings.task_time_limit_s == 300
 
 
-def test_every_refusal_is_told_at_once():
+def test_all_refusals_are_reported_together():
     with pytest.raises(ValueError, match=r"worker_lease_s.*relay_grace_s"):
         Settings(_env_file=None, worker_lease_s=50, relay_grace_s=601)
 
@@ -91,7 +91,7 @@ def bus_with(backoff_max_s: int) -> MessageBus:
     return MessageBus({}, {Told: [tell]})
 
 
-def test_a_handler_s_own_policy_must_agree_with_the_settings_too():
+def test_a_handlers_own_policy_must_agree_with_the_settings_too():
     settings = Settings(_env_file=None)
 
     with pytest.raises(
@@ -103,15 +103,15 @@ def test_a_handler_s_own_policy_must_agree_with_the_settings_too():
     check_retry_policies(bus_with(3600), Settings(_env_file=None, broker_url=RABBITMQ))
 
 
-def test_a_handler_with_a_policy_of_its_own_may_leave_out_the_longest_wait():
-    """As the README has it: `@retrying(max_retries=8)`."""
+def test_a_handlers_own_policy_may_omit_the_longest_wait():
+    """As in the README: `@retrying(max_retries=8)`."""
     handler = retrying(max_retries=8)(lambda: None)
 
     check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
 
 
 @pytest.mark.parametrize("max_retries", [-1, 1001])
-def test_a_handler_cannot_be_tried_more_often_than_a_message_may_say(max_retries: int):
+def test_a_handler_cannot_have_more_retries_than_a_message_may_have(max_retries: int):
     handler = retrying(max_retries=max_retries)(lambda: None)
 
     with pytest.raises(ValueError, match=r"max_retries of the handler <lambda> .* must be 0 to 1000"):
@@ -148,8 +148,8 @@ def pattern_without_files(folder: Path) -> Signing:
         (pattern_without_files, "No file matches the signing store"),
     ],
 )
-def test_an_app_that_cannot_sign_is_not_made(make: Callable[[Path], Signing], why: str, tmp_path: Path):
-    """Rather than one that accepts what is not signed, or refuses everything."""
+def test_an_app_that_cannot_sign_is_not_created(make: Callable[[Path], Signing], why: str, tmp_path: Path):
+    """Otherwise it would accept unsigned messages, or refuse all."""
     (tmp_path / "a.pem").write_text("not read that far")
 
     with pytest.raises(ValueError, match=why):
@@ -157,7 +157,7 @@ def test_an_app_that_cannot_sign_is_not_made(make: Callable[[Path], Signing], wh
 
 
 def test_a_refusal_shows_no_address():
-    """Addresses hold passwords, and the refusal ends in logs."""
+    """Addresses contain passwords, and the refusal ends up in logs."""
     with pytest.raises(ValueError, match="worker_lease_s") as refusal:
         Settings(_env_file=None, worker_lease_s=50, broker_url="redis://:secret@127.0.0.1/0")
 

@@ -1,4 +1,4 @@
-"""The edge: arguments of unknown origin become messages, or an error that names the field and the rule."""
+"""Validation: untrusted arguments become messages, or an error that names the field and the rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from messaging.validation import from_dict, parse
 GOOD = {"orderid": "o1", "sku": "LAMP", "qty": 3}
 
 
-def test_fields_by_name_by_place_or_both_make_the_same_command():
+def test_fields_by_name_position_or_both_make_the_same_command():
     by_name = parse(Allocate, [], GOOD)
     by_place = parse(Allocate, ["o1", "LAMP", 3], {})
     mixed = parse(Allocate, ["o1"], {"sku": "LAMP", "qty": 3})
@@ -46,7 +46,7 @@ def test_fields_by_name_by_place_or_both_make_the_same_command():
         ({"__class__": "x"}, "__class__ is not a field of this message"),
     ],
 )
-def test_a_broken_rule_is_named_with_its_field(change, text):
+def test_an_error_names_the_field_and_the_broken_rule(change, text):
     with pytest.raises(InvalidMessage) as caught:
         parse(Allocate, [], {**GOOD, **change})
 
@@ -76,7 +76,7 @@ def test_arguments_of_the_wrong_shape_are_refused(args, kwargs, text):
     assert str(caught.value) == text
 
 
-def test_a_strangers_field_name_cannot_break_a_log_line():
+def test_an_untrusted_field_name_cannot_break_a_log_line():
     with pytest.raises(InvalidMessage) as caught:
         parse(Allocate, [], {**GOOD, "a\nb" + "x" * 500: 1})
 
@@ -101,17 +101,17 @@ def test_a_date_is_iso_text_or_a_date(value):
         "\uff12\uff10\uff12\uff16-01-31",
     ],
 )
-def test_anything_else_is_no_date(value):
+def test_anything_else_is_not_a_date(value):
     with pytest.raises(InvalidMessage, match=r"^eta must be a date as YYYY-MM-DD$"):
         parse(CreateBatch, ["b1", "LAMP", 1, value], {})
 
 
-def test_a_day_that_the_calendar_lacks_is_refused():
+def test_a_day_that_does_not_exist_is_refused():
     with pytest.raises(InvalidMessage, match=r"^eta must be a date of the calendar, as YYYY-MM-DD$"):
         parse(CreateBatch, ["b1", "LAMP", 1, "2026-02-30"], {})
 
 
-def test_a_batch_may_shrink_to_nothing_but_not_be_bought_empty():
+def test_a_batch_may_shrink_to_zero_but_not_be_created_empty():
     assert parse(ChangeBatchQuantity, ["b1", 0], {}).qty == 0
     with pytest.raises(InvalidMessage, match=r"^qty must be at least 1$"):
         parse(CreateBatch, ["b1", "LAMP", 0], {})
@@ -125,14 +125,14 @@ def test_an_error_is_rebuilt_from_its_arguments_on_the_senders_side():
     assert (str(rebuilt), rebuilt.field, rebuilt.rule) == (str(error), "qty", "must be a whole number")
 
 
-def test_a_message_survives_the_way_through_json():
+def test_a_message_survives_a_round_trip_through_json():
     event = BatchCreated("b1", "LAMP", 3, date(2026, 1, 31))
 
     assert to_dict(event) == {"ref": "b1", "sku": "LAMP", "qty": 3, "eta": "2026-01-31"}
     assert from_dict(BatchCreated, to_dict(event)) == event
 
 
-def test_an_event_that_an_older_release_stored_is_still_read():
+def test_an_event_stored_by_an_older_release_can_be_read():
     stored = {"ref": "b1", "sku": "LAMP", "qty": 3, "since_removed": 1}
 
     assert from_dict(BatchCreated, stored, ignore_unknown=True) == BatchCreated("b1", "LAMP", 3, None)
