@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: databases to copy and to empty, and a RabbitMQ."""
+"""Helpers of tests and benchmarks: databases to copy and to empty, and a RabbitMQ."""

@@ -1,4 +1,4 @@
-"""Databases that are copied, emptied and dropped: a test migrates one and copies it often."""
+"""Copy, empty and drop databases: a test run migrates one and copies it often."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ _VERSION_TABLE = "alembic_version"
 
 
 def copy_database(postgres: Postgres, template: str) -> str:
-    """Return the URL of a new copy of the database `template`, on which nobody may have a session."""
+    """Return the URL of a new copy of the database `template`, which must have no sessions."""
     name = f"test_{uuid4().hex[:12]}"
     with _statements(postgres.url_of("postgres")) as run:
         run.execute(

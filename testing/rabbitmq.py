@@ -1,4 +1,4 @@
-"""RabbitMQ for tests and benchmarks: Debian's package as a child process with an epmd and data of its own."""
+"""RabbitMQ for tests and benchmarks: Debian's package as a child process with its own epmd and data."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from local.processes.child import Child
 from local.servers.server import Server
 from local.waiting import eventually
 
-# The program itself; /usr/sbin has a wrapper that changes to an account and a folder of its own.
+# The program itself; the wrapper in /usr/sbin changes to its own account and folder.
 _PATH = os.pathsep.join(("/usr/lib/rabbitmq/bin", os.environ.get("PATH", os.defpath)))
 
 CONFIG = """\
@@ -51,11 +51,11 @@ class RabbitMQ(Server):
 
     @property
     def url(self) -> str:
-        """Return the address as Celery wants it."""
+        """Return the address for Celery."""
         return f"amqp://guest:guest@{LOOPBACK}:{self.port}//"
 
     def start(self) -> Self:
-        """Start the node, and before it the name server that it would otherwise leave behind as a daemon."""
+        """Start the node, and first its name server, which it would otherwise leave behind as a daemon."""
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._epmd = Child(
