@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from messaging import brokers, tls
+from messaging.brokers import tls, topology
 from messaging.project import Project
 from reliable_celery import results
 
@@ -75,18 +75,18 @@ def of_project(project: Project) -> dict[str, Any]:
     settings = project.settings()
     return {
         # Addresses of messages and results.
-        "broker_url": brokers.address(settings.broker_url),
+        "broker_url": topology.address(settings.broker_url),
         # Writes a success without first reading the stored result: one round trip instead of two.
         "result_backend": results.address(settings.result_backend_url),
         # Detects half-open connections, which a Unix socket cannot have.
-        "redis_socket_keepalive": not brokers.is_redis_socket(settings.result_backend_url),
+        "redis_socket_keepalive": not topology.is_redis_socket(settings.result_backend_url),
         # Pops and registers messages in one step, so that a killed worker loses none.
-        "broker_transport": brokers.transport(settings.broker_url),
+        "broker_transport": topology.transport(settings.broker_url),
         # TLS if an address asks for it, with the server's certificate verified.
         **tls.settings(settings.broker_url, settings.result_backend_url, settings.tls_ca_file),
         # Limited waits; on Redis quick redelivery after a worker's death, and keys apart from those of other
         # Celery apps; on RabbitMQ confirmed publishing.
-        "broker_transport_options": brokers.transport_options(
+        "broker_transport_options": topology.transport_options(
             settings.broker_url, settings.visibility_timeout_s, settings.worker_lease_s, project.name
         ),
         # Processes per worker; `--concurrency` on the command line overrides it.
@@ -101,7 +101,7 @@ def of_project(project: Project) -> dict[str, Any]:
         "result_expires": settings.result_expires_s,
         # Commands, deliveries, and housekeeping in its own queue, so that a backlog cannot starve it.
         "task_queues": [
-            brokers.task_queue(project.name, name, settings.broker_url) for name in project.queues
+            topology.task_queue(project.name, name, settings.broker_url) for name in project.queues
         ],
         "task_default_queue": project.commands_queue,
         "task_default_routing_key": project.commands_queue,

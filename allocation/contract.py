@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from allocation.bootstrap import project
-from messaging.contract import asyncapi
+from messaging.project.asyncapi import asyncapi
 
 PATH = Path(__file__).parents[1] / "docs" / "asyncapi.yaml"
 #: Bumped by hand: the second number for additions, the first for changes that break senders.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from messaging.mail import JobMails
+from messaging.adapters.mail import JobMails
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from allocation.adapters.email import MailNotifications
 from allocation.adapters.repository import PostgresProductRepository
 from allocation.config import Settings
 from allocation.service_layer.unit_of_work import UnitOfWork
-from messaging.mail import mails_of
+from messaging.adapters.mail import mails_of
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 

@@ -8,8 +8,8 @@ from typing import TypedDict, Unpack
 
 from allocation.domain import errors
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
+from messaging.brokers.signing import Signing
 from messaging.client import Client
-from messaging.signing import Signing
 
 #: Errors that answer a command whose contract names them.
 REFUSALS = (errors.InvalidSku, errors.UnknownBatch, errors.BatchAlreadyExists)

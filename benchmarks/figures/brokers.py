@@ -18,7 +18,7 @@ from benchmarks.peers.peer import Line, Peer, redis_url
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
 from benchmarks.turns import take_turn
-from messaging import brokers
+from messaging.brokers import topology
 from testing.rabbitmq import RabbitMQ, find_binary
 
 ROUND_TRIPS = 100  # per turn
@@ -68,7 +68,7 @@ def _peer(name: str, broker: str, results: int) -> Peer:
 def _declare(broker: str) -> None:
     """Declare the queue: until then RabbitMQ drops its messages."""
     with Connection(broker) as connection, connection.channel() as channel:
-        brokers.task_queue("allocation", "allocation.commands", broker)(channel).declare()
+        topology.task_queue("allocation", "allocation.commands", broker)(channel).declare()
 
 
 def _sender(env: dict[str, str]) -> Celery:

@@ -12,7 +12,7 @@ from benchmarks.figure import Figure, ratios
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
 from messaging.postgres.inbox import CommandJob
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 
 PAST = """
 INSERT INTO products (sku) VALUES (%(sku)s);

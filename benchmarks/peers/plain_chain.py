@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.peers.job import allocate
 from benchmarks.peers.plain_celery import app
-from messaging.mail import SmtpServer, compose
+from messaging.adapters.mail import SmtpServer, compose
 from tasks import app as our_app
 
 logger = logging.getLogger("benchmarks.peers.plain_celery")

@@ -4,7 +4,7 @@ from sqlalchemy import Engine
 
 from examples.vip_customers.handlers import ShopUnitOfWork
 from examples.vip_customers.model import History, Order
-from messaging.mail import mails_of
+from messaging.adapters.mail import mails_of
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.repository import PostgresRepository
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from examples.vip_customers.messages import CreateOrder, CustomerBecameVIP, OrderCreated
 from examples.vip_customers.model import History, Order
+from messaging.adapters.mail import Mails
 from messaging.bus import MessageBus
 from messaging.errors import InvalidMessage
-from messaging.mail import Mails
 from messaging.unit_of_work import Repository, UnitOfWork
 
 

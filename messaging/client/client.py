@@ -20,10 +20,11 @@ from celery.exceptions import TimeoutError as NoResultInTime
 from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 
-from messaging import brokers, errors, tls
+from messaging import errors
+from messaging.brokers import tls, topology
+from messaging.brokers.signing import Signing
 from messaging.errors import MessagingError, Unavailable
 from messaging.messages import IDEMPOTENCY_KEY, Command, task_name, to_dict
-from messaging.signing import Signing
 from messaging.texts import cut
 
 #: Publishing gives up after some seconds: a clear error is better than a hang.
@@ -112,7 +113,7 @@ class Client:
         )
         if signing is not None:
             signing.switch_on(self.app)
-        self._route = brokers.route_of_commands(project, broker_url)
+        self._route = topology.route_of_commands(project, broker_url)
         self._errors = known_errors(refusals)
 
     def call(self, command: Command, *, key: str | None = None, timeout_s: float | None = None) -> Any:
@@ -238,7 +239,7 @@ class Client:
             **self._route,
             argsrepr=shown,
             kwargsrepr="{}",
-            confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
+            confirm_timeout=topology.CONFIRM_TIMEOUT_S,
             headers={IDEMPOTENCY_KEY: key},
             **message,
         )
@@ -347,13 +348,13 @@ def _settings(broker_url: str, backend_url: str) -> dict[str, Any]:
         "task_serializer": "json",
         "accept_content": ["json"],
         "result_accept_content": ["json"],
-        "broker_transport_options": brokers.transport_options(broker_url),
+        "broker_transport_options": topology.transport_options(broker_url),
         # A clear error after some seconds is better than a hang.
         "broker_connection_timeout": CONNECT_TIMEOUT_S,
         "task_publish_retry_policy": PUBLISH_RETRY,
         "redis_socket_connect_timeout": CONNECT_TIMEOUT_S,
         "redis_socket_timeout": 10,
-        "redis_socket_keepalive": not brokers.is_redis_socket(backend_url),
+        "redis_socket_keepalive": not topology.is_redis_socket(backend_url),
         "result_backend_transport_options": {"retry_policy": {"timeout": 3.0}},
     }
 

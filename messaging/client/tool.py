@@ -15,12 +15,12 @@ from typing import Any
 
 import click
 
+from messaging.brokers.signing import Signing
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
 from messaging.client.outbox import Outbox
 from messaging.client.pace import Pace
 from messaging.client.relay import OnAnswer, Relay
 from messaging.extras import MissingExtra, needs
-from messaging.signing import Signing
 
 #: A relay that was told to end ends by itself when it has finished its step, else after so many seconds.
 STOP_TIMEOUT_S = 3.0

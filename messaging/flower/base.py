@@ -12,7 +12,7 @@ from flower.views import BaseHandler
 
 from messaging.errors import MessagingError
 from messaging.postgres.transaction import DATABASE_ERRORS
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from messaging.delivery import Status
 from messaging.operator.stats import Counts, Overview, Statistics
 from messaging.postgres.transaction import DATABASE_ERRORS
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from messaging.errors import InvalidMessage
 from messaging.project import Project
-from messaging.validation import parse
+from messaging.wire.validation import parse
 
 
 def shown_task(project: Project, task: Any) -> Any:

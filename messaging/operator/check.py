@@ -13,16 +13,16 @@ import pydantic
 from celery import Celery
 from sqlalchemy import text
 
-from messaging.brokers import is_rabbitmq
+from messaging.adapters.mail import SmtpServer
+from messaging.brokers.topology import is_rabbitmq
 from messaging.delivery import Status
 from messaging.errors import describe
-from messaging.mail import SmtpServer
 from messaging.operator import queues
 from messaging.operator.stats import Overview, Statistics
 from messaging.postgres.heartbeats import Heartbeat
 from messaging.postgres.migrate import missing
 from messaging.project import Project
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 
 #: Seconds that a worker has to answer; a busy one needs less.
 ANSWER_S = 3.0

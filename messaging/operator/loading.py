@@ -18,7 +18,7 @@ from messaging.client import Client, NotAnswered, Outcome
 from messaging.errors import InvalidMessage, Unavailable, describe
 from messaging.messages import Command, Message
 from messaging.settings import MessagingSettings
-from messaging.validation import from_dict, model
+from messaging.wire.validation import from_dict, model
 
 #: Commands in flight at once: enough to keep workers busy, few enough to wait for after a Ctrl-C.
 LINES_IN_A_MESSAGE, MESSAGES = 25, 8

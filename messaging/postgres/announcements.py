@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, text
 
-from messaging.announcements import Announcement
+from messaging.wire.cloud_events import Announcement
 
 #: `position` and `at` are set here, while the event's aggregate is locked: both rise within one aggregate.
 INSERT_ANNOUNCEMENT = """

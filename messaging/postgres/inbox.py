@@ -14,8 +14,8 @@ from messaging.errors import InvalidMessage
 from messaging.messages import Command
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Row, Transaction
-from messaging.replay import same_message
 from messaging.texts import cut
+from messaging.wire.replay import same_message
 
 MAX_STORED_TEXT = 10_000  # characters of each argument of an error
 

@@ -22,7 +22,7 @@ from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import Transaction
 from messaging.unit_of_work import Raised
-from messaging.validation import from_dict
+from messaging.wire.validation import from_dict
 
 INSERT_DELIVERY = Statement(
     """

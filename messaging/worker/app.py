@@ -11,10 +11,10 @@ from celery import Celery
 
 from messaging.bus import Handler, MessageBus
 from messaging.project import Project
+from messaging.project.runtime import Runtime
 from messaging.retry import policy_of
-from messaging.runtime import Runtime
 from messaging.settings import MessagingSettings
-from messaging.settings_rules import backoff_too_long
+from messaging.settings.rules import backoff_too_long
 from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
 from messaging.worker.dispatcher import Dispatcher

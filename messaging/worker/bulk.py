@@ -18,8 +18,8 @@ from messaging.errors import InvalidMessage, UnknownMessage
 from messaging.messages import Command
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
-from messaging.runtime import Runtime
-from messaging.validation import from_dict
+from messaging.project.runtime import Runtime
+from messaging.wire.validation import from_dict
 from messaging.worker.commands import Answered, handle, logger
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received

@@ -22,8 +22,8 @@ from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed
 from messaging.messages import IDEMPOTENCY_KEY, Command, to_dict
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WAITED_TOO_LONG
-from messaging.runtime import Runtime
-from messaging.validation import parse
+from messaging.project.runtime import Runtime
+from messaging.wire.validation import parse
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandTask

@@ -15,8 +15,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
-from messaging import brokers
-from messaging.announcements import CONTENT_TYPE, Announcement, cloud_event
+from messaging.brokers import topology
 from messaging.dead_letters import PARKED, DeadLetter
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, UnknownMessage, describe
@@ -25,9 +24,10 @@ from messaging.postgres.dead_letters import DeadLetters, NotReplayable
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 from messaging.texts import cut
-from messaging.validation import from_dict
+from messaging.wire.cloud_events import CONTENT_TYPE, Announcement, cloud_event
+from messaging.wire.validation import from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Dispatcher:
         """Publish events; return when the broker has confirmed them all, else raise."""
         if not announcements:
             return
-        exchange = brokers.events_exchange(self.project.name)
+        exchange = topology.events_exchange(self.project.name)
         with self.app.producer_or_acquire() as producer, producer.batch(BATCH):
             for announcement in announcements:
                 producer.publish(
@@ -177,7 +177,7 @@ class Dispatcher:
                     content_type=CONTENT_TYPE,
                     content_encoding="utf-8",
                     delivery_mode="persistent",
-                    confirm_timeout=brokers.CONFIRM_TIMEOUT_S,
+                    confirm_timeout=topology.CONFIRM_TIMEOUT_S,
                 )
 
     def nudge(self) -> None:

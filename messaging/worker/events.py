@@ -15,9 +15,9 @@ from messaging.errors import AttemptsUsedUp, MessagingError, UnknownMessage, Wor
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
+from messaging.project.runtime import Runtime
 from messaging.retry import RetryPolicy, policy_of
-from messaging.runtime import Runtime
-from messaging.validation import from_dict
+from messaging.wire.validation import from_dict
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.handler_task import HandlerTask
 

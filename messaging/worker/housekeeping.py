@@ -12,7 +12,7 @@ from typing import Any
 from celery import Task
 
 from messaging.errors import describe
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 from messaging.worker import rabbitmq
 from messaging.worker.dispatcher import Dispatcher
 

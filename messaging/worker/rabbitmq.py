@@ -10,8 +10,8 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.worker.consumer.connection import Connection
 
-from messaging import brokers
-from messaging.runtime import Runtime
+from messaging.brokers import topology
+from messaging.project.runtime import Runtime
 from reliable_celery import rabbitmq
 
 
@@ -25,18 +25,18 @@ class DeclareForOthers(bootsteps.StartStopStep):
 
     def include_if(self, consumer: Any) -> bool:
         """Return whether the broker is RabbitMQ."""
-        return brokers.is_rabbitmq(consumer.app.conf.broker_url)
+        return topology.is_rabbitmq(consumer.app.conf.broker_url)
 
     def start(self, consumer: Any) -> None:
         """Declare the dead-letter queue, the exchange of events, and the exchange and queue of commands."""
         project = consumer.app.runtime.project
         with consumer.connection.channel() as channel:
-            brokers.dead_letter_queue(project.name)(channel).declare()
-            brokers.events_exchange(project.name)(channel).declare()
-            brokers.commands_exchange(project.name)(channel).declare()
-            queue = brokers.task_queue(project.name, project.commands_queue, consumer.app.conf.broker_url)
+            topology.dead_letter_queue(project.name)(channel).declare()
+            topology.events_exchange(project.name)(channel).declare()
+            topology.commands_exchange(project.name)(channel).declare()
+            queue = topology.task_queue(project.name, project.commands_queue, consumer.app.conf.broker_url)
             queue(channel).declare()
-            queue(channel).bind_to(brokers.commands_exchange(project.name), project.commands_queue)
+            queue(channel).bind_to(topology.commands_exchange(project.name), project.commands_queue)
 
 
 def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
@@ -46,5 +46,5 @@ def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
     """
     project = runtime.project
     housekeeping = {f"{project.name}.{job}" for job in runtime.settings.housekeeping}
-    queue = brokers.dead_letter_queue(project.name)
+    queue = topology.dead_letter_queue(project.name)
     return rabbitmq.collect_dead_letters(app, queue, runtime.dead_letters, may_expire=housekeeping)

@@ -11,7 +11,7 @@ from celery.worker.state import task_ready
 
 from messaging.errors import InvalidMessage
 from messaging.postgres.inbox import Answer
-from messaging.validation import parse
+from messaging.wire.validation import parse
 from messaging.worker.received import Received
 from reliable_celery.requests import Request
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from messaging.messages import Command
-from messaging.validation import from_dict
+from messaging.wire.validation import from_dict
 from tests.chaos.sent import Sent
 from tests.chaos.traffic import TRY_AGAIN
 from tests.chaos.world import World

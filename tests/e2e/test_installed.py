@@ -251,7 +251,7 @@ def test_signing_says_which_extra_it_needs(client_only: Environment):
     (client_only.empty / "key.pem").touch()
     said = client_only.run(
         "-c",
-        "from allocation.client import AllocationClient; from messaging.signing import Signing\n"
+        "from allocation.client import AllocationClient; from messaging.brokers.signing import Signing\n"
         "from pathlib import Path; key = Path('key.pem')\n"
         "AllocationClient('redis://', 'redis://', signing=Signing(key, key, '*.pem'))",
     )

@@ -18,7 +18,7 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 from local.ports import free_port
 from local.processes.child import ROOT
 from local.waiting import eventually
-from messaging import brokers, tls
+from messaging.brokers import tls, topology
 from messaging.delivery import new_id
 from testing.rabbitmq import RabbitMQ
 from tests.e2e.certificates import make_pair
@@ -41,7 +41,7 @@ def operate(backend: Backend, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def test_the_queues_are_quorum_queues(worker, broker):
-    ours = brokers.task_queue("allocation", "allocation.commands", broker.broker_url).queue_arguments
+    ours = topology.task_queue("allocation", "allocation.commands", broker.broker_url).queue_arguments
     classic = {name: value for name, value in ours.items() if name != "x-queue-type"}
     with (
         Connection(broker.broker_url) as connection,
@@ -55,7 +55,7 @@ def test_a_message_that_is_rejected_becomes_a_dead_letter(worker, housekeeping, 
     worker.stop()
     sent = shop.send("allocate", "o1", "LAMP", 1)
     with Connection(broker.broker_url) as connection, connection.channel() as channel:
-        queue = brokers.task_queue("allocation", "allocation.commands", broker.broker_url)(channel)
+        queue = topology.task_queue("allocation", "allocation.commands", broker.broker_url)(channel)
         eventually(lambda: queue.get(), what="the message").reject()
 
     shop.app.send_task("allocation.collect_dead_letters", queue="allocation.housekeeping", declare=())
@@ -80,7 +80,7 @@ def test_a_message_that_is_rejected_becomes_a_dead_letter(worker, housekeeping, 
 def test_a_retry_waits_in_the_broker(worker, broker, shop):
     """A countdown goes to a queue of delays, not into a worker's memory."""
     with Celery(broker=broker.broker_url, set_as_current=False) as app:
-        queue = brokers.task_queue("allocation", "allocation.events", broker.broker_url)
+        queue = topology.task_queue("allocation", "allocation.events", broker.broker_url)
         app.conf.task_queues = [queue]
         app.send_task("allocation.reallocate", queue="allocation.events", countdown=60)
 

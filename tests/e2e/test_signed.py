@@ -27,7 +27,7 @@ CLIENT = """
 import sys
 from pathlib import Path
 from allocation.client import AllocationClient
-from messaging.signing import Signing
+from messaging.brokers.signing import Signing
 
 broker, results, key, certificate, store, sku, qty = sys.argv[1:]
 signing = Signing(Path(key), Path(certificate), store)

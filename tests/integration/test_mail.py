@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from local.servers.mail_server import MailSink
-from messaging.mail import JobMails, SmtpServer, compose
+from messaging.adapters.mail import JobMails, SmtpServer, compose
 from messaging.worker.app import MessagingApp
 from tests.e2e.certificates import make_pair
 from tests.e2e.tls_front import TlsFront

@@ -18,7 +18,7 @@ from messaging.errors import InvalidMessage
 from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
 from messaging.postgres.outbox import Outbox
-from messaging.validation import parse
+from messaging.wire.validation import parse
 
 DATA = Path(__file__).parents[2] / "data"
 

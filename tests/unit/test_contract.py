@@ -17,7 +17,7 @@ from celery import Celery
 from allocation.bootstrap import project
 from allocation.contract import PATH, contract
 from allocation.domain import errors
-from messaging.announcements import Announcement, cloud_event
+from messaging.wire.cloud_events import Announcement, cloud_event
 
 SPECIFICATION = Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json.gz"
 

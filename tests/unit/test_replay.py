@@ -11,7 +11,7 @@ from allocation.domain.events import OutOfStock
 from allocation.service_layer.messagebus import bus
 from messaging.errors import InvalidMessage
 from messaging.messages import Message
-from messaging.replay import parse_line
+from messaging.wire.replay import parse_line
 
 BATCH = CreateBatch("b1", "LAMP", 10, date(2031, 1, 2))
 

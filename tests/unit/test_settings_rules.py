@@ -10,10 +10,10 @@ import pytest
 from celery import Celery
 
 from allocation.config import Settings
+from messaging.brokers.signing import Signing
 from messaging.bus import MessageBus
 from messaging.messages import Event
 from messaging.retry import retrying
-from messaging.signing import Signing
 from messaging.worker.app import check_retry_policies
 
 RABBITMQ = "amqp://127.0.0.1//"

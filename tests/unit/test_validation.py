@@ -10,7 +10,7 @@ from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatc
 from allocation.domain.events import BatchCreated
 from messaging.errors import InvalidMessage
 from messaging.messages import to_dict
-from messaging.validation import from_dict, parse
+from messaging.wire.validation import from_dict, parse
 
 GOOD = {"orderid": "o1", "sku": "LAMP", "qty": 3}
 

@@ -9,7 +9,7 @@ from examples.vip_customers.demo import VIP
 from examples.vip_customers.tasks import Settings, project
 from local.processes import programs
 from local.servers.postgres_server import Postgres
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 from testing import databases
 from tests.vip_customers.shops import FakeShop, PostgresShop, Shop
 

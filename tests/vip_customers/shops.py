@@ -13,8 +13,8 @@ from messaging.delivery import Delivery, new_id
 from messaging.fakes import InMemoryRepository, InMemoryUnitOfWork
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.inbox import CommandJob
+from messaging.project.runtime import Runtime
 from messaging.retry import RetryPolicy
-from messaging.runtime import Runtime
 from messaging.worker.events import deliver
 
 

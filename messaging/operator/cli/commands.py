@@ -16,7 +16,7 @@ from messaging.operator.cli.send import execute
 from messaging.operator.cli.tool import Documented, Tool
 from messaging.operator.loading import from_text, types_of
 from messaging.project import Project
-from messaging.validation import from_dict, model
+from messaging.wire.validation import from_dict, model
 
 pass_tool = click.make_pass_decorator(Tool)
 

@@ -11,7 +11,7 @@ from messaging.operator.cli.options import key_option, timeout_option
 from messaging.operator.cli.output import console
 from messaging.operator.cli.send import execute
 from messaging.operator.cli.tool import Documented, Tool
-from messaging.replay import parse_line
+from messaging.wire.replay import parse_line
 
 pass_tool = click.make_pass_decorator(Tool)
 

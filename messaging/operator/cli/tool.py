@@ -22,7 +22,7 @@ from messaging.operator.check import settings_problem
 from messaging.postgres.inbox import known_errors
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
-from messaging.runtime import Runtime
+from messaging.project.runtime import Runtime
 from messaging.worker.dispatcher import Dispatcher
 
 #: Exit status of `Failure`, for commands that have already printed what is wrong.

@@ -13,7 +13,7 @@ from typing import Any
 from messaging.bus import MessageBus
 from messaging.errors import InvalidMessage
 from messaging.messages import Message
-from messaging.validation import parse
+from messaging.wire.validation import parse
 
 #: Longer than the repr of any message with its fields at their limits.
 MAX_LENGTH = 100_000

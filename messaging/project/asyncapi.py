@@ -11,11 +11,12 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from messaging import brokers, errors
-from messaging.announcements import CONTENT_TYPE
+from messaging import errors
+from messaging.brokers import topology
 from messaging.messages import IDEMPOTENCY_KEY, Command, Message, task_name
-from messaging.project import Project
-from messaging.validation import model
+from messaging.project.project import Project
+from messaging.wire.cloud_events import CONTENT_TYPE
+from messaging.wire.validation import model
 
 Json = dict[str, Any]
 
@@ -57,7 +58,7 @@ Fields may be added to events, so listeners must ignore unknown fields.
 
 def _channels(project: Project) -> Json:
     commands, events = _short_names(project), _events(project)
-    exchange = brokers.events_exchange(project.name)
+    exchange = topology.events_exchange(project.name)
     return {
         "commands": {
             "address": project.commands_queue,

@@ -16,7 +16,7 @@ from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
-from messaging.project import Project
+from messaging.project.project import Project
 from messaging.settings import MessagingSettings
 
 T = TypeVar("T")

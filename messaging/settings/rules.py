@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from messaging.brokers import is_rabbitmq
+from messaging.brokers.topology import is_rabbitmq
 
 if TYPE_CHECKING:
     from messaging.retry import RetryPolicy
-    from messaging.settings import MessagingSettings
+    from messaging.settings.fields import MessagingSettings
 
 #: Why a back-off is bounded on Redis.
 WAITS_IN_THE_DATABASE = (

@@ -8,10 +8,10 @@ from typing import Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from messaging.brokers import is_rabbitmq
+from messaging.brokers.signing import Signing
+from messaging.brokers.topology import is_rabbitmq
 from messaging.retry import RetryPolicy
-from messaging.settings_rules import broken_rules
-from messaging.signing import Signing
+from messaging.settings.rules import broken_rules
 
 
 class MessagingSettings(BaseSettings):

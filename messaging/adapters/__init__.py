@@ -1,0 +1,1 @@
+"""What projects may use behind their own ports: mail."""

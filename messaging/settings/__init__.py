@@ -1,0 +1,3 @@
+"""Settings from the environment, and the rules that they keep with each other."""
+
+from messaging.settings.fields import MessagingSettings as MessagingSettings

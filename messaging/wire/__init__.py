@@ -1,0 +1,1 @@
+"""Messages on their way: as checked JSON, as a line of a log, as a CloudEvent."""
