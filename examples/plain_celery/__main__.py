@@ -133,7 +133,7 @@ def wait(until: Callable[[], bool], what: str) -> None:
 
 
 def main() -> None:
-    """Play both and print what came of it."""
+    """Play both and print the outcome."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--broker", default="redis://127.0.0.1:6379/0", help="a Redis database")
     parser.add_argument("--kills", type=int, default=12, help="of workers, for each of the two")
