@@ -1,0 +1,109 @@
+"""`make simulate`: play schedules until the time is up, or one again.
+
+python -m tests.simulation --minutes 10                    fresh seeds
+python -m tests.simulation --seed 7 --without 0,2 --choices 12:1,40:3    one, as a failing run prints it
+python -m tests.simulation --mutations --minutes 1         find each planted bug
+python -m tests.simulation --small                         all schedules of a small case
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from itertools import count
+
+from tests.simulation.choices import recorded
+from tests.simulation.mutations import MUTATIONS
+from tests.simulation.run import Schedule, hunt, shrunk, story
+from tests.simulation.server import simulated_world
+from tests.simulation.small import play_all
+from tests.simulation.world import World
+
+
+def main() -> int:
+    """Return 0 when every invariant held, or every planted bug was found."""
+    options = _options()
+    with simulated_world() as world:
+        if options.mutations:
+            return _find_bugs(world, options)
+        if options.small:
+            return _play_small(world)
+        if options.choices is not None or (options.seed is not None and not options.minutes):
+            return _replay(world, options)
+        return _hunt(world, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seed", type=int, help="play this schedule, or begin with it (with --minutes)")
+    parser.add_argument("--steps", type=int, help="stop after so many steps altogether")
+    parser.add_argument("--minutes", type=float, help="go on for so long (2, or 1 for each planted bug)")
+    parser.add_argument("--without", default="", help="numbers of commands that are left out")
+    parser.add_argument("--choices", help="decisions that are not calm, as position:option,…")
+    parser.add_argument("--mutations", nargs="?", const="", help="find planted bugs whose words contain this")
+    parser.add_argument("--small", action="store_true", help="play all schedules of a small case")
+    return parser.parse_args()
+
+
+def _hunt(world: World, options: argparse.Namespace) -> int:
+    first = random.randrange(10**9) if options.seed is None else options.seed
+    print(f"seeds from {first}", flush=True)
+    seconds, begun = 60 * (options.minutes or 2.0), time.monotonic()
+    total = hunt(world, [])
+    while (left := seconds - (time.monotonic() - begun)) > 0:
+        some = hunt(world, count(first + total.schedules), min(left, 60.0))
+        total.schedules, total.steps = total.schedules + some.schedules, total.steps + some.steps
+        total.seconds = time.monotonic() - begun
+        print(total, flush=True)
+        if some.found and some.outcome:
+            print(
+                f"python -m tests.simulation {some.found}\n{some.outcome.failure}\nmaking it smaller …",
+                flush=True,
+            )
+            found, outcome = shrunk(world, some.found, some.outcome)
+            print(f"{story(outcome)}\n\npython -m tests.simulation {found}")
+            return 1
+        if options.steps and total.steps >= options.steps:
+            break
+    return 0
+
+
+def _replay(world: World, options: argparse.Namespace) -> int:
+    left_out = tuple(int(number) for number in options.without.split(",") if number)
+    choices = None if options.choices is None else recorded(options.choices)
+    outcome = Schedule(options.seed or 0, left_out, choices).play(world, thoroughly=True)
+    print(story(outcome))
+    return 0 if outcome.failure is None else 1
+
+
+def _play_small(world: World) -> int:
+    for name, schedules, seconds, outcome in play_all(world):
+        print(f"{name}: {schedules:,} schedules in {seconds:.0f} s", flush=True)
+        if outcome is not None:
+            print(story(outcome))
+            return 1
+    return 0
+
+
+def _find_bugs(world: World, options: argparse.Namespace) -> int:
+    missed = 0
+    for words, plant in MUTATIONS.items():
+        if options.mutations not in words:
+            continue
+        with plant(world):
+            result = hunt(world, count(options.seed or 1), 60 * (options.minutes or 1.0))
+        missed += result.found is None
+        what = result.outcome.failure if result.outcome else "NOT FOUND"
+        figures = f"{result.found or ''} | {result.schedules} | {result.seconds:.0f}"
+        print(f"| {words} | {figures} | {str(what)[:100]} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

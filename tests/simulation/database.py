@@ -1,0 +1,305 @@
+"""The real PostgreSQL, of which every statement is a step, with a clock that the schedule sets.
+
+A statement that waits for a lock would stop the whole simulation. The driver's wait hook looks who blocks it
+instead, and lets other processes go on until its answer has come.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+from psycopg2.extensions import POLL_OK, POLL_READ
+from sqlalchemy import Engine, event
+
+from tests.simulation import sql
+from tests.simulation.scheduler import Broken, Crash, Fault, Process, current, step
+
+#: Seconds after which an answer is late enough to ask whether a lock keeps it.
+LATE_S = 0.005
+
+#: What a server for simulations needs besides `testing.databases.FAST`.
+SETTINGS = {"deadlock_timeout": "10ms", "autovacuum": "off", "synchronous_commit": "off", "jit": "off"}
+
+#: Functions that hide PostgreSQL's own of the same names: `now()` stays the same in a transaction. `effects`
+#: has a row for each time that a handler was carried out, written in its transaction.
+SCHEMA = """
+CREATE SCHEMA sim;
+CREATE SEQUENCE sim.clock;
+CREATE FUNCTION sim.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+    $$ SELECT pg_catalog.to_timestamp(nextval('sim.clock') / 1000000.0) $$;
+CREATE FUNCTION sim.now() RETURNS timestamptz LANGUAGE sql STABLE AS
+    $$ SELECT pg_catalog.to_timestamp(coalesce(nullif(current_setting('sim.now', true), '')::bigint,
+                                               (SELECT last_value FROM sim.clock)) / 1000000.0) $$;
+CREATE TABLE public.effects (
+    position bigint GENERATED ALWAYS AS IDENTITY,
+    job text NOT NULL, key text NOT NULL, handler text NOT NULL);
+CREATE INDEX ON public.effects (key);
+"""
+DEFAULTS = """
+SELECT table_name, column_name, replace(column_default, 'pg_catalog.', '') FROM information_schema.columns
+WHERE table_schema = 'public' AND column_default ~ '^(now|clock_timestamp)\\(\\)$'
+"""
+BEGIN = "BEGIN; SELECT set_config('sim.now', nextval('sim.clock')::text, true)"
+SET_NOW = "SELECT set_config('sim.now', nextval('sim.clock')::text, true); "
+
+#: Errors that mean the same as a connection that is gone.
+GONE = "server closed the connection unexpectedly"
+
+#: What may happen at a statement.
+FAULTS = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_BEFORE, Fault.ERROR_AFTER, Fault.SLOW_CRASH)
+
+
+class Cursor(psycopg2.extensions.cursor):
+    """Each statement is a step, also where several are sent in one message."""
+
+    def execute(self, query: Any, params: Any = None) -> None:
+        """Run statements one by one."""
+        connection: Any = self.connection
+        if current() is None:
+            super().execute(query, params)
+            return
+        connection.require_alive()
+        text = query.decode() if isinstance(query, bytes) else str(query)
+        if text.startswith(("PREPARE ", "SET ")):
+            super().execute(query, params)
+            return
+        if params is not None:
+            text = self.mogrify(query, params).decode()
+        for statement in sql.split(text):
+            self._run(connection, statement)
+
+    def _run(self, connection: Any, statement: str) -> None:
+        if statement == "ROLLBACK":
+            step("ROLLBACK", lambda: super(Cursor, self).execute(statement))
+            return
+        sent = statement
+        if statement == "BEGIN":
+            super().execute(BEGIN)
+            return
+        if not connection.autocommit and connection.status == psycopg2.extensions.STATUS_READY:
+            sent = SET_NOW + statement
+        ends = statement == "COMMIT"
+        connection.step(
+            sql.shown(statement), lambda: super(Cursor, self).execute(sent), ends and connection.wrote
+        )
+        connection.wrote = not ends and (
+            connection.wrote or (self.rowcount > 0 and not statement.startswith("SELECT"))
+        )
+
+
+class Connection(psycopg2.extensions.connection):
+    """A connection that belongs to a process, and ends with it."""
+
+    owner: Process | None = None
+    database: Any = None
+    abandoned = False
+    pid = 0
+    wrote = False  # in this transaction
+    waits = False  # the driver is in the middle of a statement, and will close it itself
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a cursor whose statements are steps."""
+        return super().cursor(*args, **{"cursor_factory": Cursor, **kwargs})
+
+    def step(self, name: str, do: Any, changes: bool) -> None:
+        """Make a step with this connection; a process that uses one owns it from then on."""
+        step(
+            name,
+            do,
+            *FAULTS,
+            error=lambda: psycopg2.OperationalError(GONE),
+            lose=self.lose,
+            changes=changes,
+        )
+
+    def require_alive(self) -> None:
+        """Raise Crash where the process is dead."""
+        process = current()
+        if self.abandoned or (process is not None and process.dead):
+            raise Crash
+        if process is not None and process is not self.owner:
+            self.owner = process
+            process.connections.append(self)
+
+    def commit(self) -> None:
+        """Commit; a transaction that did something makes a step of it."""
+        if current() is None:
+            super().commit()
+            return
+        self.require_alive()
+        if self.status != psycopg2.extensions.STATUS_READY:
+            self.step("COMMIT", super().commit, self.wrote)
+            self.wrote = False
+
+    def rollback(self) -> None:
+        """Roll back, unless the process is dead: its server session is another one's business."""
+        process = current()
+        if self.abandoned or self.closed or (process is not None and process.dead):
+            return
+        super().rollback()
+
+    def close(self) -> None:
+        """Close; the session of a dead process stays until the schedule ends it."""
+        if not self.abandoned and not self.closed:
+            self.database.end(self)
+
+    def lose(self) -> None:
+        """Have the network lose it."""
+        self.database.end(self)
+
+    def in_use(self) -> bool:
+        """Tell whether a transaction is open on the server, or a statement is under way."""
+        return self.closed or self.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE
+
+    def really_close(self) -> None:
+        """Close the socket."""
+        super().close()
+
+
+class Database:
+    """One database of a server, and a session of our own to look at the others."""
+
+    def __init__(self, url: str) -> None:
+        self.dsn = url.replace("+psycopg2", "", 1)
+        self._prepare()
+        self.monitor = psycopg2.connect(self.dsn)
+        self.monitor.autocommit = True
+        self._cursor = self.monitor.cursor()
+        self.blocked: dict[int, Any] = {}
+        psycopg2.extensions.set_wait_callback(self._wait)
+
+    def _prepare(self) -> None:
+        setup = psycopg2.connect(self.dsn)
+        setup.autocommit = True
+        with setup.cursor() as run:
+            run.execute(SCHEMA)
+            run.execute(DEFAULTS)
+            for table, column, default in run.fetchall():
+                run.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT sim.{default}")
+            name = setup.info.dbname
+            run.execute(f"ALTER DATABASE {name} SET search_path = sim, pg_catalog, public")
+            run.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            self.tables = [name for (name,) in run.fetchall() if name != "alembic_version"]
+        setup.close()
+
+    def close(self) -> None:
+        """Give the driver back as it was."""
+        psycopg2.extensions.set_wait_callback(None)
+        self.monitor.close()
+
+    def ask(self, query: str, params: Any = None) -> list[tuple[Any, ...]]:
+        """Return the rows of a query of our own."""
+        self._cursor.execute(query, params)
+        return self._cursor.fetchall()
+
+    def run(self, statement: str) -> None:
+        """Run a statement of our own."""
+        self._cursor.execute(statement)
+
+    def empty(self, *, thoroughly: bool = False) -> None:
+        """Delete all rows; thoroughly, so that rows lie in the same places the next time."""
+        if thoroughly:
+            self._cursor.execute(f"TRUNCATE {', '.join(self.tables)} RESTART IDENTITY CASCADE")
+        else:
+            order = sorted(self.tables, key=["deliveries", "batches", "products"].count)
+            last = [name for name in ("deliveries", "batches", "products") if name in order]
+            tables = [name for name in order if name not in last] + last
+            self._cursor.execute("; ".join(f"DELETE FROM {table}" for table in tables))  # noqa: S608  of ours
+
+    def set_clock(self, at: float) -> None:
+        """Have the server's clock say so; it never goes back within a schedule."""
+        self._cursor.execute("SELECT setval('sim.clock', %s)", (int(at * 1_000_000),))
+
+    def own(self, engine: Engine) -> None:
+        """Have an engine make connections whose statements are steps."""
+
+        @event.listens_for(engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
+            options["connection_factory"] = Connection
+
+        # First of all that happens to a connection.
+        @event.listens_for(engine, "connect", insert=True)
+        def adopt(connection: Any, _record: Any) -> None:
+            connection.database, connection.pid = self, connection.get_backend_pid()
+            connection.owner = current()
+            if connection.owner is not None:
+                connection.owner.connections.append(connection)
+
+    # Ends of sessions
+
+    def end(self, connection: Any) -> None:
+        """End a session, and wait until its locks are gone."""
+        pid = connection.pid
+        self.blocked.pop(pid, None)
+        self._cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        until = time.monotonic() + 5
+        while self.ask("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)):
+            if time.monotonic() > until:
+                raise Broken(f"session {pid} does not end")
+        if not connection.waits:
+            connection.really_close()
+
+    def cancel(self, connection: Any) -> None:
+        """Have what a session waits for end with an error, as after too long a wait."""
+        self._cursor.execute("SELECT pg_cancel_backend(%s)", (connection.pid,))
+
+    # Waits
+
+    def _wait(self, connection: Any) -> None:
+        while (state := connection.poll()) != POLL_OK:
+            if state != POLL_READ:
+                select.select([], [connection.fileno()], [], 1)
+                continue
+            process = current()
+            watched = process is not None and isinstance(connection, Connection)
+            if not _readable(connection, LATE_S if watched else 1) and watched:
+                self._look(connection, process)
+
+    def _look(self, connection: Any, process: Any) -> None:
+        if not self._is_blocked(connection):
+            return
+        self.blocked[connection.pid] = connection
+        scheduler = process.scheduler
+        if process.name.startswith("relay"):
+            scheduler.break_off(f"housekeeping waits for a lock: {process.name} {process.at}")
+        process.blocked_on, connection.waits = connection, True
+        fault = scheduler.fault((Fault.ERROR_BEFORE, Fault.CRASH_BEFORE, Fault.SLOW_CRASH))
+        scheduler.tell("waits for a lock" if fault is Fault.NONE else f"waits for a lock: {fault}")
+        if fault is Fault.ERROR_BEFORE:
+            self.cancel(connection)
+        elif fault is not Fault.NONE:
+            process.blocked_on = None
+            scheduler.die(process, slowly=fault is Fault.SLOW_CRASH)
+        process.pause()
+        process.blocked_on, connection.waits = None, False
+        self.blocked.pop(connection.pid, None)
+
+    def has_answer(self, connection: Any) -> bool:
+        """Tell whether a statement that waited for a lock has gone on."""
+        while not _readable(connection, 0):
+            if self._is_blocked(connection):
+                return False
+            _readable(connection, 0.002)
+        return True
+
+    def _is_blocked(self, connection: Any) -> bool:
+        """Tell whether others keep it waiting; a deadlock is about to be noticed."""
+        pid = connection.pid
+        waits = {one: set(self._blockers(one)) for one in {*self.blocked, pid}}
+        reached, new = set(), set(waits[pid])
+        while new:
+            reached |= new
+            new = set().union(*(waits.get(one, set()) for one in new)) - reached
+        return bool(waits[pid]) and pid not in reached
+
+    def _blockers(self, pid: int) -> list[int]:
+        [(pids,)] = self.ask("SELECT pg_blocking_pids(%s)", (pid,))
+        return list(pids)
+
+
+def _readable(connection: Any, seconds: float) -> bool:
+    return bool(select.select([connection.fileno()], [], [], seconds)[0])

@@ -1,0 +1,316 @@
+"""What must hold after every step, whatever has happened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from allocation.domain.commands import Allocate
+from messaging.bus import MessageBus
+from messaging.wire.replay import parse_line
+from tests.simulation.broker import Broker
+from tests.simulation.database import Database
+from tests.simulation.model import Model
+from tests.simulation.results import Results
+from tests.simulation.scheduler import Broken
+
+#: All that is committed, in one statement, hence of one moment.
+SNAPSHOT = """
+SELECT setval('sim.clock', greatest((SELECT last_value FROM sim.clock) + 1, %s)),
+ (SELECT coalesce(json_agg(json_build_array(reference, sku, purchased_quantity, allocated_quantity)), '[]')
+  FROM batches),
+ (SELECT coalesce(json_agg(json_build_array(orderid, sku, qty, batch_reference)), '[]') FROM allocations),
+ (SELECT coalesce(json_agg(json_build_object('id', task_id, 'key', coalesce(idempotency_key, task_id),
+    'command', command, 'result', result, 'error', error->>'type')), '[]') FROM inbox),
+ (SELECT coalesce(json_agg(json_build_object('id', id, 'type', event_type, 'payload', payload,
+    'handler', handler, 'status', status, 'attempts', attempts, 'run', reruns, 'cause', causation_id,
+    'crashes', crashes,
+    'listed', (SELECT count(*) FROM attempts WHERE delivery_id = deliveries.id AND run = reruns))), '[]')
+  FROM deliveries),
+ (SELECT coalesce(json_agg(json_build_array(position, event_id, subject, causation_id)
+    ORDER BY position), '[]')
+  FROM announcements),
+ (SELECT coalesce(json_agg(json_build_array(job, key, handler) ORDER BY position), '[]') FROM effects),
+ (SELECT count(*) FROM dead_letters WHERE reason = 'killed its worker'),
+ (SELECT coalesce(json_agg(json_build_array(token, run)), '[]') FROM attempts)
+"""
+NOT_KNOWN = "not known"
+USED_BEFORE = "was used before"
+#: States that may follow each state.
+NEXT = {
+    "pending": {"pending", "done", "failed"},
+    "failed": {"failed", "pending", "discarded"},
+    "done": {"done"},
+    "discarded": {"discarded"},
+}
+COMMANDS = {"add_batch", "allocate", "change_batch_quantity"}
+
+
+@dataclass
+class Books:
+    """The latest snapshot, and what is remembered of all before it."""
+
+    database: Database
+    broker: Broker
+    results: Results
+    bus: MessageBus
+    mails: list[str]
+    model: Model = field(default_factory=Model)
+    inbox: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deliveries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ever: dict[str, dict[str, Any]] = field(default_factory=dict)  # deliveries, the pruned ones too
+    waiting: dict[str, int] = field(default_factory=dict)  # announcements by event id
+    last_position: dict[str, int] = field(default_factory=dict)  # by subject
+    effects: list[tuple[str, str, str]] = field(default_factory=list)
+    parked: int = 0
+    checks: int = 0
+    carried_out: dict[str, int] = field(default_factory=dict)  # when, by key
+    taken: dict[str, int] = field(default_factory=dict)  # when a worker took a message last, by task id
+
+    def check(self) -> None:
+        """Read what is committed, and raise Broken with the first thing that is wrong."""
+        at = (int(self.broker.clock.at * 1_000_000),)  # the server's clock is brought up to ours
+        _, batches, lines, inbox, deliveries, announcements, effects, self.parked, attempts = (
+            self.database.ask(SNAPSHOT, at)[0]
+        )
+        found = [
+            *self._answers(inbox),
+            *self._deliveries(deliveries),
+            *self._effects([tuple(one) for one in effects]),
+            *self._stock(batches, lines),
+            *self._announcements(announcements),
+            *self._attempts(attempts),
+            *self._told(),
+            *self._mailed(),
+        ]
+        if found:
+            raise Broken("; ".join(found[:3]))
+
+    def _answers(self, rows: list[dict[str, Any]]) -> Iterator[str]:
+        now = {row["id"]: row for row in rows}
+        for task_id, row in self.inbox.items():
+            if now.get(task_id) != row:
+                yield f"the answer to {task_id} was {row}, now {now.get(task_id)}"
+        before, self.inbox = self.inbox, now
+        self.checks += 1
+        for task_id, row in now.items():
+            if task_id in before:
+                continue
+            if row["error"] is None:
+                self.carried_out[row["key"]] = self.checks
+            # While one copy is refused, another one may be carried out.
+            elif self.carried_out.get(row["key"], self.checks) <= self.taken.get(task_id, 0):
+                yield f"{task_id} was refused with {row['error']}, and {row['key']} was carried out before"
+        for task_id, row in now.items():
+            key = self.keys.get(task_id, row["key"])
+            if row["key"] != key:
+                yield f"the answer to {task_id} is recorded under {row['key']}, its key is {key}"
+        keys = Counter(row["key"] for row in rows if row["error"] is None)
+        yield from (f"key {key} has {count} effects" for key, count in keys.items() if count > 1)
+
+    def _deliveries(self, rows: list[dict[str, Any]]) -> Iterator[str]:
+        now = {row["id"]: row for row in rows}
+        for name, row in self.deliveries.items():
+            new = now.get(name)
+            if new is None:
+                if row["status"] not in ("done", "discarded"):
+                    yield f"a delivery that was {row['status']} is gone: {row}"
+            elif new["status"] not in NEXT[row["status"]]:
+                yield f"a delivery went from {row['status']} to {new['status']}"
+            elif new["run"] > row["run"] and row["status"] != "failed":
+                yield f"delivery {name} was re-run although it was {row['status']}"
+            elif new["run"] == row["run"] and new["attempts"] < row["attempts"]:
+                yield f"attempts of {name} went from {row['attempts']} to {new['attempts']}"
+        for row in rows:
+            if row["listed"] != row["attempts"] - (row["status"] == "done"):
+                name = f"{row['handler']} {row['id']}"
+                yield f"attempts of {name}: {row['attempts']} counted, {row['listed']} listed"
+            if row["attempts"] > 3:
+                yield f"{row['handler']} was tried {row['attempts']} times in one run"
+        doubles = Counter((r["cause"], r["type"], str(r["payload"]), r["handler"]) for r in rows)
+        yield from (
+            f"raised twice: {what}" for what, count in doubles.items() if count > 1 and not self._edited(what)
+        )
+        for row in rows:
+            cause = self.inbox.get(row["cause"])
+            if cause and cause["error"]:
+                yield f"{row['cause']} was refused with {cause['error']} and raised {row['type']}"
+        self.deliveries = now
+        self.ever.update(now)
+
+    def _edited(self, what: tuple[Any, ...]) -> bool:
+        return what[0] in self.edited_causes
+
+    edited_causes: set[str] = field(default_factory=set)
+
+    def _effects(self, effects: list[tuple[str, str, str]]) -> Iterator[str]:
+        seen = set(self.effects)
+        new = [one for one in effects if one not in seen]
+        jobs = Counter((key, handler if handler not in COMMANDS else "") for _, key, handler in effects)
+        yield from (f"{key} took effect {count} times" for (key, _), count in jobs.items() if count > 1)
+        done = {job for job, _, handler in effects if handler in COMMANDS}
+        answered = {task_id for task_id, row in self.inbox.items() if row["error"] is None}
+        if done != answered:
+            yield f"took effect without an answer, or the other way round: {sorted(done ^ answered)}"
+        delivered = {job for job, _, handler in effects if handler not in COMMANDS}
+        for name, row in self.deliveries.items():
+            if (row["status"] == "done") != (name in delivered):
+                yield f"{row['handler']} {name} is {row['status']}, its effect is {name in delivered}"
+        yield from (
+            f"{job} took effect although it had expired when it was sent" for job in done & self.expired
+        )
+        self.effects = effects
+        for job, _, handler in new:
+            yield from self._as_in_model(job, handler)
+
+    def _as_in_model(self, job: str, handler: str) -> Iterator[str]:
+        if handler == "reallocate":
+            self.model.reallocate(self.ever[job]["payload"])
+        if handler not in COMMANDS or job not in self.inbox:
+            return
+        row = self.inbox[job]
+        command: Any = parse_line(self.bus, row["command"])
+        result = self.model.carry_out(command)
+        if result != row["result"]:
+            yield f"{row['command']} came to {row['result']!r}, one after the other it is {result!r}"
+        if isinstance(command, Allocate) and result is None:
+            caused = [r for r in self.ever.values() if r["cause"] == job and r["type"] == "OutOfStock"]
+            if not caused:
+                yield f"{row['command']} was answered out of stock, and nobody is notified"
+
+    def _stock(self, batches: list[Any], lines: list[Any]) -> Iterator[str]:
+        sums: Counter[str] = Counter()
+        for _, _, qty, reference in lines:
+            sums[reference] += qty
+        for reference, _, purchased, allocated in batches:
+            if not 0 <= allocated <= purchased:
+                yield f"batch {reference} has {allocated} of {purchased} allocated"
+            if sums[reference] != allocated:
+                yield f"batch {reference} keeps {allocated}, its lines are {sums[reference]}"
+        now = {reference: (sku, purchased, allocated) for reference, sku, purchased, allocated in batches}
+        if now != self.model.batches():
+            yield f"batches are {now}, one after the other they are {self.model.batches()}"
+        if {tuple(line) for line in lines} != self.model.lines():
+            yield f"lines are {sorted(lines)}, one after the other they are {sorted(self.model.lines())}"
+
+    def _announcements(self, rows: list[Any]) -> Iterator[str]:
+        now = {event_id: position for position, event_id, _, _ in rows}
+        published = {one["id"] for one in self.broker.announced}
+        for event_id in self.waiting:
+            if event_id not in now and event_id not in published:
+                yield f"event {event_id} is gone and was never published"
+        for position, event_id, subject, _ in rows:
+            if event_id in self.waiting:
+                continue
+            if position < self.last_position.get(subject, 0):
+                yield f"event {event_id} of {subject} was committed later and comes before others"
+            self.last_position[subject] = position
+        self.waiting = now
+
+    def _told(self) -> Iterator[str]:
+        effects = {row["key"]: row for row in self.inbox.values() if row["error"] is None}
+        for task_id, answers in self.results.told.items():
+            certain = [one for one in answers if not _is_open(one)]
+            if len(certain) > 1:
+                yield f"{task_id} was told {certain[0]}, later {certain[1]}"
+            for answer in certain:
+                yield from self._is_true(task_id, answer, effects)
+
+    def _is_true(self, task_id: str, answer: dict[str, Any], effects: dict[str, Any]) -> Iterator[str]:
+        row = self.inbox.get(task_id)
+        if answer["status"] == "SUCCESS" and isinstance(answer["result"], list):
+            for position, outcome in enumerate(answer["result"]):
+                yield from self._is_outcome_true(f"{task_id}.{position}", outcome, effects)
+        elif answer["status"] == "SUCCESS":
+            effect = row if row and row["error"] is None else effects.get(self.keys.get(task_id, task_id))
+            if effect is None:
+                yield f"{task_id} was told {answer['result']!r}, and nothing was done"
+            elif effect["result"] != answer["result"]:
+                yield f"{task_id} was told {answer['result']!r}, recorded is {effect['result']!r}"
+            elif not self._is_same(effect["command"], task_id):
+                yield f"{task_id} was told success, but what was done is {effect['command']}"
+        else:
+            error = answer["result"]["exc_type"]
+            yield from self._is_error_true(task_id, error, str(answer["result"]["exc_message"]), row)
+
+    keys: dict[str, str] = field(default_factory=dict)  # by task id
+    commands: dict[str, str] = field(default_factory=dict)  # by task id, the repr
+
+    def _is_same(self, command: str, task_id: str) -> bool:
+        wanted = self.commands.get(task_id)
+        return not command or wanted is None or parse_line(self.bus, command) == parse_line(self.bus, wanted)
+
+    def _effects_of(self, key: str) -> list[dict[str, Any]]:
+        return [row for row in self.inbox.values() if row["key"] == key and row["error"] is None]
+
+    def _is_outcome_true(
+        self, task_id: str, outcome: dict[str, Any], effects: dict[str, Any]
+    ) -> Iterator[str]:
+        error = outcome.get("error")
+        if error is None:
+            effect = effects.get(outcome["id"])
+            if effect is None:
+                yield f"{task_id} was told {outcome['result']!r}, and nothing was done"
+            elif effect["result"] != outcome["result"]:
+                yield f"{task_id} was told {outcome['result']!r}, recorded is {effect['result']!r}"
+        elif NOT_KNOWN not in error["message"]:
+            yield from self._is_error_true(task_id, error["type"], error["message"], self.inbox.get(task_id))
+
+    def _is_error_true(
+        self, task_id: str, error: str, text: str, row: dict[str, Any] | None
+    ) -> Iterator[str]:
+        if USED_BEFORE in text:
+            used = row or next(iter(self._effects_of(self.keys.get(task_id, task_id))), None)
+            if used and task_id in self.commands and self._is_same(used["command"], task_id):
+                yield f"{task_id} was told that its key was used for another command, and it was the same"
+            return
+        if row is None:
+            yield f"{task_id} was told {error}, and that is not recorded"
+        elif row["error"] is None:
+            yield f"{task_id} was told {error}, yet it was done"
+        elif row["error"] != error:
+            yield f"{task_id} was told {error}, recorded is {row['error']}"
+        elif error == "WorkerCrashed" and not self.parked:
+            yield f"{task_id} was told WorkerCrashed, and there is no dead letter"
+
+    def _mailed(self) -> Iterator[str]:
+        ids = {mail.partition("@")[0].lstrip("<").rpartition(".")[0] for mail in self.mails}
+        for name, row in self.deliveries.items():
+            if (
+                row["handler"] == "send_out_of_stock_notification"
+                and row["status"] == "done"
+                and name not in ids
+            ):
+                yield f"delivery {name} is done and its mail was not sent"
+        yield from (f"a mail of nothing: {name}" for name in ids - self.ever.keys())
+
+    expired: set[str] = field(default_factory=set)  # ids of messages that were too late from the beginning
+    runs: dict[str, int] = field(default_factory=dict)  # of attempts that failed, by token
+
+    def _attempts(self, rows: list[Any]) -> Iterator[str]:
+        for token, run in rows:
+            if self.runs.get(token, run) != run:
+                yield f"attempt {token} of run {self.runs[token]} is counted for run {run}"
+
+    # At the end
+
+    def unanswered(self) -> list[str]:
+        """Return the commands that were sent and never answered."""
+        return [
+            task_id for task_id in self.keys if task_id in self.commands and task_id not in self.results.told
+        ]
+
+    def is_settled(self) -> bool:
+        """Tell whether nothing is left to do."""
+        return (
+            not self.broker.waiting
+            and not self.broker.held
+            and not self.waiting
+            and all(row["status"] != "pending" for row in self.deliveries.values())
+        )
+
+
+def _is_open(answer: dict[str, Any]) -> bool:
+    return answer["status"] == "FAILURE" and NOT_KNOWN in str(answer["result"]["exc_message"])

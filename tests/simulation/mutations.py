@@ -1,0 +1,351 @@
+"""Bugs put into the real code on purpose: what the simulation finds of them is its measure."""
+
+# mypy: disable-error-code="attr-defined, assignment"
+# What is replaced here has other names and types there.
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from celery.backends.redis import RedisBackend
+from celery.worker.request import Request as CeleryRequest
+from sqlalchemy import TextClause, text
+
+import reliable_celery.requests
+from allocation.adapters import repository
+from messaging.wire.cloud_events import Announcement
+from messaging.bus import MessageBus
+from messaging.postgres import announcements, attempts, inbox, outbox
+from messaging.postgres.attempts import Attempt
+from messaging.postgres.dead_letters import DeadLetters
+from messaging.postgres.inbox import Answer, Inbox
+from messaging.postgres.statement import Statement
+from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
+from messaging.postgres.unit_of_work import PostgresUnitOfWork
+from messaging.worker import events
+from messaging.worker.received import Received
+from reliable_celery.results import ResultBackend
+from tests.simulation.world import World
+
+Mutation = Callable[[World], ExitStack]
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def mutation(words: str) -> Callable[[Callable[[World, ExitStack], None]], None]:
+    """Register a bug under the words that say what is wrong."""
+
+    def register(plant: Callable[[World, ExitStack], None]) -> None:
+        def planted(world: World) -> ExitStack:
+            stack = ExitStack()
+            plant(world, stack)
+            return stack
+
+        MUTATIONS[words] = planted
+
+    return register
+
+
+def put(stack: ExitStack, target: Any, name: str, value: Any) -> None:
+    """Replace an attribute."""
+    stack.enter_context(patch.object(target, name, value))
+
+
+def without(stack: ExitStack, module: Any, name: str, *parts: str, instead: str = "") -> None:
+    """Replace parts of the text of a statement."""
+    found = getattr(module, name)
+    sql = (
+        found.text
+        if isinstance(found, TextClause)
+        else _sql_of(found)[1]
+        if isinstance(found, Statement)
+        else found
+    )
+    for part in parts:
+        assert part in sql, f"{part!r} is not in {name}"
+        sql = sql.replace(part, instead)
+    if isinstance(found, TextClause):
+        put(stack, module, name, text(sql))
+    elif isinstance(found, Statement):
+        put(stack, module, name, Statement(sql, *_sql_of(found)[0]))
+    else:
+        put(stack, module, name, sql)
+
+
+def _sql_of(statement: Statement) -> tuple[list[str], str]:
+    """Return the types and the text of a prepared statement."""
+    found = re.match(r"PREPARE \w+ \((.*?)\) AS (.*)", statement._prepare, re.DOTALL)
+    assert found
+    return found.group(1).split(", "), found.group(2)
+
+
+# Answers and keys
+
+
+@mutation("commands are compared by their repr, which another release writes differently")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, inbox, "same_message", lambda _bus, line, message: line == repr(message))
+
+
+@mutation("an answer is not compared with the command under the same key")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, inbox, "same_message", lambda _bus, _line, _message: True)
+
+
+@mutation("a refusal is told and not recorded")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, Inbox, "refuse", lambda _self, _job, error: Answer(error=error))
+
+
+@mutation("a refusal does not look for a result under its key")
+def _(_world: World, stack: ExitStack) -> None:
+    condition = """WHERE NOT EXISTS (
+    SELECT FROM inbox WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)"""
+    without(stack, inbox, "REFUSE", condition)
+
+
+@mutation("messages are acknowledged before they are handled")
+def _(world: World, stack: ExitStack) -> None:
+    for app in world.apps.values():
+        for name, task in app.tasks.items():
+            if name.startswith("allocation."):
+                put(stack, task, "acks_late", False)
+
+
+@mutation("success is told although the commit failed")
+def _(_world: World, stack: ExitStack) -> None:
+    def run(_self: Any, handler: Any, message: Any, uow: Any) -> Any:
+        result = handler(message, uow)
+        try:
+            return result, uow.commit(result)
+        except DATABASE_ERRORS:
+            return result, []
+
+    put(stack, MessageBus, "run", run)
+
+
+@mutation("no unique index on keys")
+def _(world: World, stack: ExitStack) -> None:
+    definition = "(coalesce(idempotency_key, task_id))) WHERE error IS NULL"
+    world.database.run("DROP INDEX inbox_effects")
+
+    def bring_back() -> None:
+        world.database.empty(thoroughly=True)
+        world.database.run(f"CREATE UNIQUE INDEX inbox_effects ON inbox ({definition}")
+
+    stack.callback(bring_back)
+
+
+@mutation("the idempotency key is ignored")
+def _(_world: World, stack: ExitStack) -> None:
+    of = Received.of.__func__
+    put(stack, Received, "of", classmethod(lambda cls, *args: replace(of(cls, *args), key=None)))
+
+
+@mutation("expiry is ignored")
+def _(_world: World, stack: ExitStack) -> None:
+    of = Received.of.__func__
+    put(stack, Received, "of", classmethod(lambda cls, *args: replace(of(cls, *args), expired=False)))
+
+
+@mutation("crashes of a command are forgotten when they are counted")
+def _(_world: World, stack: ExitStack) -> None:
+    count = Inbox.count_crash
+
+    def count_and_forget(self: Inbox, task_id: str) -> int:
+        crashes = count(self, task_id)
+        self.forget_crashes(task_id)
+        return crashes
+
+    put(stack, Inbox, "count_crash", count_and_forget)
+
+
+@mutation("a parked command leaves no dead letter")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, DeadLetters, "add", lambda _self, _letter: None)
+
+
+@mutation("an answer that cannot be stored is told as a failure")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, ResultBackend, "mark_as_failure", RedisBackend.mark_as_failure)
+
+
+@mutation("a message whose answer could not be stored is acknowledged")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, reliable_celery.requests.Request, "on_failure", CeleryRequest.on_failure)
+
+
+# Deliveries
+
+
+@mutation("a relay without row locks")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, outbox, "TAKE_DUE", "FOR UPDATE SKIP LOCKED")
+
+
+@mutation("a claim without a row lock")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "CLAIM", "FOR UPDATE SKIP LOCKED")
+
+
+@mutation("a claim that does not look at the state")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "CLAIM", "AND status = 'pending' ")
+
+
+@mutation("done is written in another transaction than the effects")
+def _(_world: World, stack: ExitStack) -> None:
+    commit = PostgresUnitOfWork.commit
+
+    def commit_then_finish(self: PostgresUnitOfWork, result: object = None) -> Any:
+        job = self.job
+        if not isinstance(job, Attempt):
+            return commit(self, result)
+        with patch.object(Attempt, "finish", lambda _self, transaction, _result: transaction.release()):
+            deliveries = commit(self, result)
+        with Transaction(self.transaction._engine) as transaction:
+            transaction.write(attempts.DONE, (job.worker, job.id))
+            transaction.commit()
+        return deliveries
+
+    put(stack, PostgresUnitOfWork, "commit", commit_then_finish)
+
+
+@mutation("a failed attempt is not counted when its transaction is lost")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, events, "_note_failure", lambda *_args: None)
+
+
+@mutation("a failed attempt keeps what its handler wrote")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, Transaction, "undo", lambda _self: None)
+
+
+@mutation("a late failure is noted for whatever run is on")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "NOTE_FAILED", " AND reruns = :run")
+
+
+@mutation("pruning takes what failed")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, outbox, "PRUNE", "('done', 'discarded')", instead="('done', 'discarded', 'failed')")
+
+
+@mutation("a re-run without a look at the state")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, outbox, "CHOSEN", " FOR UPDATE SKIP LOCKED")
+    without(stack, outbox, "PUT_BACK", " AND deliveries.status = 'failed'")
+
+
+@mutation("the relay sends nothing")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, outbox, "TAKE_DUE", "due_at <= now()", instead="false")
+
+
+# Events for other apps
+
+
+@mutation("announcements are deleted by range")
+def _(_world: World, stack: ExitStack) -> None:
+    @contextmanager
+    def take(self: announcements.Announcements, limit: int) -> Iterator[list[Announcement]]:
+        query = text(
+            "SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject"
+            " FROM announcements ORDER BY position LIMIT :limit"
+        )
+        with self.engine.begin() as connection:
+            rows = connection.execute(query, {"limit": limit}).all()
+            yield [Announcement(*row) for row in rows]
+            last = max((row.position for row in rows), default=0)
+            connection.execute(text("DELETE FROM announcements WHERE position <= :last"), {"last": last})
+
+    put(stack, announcements.Announcements, "take", take)
+
+
+@mutation("announcements are deleted before they are published")
+def _(_world: World, stack: ExitStack) -> None:
+    take = announcements.Announcements.take
+
+    @contextmanager
+    def take_first(self: announcements.Announcements, limit: int) -> Iterator[list[Announcement]]:
+        with take(self, limit) as taken:
+            pass
+        yield taken
+
+    put(stack, announcements.Announcements, "take", take_first)
+
+
+# Stock
+
+
+def _overwrite(stack: ExitStack) -> None:
+    """Write the quantities that were worked out, whatever is there by now."""
+    found = repository.UPDATE_BATCH
+    sql = (
+        "UPDATE batches SET purchased_quantity = $1, allocated_quantity = $2"
+        " WHERE $3 = $3 AND $4 = $4 AND reference = $5"
+    )
+    put(stack, repository, "UPDATE_BATCH", Statement(sql, *_sql_of(found)[0]))
+
+
+@mutation("a lock that finds nothing, the read after it, and quantities that overwrite")
+def _(_world: World, stack: ExitStack) -> None:
+    _overwrite(stack)
+    without(
+        stack, repository, "LOAD_FOR_LINE", f" AND $1 = {repository.LOCKED_SKU}",
+    )  # fmt: skip
+
+
+@mutation("no lock on the product, and quantities that overwrite")
+def _(_world: World, stack: ExitStack) -> None:
+    _overwrite(stack)
+    without(stack, repository, "LOCK_PRODUCT", " FOR NO KEY UPDATE")
+
+
+@mutation("a line that is allocated already is allocated again elsewhere")
+def _(_world: World, stack: ExitStack) -> None:
+    from allocation.domain.model import Product
+
+    place = Product._place
+
+    def place_anew(self: Product, line: Any) -> Any:
+        for batch in self.batches:
+            if line in batch.lines:
+                batch.lines.remove(line)
+        return place(self, line)
+
+    put(stack, repository, "Product", type("Product", (Product,), {"_place": place_anew}))
+
+
+#: A seed that finds each bug, or is some schedules before one that does.
+FIRST_SEED = {
+    "commands are compared by their repr, which another release writes differently": 7,
+    "an answer is not compared with the command under the same key": 7,
+    "a refusal is told and not recorded": 2,
+    "a refusal does not look for a result under its key": 26,
+    "messages are acknowledged before they are handled": 2,
+    "success is told although the commit failed": 7,
+    "no unique index on keys": 7,
+    "the idempotency key is ignored": 1,
+    "crashes of a command are forgotten when they are counted": 9,
+    "a parked command leaves no dead letter": 9,
+    "an answer that cannot be stored is told as a failure": 1,
+    "a message whose answer could not be stored is acknowledged": 1,
+    "a relay without row locks": 2,
+    "a claim without a row lock": 6,
+    "a claim that does not look at the state": 8,
+    "done is written in another transaction than the effects": 1,
+    "a failed attempt keeps what its handler wrote": 1,
+    "a re-run without a look at the state": 6,
+    "announcements are deleted by range": 21,
+    "announcements are deleted before they are published": 1,
+    "no lock on the product, and quantities that overwrite": 5,
+    "expiry is ignored": 96,
+    "the relay sends nothing": 66,
+    "a lock that finds nothing, the read after it, and quantities that overwrite": 141,
+}

@@ -1,0 +1,138 @@
+"""What senders want of the backend in one schedule; a seed makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
+from messaging.messages import Command
+from tests.simulation.scheduler import Odds
+
+#: Handlers of events.
+FAILING = ("tally_allocation", "reallocate", "send_out_of_stock_notification")
+
+#: A command of this SKU kills whoever carries it out.
+POISON = "POISON"
+
+
+@dataclass(frozen=True)
+class Order:
+    """One wish of a sender: a command under a key, or several in one message."""
+
+    key: str
+    commands: tuple[Command, ...]
+    expires_s: float | None = None
+    bulk: bool = False
+
+    def __str__(self) -> str:
+        shown = ", ".join(repr(command) for command in self.commands)
+        extra = "" if self.expires_s is None else f", expires in {self.expires_s} s"
+        return f"{'many: ' if self.bulk else ''}{shown} under {self.key}{extra}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All wishes by sender, and how wild the schedule is."""
+
+    senders: dict[str, list[Order]]
+    odds: Odds = field(default_factory=Odds)
+    duplicates: int = 0
+    forgets: int = 0  # how often the broker loses everything
+    workers: int = 2
+    operators: int = 1
+    relays: int = 2
+    failing: str = ""  # a handler of events that always fails
+    failing_for_s: float = 0.0
+    stays_s: float = 0.0  # how long the schedule goes on when all is done
+    prepared: tuple[Order, ...] = ()  # carried out before the schedule begins
+    copies: Order | None = None  # a command of which two copies are there from the beginning
+
+    def without(self, left_out: Iterable[int]) -> Plan:
+        """Leave wishes out, by their number in the whole plan."""
+        out, number, senders = set(left_out), 0, {}
+        for name, orders in self.senders.items():
+            kept = []
+            for order in orders:
+                if number not in out:
+                    kept.append(order)
+                number += 1
+            senders[name] = kept
+        return replace(self, senders=senders)
+
+    @property
+    def size(self) -> int:
+        """Return how many wishes there are."""
+        return sum(len(orders) for orders in self.senders.values())
+
+
+def random_plan(seed: int) -> Plan:
+    """Make a plan: a few senders that work on the same little stock."""
+    random = Random(seed)
+    senders: dict[str, list[Order]] = {}
+    skus = ["LAMP"] if random.random() < 0.7 else ["LAMP", "RUG"]
+    first = (
+        [Order("k0", (CreateBatch("b1", skus[0], random.randint(3, 12)),))] if random.random() < 0.6 else []
+    )
+    used: list[Order] = []
+    for number in range(random.randint(1, 3)):
+        name = ("shop", "office", "store")[number]
+        orders = first if number == 0 else []
+        used += orders
+        for count in range(random.randint(1, 3)):
+            order = _order(random, f"{name}{count}", skus)
+            if used and random.random() < 0.25:  # the same once more, or another command under a used key
+                other = random.choice(used)
+                order = Order(other.key, random.choice((other, other, order)).commands[:1])
+            used.append(order)
+            orders = [*orders, order]
+        senders[name] = orders
+    if random.random() < 0.15:
+        senders = _rush(random)
+    for_good = random.random() < 0.25
+    odds = Odds(
+        go_on=random.choice((0.95, 0.8, 0.5, 0.3)),
+        slow=random.choice((0.001, 0.01, 0.03)),
+        fault=random.choice((0.0, 0.01, 0.03, 0.08)),
+        faults=random.randint(0, 6),
+    )
+    return Plan(
+        senders,
+        odds,
+        duplicates=random.choice((0, 0, 1, 2)),
+        forgets=random.choice((0, 0, 0, 1)),
+        operators=2 if for_good else random.choice((0, 0, 1)),
+        workers=random.choice((2, 2, 3)),
+        relays=random.choice((1, 2)),
+        failing=FAILING[0] if for_good else random.choice(("", "", *FAILING)),
+        failing_for_s=1000.0 if for_good else random.choice((1.0, 8.0, 40.0)),
+        stays_s=random.choice((30.0, 100.0)) if for_good else 0.0,
+    )
+
+
+def _rush(random: Random) -> dict[str, list[Order]]:
+    """Have everybody want the same new product at once."""
+    orders = [Order(f"rush{number}", (Allocate(f"o{number}", "LAMP", number + 1),)) for number in range(4)]
+    stock = [Order("stock", (CreateBatch("b1", "LAMP", random.randint(3, 12)),))]
+    return {"shop": stock + orders[:1], "office": orders[1:3], "store": orders[3:]}
+
+
+def _order(random: Random, key: str, skus: list[str]) -> Order:
+    if random.random() < 0.03:
+        return Order(key, (Allocate(f"order-{key}", POISON, 1),))
+    if random.random() < 0.12:
+        return Order(key, tuple(_command(random, skus) for _ in range(random.randint(2, 3))), bulk=True)
+    expires = random.choice((-1.0, 0.05, 3.0)) if random.random() < 0.1 else None
+    return Order(key, (_command(random, skus),), expires)
+
+
+def _command(random: Random, skus: list[str]) -> Command:
+    sku, ref = random.choice(skus), f"b{random.randint(1, 3)}"
+    kind: Any = random.choices((Allocate, CreateBatch, ChangeBatchQuantity), (5, 2, 3))[0]
+    if kind is Allocate:
+        return Allocate(f"o{random.randint(1, 4)}", sku, random.choice((1, 2, 3, 5)))
+    if kind is CreateBatch:
+        return CreateBatch(ref, sku, random.randint(2, 12))
+    return ChangeBatchQuantity(ref, random.randint(0, 8))

@@ -1,0 +1,236 @@
+"""What each simulated process does, with the product's own objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from celery.app.trace import trace_task_ret
+from kombu.utils.imports import symbol_by_name
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from allocation.client import AllocationClient
+from allocation.domain.errors import AllocationError
+from messaging.client import NotAnswered
+from messaging.dead_letters import PARKED
+from messaging.errors import MessagingError, Unavailable
+from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.worker import housekeeping
+from messaging.worker.app import MessagingApp
+from tests.simulation.broker import FAULTS, Broker, Message
+from tests.simulation.plan import Order
+from tests.simulation.scheduler import Scheduler, step
+
+QUEUES = ("allocation.commands", "allocation.events")
+
+#: How often a sender sends again what was not answered.
+TRIES = 4
+
+#: Seconds that a sender waits for an answer.
+PATIENCE_S = 20.0
+
+#: What may go wrong in a housekeeping task without being wrong.
+TROUBLE = (*DATABASE_ERRORS, OSError, RedisConnectionError)
+
+
+#: In turns, since most of them find nothing to do.
+JOBS = (housekeeping.relay, housekeeping.announce, housekeeping.rerun, housekeeping.prune)
+
+
+class Pool:
+    """Runs a task in this process, as a child of a worker does, and reports to the request."""
+
+    def __init__(self, app: MessagingApp) -> None:
+        self.app = app
+
+    def apply_async(
+        self,
+        _target: Any,
+        args: tuple[Any, ...],
+        accept_callback: Callable[[int, float], object],
+        callback: Callable[[Any], object],
+        **_options: Any,
+    ) -> None:
+        """Run it, and hand over what came of it."""
+        accept_callback(0, 0.0)
+        failed, value, runtime = trace_task_ret(*args, app=self.app)
+        callback((failed, value, runtime))
+
+
+class Worker:
+    """A worker of commands and events."""
+
+    def __init__(self, app: MessagingApp, broker: Broker, scheduler: Scheduler, name: str) -> None:
+        self.app, self.broker, self.scheduler, self.name = app, broker, scheduler, name
+        self.pool = Pool(app)
+        self.handling: Message | None = None
+        self.before: Callable[[Message], object] = lambda _message: None
+        self.after: Callable[[], object] = lambda: None
+
+    def run(self) -> None:
+        """Take one message after the other, for ever."""
+        while True:
+            self.scheduler.wait_until(lambda: bool(self.broker.due(QUEUES)), "waits for a message")
+            due = self.broker.due(QUEUES)
+            if due:
+                self.handle(self.take(due))
+
+    def take(self, due: list[Message]) -> Message:
+        """Take a message, mostly the oldest."""
+        message = self.scheduler.choices.pick(due[:4], 0.7)
+        again = " again" if message.redelivered else ""
+        return step(
+            f"takes {message.task} {message.id[-12:]}{again}",
+            lambda: self.broker.take(message, self.name) if message in self.broker.waiting else message,
+            changes=False,
+        )
+
+    def handle(self, message: Message) -> None:
+        """Run a message's task as a worker does."""
+        if message.holder != self.name:  # somebody else was quicker
+            return
+        self.handling = message
+        self.before(message)
+        task = self.app.tasks[message.headers["task"]]
+        request: Any = symbol_by_name(task.Request)(
+            message,
+            on_ack=lambda *_: self._settle(message),
+            on_reject=lambda _logger, _errors, requeue=False: self._reject(message, requeue),
+            app=self.app,
+            hostname=self.name,
+            task=task,
+            connection_errors=(OSError,),
+        )
+        request.execute_using_pool(self.pool)
+        self.after()
+        self.handling = None
+
+    def _settle(self, message: Message) -> None:
+        step(
+            f"acknowledges {message.task} {message.id[-12:]}",
+            lambda: self.broker.settle(message),
+            *FAULTS[:2],
+        )
+
+    def _reject(self, message: Message, requeue: bool) -> None:
+        settle = self.broker.give_back if requeue else self.broker.settle
+        step(
+            f"{'gives back' if requeue else 'rejects'} {message.id[-12:]}",
+            lambda: settle(message),
+            *FAULTS[:2],
+        )
+
+
+class Housekeeper:
+    """Runs what beat asks for."""
+
+    def __init__(self, app: MessagingApp, scheduler: Scheduler) -> None:
+        self.app, self.scheduler = app, scheduler
+
+    def run(self) -> None:
+        """Run all jobs every few seconds, for ever."""
+        for number in count():
+            self.scheduler.sleep(5)
+            for job in JOBS[2:] if number % 4 == 3 else JOBS[:2]:
+                step(f"begins {job.__name__}", lambda: None, changes=False)
+                try:
+                    job(self.app.dispatcher)
+                except TROUBLE as error:
+                    self.scheduler.tell(f"{job.__name__} ended with {type(error).__name__}")
+
+
+class Operator:
+    """Somebody with the operator's tool."""
+
+    def __init__(
+        self, app: MessagingApp, scheduler: Scheduler, on_edit: Callable[[str], object], name: str
+    ) -> None:
+        self.app, self.scheduler, self.on_edit, self.name = app, scheduler, on_edit, name
+
+    def run(self) -> None:
+        """Look after what failed every few seconds, for ever."""
+        while True:
+            self.scheduler.sleep(5)
+            act = self.scheduler.choices.pick((self.rerun, self.discard, self.edit, self.replay), 0.6)
+            try:
+                act()
+            except (MessagingError, *TROUBLE) as error:
+                self.scheduler.tell(f"{act.__name__} ended with {type(error).__name__}: {error}")
+
+    def rerun(self) -> None:
+        """Put back all that failed."""
+        for turn in self.app.dispatcher.rerun(DeliveryFilter(), self.name, 10):
+            self.scheduler.tell(f"re-ran {len(turn.deliveries)}")
+
+    def discard(self) -> None:
+        """Discard one that failed."""
+        self.app.runtime.outbox.discard(DeliveryFilter(), self.name, 1, "not needed")
+
+    def edit(self) -> None:
+        """Replace one that failed by a copy."""
+        failed = self._failed()
+        for delivery_id, kind, cause in failed[:1]:
+            event = self.app.runtime.project.bus.event_types[kind]
+            self.on_edit(cause)
+            copy = self.app.runtime.outbox.edit(delivery_id, event, {}, self.name)
+            self.app.dispatcher.send([copy])
+
+    def replay(self) -> None:
+        """Send a dead letter again."""
+        letters = self.app.runtime.dead_letters.find(reason=PARKED)
+        for letter in letters[:1]:
+            self.app.dispatcher.replay(self.app.runtime.dead_letters, letter.id)
+
+    def _failed(self) -> list[tuple[str, str, str]]:
+        with self.app.runtime.engine.connect() as connection:
+            rows = connection.exec_driver_sql(
+                "SELECT id::text, event_type, causation_id FROM deliveries"
+                " WHERE status = 'failed' ORDER BY id"
+            )
+            return [(row[0], row[1], row[2]) for row in rows]
+
+
+class Sender:
+    """Another app, which sends its wishes one by one and repeats what was not answered."""
+
+    def __init__(self, client: AllocationClient, scheduler: Scheduler, orders: list[Order]) -> None:
+        self.client, self.scheduler, self.orders = client, scheduler, orders
+        #: Called with what is about to be sent: (order, what it was told), None where that is nothing.
+        self.on_told: Callable[[Order, Any], object] = lambda _order, _told: None
+
+    def run(self) -> None:
+        """Send everything."""
+        for order in self.orders:
+            for _ in range(TRIES):
+                told = self.send(order)
+                self.scheduler.tell(f"was told {told!r} for {order.key}"[:160])
+                if not isinstance(told, Unavailable | NotAnswered):
+                    break
+            self.on_told(order, told)
+
+    def send(self, order: Order) -> Any:
+        """Send one wish and return what it came to, an error as a value."""
+        step(f"wants {order}", lambda: None, changes=False)
+        try:
+            if order.bulk:
+                keyed = [(f"{order.key}.{number}", one) for number, one in enumerate(order.commands)]
+                return [one.error or one.result for one in self.client.many(keyed, timeout_s=PATIENCE_S)]
+            if order.expires_s is not None:
+                return self.client.answer(self._expiring(order), PATIENCE_S)
+            return self.client.call(order.commands[0], key=order.key, timeout_s=PATIENCE_S)
+        except (MessagingError, AllocationError, OSError) as error:
+            return error
+
+    def _expiring(self, order: Order) -> Any:
+        command = order.commands[0]
+        return self.client.app.send_task(
+            task_name("allocation", type(command)),
+            kwargs=to_dict(command),
+            queue=QUEUES[0],
+            headers={IDEMPOTENCY_KEY: order.key},
+            expires=order.expires_s,
+            retry=False,
+        ).id

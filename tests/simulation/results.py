@@ -1,0 +1,115 @@
+"""A result store in memory, behind the backend that workers really use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery.exceptions import TimeoutError as NoResultInTime
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from reliable_celery.results import ResultBackend
+from tests.simulation.scheduler import Fault, current, step
+
+FAULTS = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_BEFORE, Fault.ERROR_AFTER)
+
+
+@dataclass
+class Results:
+    """What is stored by key, and all that ever was."""
+
+    stored: dict[str, bytes] = field(default_factory=dict)
+    told: dict[str, list[dict[str, Any]]] = field(
+        default_factory=dict
+    )  # by task id, each kind of answer once
+
+    def set(self, key: str, value: bytes | str) -> None:
+        """Store an answer."""
+        raw = value.encode() if isinstance(value, str) else value
+        self.stored[key] = raw
+        meta = json.loads(raw)
+        if meta["status"] in ("SUCCESS", "FAILURE"):
+            told = self.told.setdefault(meta["task_id"], [])
+            answer = {"status": meta["status"], "result": meta["result"]}
+            if answer not in told:
+                told.append(answer)
+
+
+#: The results of the schedule that runs.
+current_results: list[Results] = []
+
+
+class Redis:
+    """What the backend needs of redis-py."""
+
+    def get(self, key: Any) -> bytes | None:
+        """Return a value."""
+        return current_results[-1].stored.get(_text(key))
+
+    def delete(self, key: Any) -> None:
+        """Delete a value."""
+        current_results[-1].stored.pop(_text(key), None)
+
+
+class Backend(ResultBackend):
+    """The worker's backend, whose Redis is simulated."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app=app, url="redis://127.0.0.1:1/1")
+        self.redis = Redis()
+
+    @property
+    def client(self) -> Any:
+        """Return the simulated Redis."""
+        return self.redis
+
+    def ensure(self, fun: Callable[..., Any], args: tuple[Any, ...], **_policy: Any) -> Any:
+        """Try once."""
+        return fun(*args)
+
+    def set(self, key: Any, value: Any, **_kwargs: Any) -> None:
+        """Store a value."""
+        self._set(key, value)
+
+    def _set(self, key: Any, value: Any, expires: int | None = None) -> None:  # noqa: ARG002  as the backend
+        meta = json.loads(value)
+        shown = meta["result"] if meta["status"] == "SUCCESS" else (meta["result"] or {}).get("exc_type")
+        step(
+            f"tells {str(key)[-13:-1]} {meta['status']} {shown!r}",
+            lambda: current_results[-1].set(_text(key), value),
+            *FAULTS,
+            error=lambda: RedisConnectionError("Connection reset by peer"),
+        )
+
+    def on_task_call(self, _producer: Any, _task_id: str) -> None:
+        """Listen for nothing: whoever waits looks."""
+
+    def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:  # noqa: ARG002
+        """Listen for nothing."""
+        return result
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Listen for nothing."""
+        return result
+
+    def on_result_fulfilled(self, result: Any) -> None:
+        """Listen for nothing."""
+
+    def wait_for_pending(self, result: Any, timeout: float | None = None, **_kwargs: Any) -> Any:
+        """Wait for an answer by the simulated clock."""
+        process = current()
+        key = _text(self.get_key_for_task(result.id))
+        stored = current_results[-1].stored
+        if process is not None and not process.scheduler.wait_until(
+            lambda: key in stored and b'"RETRY"' not in stored[key], f"waits for {result.id[-12:]}", timeout
+        ):
+            raise NoResultInTime("The operation timed out.")
+        meta = self.get_task_meta(result.id, cache=False)
+        result._maybe_set_cache(meta)
+        return result.maybe_throw(propagate=False)
+
+
+def _text(key: Any) -> str:
+    return key.decode() if isinstance(key, bytes) else str(key)

@@ -1,0 +1,116 @@
+"""The real app, client and runtime of each simulated process, made once and used by all schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import celeryconfig
+from allocation.bootstrap import project
+from allocation.client import AllocationClient
+from allocation.config import Settings
+from allocation.domain.events import Allocated
+from messaging.bus import MessageBus
+from messaging.worker.app import MessagingApp, make_app
+from tests.simulation.clock import Clock
+from tests.simulation.database import Database
+from tests.simulation.results import Backend
+
+INSERT_EFFECT = "INSERT INTO effects (job, key, handler) VALUES (%s, %s, %s)"
+
+#: The broker of the simulation, for workers and senders.
+BROKER = {
+    "broker_url": "simulated://",
+    "broker_transport": "tests.simulation.broker:Transport",
+    "broker_transport_options": {},
+}
+
+#: Called with (job, message) when a handler has begun, and with (job, name) before it ends well.
+watch_begin: list[Callable[[Any, Any], object]] = []
+watch_end: list[Callable[[Any, str], object]] = []
+
+
+def settings_on(url: str) -> Settings:
+    """Return settings with short times and small numbers, so that little is enough to reach every limit."""
+    return Settings(
+        _env_file=None,
+        database_url=url,
+        broker_url="redis://127.0.0.1:1/0",
+        command_attempts=3,
+        max_crashes=2,
+        event_max_retries=2,
+        event_jitter=False,
+        relay_grace_s=4,
+        relay_grace_max_s=30,
+        rerun_cooldown_s=8,
+        rerun_cooldown_max_s=60,
+        rerun_max=1,
+        done_retention_s=40,
+        prune_interval_s=40,
+        smtp_timeout_s=5,
+    )
+
+
+def tally_allocation(event: Allocated, uow: Any) -> None:
+    """Do nothing but what every simulated handler does: leave a row."""
+
+
+def counted(handler: Callable[[Any, Any], Any], *, of_command: bool) -> Callable[[Any, Any], Any]:
+    """Have a handler write a row of `effects` in its own transaction."""
+
+    @functools.wraps(handler)
+    def run(message: Any, uow: Any) -> Any:
+        job = uow.job
+        watch_begin[-1](job, message)
+        key = job.key if of_command else job.id
+        uow.transaction.write(INSERT_EFFECT, (job.id, key, handler.__name__))
+        result = handler(message, uow)
+        watch_end[-1](job, handler.__name__)
+        return result
+
+    return run
+
+
+def simulated_bus() -> MessageBus:
+    """Return the project's bus, each of whose handlers leaves a row."""
+    bus = project.bus
+    handlers = {kind: counted(handler, of_command=True) for kind, handler in bus.commands.items()}
+    events = {
+        kind: [
+            counted(one, of_command=False)
+            for one in [*found, *([tally_allocation] if kind is Allocated else [])]
+        ]
+        for kind, found in bus.events.items()
+    }
+    return MessageBus(handlers, events)
+
+
+def app_on(url: str, database: Database, clock: Clock) -> MessagingApp:
+    """Return the worker's app with its engine connected once."""
+    settings = settings_on(url)
+    app = make_app(dataclasses.replace(project, bus=simulated_bus(), settings=lambda: settings), celeryconfig)
+    app.conf.update(**BROKER)
+    _simulate(app, clock)
+    for engine in (app.runtime.engine, app.runtime.dead_letters.engine):
+        database.own(engine)
+        engine.connect().close()
+    return app
+
+
+def client_on(clock: Clock) -> AllocationClient:
+    """Return a sender's client."""
+    client = AllocationClient("redis://127.0.0.1:1/0", "redis://127.0.0.1:1/1", timeout_s=30)
+    client.app.conf.update(**BROKER)
+    _simulate(client.app, clock)
+    return client
+
+
+def _simulate(app: Any, clock: Clock) -> None:
+    def now() -> datetime:
+        return clock.now()
+
+    app.now = now
+    app._backend = Backend(app)

@@ -1,0 +1,76 @@
+"""The simulation finds nothing in the code as it is, and every bug that is planted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from tests.simulation.choices import recorded
+from tests.simulation.mutations import FIRST_SEED, MUTATIONS
+from tests.simulation.run import Schedule, hunt, shrunk, story
+from tests.simulation.server import simulated_world
+from tests.simulation.small import CASES, LEVELS, play_case
+from tests.simulation.world import World
+
+#: Seconds of random schedules; `make simulate MINUTES=` plays more.
+SECONDS = 40.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """A world for all schedules of this file, on a server of its own."""
+    with simulated_world() as world:
+        yield world
+
+
+def test_whatever_the_order_of_steps_every_promise_holds(world: World):
+    """Fresh seeds each time; the line that is printed replays what was found."""
+    first = random.SystemRandom().randrange(10**9)
+
+    result = hunt(world, count(first), SECONDS)
+
+    print(f"seeds from {first}: {result}")
+    if result.found and result.outcome:
+        found, outcome = shrunk(world, result.found, result.outcome)
+        pytest.fail(f"{story(outcome)}\n\npython -m tests.simulation {found}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
+def test_two_copies_of_a_command_may_be_cut_short_or_overtaken_anywhere(world: World, name: str):
+    """Every schedule with one fault, or one switch, at any step of either copy."""
+    kinds, budget = LEVELS["one fault or switch"]
+
+    schedules, _, outcome = play_case(world, *CASES[name], kinds, budget)
+
+    assert outcome is None, story(outcome)
+    assert schedules > 50
+
+
+def test_a_schedule_is_replayed_from_its_line(world: World):
+    """Seed or choices: the same steps, told in the same words."""
+    first = Schedule(7).play(world, thoroughly=True)
+    choices = {position: index for position, index in enumerate(first.taken) if index}
+    words = str(Schedule(7, (), choices)).rpartition(" ")[2]
+
+    again = Schedule(7).play(world, thoroughly=True)
+    from_choices = Schedule(7, (), recorded(words)).play(world, thoroughly=True)
+
+    assert story(again) == story(first)
+    assert story(from_choices) == story(first)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("words", FIRST_SEED)
+def test_a_planted_bug_is_found(world: World, words: str):
+    """The measure of the simulation; it begins with a seed that is known to find this one."""
+    with MUTATIONS[words](world):
+        result = hunt(world, count(FIRST_SEED[words]), 60.0, thoroughly=True)
+
+    print(f"{words}: {result}, --seed {result.found and result.found.seed}")
+    assert result.found, f"not found in {result}"

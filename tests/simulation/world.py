@@ -1,0 +1,462 @@
+"""Everything that one schedule needs, put together around the product's own objects."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import datetime
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import psycopg2
+
+import messaging.client.client
+import messaging.delivery
+import messaging.adapters.mail
+import messaging.postgres.inbox
+import messaging.worker.dispatcher
+from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.wire.validation import from_dict
+from tests.simulation import broker as brokers
+from tests.simulation import results as stores
+from tests.simulation import slots
+from tests.simulation.broker import Broker, Message
+from tests.simulation.choices import Choices
+from tests.simulation.clock import EPOCH, Clock
+from tests.simulation.database import Database
+from tests.simulation.invariants import Books
+from tests.simulation.plan import POISON, Order, Plan
+from tests.simulation.processes import QUEUES, Housekeeper, Operator, Sender, Worker
+from tests.simulation.results import Results
+from tests.simulation.scheduler import Broken, Crash, Fault, Process, Scheduler, current, step
+
+#: Steps after which a schedule must be at its end, and how many of them are left for the calm end.
+STEPS = 6000
+
+#: Seconds until the messages of a dead worker, or the locks of its session, are free.
+LEASE_S, SESSION_S = 10.0, 3.0
+
+
+class HandlerFailed(RuntimeError):
+    """What a handler raises where the schedule says so."""
+
+
+@dataclass
+class Outcome:
+    """What one schedule came to."""
+
+    steps: int
+    story: list[tuple[float, str, str]]
+    taken: list[int]
+    failure: BaseException | None = None
+
+
+class World:
+    """A database and the apps of some processes; plays one schedule after the other."""
+
+    def __init__(self, url: str) -> None:
+        logging.disable(logging.CRITICAL)
+        self.url = url
+        self.clock = Clock(lambda seconds: _sleep(seconds))
+        self.database = Database(url)
+        self.apps = {
+            name: slots.app_on(url, self.database, self.clock)
+            for name in ("worker 1", "worker 2", "worker 3", "relay 1", "relay 2", "anna", "bert")
+        }
+        self.clients = {name: slots.client_on(self.clock) for name in ("shop", "office", "store")}
+        self.bus = slots.simulated_bus()
+        self.played = 0
+
+    def close(self) -> None:
+        """Close all connections."""
+        for app in self.apps.values():
+            app.runtime.engine.dispose()
+            app.runtime.dead_letters.engine.dispose()
+            app.close()
+        for client in self.clients.values():
+            client.app.close()
+        self.database.close()
+        logging.disable(logging.NOTSET)
+
+    def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
+        """Play one schedule."""
+        self.played += 1
+        thoroughly = thoroughly or self.played % 200 == 1
+        self.database.empty(thoroughly=thoroughly)
+        self.clock.at = EPOCH
+        self.database.set_clock(EPOCH)
+        scheduler = Scheduler(choices, plan.odds, self.clock)
+        run = Run(self, plan, scheduler)
+        scheduler.check = run.check
+        with _replaced(self.clock, scheduler, run, seed):
+            failure: BaseException | None = None
+            try:
+                run.start()
+                scheduler.run(STEPS)
+                if plan.copies is not None:
+                    run.settle()
+                run.end()
+            except Exception as error:  # noqa: BLE001  told as what the schedule came to
+                failure = error
+            finally:
+                run.stop()
+        return Outcome(scheduler.steps, scheduler.story, list(choices.taken), failure)
+
+
+@dataclass
+class Run:
+    """One schedule under way."""
+
+    world: World
+    plan: Plan
+    scheduler: Scheduler
+    failing: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by process: (delivery, token)
+    deaths: dict[str, int] = field(default_factory=dict)  # by message
+    begun: dict[str, int] = field(default_factory=dict)  # by message
+    zombies: list[Any] = field(default_factory=list)
+    at_db: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Make what is simulated."""
+        world = self.world
+        self.broker, self.results, self.mails = Broker(world.clock), Results(), []
+        self.mails: list[str]
+        self.books = Books(world.database, self.broker, self.results, world.bus, self.mails)
+        scheduler = self.scheduler
+        scheduler.has_answer = world.database.has_answer
+        scheduler.abandon = self.abandon
+        self.broker.on_publish = self.published
+
+    def start(self) -> None:
+        """Start the processes."""
+        self.prepare()
+        for number in range(1, self.plan.workers + 1):
+            self.start_worker(f"worker {number}")
+        for number in range(1, self.plan.relays + 1):
+            self.start_housekeeper(f"relay {number}")
+        for name in ("anna", "bert")[: self.plan.operators]:
+            self.start_operator(name)
+        for name, orders in self.plan.senders.items():
+            sender = Sender(self.world.clients[name], self.scheduler, orders)
+            self.scheduler.start(name, sender.run)
+        if self.plan.duplicates or self.plan.forgets:
+            self.scheduler.start("broker", self.trouble, background=True)
+
+    def prepare(self) -> None:
+        """Carry out what comes before, and put the two copies of a command into the broker."""
+        worker = Worker(self.world.apps["worker 1"], self.broker, self.scheduler, "before")
+        for order in self.plan.prepared:
+            self.publish(order)
+        while self.broker.waiting:
+            worker.handle(self.broker.take(self.broker.waiting[0], worker.name))
+        if self.plan.copies is not None:
+            self.publish(self.plan.copies)
+            self.broker.waiting.append(deepcopy(self.broker.waiting[-1]))
+        self.books.check()
+
+    def publish(self, order: Order) -> None:
+        """Put a command's message into the broker."""
+        client, command = self.world.clients["shop"], order.commands[0]
+        name = task_name("allocation", type(command))
+        client.app.send_task(
+            name,
+            kwargs=to_dict(command),
+            queue=QUEUES[0],
+            headers={IDEMPOTENCY_KEY: order.key},
+            task_id=order.key,
+        )
+
+    def start_worker(self, name: str) -> None:
+        """Start a worker, which is started again when it dies."""
+        app = self.world.apps[name]
+        app.dispatcher.nudged_until = 0.0
+        worker = Worker(app, self.broker, self.scheduler, f"{name}#{self.scheduler.steps}")
+        worker.after = self.handled
+        worker.before = self.taken
+        process = self.scheduler.start(name, worker.run, background=True)
+
+        def died() -> None:
+            message = worker.handling
+            if message is not None:
+                self.deaths[message.id] = self.deaths.get(message.id, 0) + 1
+            self.failing.pop(name, None)
+            self.scheduler.start(f"lease of {worker.name}", lambda: self.end_lease(worker), background=True)
+            self.restart(name, self.start_worker)
+
+        process.on_crash.append(died)
+
+    def end_lease(self, worker: Worker) -> None:
+        """Redeliver what a dead worker held."""
+        self.scheduler.sleep(LEASE_S)
+        step(f"redelivers what {worker.name} held", lambda: self.broker.lost(worker.name))
+
+    def start_housekeeper(self, name: str) -> None:
+        """Start a housekeeper, which is started again when it dies."""
+        keeper = Housekeeper(self.world.apps[name], self.scheduler)
+        process = self.scheduler.start(name, keeper.run, background=True)
+        process.on_crash.append(lambda: self.restart(name, self.start_housekeeper))
+
+    def start_operator(self, name: str) -> None:
+        """Start an operator."""
+        operator = Operator(self.world.apps[name], self.scheduler, self.books.edited_causes.add, name)
+        process = self.scheduler.start(name, operator.run, background=True)
+        process.on_crash.append(lambda: self.restart(name, self.start_operator))
+
+    def restart(self, name: str, start: Any) -> None:
+        """Begin anew with fresh connections, a while later."""
+        runtime = self.world.apps[name].runtime
+        for engine in (runtime.engine, runtime.dead_letters.engine):
+            engine.dispose(close=False)
+
+        def come_back() -> None:
+            self.scheduler.sleep(0.5)
+            start(name)
+
+        self.scheduler.start(f"{name} again", come_back, background=True)
+
+    def abandon(self, process: Process, slowly: bool) -> None:
+        """End the sessions of a dead process, now or later."""
+        connections = [one for one in process.connections if not one.abandoned and not one.closed]
+        for connection in connections:
+            connection.abandoned = True
+        if not slowly:
+            for connection in connections:
+                self.world.database.end(connection)
+            return
+        self.zombies += connections
+
+        def end() -> None:
+            self.scheduler.sleep(SESSION_S)
+            for connection in connections:
+                step(f"session of {process.name} ends", lambda one=connection: self.bury(one))
+
+        self.scheduler.start(f"sessions of {process.name}", end, background=True)
+
+    def bury(self, connection: Any) -> None:
+        """End the session of a dead process."""
+        if connection in self.zombies:
+            self.zombies.remove(connection)
+            self.world.database.end(connection)
+
+    def trouble(self) -> None:
+        """Repeat messages that are held or wait, and forget all, as often as the plan says."""
+        doings = [self.repeat] * self.plan.duplicates + [self.forget] * self.plan.forgets
+        for do in doings:
+            pause = self.scheduler.choices.pick((0.05, 0.5, 2.0), 0.4)
+            self.scheduler.sleep(pause)
+            self.scheduler.wait_until(
+                lambda: bool(self.broker.held or self.broker.waiting) or self.scheduler.calm,
+                "waits for messages",
+            )
+            if self.scheduler.calm:
+                return
+            do()
+
+    def repeat(self) -> None:
+        """Redeliver a message although its worker goes on."""
+        found = [*self.broker.held, *self.broker.waiting]
+        if not found:
+            return
+        message = self.scheduler.choices.pick(found[:4], 0.5)
+        step(
+            f"redelivers {message.task} {message.id[-12:]} although nobody died",
+            lambda: self._repeat(message),
+        )
+
+    def _repeat(self, message: Message) -> None:
+        if message in self.broker.held:
+            self.broker.give_back(message)
+
+    def forget(self) -> None:
+        """Lose every message, as FLUSHALL does."""
+        step("forgets everything", lambda: (self.broker.waiting.clear(), self.broker.held.clear()))
+
+    # What is watched
+
+    def began(self, job: Any, message: Any) -> None:
+        """Look at a handler that has begun; poison kills its worker here."""
+        process = current()
+        if process is None:
+            return
+        if getattr(message, "sku", "") == POISON:
+            self.begun[job.id] = self.begun.get(job.id, 0) + 1
+            if self.begun[job.id] > 3 + self.plan.odds.faults + self.plan.duplicates:
+                self.scheduler.break_off(
+                    f"{message!r} was begun {self.begun[job.id]} times, and kills its worker each time"
+                )
+            self.scheduler.tell("is killed by the message")
+            self.scheduler.die(process)
+
+    def ends(self, job: Any, handler: str) -> None:
+        """Have an event's handler fail where the schedule says so."""
+        process = current()
+        if process is None or not hasattr(job, "token"):
+            return
+        is_out = handler == self.plan.failing and self.world.clock.at < EPOCH + self.plan.failing_for_s
+        if is_out or self.scheduler.fault((Fault.ERROR_BEFORE,)) is not Fault.NONE:
+            self.scheduler.tell("handler fails")
+            self.failed(job)
+            raise HandlerFailed("the schedule says so")
+
+    def failed(self, job: Any) -> None:
+        """Remember an attempt that failed: it must be counted."""
+        process = current()
+        if process is not None and hasattr(job, "token"):
+            self.failing.setdefault(process.name, []).append((job.id, job.token))
+            self.books.runs[job.token] = job.delivery.reruns
+
+    def taken(self, message: Message) -> None:
+        """Remember when a message was taken; a bulk message's commands are named after it."""
+        self.books.taken[message.id] = self.books.checks
+        for position in range(4):
+            self.books.taken[f"{message.id}.{position}"] = self.books.checks
+
+    def handled(self) -> None:
+        """Check that the attempts that failed are counted, once their message is done with."""
+        process = current()
+        for delivery_id, token in self.failing.pop(process.name if process else "", []):
+            self.must_be_counted(delivery_id, token)
+
+    def must_be_counted(self, delivery_id: str, token: str) -> None:
+        """Raise Broken where an attempt at a pending delivery left no trace."""
+        rows = self.world.database.ask(
+            "SELECT EXISTS (SELECT FROM attempts WHERE token = %(token)s)"
+            " OR EXISTS (SELECT FROM open_attempts WHERE token = %(token)s AND state = 'failed')"
+            " OR NOT EXISTS (SELECT FROM deliveries WHERE id = %(id)s AND status = 'pending')",
+            {"token": token, "id": delivery_id},
+        )
+        if rows != [(True,)]:
+            self.scheduler.break_off(
+                f"the attempt {token} at delivery {delivery_id} failed and is not counted"
+            )
+
+    def check(self) -> None:
+        """Check what must hold."""
+        self.books.check()
+
+    def published(self, message: Message) -> None:
+        """Remember the key and the command of a message, to compare them with what is done."""
+        key = message.headers.get(IDEMPOTENCY_KEY) or message.id
+        self.books.keys[message.id] = key
+        expires = message.headers.get("expires")
+        if expires and datetime.fromisoformat(expires).timestamp() < self.world.clock.at:
+            self.books.expired.add(message.id)
+        kind = self.world.apps["worker 1"].runtime.project.command_tasks.get(message.headers["task"])
+        if kind is not None and message.queue.endswith(".commands"):
+            self.books.commands[message.id] = repr(from_dict(kind, message.payload[1]))
+
+    def shown(self, command: Any) -> str:
+        """Show a command as its worker's release does; that of worker 2 knows no `eta` yet."""
+        process = current()
+        text = repr(command)
+        return text.replace(", eta=None", "") if process and process.name == "worker 2" else text
+
+    def send_mail(self, mail: Any) -> None:
+        """Take a mail."""
+        step(
+            f"mails {mail['Message-ID'][-30:]}",
+            lambda: self.mails.append(str(mail["Message-ID"])),
+            Fault.CRASH_BEFORE,
+            Fault.CRASH_AFTER,
+            Fault.ERROR_BEFORE,
+            Fault.ERROR_AFTER,
+        )
+
+    # The end
+
+    def settle(self) -> None:
+        """Go on until the messages are gone, while things may still break."""
+        gone = lambda: not self.broker.waiting and not self.broker.held  # noqa: E731
+        self.scheduler.start(
+            "copies", lambda: self.scheduler.wait_until(gone, "waits until the messages are gone")
+        )
+        self.scheduler.run(STEPS)
+
+    def end(self) -> None:
+        """Let all that is left come to its end in calm, and check that it does."""
+        scheduler = self.scheduler
+        scheduler.calm = True
+        scheduler.tell("from here on nothing breaks")
+        scheduler.start("end", self.wait_for_end)
+        scheduler.run(STEPS)
+        if not self.plan.forgets and (unanswered := self.books.unanswered()):
+            raise Broken(f"never answered: {unanswered}")
+
+    def wait_for_end(self) -> None:
+        """Wait until nothing is left to do."""
+        self.scheduler.sleep(self.plan.stays_s)
+        self.scheduler.wait_until(self.books.is_settled, "waits for the end")
+
+    def stop(self) -> None:
+        """End all processes and their sessions."""
+        scheduler = self.scheduler
+        for process in list(scheduler.processes):
+            process.dead = True
+            for connection in process.connections:
+                if connection.closed or connection.abandoned:
+                    continue
+                if connection.status != psycopg2.extensions.STATUS_READY or connection.in_use():
+                    connection.abandoned = True
+                    self.world.database.end(connection)
+        for connection in self.zombies:
+            self.world.database.end(connection)
+        for process in list(scheduler.processes):
+            if process.greenlet:
+                process.greenlet.throw(Crash)
+        self.world.database.blocked.clear()
+
+
+def _sleep(seconds: float) -> None:
+    process = current()
+    if process is not None:
+        process.scheduler.sleep(seconds)
+
+
+@contextmanager
+def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterator[None]:
+    """Put the simulated world in place of the real one."""
+    ids = Random(seed)
+
+    def send(_server: Any, mail: Any, within_s: float = 0) -> None:
+        run.send_mail(mail)
+
+    def timer(seconds: float, do: Any) -> Any:
+        return SimpleNamespace(start=lambda: None, daemon=True)
+
+    state = random.getstate()
+    random.seed(seed)
+    brokers.current_broker.append(run.broker)
+    stores.current_results.append(run.results)
+    slots.watch_begin.append(run.began)
+    slots.watch_end.append(run.ends)
+    urandom = SimpleNamespace(urandom=lambda size: ids.randbytes(size), getpid=messaging.delivery.os.getpid)
+    gc.disable()
+    try:
+        with (
+            warnings.catch_warnings(
+                action="ignore", category=RuntimeWarning
+            ),  # Celery's, of results not stored
+            clock.in_place(),
+            patch.object(messaging.delivery, "os", urandom),
+            patch.object(messaging.postgres.inbox, "repr", run.shown, create=True),
+            patch.object(
+                messaging.client.client, "uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4)
+            ),
+            patch.object(messaging.adapters.mail.SmtpServer, "send", send),
+            patch.object(messaging.worker.dispatcher.threading, "Timer", timer),
+        ):
+            yield
+    finally:
+        gc.enable()
+        random.setstate(state)
+        for stack in (brokers.current_broker, stores.current_results, slots.watch_begin, slots.watch_end):
+            stack.pop()
