@@ -18,7 +18,6 @@ from sqlalchemy import TextClause, text
 
 import reliable_celery.requests
 from allocation.adapters import repository
-from messaging.wire.cloud_events import Announcement
 from messaging.bus import MessageBus
 from messaging.postgres import announcements, attempts, inbox, outbox
 from messaging.postgres.attempts import Attempt
@@ -27,6 +26,7 @@ from messaging.postgres.inbox import Answer, Inbox
 from messaging.postgres.statement import Statement
 from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
+from messaging.wire.cloud_events import Announcement
 from messaging.worker import events
 from messaging.worker.received import Received
 from reliable_celery.results import ResultBackend

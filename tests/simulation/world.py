@@ -19,9 +19,9 @@ from unittest.mock import patch
 
 import psycopg2
 
+import messaging.adapters.mail
 import messaging.client.client
 import messaging.delivery
-import messaging.adapters.mail
 import messaging.postgres.inbox
 import messaging.worker.dispatcher
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
@@ -438,6 +438,10 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
     stores.current_results.append(run.results)
     slots.watch_begin.append(run.began)
     slots.watch_end.append(run.ends)
+
+    def new_uuid() -> uuid.UUID:
+        return uuid.UUID(int=ids.getrandbits(128), version=4)
+
     urandom = SimpleNamespace(urandom=lambda size: ids.randbytes(size), getpid=messaging.delivery.os.getpid)
     gc.disable()
     try:
