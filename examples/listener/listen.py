@@ -56,6 +56,10 @@ class Memory:
         self.database = sqlite3.connect(path)
         self.database.executescript(TABLES)
 
+    def close(self) -> None:
+        """Close the file."""
+        self.database.close()
+
     def is_repeat(self, event: dict[str, Any]) -> bool:
         """Remember the event; True if it was seen before."""
         return not self.database.execute("INSERT OR IGNORE INTO heard (id) VALUES (:id)", event).rowcount

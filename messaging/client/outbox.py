@@ -145,7 +145,7 @@ class Outbox:
         handler = None if keep_answers else on_answer or self.handler
         if handler is None and not keep_answers:
             raise ValueError(
-                "name who hears of the answers: on_answer, or keep_answers to leave them in the table"
+                "name what handles the answers: on_answer, or keep_answers to leave them in the table"
             )
         # Without a backend, publishing needs the broker alone.
         sender = Client(self.project, broker_url, "disabled://", **client_options)

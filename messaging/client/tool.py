@@ -113,7 +113,7 @@ def _relay_command(outbox: Outbox, prefix: str) -> click.Command:
         """Send what was committed and hand the answers to the app, until SIGTERM. Any number may run."""
         if not status and bool(on_answer) == keep_answers:
             raise click.UsageError(
-                "name who hears of the answers: --on-answer, or --keep-answers to leave them"
+                "name what handles the answers: --on-answer, or --keep-answers to leave them in the table"
             )
         signing = _signing(prefix, signing_key, signing_certificate, signing_store)
         one = outbox.relay(
@@ -126,10 +126,13 @@ def _relay_command(outbox: Outbox, prefix: str) -> click.Command:
             ca_file=ca_file,
             signing=signing,
         )
-        if status:
-            show_status(one)
-        else:
-            run(one, once=once)
+        try:
+            if status:
+                show_status(one)
+            else:
+                run(one, once=once)
+        finally:
+            one.close()
 
     return relay
 

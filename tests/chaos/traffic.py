@@ -238,7 +238,7 @@ class Traffic:
         for one in message.commands:
             if one.error in TRY_AGAIN:
                 self._send_later(self._repeat(one), BACK_OFF_S)
-            elif not self._stop.is_set() and one.task != "kill_worker":
+            elif not self._stop.is_set() and "qty" in one.fields:  # not what kills workers or handlers
                 share = REPEATED.get(one.error, 0)
                 if self._dice.random() < share:
                     self._send_later(self._repeat(one, after=one))

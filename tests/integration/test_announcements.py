@@ -7,9 +7,9 @@ import json
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -238,7 +238,7 @@ def frozen(settings: Settings) -> Iterator[MessagingApp]:
     yield from started(settings)
 
 
-def test_listeners_can_drop_a_frozen_announcers_late_events_by_id_or_sequence(app, frozen, listener):
+def test_listeners_can_drop_a_frozen_announcers_late_events_by_id_or_sequence(app, frozen, listener, memory):
     """It froze before it published, and publishes when it continues, after newer events."""
     handle(app, CreateBatch("b1", "LAMP", 10))
     handle(app, ChangeBatchQuantity("b1", 20))
@@ -253,7 +253,7 @@ def test_listeners_can_drop_a_frozen_announcers_late_events_by_id_or_sequence(ap
     with pytest.raises(SQLAlchemyError):
         freeze_and_go_on()
 
-    events, by_id, newest = listener.heard(), Memory(), Memory()
+    events, by_id, newest = listener.heard(), memory(), memory()
 
     assert [event["data"]["qty"] for event in events] == [10, 20, 30, 10, 20]
     assert [event["data"]["qty"] for event in events if not by_id.is_repeat(event)] == [10, 20, 30]
@@ -278,7 +278,7 @@ def test_the_time_of_one_products_events_never_runs_backwards(app, listener):
     assert events[0]["sequence"] < events[1]["sequence"]
 
 
-def test_an_older_releases_events_are_published_without_a_subject(app, listener):
+def test_an_older_releases_events_are_published_without_a_subject(app, listener, memory):
     with app.runtime.engine.begin() as connection:
         connection.execute(
             text(
@@ -291,7 +291,14 @@ def test_an_older_releases_events_are_published_without_a_subject(app, listener)
 
     [event] = listener.heard()
     assert "subject" not in event
-    assert not Memory().is_overtaken(event)
+    assert not memory().is_overtaken(event)
+
+
+@pytest.fixture
+def memory() -> Iterator[Callable[[], Memory]]:
+    """A function that returns an empty memory of a listener."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(closing(Memory()))
 
 
 def wait_for_timers() -> None:
@@ -377,7 +384,7 @@ def front_that_cuts(url: str, after: int) -> Iterator[str]:
 
 
 def test_publishing_500_events_makes_progress_even_if_every_connection_breaks(
-    app, settings, redis_server, listener
+    app, settings, redis_server, listener, memory
 ):
     """Each connection breaks after 100,000 bytes, some hundred events."""
     for number in range(500):
@@ -393,8 +400,8 @@ def test_publishing_500_events_makes_progress_even_if_every_connection_breaks(
                 assert waiting[-1] < waiting[-2]
 
     assert len(waiting) > 3
-    memory = Memory()
-    heard = [event["data"]["ref"] for event in listener.heard() if not memory.is_repeat(event)]
+    seen = memory()
+    heard = [event["data"]["ref"] for event in listener.heard() if not seen.is_repeat(event)]
     assert heard == [f"b{number}" for number in range(500)]
 
 

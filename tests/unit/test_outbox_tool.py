@@ -66,8 +66,11 @@ def test_the_statements_of_the_table_are_printed(dialect):
     [
         (["--keep-answers"], "name the app's database"),
         (["--database-url", "sqlite://", "--connect", "a:b", "--keep-answers"], "name the app's database"),
-        (["--database-url", "sqlite://"], "name who hears of the answers"),
-        (["--database-url", "sqlite://", "--on-answer", "a:b", "--keep-answers"], "name who hears of"),
+        (["--database-url", "sqlite://"], "name what handles the answers"),
+        (
+            ["--database-url", "sqlite://", "--on-answer", "a:b", "--keep-answers"],
+            "name what handles the answers",
+        ),
         (["--database-url", "sqlite://", "--on-answer", "no.such.module:f"], "No module named"),
         (["--database-url", "sqlite://", "--on-answer", "json"], "decorates no function with on_answer"),
         (["--database-url", "sqlite://", "--keep-answers", "--signing-key", "k.pem"], "name all of"),
