@@ -350,6 +350,20 @@ def test_files_are_loaded_and_refused_lines_reported(tool, tmp_path):
     assert re.search(r"total +50 +40 +10", tool("stock", sku).stdout)
 
 
+def test_lines_that_were_refused_before_their_stock_came_are_carried_out_when_loaded_again(tool, tmp_path):
+    sku = f"LAMP-{uuid4()}"
+    batches, orders = tmp_path / "batches.csv", orders_file(tmp_path, sku, 40)
+    batches.write_text(f"ref,sku,qty,eta\nb-{sku},{sku},50,\n")
+
+    refused = tool("load", str(orders), status=1).stdout
+    tool("load", str(batches))
+    carried_out = tool("load", str(orders)).stdout
+
+    assert "0 Allocate carried out, 40 refused." in refused
+    assert "40 Allocate carried out, 0 refused." in carried_out
+    assert re.search(r"total +50 +40 +10", tool("stock", sku).stdout)
+
+
 def test_a_file_that_is_no_csv_is_refused_by_name(tool, tmp_path):
     file = tmp_path / "orders.csv"
     for content in b"orderid,sku,qty\no1,L\xe4MP,1\n", b"orderid,sku,qty\no1," + b"x" * 200_000 + b",1\n":
