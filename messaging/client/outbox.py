@@ -140,7 +140,7 @@ class Outbox:
         `client_options` are those of `Client`, such as `signing` and `ca_file`.
 
         Raises:
-            ValueError: nobody is to hear of the answers, and `keep_answers` does not say that this is meant.
+            ValueError: there is no `on_answer`, and `keep_answers` is not set.
         """
         handler = None if keep_answers else on_answer or self.handler
         if handler is None and not keep_answers:

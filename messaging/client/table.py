@@ -104,7 +104,7 @@ class CommandTable:
             )
 
     def claim_again(self, run: Statements, lease_s: float) -> tuple[str, list[Entry]] | None:
-        """Take a message that was not confirmed or not answered in time; None when there is none."""
+        """Take a message that was not confirmed or not answered in time, None if no message is due."""
         due = f"{_UNDER_WAY} AND due_at <= {run.dialect.now}"
         found = run.read(f"SELECT task_id FROM {self.name} WHERE {due} ORDER BY due_at LIMIT 1")
         if not found:

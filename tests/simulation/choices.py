@@ -66,7 +66,7 @@ class Enumerated:
         return options[index]
 
     def advance(self) -> bool:
-        """Go on to the next list; False when there is none."""
+        """Go on to the next list; False after the last one."""
         taken, counts = self.taken, self._counts
         self.taken, self._counts = [], []
         for position in range(len(taken) - 1, -1, -1):
