@@ -114,7 +114,7 @@ class Client:
         if signing is not None:
             signing.switch_on(self.app)
         self._route = topology.route_of_commands(project, broker_url)
-        self._errors = known_errors(refusals)
+        self._errors = declared_errors(refusals)
 
     def call(self, command: Command, *, key: str | None = None, timeout_s: float | None = None) -> Any:
         """Send a command, wait for its answer and return the result.
@@ -376,7 +376,7 @@ def _told(meta: Mapping[str, Any]) -> Told | None:
     return Told(error={"type": str(result.get("exc_type")), "message": text})
 
 
-def known_errors(refusals: Iterable[type[Exception]]) -> dict[str, type[Exception]]:
+def declared_errors(refusals: Iterable[type[Exception]]) -> dict[str, type[Exception]]:
     """Return the errors that a sender is told, by name: those of every project, and a project's own."""
     found: list[type[Exception]] = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MessagingError)

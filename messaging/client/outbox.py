@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from messaging.client.client import Client, CommandFailed, Outcome, known_errors
+from messaging.client.client import Client, CommandFailed, Outcome, declared_errors
 from messaging.client.connections import check_transaction, statements
 from messaging.client.databases import Database
 from messaging.client.dialects import ddl, dialect_named
@@ -43,7 +43,7 @@ class Outbox:
         self.table = CommandTable(table)
         self.handler: OnAnswer | None = None
         self._kinds: Mapping[str, type[Command]] = {task_name(project, kind): kind for kind in commands}
-        self._errors = known_errors(refusals)
+        self._errors = declared_errors(refusals)
 
     def ddl(self, dialect: str) -> list[str]:
         """Return the statements that create the table, for the app's own migrations.
