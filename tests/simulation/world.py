@@ -72,26 +72,45 @@ class World:
             name: slots.app_on(url, self.database, self.clock)
             for name in ("worker 1", "worker 2", "worker 3", "relay 1", "relay 2", "anna", "bert")
         }
+        self.engines = [
+            engine
+            for app in self.apps.values()
+            for engine in (app.runtime.engine, app.runtime.dead_letters.engine)
+        ]
         self.clients = {name: slots.client_on(self.clock) for name in ("shop", "office", "store")}
         self.bus = slots.simulated_bus()
         self.played = 0
 
     def close(self) -> None:
         """Close all connections."""
+        for engine in self.engines:
+            engine.dispose()
         for app in self.apps.values():
-            app.runtime.engine.dispose()
-            app.runtime.dead_letters.engine.dispose()
             app.close()
         for client in self.clients.values():
             client.app.close()
         self.database.close()
         logging.disable(logging.NOTSET)
 
+    def _connect_again(self) -> None:
+        """Have each engine begin with one open connection, whatever the schedule before did to it.
+
+        A pool asks a connection that it kept whether it is alive, which is a step, and a new one it does not.
+        """
+        for engine in self.engines:
+            with engine.connect() as connection:
+                kept: Any = connection.connection.dbapi_connection
+                is_alive = not (kept.closed or kept.abandoned)
+            if not is_alive or engine.pool.checkedin() != 1:  # type: ignore[attr-defined]  # a QueuePool
+                engine.dispose()
+                engine.connect().close()
+
     def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
         """Play one schedule."""
         self.played += 1
         thoroughly = thoroughly or self.played % 200 == 1
         self.database.empty(thoroughly=thoroughly)
+        self._connect_again()
         self.clock.at = EPOCH
         self.database.set_clock(EPOCH)
         scheduler = Scheduler(choices, plan.odds, self.clock)
