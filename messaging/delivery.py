@@ -29,6 +29,7 @@ class Waits(StrEnum):
     """What a waiting delivery waits for; docs/adr/023 says what ends each wait."""
 
     PAUSE = "pause"
+    ORDER = "order"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from messaging.texts import storable
 COUNTED = (Status.PENDING, Status.WAITING, Status.FAILED)
 
 
+SHOWN_LANES = 20
+
+
 @dataclass(frozen=True)
 class Line:
     """A handler, an event or everything."""
@@ -38,6 +41,7 @@ class HandlersPage(Page):
         self.render(
             "handlers.html",
             lines=self._lines(counts, await self.work(active, self.runtime)),
+            blocked=await self.work(self.runtime.lanes.blocked, SHOWN_LANES),
             counted=COUNTED, pauses=[], said=self.said(), read_only=self.read_only,
         )  # fmt: skip
 

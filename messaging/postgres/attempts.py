@@ -16,13 +16,13 @@ from messaging.delivery import Delivery, Failure, Status, new_id
 from messaging.postgres.transaction import Statement, Transaction
 from messaging.retry import RetryPolicy
 
-CLAIM = Statement(
-    """
-SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
-       EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns)
-FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED""",
-    "uuid",
-)
+CLAIM_COLUMNS = """
+id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns)"""
+
+CLAIM_FROM = "FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED"
+
+CLAIM = Statement(f"SELECT {CLAIM_COLUMNS} {CLAIM_FROM}", "uuid")
 
 DONE = Statement(
     """

@@ -27,9 +27,8 @@ WITH chosen AS (
         OR :everything OR handler = ANY(:handlers) OR event_type = ANY(:events))
     LIMIT :limit FOR UPDATE SKIP LOCKED
 )
-UPDATE deliveries SET status = 'waiting', waits_for = :why FROM chosen
-WHERE deliveries.id = chosen.id AND deliveries.status = 'pending'
-RETURNING deliveries.id::text
+UPDATE deliveries SET status = 'waiting', waits_for = :why WHERE id = ANY(ARRAY(SELECT id FROM chosen))
+RETURNING id::text
 """)
 
 #: What waits for what: one step of the index for each combination, however many rows wait.
@@ -55,8 +54,8 @@ WITH chosen AS (
 )
 UPDATE deliveries SET
     status = 'pending', grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
-FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'waiting'
-RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns
+WHERE id = ANY(ARRAY(SELECT id FROM chosen))
+RETURNING id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns
 """)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from celery import Celery
 
 from messaging.bus import Handler, MessageBus
+from messaging.options import options_of
 from messaging.project import Project
 from messaging.project.runtime import Runtime
 from messaging.retry import policy_of
@@ -59,6 +61,22 @@ def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
             raise ValueError(problem)
 
 
+def check_options(bus: MessageBus) -> None:
+    """Refuse options of a handler that do not fit its events.
+
+    Raises:
+        ValueError: an event lacks the field that a handler's order depends on.
+    """
+    for kind, handlers in bus.events.items():
+        for handler in handlers:
+            name = options_of(handler).in_order_by
+            if name is not None and name not in {field.name for field in fields(kind)}:
+                raise ValueError(
+                    f"The handler {handler.__name__} is in_order_by {name!r}, but the event {kind.__name__}"
+                    " has no such field"
+                )
+
+
 def check_handlers(project: Project, taken: Iterable[str]) -> None:
     """Refuse event handlers that would get no event, or another handler's; `taken` are other tasks' names.
 
@@ -87,6 +105,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app.conf.update(config.of_project(project))
     settings = project.settings()
     check_retry_policies(project.bus, settings)
+    check_options(project.bus)
     if settings.signing:
         settings.signing.switch_on(app)
     app.steps["consumer"].add(DeclareForOthers)

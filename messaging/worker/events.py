@@ -19,7 +19,7 @@ from messaging.project.runtime import Runtime
 from messaging.retry import RetryPolicy, policy_of
 from messaging.wire.validation import from_dict
 from messaging.worker.dispatcher import Dispatcher
-from messaging.worker.gates import attempt_at
+from messaging.worker.gates import attempt_at, wake_next
 from messaging.worker.handler_task import HandlerTask
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def _add_handler_task(dispatcher: Dispatcher, handler: Handler) -> None:
         delivery_id = _checked_id(request.id)
         attempt = attempt_at(runtime, handler, delivery_id, request.hostname, redelivered=redelivered)
         dispatcher.after_commit(deliver(runtime, handler, policy, attempt))
+        wake_next(dispatcher, attempt)
 
 
 def _checked_id(delivery_id: object) -> str:

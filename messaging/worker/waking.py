@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from messaging.delivery import Delivery, Waits
 from messaging.errors import describe
+from messaging.options import NO_OPTIONS, options_of
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.waiting import Queue
 from messaging.worker.dispatcher import Dispatcher, logger
@@ -25,9 +26,9 @@ WAKE_FOR_S = 3.0
 def wake(dispatcher: Dispatcher) -> int:
     """Send what no longer has to wait, only as fast as workers take it; return how many."""
     sent, until = 0, time.monotonic() + WAKE_FOR_S
-    while ready := _ready(dispatcher):
+    while queues := dispatcher.runtime.waiting.queues():
         room = BACKLOG - dispatcher.waiting_events()
-        woken = _wake(dispatcher, ready, room)
+        woken = _wake(dispatcher, queues, room) if room > 0 else []
         sent += dispatcher.send_known(woken)
         if not woken and room > 0:
             break
@@ -39,24 +40,29 @@ def wake(dispatcher: Dispatcher) -> int:
     return sent
 
 
-def _ready(dispatcher: Dispatcher) -> list[Queue]:
-    """Return the queues of what may go on."""
-    queues = dispatcher.runtime.waiting.queues()
-    pauses = dispatcher.runtime.pauses.active() if queues else []
-    return [queue for queue in queues if _may_go_on(dispatcher, queue, pauses)]
+def _wake(dispatcher: Dispatcher, queues: Sequence[Queue], room: int) -> list[Delivery]:
+    """Wake about `room` of those deliveries that may go on, the same number from each queue."""
+    runtime = dispatcher.runtime
+    pauses = runtime.pauses.active()
+    ready = [queue for queue in queues if _may_go_on(dispatcher, queue, pauses)]
+    each = max(1, room // max(1, len(ready)))
+    woken = [row for queue in ready for row in runtime.waiting.wake(queue, each)]
+    if any(queue.why == Waits.ORDER for queue in queues):
+        woken += runtime.lanes.wake_heads(room)
+    return woken
 
 
 def _may_go_on(dispatcher: Dispatcher, queue: Queue, pauses: Sequence[Pause]) -> bool:
+    """Return whether all deliveries of a queue may go on."""
     names = dispatcher.project.all_names(queue.handler)
-    return queue.why != Waits.PAUSE or first_stop(pauses, names, queue.event_type) is None
-
-
-def _wake(dispatcher: Dispatcher, queues: Sequence[Queue], room: int) -> list[Delivery]:
-    """Wake about `room` deliveries, the same number from each queue."""
-    if room <= 0:
-        return []
-    each = max(1, room // len(queues))
-    return [row for queue in queues for row in dispatcher.runtime.waiting.wake(queue, each)]
+    handler = dispatcher.project.bus.event_handlers.get(names[0])
+    options = options_of(handler) if handler else NO_OPTIONS
+    match queue.why:
+        case Waits.PAUSE:
+            return first_stop(pauses, names, queue.event_type) is None
+        case Waits.ORDER:
+            return options.in_order_by is None
+    return True
 
 
 def _ask_to_go_on(dispatcher: Dispatcher) -> None:

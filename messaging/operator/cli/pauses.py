@@ -1,4 +1,4 @@
-"""`deliveries pause`, `resume` and `pauses`."""
+"""`deliveries pause`, `resume`, `pauses` and `blocked`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from messaging.operator.cli.deliveries import deliveries
-from messaging.operator.cli.options import REASON, TEXT, json_option
+from messaging.operator.cli.deliveries import SHOWN_ERROR, deliveries
+from messaging.operator.cli.options import REASON, TEXT, json_option, list_limit_option
 from messaging.operator.cli.output import console, print_json, print_table
 from messaging.operator.cli.tool import Tool
 from messaging.operator.pausing import Pausing, active
+from messaging.postgres.order import BlockedLane
 from messaging.postgres.pauses import Scope
 
 pass_tool = click.make_pass_decorator(Tool)
@@ -81,3 +82,35 @@ def pauses(tool: Tool, as_json: bool) -> None:
         print_table(("paused", "since", "by", "why"), rows)
     else:
         console().print("Nothing is paused.")
+
+
+@deliveries.command(epilog="Example:\n  {prog} deliveries blocked")
+@list_limit_option
+@json_option
+@pass_tool
+def blocked(tool: Tool, limit: int, as_json: bool) -> None:
+    """List what waits for its turn: of which handler and key, how many, and what blocks them.
+
+    A handler that keeps an order waits until the earlier deliveries of the same key are done or discarded.
+    """
+    found = tool.runtime.lanes.blocked(limit)
+    if as_json:
+        print_json([asdict(one) for one in found])
+    elif found:
+        rows = (
+            (
+                one.blocked_by,
+                one.status,
+                f"{one.waiting:,}",
+                one.since,
+                f"{one.key} for {one.handler}{_error(one)}",
+            )
+            for one in found
+        )
+        print_table(("blocked by", "which is", "waiting", "since", "what"), rows)
+    else:
+        console().print("No deliveries wait for their turn.")
+
+
+def _error(lane: BlockedLane) -> str:
+    return f"\n{lane.last_error[:SHOWN_ERROR]}" if lane.last_error else ""
