@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 
+from messaging.postgres.commits import raise_if_in_doubt
 from messaging.postgres.statement import Statement
 
 Row = tuple[Any, ...]
@@ -44,10 +45,6 @@ TRANSIENT_ERRORS = (
 SAVEPOINT = b"SAVEPOINT undo"
 UNDO = b"ROLLBACK TO SAVEPOINT undo"
 RELEASE = b"RELEASE SAVEPOINT undo"
-
-
-class CommitInDoubt(psycopg2.OperationalError):
-    """The server committed with a warning: a standby may not have the transaction yet."""
 
 
 class Transaction:
@@ -136,8 +133,7 @@ class Transaction:
             notices.clear()
             self._send(b"COMMIT")
             self._begun = False
-            if notices:  # a cancelled wait is only a warning, translated and without a code
-                raise CommitInDoubt(notices[-1].strip())
+            raise_if_in_doubt(notices)
         self._begun = False
 
     def close(self) -> None:
