@@ -19,8 +19,7 @@ from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
 from messaging.postgres.filters import DeliveryFilter
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Transaction
+from messaging.postgres.transaction import Statement, Transaction
 from messaging.unit_of_work import Raised
 from messaging.wire.validation import from_dict
 
