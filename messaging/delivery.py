@@ -16,12 +16,19 @@ from messaging.texts import trace
 
 
 class Status(StrEnum):
-    """pending → done | failed; failed → pending (re-run) | discarded (operator)."""
+    """pending → done | failed | waiting → pending; failed → pending (re-run) | discarded (operator)."""
 
     PENDING = "pending"
+    WAITING = "waiting"
     DONE = "done"
     FAILED = "failed"
     DISCARDED = "discarded"
+
+
+class Waits(StrEnum):
+    """What a waiting delivery waits for; docs/adr/023 says what ends each wait."""
+
+    PAUSE = "pause"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Delivery:
     last_error: str | None = None
     edited_from: str | None = None
     reason: str | None = None
+    waits_for: str | None = None
     #: The event itself, if it was raised in this process.
     event: Event | None = field(default=None, repr=False, compare=False)
 

@@ -19,8 +19,8 @@ from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
 from messaging.postgres.filters import DeliveryFilter
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Transaction
+from messaging.postgres.pauses import NOT_PAUSED
+from messaging.postgres.transaction import Statement, Transaction
 from messaging.unit_of_work import Raised
 from messaging.wire.validation import from_dict
 
@@ -76,8 +76,8 @@ ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
 
 #: The rows that the schedule may re-run. Checked when a row is found, and again once it is locked: an
 #: operator may have re-run it in between, and it may have failed again.
-HAS_COOLED = """
-status = 'failed' AND auto_reruns < :rerun_max
+HAS_COOLED = f"""
+{NOT_PAUSED} AND status = 'failed' AND auto_reruns < :rerun_max
 AND crashes = 0  -- what kills its workers waits for an operator
 AND finished_at < now() - make_interval(secs =>
     least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
@@ -129,7 +129,7 @@ DELETE FROM deliveries WHERE ctid = ANY(ARRAY(
 PRUNE_OPEN_ATTEMPTS = text("""
 DELETE FROM open_attempts WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM open_attempts
-    WHERE NOT EXISTS (SELECT FROM deliveries WHERE id = delivery_id AND status = 'pending' AND reruns = run)
+    WHERE NOT EXISTS (SELECT FROM deliveries WHERE id = delivery_id AND finished_at IS NULL AND reruns = run)
     LIMIT :limit FOR UPDATE SKIP LOCKED))
 """)
 

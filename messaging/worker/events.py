@@ -19,6 +19,7 @@ from messaging.project.runtime import Runtime
 from messaging.retry import RetryPolicy, policy_of
 from messaging.wire.validation import from_dict
 from messaging.worker.dispatcher import Dispatcher
+from messaging.worker.gates import attempt_at
 from messaging.worker.handler_task import HandlerTask
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def _add_handler_task(dispatcher: Dispatcher, handler: Handler) -> None:
         # The message's content is only shown: the event is read from the row.
         request, runtime = task.request, dispatcher.runtime
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        attempt = Attempt(runtime.engine, _checked_id(request.id), request.hostname, redelivered)
+        delivery_id = _checked_id(request.id)
+        attempt = attempt_at(runtime, handler, delivery_id, request.hostname, redelivered=redelivered)
         dispatcher.after_commit(deliver(runtime, handler, policy, attempt))
 
 
@@ -102,7 +104,7 @@ def _claimed(
     """Return the delivery if it is pending, not locked, and for this handler."""
     delivery = attempt.claim(transaction)
     if delivery is None:
-        logger.info("Delivery %s is already done, or another worker has it", attempt.id)
+        logger.info("Delivery %s is done or has to wait, or another worker has it", attempt.id)
         if attempt.redelivered:
             attempt.note_seen()
         return None
