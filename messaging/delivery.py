@@ -47,6 +47,7 @@ class Delivery:
     last_error: str | None = None
     edited_from: str | None = None
     reason: str | None = None
+    traceparent: str | None = None  # the trace that its event was raised in
     #: The event itself, if it was raised in this process.
     event: Event | None = field(default=None, repr=False, compare=False)
 
