@@ -13,8 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from messaging.delivery import Delivery, Failure, Status, new_id
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Transaction
+from messaging.postgres.transaction import Statement, Transaction
 from messaging.retry import RetryPolicy
 
 CLAIM = Statement(

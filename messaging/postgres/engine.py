@@ -9,6 +9,9 @@ import psycopg2.errors
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
 
+from messaging.postgres.address import parse
+from messaging.postgres.commits import Connection
+
 #: Detects a server that vanished (its machine, a cable) in some ten seconds.
 KEEPALIVE = {
     "connect_timeout": 5,  # seconds
@@ -26,9 +29,13 @@ def connect(
 
     A wait for a lock ends early enough for the other attempts. A transaction that is idle for longer than
     `longest_run_s` belongs to a frozen or disconnected worker; the server ends it and frees its locks.
-    `connect_args` go to the driver, `options` to `create_engine`.
+    The address may name several servers; `connect_args` go to the driver, `options` to `create_engine`.
     """
-    engine = create_engine(url, connect_args={**KEEPALIVE, **(connect_args or {})}, **options)
+    engine = create_engine(
+        parse(url),
+        connect_args={**KEEPALIVE, "connection_factory": Connection, **(connect_args or {})},
+        **options,
+    )
     lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
     limits = (
         f"SET lock_timeout = {lock_timeout_ms};"

@@ -20,8 +20,8 @@ from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
 from messaging.postgres.filters import DeliveryFilter
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Transaction
+from messaging.postgres.pauses import NOT_PAUSED
+from messaging.postgres.transaction import Statement, Transaction
 from messaging.unit_of_work import Raised
 from messaging.wire.validation import from_dict
 
@@ -52,7 +52,7 @@ RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, cau
           traceparent
 """)
 
-#: Sets the rows of `chosen` back to pending and returns what `_sendable` reads.
+#: Sets the rows of `chosen` back to pending and returns what `Delivery.to_send` reads.
 PUT_BACK = """
 back AS (
     UPDATE deliveries SET
@@ -79,8 +79,8 @@ ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
 
 #: The rows that the schedule may re-run. Checked when a row is found, and again once it is locked: an
 #: operator may have re-run it in between, and it may have failed again.
-HAS_COOLED = """
-status = 'failed' AND auto_reruns < :rerun_max
+HAS_COOLED = f"""
+{NOT_PAUSED} AND status = 'failed' AND auto_reruns < :rerun_max
 AND crashes = 0  -- what kills its workers waits for an operator
 AND finished_at < now() - make_interval(secs =>
     least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
@@ -133,7 +133,7 @@ DELETE FROM deliveries WHERE ctid = ANY(ARRAY(
 PRUNE_OPEN_ATTEMPTS = text("""
 DELETE FROM open_attempts WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM open_attempts
-    WHERE NOT EXISTS (SELECT FROM deliveries WHERE id = delivery_id AND status = 'pending' AND reruns = run)
+    WHERE NOT EXISTS (SELECT FROM deliveries WHERE id = delivery_id AND finished_at IS NULL AND reruns = run)
     LIMIT :limit FOR UPDATE SKIP LOCKED))
 """)
 
@@ -197,7 +197,7 @@ class Outbox:
         """
         with self.engine.begin() as connection:
             rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
-        return [_sendable(row) for row in rows]
+        return [Delivery.to_send(row) for row in rows]
 
     def clock(self) -> datetime:
         """Return the database's time, at which an operation begins; it leaves later failures alone."""
@@ -220,7 +220,7 @@ class Outbox:
         facts = {"limit": limit, "before": before, "actor": actor, "automatic": False}
         with self.engine.begin() as connection:
             rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s})
-            return [_sendable(row) for row in rows]
+            return [Delivery.to_send(row) for row in rows]
 
     def rerun_cooled(
         self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float
@@ -243,7 +243,7 @@ class Outbox:
         with self.engine.begin() as connection:
             if not connection.execute(ONE_SCHEDULER, {"lock": SCHEDULER_LOCK}).scalar_one():
                 return []
-            return [_sendable(row) for row in connection.execute(RERUN_COOLED, facts)]
+            return [Delivery.to_send(row) for row in connection.execute(RERUN_COOLED, facts)]
 
     def discard(self, chosen: DeliveryFilter, actor: str, limit: int, reason: str) -> list[str]:
         """Discard failed deliveries for good, with the reason; return their ids."""
@@ -289,12 +289,6 @@ class Outbox:
         """Delete open attempts of runs that are over, at most `limit`; return their number."""
         with self.engine.begin() as connection:
             return connection.execute(PRUNE_OPEN_ATTEMPTS, {"limit": limit}).rowcount
-
-
-def _sendable(row: Any) -> Delivery:
-    """Return a delivery to send, with the trace that its event was raised in."""
-    *facts, traceparent = row
-    return replace(Delivery(*facts), traceparent=traceparent)
 
 
 def _lock_failed(connection: Connection, delivery_id: str) -> Delivery:

@@ -15,7 +15,9 @@ from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
 from messaging.postgres.outbox import Outbox
+from messaging.postgres.pauses import Pauses
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
+from messaging.postgres.waiting import Waiting
 from messaging.project.project import Project
 from messaging.settings import MessagingSettings
 
@@ -73,6 +75,16 @@ class Runtime:
     def announcements(self) -> Announcements:
         """Return the outbox of events for other apps."""
         return self._once("announcements", lambda: Announcements(self.engine))
+
+    @property
+    def pauses(self) -> Pauses:
+        """Return the pauses of handlers and events."""
+        return self._once("pauses", lambda: Pauses(self.engine))
+
+    @property
+    def waiting(self) -> Waiting:
+        """Return the deliveries that wait."""
+        return self._once("waiting", lambda: Waiting(self.engine, self.settings.relay_grace_s))
 
     def unit_of_work(self, job: Job) -> PostgresUnitOfWork:
         """Return a unit of work for one command or one delivery."""

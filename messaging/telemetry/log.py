@@ -43,7 +43,7 @@ class Lines:
 
     def _line(self, work: Work, slow: bool) -> str:
         if work.outcome is Outcome.SKIPPED:
-            return f"Delivery {work.task_id} is already done, or another worker has it"
+            return f"Delivery {work.task_id} is done or has to wait, or another worker has it"
         taken = f"{'slowly, ' if slow else ''}in {work.seconds:.3f} s"
         line = f"{WORDS[work.outcome]} {self._shown(work)} {taken}"
         if work.delivery is not None:

@@ -204,6 +204,11 @@ class Dispatcher:
         timer.daemon = True
         timer.start()
 
+    def waiting_events(self) -> int:
+        """Return how many messages wait in the queue of deliveries, without those that workers hold."""
+        with self.app.producer_or_acquire() as producer:
+            return _waiting(producer.connection, self.project.events_queue)
+
     def ask(self, job: str, **options: Any) -> None:
         """Request a run of a housekeeping job."""
         self.app.send_task(

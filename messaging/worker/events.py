@@ -22,6 +22,7 @@ from messaging.retry import RetryPolicy, policy_of
 from messaging.telemetry.work import ENDS, Kind, Work
 from messaging.wire.validation import from_dict
 from messaging.worker.dispatcher import Dispatcher
+from messaging.worker.gates import attempt_at
 from messaging.worker.handler_task import HandlerTask
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def _add_handler_task(dispatcher: Dispatcher, handler: Handler) -> None:
         # The message's content is only shown: the event is read from the row.
         request, runtime = task.request, dispatcher.runtime
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        attempt = Attempt(runtime.engine, _checked_id(request.id), request.hostname, redelivered)
+        delivery_id = _checked_id(request.id)
+        attempt = attempt_at(runtime, handler, delivery_id, request.hostname, redelivered=redelivered)
         with dispatcher.watch.over(_work(task, handler, attempt)):
             deliveries = deliver(runtime, handler, policy, attempt)
         dispatcher.after_commit(deliveries)

@@ -40,7 +40,8 @@ NOT_KNOWN = "not known"
 USED_BEFORE = "was used before"
 #: States that may follow each state.
 NEXT = {
-    "pending": {"pending", "done", "failed"},
+    "pending": {"pending", "waiting", "done", "failed"},
+    "waiting": {"waiting", "pending", "done", "failed"},  # a worker may be quicker than our next look
     "failed": {"failed", "pending", "discarded"},
     "done": {"done"},
     "discarded": {"discarded"},
@@ -308,7 +309,7 @@ class Books:
             not self.broker.waiting
             and not self.broker.held
             and not self.waiting
-            and all(row["status"] != "pending" for row in self.deliveries.values())
+            and all(row["status"] not in ("pending", "waiting") for row in self.deliveries.values())
         )
 
 

@@ -23,8 +23,7 @@ from messaging.postgres import announcements, attempts, inbox, outbox
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.inbox import Answer, Inbox
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
+from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.wire.cloud_events import Announcement
 from messaging.worker import events

@@ -111,6 +111,8 @@ class World:
         thoroughly = thoroughly or self.played % 200 == 1
         self.database.empty(thoroughly=thoroughly)
         self._connect_again()
+        for app in self.apps.values():
+            app.runtime.pauses.forget()
         self.clock.at = EPOCH
         self.database.set_clock(EPOCH)
         scheduler = Scheduler(choices, plan.odds, self.clock)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "m006"
-down_revision = "m005"
+revision = "m007"
+down_revision = "m006"
 branch_labels = None
 depends_on = None
 
