@@ -128,6 +128,7 @@ class Attempt:
     delivery: Delivery | None = None  # when it was claimed
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
+    failure: Failure | None = None  # if the handler failed
 
     @property
     def correlation_id(self) -> str:

@@ -56,7 +56,8 @@ WITH chosen AS (
 UPDATE deliveries SET
     status = 'pending', grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
 FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'waiting'
-RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns
+RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+          traceparent
 """)
 
 
@@ -121,4 +122,4 @@ class Waiting:
         """Set the first of them back to pending, and return them for sending."""
         with self.engine.begin() as connection:
             rows = connection.execute(WAKE, {**vars(queue), "limit": limit, "grace_s": self.grace_s})
-            return [Delivery(*row) for row in rows]
+            return [Delivery.to_send(row) for row in rows]

@@ -31,6 +31,8 @@ class Runtime:
         self.project = project
         # By process id: a pool child must not write to a socket that its parent opened.
         self._built: dict[tuple[int, str], Any] = {}
+        #: More arguments for the driver; set before the first connection.
+        self.connect_args: dict[str, Any] = {}
 
     @property
     def settings(self) -> MessagingSettings:
@@ -91,7 +93,11 @@ class Runtime:
     def _connect(self, **options: Any) -> Engine:
         settings = self.settings
         return connect(
-            settings.database_url, settings.task_time_limit_s, settings.command_attempts, **options
+            settings.database_url,
+            settings.task_time_limit_s,
+            settings.command_attempts,
+            self.connect_args,
+            **options,
         )
 
     def _inbox(self) -> Inbox:
