@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -30,6 +31,10 @@ class Waits(StrEnum):
 
     PAUSE = "pause"
     ORDER = "order"
+    BREAKER = "breaker"
+    PLACE = "place"
+    RATE = "rate"
+    TIME = "time"
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,17 @@ class Delivery:
     edited_from: str | None = None
     reason: str | None = None
     waits_for: str | None = None
+    limit_key: str | None = None  # whose place it waits for
+    wait_s: float = 0.0  # seconds before its message may be taken
+    traceparent: str | None = None  # the trace that its event was raised in
     #: The event itself, if it was raised in this process.
     event: Event | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def to_send(cls, row: Sequence[Any]) -> Self:
+        """Return a delivery that is to be sent: its first fields, and the trace."""
+        *facts, traceparent = row
+        return replace(cls(*facts), traceparent=traceparent)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class Waits:
         waiting = [row for row in rows if row.status is Status.WAITING]
         in_order = [row.id for row in waiting if row.waits_for == delivery.Waits.ORDER]
         self._pauses = runtime.pauses.active() if waiting else []
+        self._breakers = runtime.breakers.stopped() if waiting else {}
         self._blockers = runtime.lanes.blockers(in_order) if in_order else {}
 
     def of(self, row: Delivery) -> str:
@@ -35,4 +36,21 @@ class Waits:
                 if first is None:
                     return "its turn has come; the relay sends it soon"
                 return f"waits for its turn: {first.id}, the first of {first.key}, is {first.status}"
+            case delivery.Waits.BREAKER:
+                stopped = self._breakers.get(self._project.all_names(row.handler)[0])
+                return (
+                    f"breaker: {stopped}"
+                    if stopped
+                    else "was stopped by its breaker; the relay sends it soon"
+                )
+            case delivery.Waits.PLACE:
+                return f"waits for a place{f' of {row.limit_key}' if row.limit_key else ''}"
+            case delivery.Waits.RATE:
+                return f"waits for its time, {_when(row)}"
+            case delivery.Waits.TIME:
+                return f"its handler said: not before {_when(row)}"
         return f"waits for {row.waits_for}"
+
+
+def _when(row: Delivery) -> str:
+    return row.due_at.strftime("%Y-%m-%d %H:%M:%SZ") if row.due_at else "later"

@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from messaging.delivery import Delivery, Failure, Status, new_id
+from messaging.delivery import Delivery, Failure, Status, Waits, new_id
 from messaging.postgres.transaction import Statement, Transaction
+from messaging.postgres.waiting import Wait, hold
 from messaging.retry import RetryPolicy
 
 CLAIM_COLUMNS = """
@@ -107,6 +108,8 @@ SELECT coalesce((SELECT status FROM counted), 'pending'),
         WHERE delivery_id = %(id)s AND run = %(run)s AND state = 'begun')
 """
 
+CLOSE = "DELETE FROM open_attempts WHERE token = %(token)s"
+
 FORGET_OPEN = "DELETE FROM open_attempts WHERE delivery_id = %(id)s"
 
 #: The policy of the last attempt.
@@ -128,6 +131,7 @@ class Attempt:
     delivery: Delivery | None = None  # when it was claimed
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
+    failure: Failure | None = None  # if the handler failed
 
     @property
     def correlation_id(self) -> str:
@@ -160,7 +164,12 @@ class Attempt:
             transaction.write(FORGET_OPEN, self._facts())
 
     def fail(
-        self, transaction: Transaction, failure: Failure, policy: RetryPolicy, grace_s: float
+        self,
+        transaction: Transaction,
+        failure: Failure,
+        policy: RetryPolicy,
+        grace_s: float,
+        error: BaseException | None = None,  # noqa: ARG002  a breaker looks at it
     ) -> Status | None:
         """Undo the handler's effects and count the attempt, while the row is still locked.
 
@@ -170,6 +179,13 @@ class Attempt:
         status = self.count_failure(transaction, failure, policy, grace_s)
         transaction.commit()
         return status
+
+    def postpone(self, transaction: Transaction, wait_s: float) -> None:
+        """Undo the handler's effects and put the delivery aside for so many seconds, without an attempt."""
+        transaction.undo()
+        if self.is_doubtful:
+            transaction.write(CLOSE, self._facts())
+        hold(transaction, self.id, Wait(Waits.TIME, wait_s=wait_s))
 
     def park(self, transaction: Transaction, failure: Failure, deaths: int) -> None:
         """Fail the delivery for good because it killed workers."""

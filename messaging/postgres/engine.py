@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg2.errors
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
+
+from messaging.postgres.address import parse
+from messaging.postgres.commits import Connection
 
 #: Detects a server that vanished (its machine, a cable) in some ten seconds.
 KEEPALIVE = {
@@ -18,14 +22,20 @@ KEEPALIVE = {
 }
 
 
-def connect(url: str, longest_run_s: float, tries: int, **options: Any) -> Engine:
+def connect(
+    url: str, longest_run_s: float, tries: int, connect_args: Mapping[str, Any] | None = None, **options: Any
+) -> Engine:
     """Return an engine for work that takes at most `longest_run_s` seconds, in `tries` attempts.
 
     A wait for a lock ends early enough for the other attempts. A transaction that is idle for longer than
     `longest_run_s` belongs to a frozen or disconnected worker; the server ends it and frees its locks.
-    `options` go to `create_engine`.
+    The address may name several servers; `connect_args` go to the driver, `options` to `create_engine`.
     """
-    engine = create_engine(url, connect_args=KEEPALIVE, **options)
+    engine = create_engine(
+        parse(url),
+        connect_args={**KEEPALIVE, "connection_factory": Connection, **(connect_args or {})},
+        **options,
+    )
     lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
     limits = (
         f"SET lock_timeout = {lock_timeout_ms};"

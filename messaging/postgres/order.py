@@ -29,10 +29,10 @@ INSERT_IN_ORDER = Statement(
     """
 INSERT INTO deliveries
     (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id, causation_id,
-     lane, position)
+     traceparent, lane, position)
 VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8,
-        $9, nextval('deliveries_position'))""",
-    *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text", "text"),
+        $9, $10, nextval('deliveries_position'))""",
+    *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text", "text", "text"),
 )
 
 OPEN = "status IN ('pending', 'waiting', 'failed')"
@@ -45,7 +45,8 @@ BACK = """
 status = 'pending', grace_s = {grace_s}, due_at = now() + make_interval(secs => {grace_s})"""
 
 ROW = """
-deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns"""
+deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+traceparent"""
 
 #: Two who wake the same one: the second finds it pending.
 WAKE_HEAD = Statement(
@@ -139,13 +140,13 @@ class Lanes:
             rows = transaction.read(WAKE_HEAD, (lane, list(names), self.grace_s))
             if rows:
                 transaction.commit()
-        return [Delivery(*row) for row in rows]
+        return [Delivery.to_send(row) for row in rows]
 
     def wake_heads(self, limit: int) -> list[Delivery]:
         """Do so in all lanes: the worker that should have done it may have died."""
         with self.engine.begin() as connection:
             rows = connection.execute(WAKE_HEADS, {"limit": limit, "grace_s": self.grace_s})
-            return [Delivery(*row) for row in rows]
+            return [Delivery.to_send(row) for row in rows]
 
     def blocked(self, limit: int) -> list[BlockedLane]:
         """Return the lanes in which deliveries wait, those with the most first."""

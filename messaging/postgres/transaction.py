@@ -13,6 +13,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 
+from messaging.postgres.commits import raise_if_in_doubt
+
 Row = tuple[Any, ...]
 Params = tuple[Any, ...] | dict[str, Any]
 
@@ -65,10 +67,6 @@ class Statement:
             prepared.add(self.name)
         bound: bytes = cursor.mogrify(self._execute, params)
         return bound
-
-
-class CommitInDoubt(psycopg2.OperationalError):
-    """The server committed with a warning: a standby may not have the transaction yet."""
 
 
 class Transaction:
@@ -157,8 +155,7 @@ class Transaction:
             notices.clear()
             self._send(b"COMMIT")
             self._begun = False
-            if notices:  # a cancelled wait is only a warning, translated and without a code
-                raise CommitInDoubt(notices[-1].strip())
+            raise_if_in_doubt(notices)
         self._begun = False
 
     def close(self) -> None:

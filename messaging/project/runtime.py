@@ -11,10 +11,12 @@ from sqlalchemy import Engine
 from messaging.errors import MessagingError
 from messaging.options import options_of
 from messaging.postgres.announcements import Announcements
+from messaging.postgres.breakers import Breakers
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
+from messaging.postgres.limits import Limits
 from messaging.postgres.order import Lanes
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.pauses import Pauses
@@ -33,6 +35,8 @@ class Runtime:
         self.project = project
         # By process id: a pool child must not write to a socket that its parent opened.
         self._built: dict[tuple[int, str], Any] = {}
+        #: More arguments for the driver; set before the first connection.
+        self.connect_args: dict[str, Any] = {}
 
     @property
     def settings(self) -> MessagingSettings:
@@ -91,6 +95,16 @@ class Runtime:
         """Return the deliveries that keep an order."""
         return self._once("lanes", lambda: Lanes(self.engine, self.settings.relay_grace_s))
 
+    @property
+    def breakers(self) -> Breakers:
+        """Return the breakers of handlers."""
+        return self._once("breakers", lambda: Breakers(self.engine))
+
+    @property
+    def limits(self) -> Limits:
+        """Return the limits of handlers."""
+        return self._once("limits", lambda: Limits(self.engine, self.settings.relay_grace_s))
+
     def unit_of_work(self, job: Job) -> PostgresUnitOfWork:
         """Return a unit of work for one command or one delivery."""
         return self.project.unit_of_work(self.settings, self.engine, job, self.outbox)
@@ -98,7 +112,11 @@ class Runtime:
     def _connect(self, **options: Any) -> Engine:
         settings = self.settings
         return connect(
-            settings.database_url, settings.task_time_limit_s, settings.command_attempts, **options
+            settings.database_url,
+            settings.task_time_limit_s,
+            settings.command_attempts,
+            self.connect_args,
+            **options,
         )
 
     def _inbox(self) -> Inbox:

@@ -17,6 +17,7 @@ from messaging.project.runtime import Runtime
 from messaging.retry import policy_of
 from messaging.settings import MessagingSettings
 from messaging.settings.rules import backoff_too_long
+from messaging.telemetry.install import install
 from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
 from messaging.worker.dispatcher import Dispatcher
@@ -65,16 +66,17 @@ def check_options(bus: MessageBus) -> None:
     """Refuse options of a handler that do not fit its events.
 
     Raises:
-        ValueError: an event lacks the field that a handler's order depends on.
+        ValueError: an event lacks the field that a handler's order or limit depends on.
     """
     for kind, handlers in bus.events.items():
         for handler in handlers:
-            name = options_of(handler).in_order_by
-            if name is not None and name not in {field.name for field in fields(kind)}:
-                raise ValueError(
-                    f"The handler {handler.__name__} is in_order_by {name!r}, but the event {kind.__name__}"
-                    " has no such field"
-                )
+            options, known = options_of(handler), {field.name for field in fields(kind)}
+            for option, name in (("in_order_by", options.in_order_by), ("limit_by", options.limit_by)):
+                if name is not None and name not in known:
+                    raise ValueError(
+                        f"{option} of the handler {handler.__name__} is {name!r}, but the event"
+                        f" {kind.__name__} has no such field"
+                    )
 
 
 def check_handlers(project: Project, taken: Iterable[str]) -> None:
@@ -110,7 +112,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
         settings.signing.switch_on(app)
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
-    app.dispatcher = Dispatcher(app, app.runtime)
+    app.dispatcher = Dispatcher(app, app.runtime, install(app.runtime))
     add_command_tasks(app.dispatcher)
     add_bulk_task(app.dispatcher)
     add_housekeeping_tasks(app.dispatcher)

@@ -67,12 +67,14 @@ def workers_of(backend: Backend, fails: float) -> Iterator[list[Child]]:
         child.stop()
 
 
-def prove(backend: Backend, app: MessagingApp, events: int, keys: int, deadline_s: float) -> Proof:
+def prove(
+    backend: Backend, app: MessagingApp, events: int, keys: int, deadline_s: float, kill_every_s: float = 4
+) -> Proof:
     """Run the proof on new workers."""
     with app.runtime.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE IF EXISTS moves, counters;" + TABLES)
     for work in workers_of(backend, fails=0.2):
-        proof = Proof(app, work, keys=keys, events=events)
+        proof = Proof(app, work, keys=keys, events=events, kill_every_s=kill_every_s)
         seconds = proof.run(deadline_s)
         proof.check()
         print(
@@ -94,7 +96,7 @@ def test_each_keys_effects_are_in_the_order_of_the_commits(backend: Backend, app
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_ten_thousand_events_of_fifty_keys_keep_their_order(backend: Backend, app: MessagingApp):
-    proof = prove(backend, app, events=10_000, keys=50, deadline_s=1500)
+    proof = prove(backend, app, events=10_000, keys=50, deadline_s=1500, kill_every_s=20)
 
     assert proof.killed > 10
     assert proof.rerun > 10

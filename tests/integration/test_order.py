@@ -224,7 +224,7 @@ def test_an_event_without_the_field_is_refused_when_the_app_is_made():
         sku: str
 
     with pytest.raises(
-        ValueError, match="in_order is in_order_by 'key', but the event Other has no such field"
+        ValueError, match="in_order_by of the handler in_order is 'key', but the event Other has"
     ):
         check_options(MessageBus({}, {Other: [in_order]}))
 

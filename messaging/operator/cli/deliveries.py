@@ -78,9 +78,11 @@ def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, *
 
 
 def say_pauses(tool: Tool) -> None:
-    """Print what is paused."""
+    """Print what is paused, and what its breaker has stopped."""
     for pause in active(tool.runtime):
         console().print(Text(f"Paused: {printable(shown(pause))}", "yellow"), soft_wrap=True)
+    for stopped in tool.runtime.breakers.stopped().values():
+        console().print(Text(f"Breaker: {printable(str(stopped))}", "yellow"), soft_wrap=True)
 
 
 def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from rich.text import Text
 
 from messaging.operator.cli.deliveries import SHOWN_ERROR, deliveries
 from messaging.operator.cli.options import REASON, TEXT, json_option, list_limit_option
-from messaging.operator.cli.output import console, print_json, print_table
+from messaging.operator.cli.output import console, print_json, print_table, printable
 from messaging.operator.cli.tool import Tool
 from messaging.operator.pausing import Pausing, active
 from messaging.postgres.order import BlockedLane
@@ -73,14 +74,17 @@ def resume(tool: Tool, handler: str | None, event: str | None, everything: bool,
 @json_option
 @pass_tool
 def pauses(tool: Tool, as_json: bool) -> None:
-    """List what is paused, by whom, why and since when."""
-    found = active(tool.runtime)
+    """List what is paused, by whom, why and since when, and which handlers their breakers have stopped."""
+    found, stopped = active(tool.runtime), tool.runtime.breakers.stopped().values()
     if as_json:
-        print_json([asdict(one) for one in found])
-    elif found:
+        print_json({"pauses": [asdict(one) for one in found], "breakers": [asdict(one) for one in stopped]})
+        return
+    if found:
         rows = ((one.subject, one.at, one.actor, one.reason) for one in found)
         print_table(("paused", "since", "by", "why"), rows)
-    else:
+    for one in stopped:
+        console().print(Text(printable(str(one))), soft_wrap=True)
+    if not found and not stopped:
         console().print("Nothing is paused.")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "m007"
-down_revision = "m006"
+revision = "m008"
+down_revision = "m007"
 branch_labels = None
 depends_on = None
 
