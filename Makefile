@@ -34,7 +34,7 @@ help: ## list these commands
 	@echo "make drill    stop the mail server of a running make up until Ctrl-C, to practise docs/how-to/operating.md"
 	@echo "make test [SEED=N]                     run all tests on their own servers; N repeats the random tests of a run"
 	@echo "make test-containers [WRITE_DOCS=1]    test docs/how-to/on-a-server.md with this machine's Docker; 1 updates its figures"
-	@echo "make bench    compare with other task queues (five minutes); bench-full (half an hour) also updates the page in docs/"
+	@echo "make bench    compare with other task queues (ten minutes); bench-full (an hour) also updates the page in docs/"
 	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
 	@echo "make simulate [SEED=N] [STEPS=N] [MINUTES=N]   run random schedules of every step; SEED repeats one"
 	@echo "make demo-vip [PURCHASES=FILE]         run real purchases through the example project"

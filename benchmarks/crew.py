@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Crew:
         eventually(
             lambda: self.done() >= goal or self._check(),
             START_TIMEOUT,
-            f"the first lines of {self.peer.title}",
+            f"the first lines of {self.peer.shown}",
         )
 
     def done(self) -> int:
@@ -108,7 +109,9 @@ def crews(peers: list[Peer], servers: Servers, processes: int) -> Iterator[list[
             crew = Crew(peer, servers, processes)
             started.append(crew)
             crew.start()
-            crew.warm_up([Line(f"{peer.name}-warm-{n}", f"SKU-{n:04}") for n in range(20)])
+            # Other lines each time: one that is already allocated does not count.
+            warm = f"{peer.name}-warm-{time.monotonic_ns()}"
+            crew.warm_up([Line(f"{warm}-{n}", f"SKU-{n:04}") for n in range(20)])
             crew.pause()
         yield started
     finally:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`ratios` has one value per round; the figure is their median. `why` explains a missed goal."""
+    """`ratios` has one value per round; the figure is their median. `why` explains a missed goal.
+
+    A goal is met when three quarters of the rounds meet it, missed when three quarters miss it; between the
+    two this run does not decide.
+    """
 
     key: str
     what: str
@@ -27,11 +31,23 @@ class Figure:
         return median(self.ratios)
 
     @property
+    def quartiles(self) -> tuple[float, float]:
+        """Return the lower and the upper quartile of the rounds."""
+        if len(self.ratios) == 1:
+            return self.ratios[0], self.ratios[0]
+        low, _, high = quantiles(self.ratios, n=4, method="inclusive")
+        return low, high
+
+    @property
     def met(self) -> bool:
-        """Return whether the goal, if any, is reached."""
+        """Return whether even the worse quartile of the rounds reaches the goal, if there is one."""
+        low, high = self.quartiles
+        return self._reaches(low if self.at_least else high)
+
+    def _reaches(self, ratio: float) -> bool:
         if self.goal is None:
             return True
-        return self.value >= self.goal if self.at_least else self.value <= self.goal
+        return ratio >= self.goal if self.at_least else ratio <= self.goal
 
     @property
     def goal_text(self) -> str:
@@ -40,15 +56,20 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Return the outcome in a word."""
+        """Return the outcome in a word: missed where not even the better quartile reaches the goal."""
         if self.goal is None:
             return "shown"
-        return "met" if self.met else "missed" if self.decidable else "undecided"
+        if self.met:
+            return "met"
+        low, high = self.quartiles
+        could_be = self._reaches(high if self.at_least else low)
+        return "undecided" if could_be or not self.decidable else "missed"
 
     @property
     def spread(self) -> str:
-        """Return the lowest and the highest round."""
-        return f"{min(self.ratios):.2f} to {max(self.ratios):.2f}"
+        """Return the quartiles as shown in the table."""
+        low, high = self.quartiles
+        return f"{low:.2f} to {high:.2f}"
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:

@@ -48,7 +48,7 @@ def machine() -> str:
 def show(figures: list[Figure]) -> None:
     """Print the table."""
     table = Table(title="Measured in turns; the figure is the median of the rounds")
-    for column in ("figure", "against", "measured (medians)", "goal", "ratio", "rounds", ""):
+    for column in ("figure", "against", "measured (medians)", "goal", "ratio", "quartiles", ""):
         table.add_column(column, justify="right" if column in ("goal", "ratio") else "left")
     for figure in figures:
         verdict = f"[{COLOURS[figure.verdict]}]{figure.verdict}[/]"
@@ -97,7 +97,7 @@ with a load average of {run.load_before:.1f} before it began (above 1, others we
 
 Machine: {machine()}.
 
-| figure | against | measured, medians | goal | ratio | lowest to highest round | |
+| figure | against | measured, medians | goal | ratio | lower to upper quartile | |
 |---|---|---|---|---|---|---|
 {rows}
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of one run; `QUICK` takes about five minutes, `FULL` about half an hour, on two quiet cores."""
+    """Sizes of one run; `QUICK` takes about ten minutes, `FULL` about an hour, on two quiet cores."""
 
     rounds: int = 5
     processes: int = 2  # workers of each peer
     lines: int = 400  # a turn
+    search_lines: int = 300  # a turn, while the best settings are looked for
+    search_rounds: int = 3
     slow_lines: int = 60  # per turn of chapter 10 with 1,000 allocations in the batch
     latency_s: float = 4.0
     flat_allocations: int = 100_000
@@ -27,6 +29,7 @@ QUICK = Scale()
 FULL = Scale(
     rounds=7,
     lines=2_000,
+    search_lines=1_000,
     slow_lines=200,
     latency_s=8.0,
     flat_allocations=1_000_000,
@@ -40,6 +43,8 @@ FULL = Scale(
 TINY = Scale(
     rounds=1,
     lines=20,
+    search_lines=10,
+    search_rounds=1,
     slow_lines=5,
     latency_s=1.0,
     flat_allocations=100,

@@ -43,7 +43,7 @@ def _wait_for(crew: Crew, count: int) -> tuple[int, float]:
     deadline = time.monotonic() + TURN_TIMEOUT
     while (done := crew.done()) < count:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{crew.peer.title} had allocated {done} of {count} lines in time")
+            raise TimeoutError(f"{crew.peer.shown} had allocated {done} of {count} lines in time")
         time.sleep(LOOK_EVERY)
     return done, time.monotonic()
 

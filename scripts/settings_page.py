@@ -22,6 +22,7 @@ TOPICS = {
     "Limits of a message": ("message_",),
     "Signed messages": ("signing_",),
     "Flower": ("flower_",),
+    "Traces and logs": ("traces_", "log_"),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from local import ports
 from local.processes import programs
@@ -51,6 +52,9 @@ def postgres(server_folder: Path) -> Iterator[Postgres]:
 def redis_server(server_folder: Path) -> Iterator[Redis]:
     """A Redis for the whole run; tests that kill a server start their own."""
     with Redis(server_folder / "redis") as server:
+        with redis.Redis.from_url(server.url) as client:
+            # A busy disk would stop the server for seconds, and cost workers their connections.
+            client.config_set("appendonly", "no")
         yield server
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from allocation.domain.model import Batch, OrderLine, Product
 from messaging.postgres.repository import PostgresRepository
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Row, Transaction
+from messaging.postgres.transaction import Row, Statement, Transaction
 
 # The product is locked first and read after, so that what is read is as fresh as the lock. A product that
 # another transaction inserts between the two statements was not locked, and must not be read either: the lock

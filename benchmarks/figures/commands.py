@@ -11,10 +11,11 @@ from benchmarks.crew import Crew, crews
 from benchmarks.figure import Figure, per_second, ratios
 from benchmarks.peers import NAMES, load
 from benchmarks.scale import Scale
+from benchmarks.search import at_its_best, best_clients
 from benchmarks.servers import Servers
 from benchmarks.turns import Turn, take_turn
 
-FRAMEWORKS = ("dramatiq_peer", "rq_peer", "huey_peer", "taskiq_peer", "procrastinate_peer")
+FRAMEWORKS = ("rq_peer", "taskiq_peer", "procrastinate_peer")  # those without a goal of their own
 BOOK_LINES = """
 INSERT INTO book_order_lines (orderid, sku, qty, batch_id)
 SELECT 'old-' || id || '-' || n, sku, 1, id FROM book_batches, generate_series(1, 1000) n WHERE sku < %s"""
@@ -31,6 +32,8 @@ Rates = dict[str, list[float]]
 WHY = {
     "commands_prefork": "Celery, its events and its pool take most of the time, the same on both sides.",
     "commands_solo": "Celery and its events take most of the time, the same on both sides.",
+    "dramatiq_prefork": "Each task crosses two pipes between worker and child, and reports its events.",
+    "cpu_dramatiq": "dramatiq reports no task events and logs no line per message.",
     "chapter10_old": "Nothing is loaded here; the rest is Celery and its pool, the same on both sides.",
     "chapter10_old_solo": "Nothing is loaded here; the rest is Celery, the same on both sides.",
     "huey_peer": "Huey acknowledges nothing (a killed worker loses its message) and reports no task events.",
@@ -42,16 +45,25 @@ WHY = {
 
 
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
-    """Run the rounds of all peers, then those with 1,000 allocations in each batch."""
-    with crews([load(name) for name in NAMES], servers, scale.processes) as workers:
-        turns = _rounds(servers, workers, scale)
+    """Find everyone's best settings, run the rounds, then those with 1,000 allocations in each batch."""
+    peers = [at_its_best(load(name), servers, scale) for name in NAMES]
+    clients = best_clients(servers, scale)
+    with crews(peers, servers, scale.processes) as workers:
+        turns = _rounds(servers, workers, scale, clients)
         rates = {name: [turn.rate for turn in each] for name, each in turns.items()}
-        rates["pgbench"] = [turn.rate for turn in turns["pgbench"]]
         old = _old_rounds(servers, [crew for crew in workers if crew.peer.name in OLD], scale)
-    return [*_figures(rates, old), _cpu(turns)]
+    shown = {peer.name: peer for peer in peers}
+    names = {name: peer.shown for name, peer in shown.items()}
+    names["pgbench"] = f"pgbench, the same statements ({clients} clients)"
+    settings = {name: peer.settings for name, peer in shown.items()}
+    return [
+        *_figures(rates, old, names, settings),
+        _cpu("cpu", turns, "plain_celery_solo", names, settings, 1.0),
+        _cpu("cpu_dramatiq", turns, "dramatiq_peer", names, settings, 0.5),
+    ]
 
 
-def _rounds(servers: Servers, workers: list[Crew], scale: Scale) -> dict[str, list[Turn]]:
+def _rounds(servers: Servers, workers: list[Crew], scale: Scale, clients: int) -> dict[str, list[Turn]]:
     turns: dict[str, list[Turn]] = defaultdict(list)
     for number in range(scale.rounds):
         for crew in random.sample(workers, len(workers)):
@@ -59,7 +71,7 @@ def _rounds(servers: Servers, workers: list[Crew], scale: Scale) -> dict[str, li
             lines = stock.lines(f"{crew.peer.name}-{number}", count, seed=number)
             turns[crew.peer.name].append(take_turn(crew, lines))
         limit = pgbench.run(
-            servers.folder, servers.postgres.url, scale.processes, scale.lines * 2, f"pgbench-{number}"
+            servers.folder, servers.postgres.url, clients, scale.lines * 2, f"pgbench-{number}"
         )
         turns["pgbench"].append(Turn(limit, 0.0, 0.0))
     return turns
@@ -77,40 +89,50 @@ def _old_rounds(servers: Servers, workers: list[Crew], scale: Scale) -> Rates:
     return rates
 
 
-def _figures(rates: Rates, old: Rates) -> list[Figure]:
+def _figures(rates: Rates, old: Rates, names: dict[str, str], settings: dict[str, str]) -> list[Figure]:
     def figure(key: str, what: str, ours: str, theirs: str, goal: float, source: Rates = rates) -> Figure:
         return Figure(
-            key, what, load_title(theirs), goal, at_least=True,
+            key, f"{what} ({settings[ours]})", names[theirs], goal, at_least=True,
             ratios=ratios(source[ours], source[theirs]),
             measured=per_second(source[ours], source[theirs], "commands"),
             why=WHY.get(key, ""),
         )  # fmt: skip
 
-    commands, thousand = "commands/s", "commands/s, 1,000 allocations a batch"
+    prefork, solo = "commands/s, prefork pool", "commands/s, solo processes"
+    old_prefork = "commands/s, 1,000 allocations a batch, prefork pool"
+    old_solo = "commands/s, 1,000 allocations a batch, solo processes"
+    bulk = "commands/s, 100 lines a message, solo processes"
     return [
-        figure("commands_prefork", f"{commands}, prefork pool", "ours", "plain_celery", 1.3),
-        figure("commands_solo", f"{commands}, solo processes", "ours_solo", "plain_celery_solo", 1.3),
-        figure("chapter10_fresh", f"{commands}, prefork pool", "ours", "chapter10", 2),
-        figure("chapter10_fresh_solo", f"{commands}, solo processes", "ours_solo", "chapter10_solo", 2),
-        figure("chapter10_old", f"{thousand}, prefork pool", "ours", "chapter10", 10, old),
-        figure("chapter10_old_solo", f"{thousand}, solo processes", "ours_solo", "chapter10_solo", 10, old),
-        *(figure(name, f"{commands}, solo processes", "ours_solo", name, 1) for name in FRAMEWORKS),
-        figure("pgbench", f"{commands}, solo processes", "ours_solo", "pgbench", 0.4),
-        figure("pgbench_bulk", f"{commands}, 100 lines a message", "ours_bulk", "pgbench", 0.7),
+        figure("dramatiq_peer", solo, "ours_solo", "dramatiq_peer", 1.8),
+        figure("dramatiq_prefork", prefork, "ours", "dramatiq_peer", 1.2),
+        figure("huey_peer", solo, "ours_solo", "huey_peer", 1.4),
+        figure("commands_solo", solo, "ours_solo", "plain_celery_solo", 2.5),
+        figure("commands_prefork", prefork, "ours", "plain_celery", 2.5),
+        figure("pgbench", solo, "ours_solo", "pgbench", 0.6),
+        figure("pgbench_bulk", bulk, "ours_bulk", "pgbench", 1.2),
+        *(figure(name, solo, "ours_solo", name, 1) for name in FRAMEWORKS),
+        figure("chapter10_fresh", prefork, "ours", "chapter10", 2),
+        figure("chapter10_fresh_solo", solo, "ours_solo", "chapter10_solo", 2),
+        figure("chapter10_old", old_prefork, "ours", "chapter10", 10, old),
+        figure("chapter10_old_solo", old_solo, "ours_solo", "chapter10_solo", 10, old),
     ]
 
 
-def load_title(name: str) -> str:
-    """Return the name of a peer as shown in the table."""
-    return "pgbench, the same statements" if name == "pgbench" else load(name).title
-
-
-def _cpu(turns: dict[str, list[Turn]]) -> Figure:
-    ours, theirs = turns["ours_solo"], turns["plain_celery_solo"]
-    mine, others = [_cpu_of(turn) for turn in ours], [_cpu_of(turn) for turn in theirs]
+def _cpu(
+    key: str,
+    turns: dict[str, list[Turn]],
+    theirs: str,
+    names: dict[str, str],
+    settings: dict[str, str],
+    goal: float,
+) -> Figure:
+    mine = [_cpu_of(turn) for turn in turns["ours_solo"]]
+    others = [_cpu_of(turn) for turn in turns[theirs]]
     return Figure(
-        "cpu", "CPU per command, workers and servers", "plain Celery, solo processes", 1.0, at_least=False,
+        key, f"CPU per command, workers and servers, solo processes ({settings['ours_solo']})",
+        names[theirs], goal, at_least=False,
         ratios=ratios(mine, others), measured=f"{median(mine):.2f} : {median(others):.2f} ms",
+        why=WHY.get(key, ""),
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""Event deliveries per second against a plain task that does the handler's work without a row to finish."""
+"""Event deliveries per second against plain tasks that do the handler's work without a row to finish."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import psycopg2
 from psycopg2.extras import execute_values
@@ -11,11 +12,13 @@ from psycopg2.extras import execute_values
 from benchmarks import stock
 from benchmarks.crew import crews
 from benchmarks.figure import Figure, per_second, ratios
-from benchmarks.peers import ours, plain_celery
+from benchmarks.peers import dramatiq_peer, ours, plain_celery
 from benchmarks.peers.peer import Line, Peer, database_url
 from benchmarks.scale import Scale
+from benchmarks.search import at_its_best
 from benchmarks.servers import Servers
 from benchmarks.turns import take_turn
+from local.processes.programs import WORK_QUEUES
 from messaging.delivery import Delivery, new_id
 from tasks import app
 
@@ -47,19 +50,49 @@ def publish_plain(lines: Sequence[Line]) -> None:
         )  # fmt: skip
 
 
+def publish_dramatiq(lines: Sequence[Line]) -> None:
+    """Send one message per line."""
+    for line in lines:
+        dramatiq_peer.reallocate.send(line.orderid, line.sku, line.qty)
+
+
 def measure(servers: Servers, scale: Scale) -> list[Figure]:
-    """Take turns."""
-    mine = Peer("ours", "deliveries", ours.workers, publish_deliveries)
-    plain = Peer("plain_celery", "plain Celery tasks", plain_celery.workers, publish_plain)
-    ours_rates, plain_rates = [], []
-    with crews([mine, plain], servers, scale.processes) as [mine_crew, plain_crew]:
+    """Take turns, each with its best settings."""
+    peers = [
+        replace(ours.peer, publish=publish_deliveries),
+        # The same broker: workers that are paused take nothing.
+        replace(
+            ours.peer,
+            name="ours_solo",
+            publish=publish_deliveries,
+            choices=ours.solo_choices("tasks", "ours_solo", WORK_QUEUES),
+        ),
+        replace(
+            plain_celery.peer, title="a plain Celery task without a row to finish", publish=publish_plain
+        ),
+        replace(dramatiq_peer.peer, title="a bare dramatiq actor", publish=publish_dramatiq),
+    ]
+    peers = [at_its_best(peer, servers, scale) for peer in peers]
+    rates: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    with crews(peers, servers, scale.processes) as workers:
         for number in range(scale.rounds):
-            ours_rates.append(take_turn(mine_crew, stock.lines(f"event-{number}", scale.lines)).rate)
-            plain_rates.append(take_turn(plain_crew, stock.lines(f"plain-event-{number}", scale.lines)).rate)
+            for crew in workers:
+                lines = stock.lines(f"{crew.peer.name}-event-{number}", scale.lines)
+                rates[crew.peer.name].append(take_turn(crew, lines).rate)
+    prefork, solo, plain, dramatiq = peers
     return [
-        Figure(
-            "events", "event deliveries/s, prefork pool", "a plain Celery task without a row to finish", 0.8,
-            at_least=True, ratios=ratios(ours_rates, plain_rates),
-            measured=per_second(ours_rates, plain_rates, "deliveries"),
-        )
-    ]  # fmt: skip
+        _figure("events", "prefork pool", prefork, plain, 0.8, rates),
+        _figure("events_dramatiq", "solo processes", solo, dramatiq, 1.2, rates),
+        _figure("events_dramatiq_prefork", "prefork pool", prefork, dramatiq, None, rates),
+    ]
+
+
+def _figure(
+    key: str, pool: str, mine: Peer, other: Peer, goal: float | None, rates: dict[str, list[float]]
+) -> Figure:
+    pair = rates[mine.name], rates[other.name]
+    return Figure(
+        key, f"event deliveries/s, {pool} ({mine.settings})", other.shown, goal, at_least=True,
+        ratios=ratios(*pair), measured=per_second(*pair, "deliveries"),
+        why="Each delivery is a row that is claimed and finished in PostgreSQL.",
+    )  # fmt: skip

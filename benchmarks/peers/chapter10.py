@@ -13,7 +13,7 @@ from datetime import date
 from sqlalchemy import Engine, ForeignKey, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from benchmarks.peers.ours import celery_worker
+from benchmarks.peers.ours import celery_worker, prefork_choices
 from benchmarks.peers.peer import Line, Peer, database_url
 from benchmarks.peers.plain_celery import plain_app
 
@@ -121,4 +121,5 @@ peer = Peer(
     publish,
     counter="book_order_lines_id_seq",
     prepare=prepare,
+    choices=prefork_choices(__name__, "chapter10", QUEUE),
 )

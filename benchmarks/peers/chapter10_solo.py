@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.peers import chapter10
-from benchmarks.peers.ours import celery_worker
+from benchmarks.peers.ours import celery_worker, solo_choices
 from benchmarks.peers.peer import Line
 
 
@@ -30,4 +30,5 @@ peer = replace(
     workers=workers,
     publish=publish,
     prepare=lambda: None,  # the other one has created the tables
+    choices=solo_choices(chapter10.__name__, "chapter10solo", chapter10.SOLO_QUEUE),
 )

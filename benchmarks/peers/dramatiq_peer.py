@@ -12,7 +12,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
 from benchmarks.peers import job
-from benchmarks.peers.peer import Line, Peer, redis_url
+from benchmarks.peers.peer import Line, Peer, Programs, redis_url
 
 broker = RedisBroker(url=redis_url(4))
 broker.add_middleware(Results(backend=RedisBackend(url=redis_url(4))))
@@ -29,9 +29,25 @@ def allocate(orderid: str, sku: str, qty: int) -> str | None:
     return job.allocate(message.message_id, orderid, sku, qty)
 
 
-def workers(processes: int) -> list[list[str]]:
-    """Processes with one thread each."""
-    return [["-m", "dramatiq", __name__, "--processes", str(processes), "--threads", "1"]]
+@dramatiq.actor(store_results=False, max_retries=0, queue_name="events")
+def reallocate(orderid: str, sku: str, qty: int) -> None:
+    """Allocate one line, without writing an answer or a delivery."""
+    with job.connection() as opened, opened.cursor() as run:
+        job.allocate_line(run, orderid, sku, qty)
+
+
+def workers(processes: int, threads: int = 8) -> Programs:
+    """Processes with dramatiq's default number of threads."""
+    return [["-m", "dramatiq", __name__, "--processes", str(processes), "--threads", str(threads)]]
+
+
+def choices(cores: int) -> dict[str, Programs]:
+    """Fewer and more of both; a thread more is a message more in the prefetch."""
+    numbers = [(cores, 1), (cores, 4), (cores, 8), (cores, 16), (2 * cores, 8)]
+    return {
+        f"{processes} processes × {threads} threads": workers(processes, threads)
+        for processes, threads in numbers
+    }
 
 
 def publish(lines: Sequence[Line]) -> None:
@@ -40,4 +56,4 @@ def publish(lines: Sequence[Line]) -> None:
         allocate.send(line.orderid, line.sku, line.qty)
 
 
-peer = Peer("dramatiq_peer", "dramatiq", workers, publish)
+peer = Peer("dramatiq_peer", "dramatiq", workers, publish, choices=choices)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from celery import Celery
 from celery.result import AsyncResult
 
-from benchmarks.peers.peer import Line, Peer, redis_url
+from benchmarks.peers.peer import Line, Peer, Programs, redis_url
 from local.processes.programs import WORK_QUEUES
 
 #: Another app, without any import of this project.
@@ -19,12 +19,40 @@ def workers(processes: int) -> list[list[str]]:
     return [celery_worker("tasks", "ours", WORK_QUEUES, "prefork", processes)]
 
 
-def celery_worker(app_name: str, node: str, queues: str, pool: str, concurrency: int) -> list[str]:
-    """Return Python's arguments for a Celery worker with the usual log level."""
+def celery_worker(
+    app_name: str, node: str, queues: str, pool: str, concurrency: int, prefetch: int | None = None
+) -> list[str]:
+    """Return Python's arguments for a Celery worker with the usual log level.
+
+    `prefetch` is the multiplier: Celery ignores one that is given as a setting after `--`.
+    """
     return [
         "-m", "celery", "-A", app_name, "worker", f"--queues={queues}", f"--hostname={node}@%h",
         f"--pool={pool}", f"--concurrency={concurrency}", "--loglevel=INFO",
+        *([] if prefetch is None else [f"--prefetch-multiplier={prefetch}"]),
     ]  # fmt: skip
+
+
+def prefork_choices(app_name: str, node: str, queues: str) -> Callable[[int], dict[str, Programs]]:
+    """Return the usual settings of a worker with child processes."""
+    return lambda cores: {
+        f"{count} processes, prefetch {prefetch}": [
+            celery_worker(app_name, node, queues, "prefork", count, prefetch)
+        ]
+        for count in (cores, 2 * cores)
+        for prefetch in (4, 16)
+    }
+
+
+def solo_choices(app_name: str, node: str, queues: str) -> Callable[[int], dict[str, Programs]]:
+    """Return the usual settings of workers without a pool."""
+    return lambda cores: {
+        f"{count} processes, prefetch {prefetch}": [
+            celery_worker(app_name, f"{node}{number}", queues, "solo", 1, prefetch) for number in range(count)
+        ]
+        for count in (cores, 2 * cores)
+        for prefetch in (4, 16)
+    }
 
 
 def publish(lines: Sequence[Line], sender: Celery = sender) -> None:
@@ -33,11 +61,21 @@ def publish(lines: Sequence[Line], sender: Celery = sender) -> None:
         send(line, sender)
 
 
-def send(line: Line, sender: Celery = sender) -> AsyncResult[str | None]:
+def send(line: Line, sender: Celery = sender, **options: object) -> AsyncResult[str | None]:
     """Send by task name, like another app; results are in Redis."""
     return sender.send_task(
-        "allocation.allocate", (line.orderid, line.sku, line.qty), queue="allocation.commands", declare=()
+        "allocation.allocate",
+        (line.orderid, line.sku, line.qty),
+        queue="allocation.commands",
+        declare=(),
+        **options,
     )
 
 
-peer = Peer("ours", "this backend, prefork", workers, publish)
+peer = Peer(
+    "ours",
+    "this backend, prefork",
+    workers,
+    publish,
+    choices=prefork_choices("tasks", "ours", WORK_QUEUES),
+)

@@ -40,6 +40,7 @@ def solo(
             ours.celery_worker("tasks", f"{name}{number}", WORK_QUEUES, "solo", 1)
             for number in range(processes)
         ],
+        choices=ours.solo_choices("tasks", name, WORK_QUEUES),
     )
 
 

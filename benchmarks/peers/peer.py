@@ -16,18 +16,31 @@ class Line:
     qty: int = 1
 
 
+Programs = list[list[str]]  # Python's arguments for each program to start
+
+
 @dataclass(frozen=True)
 class Peer:
-    """A way to run the job; `workers(n)` returns Python's arguments for each program to start."""
+    """A way to run the job; `workers(n)` returns the programs to start on n cores."""
 
     name: str
     title: str
-    workers: Callable[[int], list[list[str]]]
+    workers: Callable[[int], Programs]
     publish: Callable[[Sequence[Line]], object]
     counter: str = "allocations_position_seq"  # a sequence that grows with every allocated line
     prepare: Callable[[], object] = lambda: None  # creates its tables
     env: dict[str, str] = field(default_factory=dict)
     lines_factor: int = 1  # its lines per turn, as a multiple of the others'
+    #: Its usual settings on n cores, by their text in the table: the race is run with the fastest of them.
+    choices: Callable[[int], dict[str, Programs]] = lambda _cores: {}
+    settings: str = ""  # the settings that it runs with, as shown
+    lacks: str = ""  # what it does not do that the others do, as shown
+
+    @property
+    def shown(self) -> str:
+        """Return its name in the table, with its settings and what it lacks."""
+        facts = ", ".join(fact for fact in (self.settings, self.lacks) if fact)
+        return f"{self.title} ({facts})" if facts else self.title
 
 
 def database_url() -> str:

@@ -11,7 +11,7 @@ from kombu import Exchange, Queue
 import celeryconfig
 from allocation.bootstrap import project
 from benchmarks.peers.job import allocate, allocate_line, connection
-from benchmarks.peers.ours import celery_worker
+from benchmarks.peers.ours import celery_worker, prefork_choices
 from benchmarks.peers.peer import Line, Peer, redis_url
 
 QUEUE, SOLO_QUEUE = "plain", "plain_solo"
@@ -62,4 +62,10 @@ def publish(lines: Sequence[Line], queue: str = QUEUE) -> None:
         app.send_task("plain.allocate", (line.orderid, line.sku, line.qty), queue=queue)
 
 
-peer = Peer("plain_celery", "plain Celery, psycopg2 by hand", workers, publish)
+peer = Peer(
+    "plain_celery",
+    "plain Celery, psycopg2 by hand",
+    workers,
+    publish,
+    choices=prefork_choices("benchmarks.peers.plain_celery", "plain", QUEUE),
+)

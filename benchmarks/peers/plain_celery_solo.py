@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.peers import plain_celery
-from benchmarks.peers.ours import celery_worker
+from benchmarks.peers.ours import celery_worker, solo_choices
 from benchmarks.peers.peer import Line, Peer
 from benchmarks.peers.plain_celery import SOLO_QUEUE
 
@@ -23,4 +23,10 @@ def publish(lines: Sequence[Line]) -> None:
     plain_celery.publish(lines, SOLO_QUEUE)
 
 
-peer = Peer("plain_celery_solo", "plain Celery, solo processes", workers, publish)
+peer = Peer(
+    "plain_celery_solo",
+    "plain Celery, solo processes",
+    workers,
+    publish,
+    choices=solo_choices("benchmarks.peers.plain_celery", "plainsolo", SOLO_QUEUE),
+)

@@ -8,7 +8,7 @@ from typing import Any
 from procrastinate import App, JobContext, PsycopgConnector, SyncPsycopgConnector
 
 from benchmarks.peers import job
-from benchmarks.peers.peer import Line, Peer, database_url
+from benchmarks.peers.peer import Line, Peer, Programs, database_url
 
 app = App(connector=PsycopgConnector(conninfo=database_url()))
 
@@ -19,10 +19,18 @@ def allocate(context: JobContext, orderid: str, sku: str, qty: int) -> str | Non
     return job.allocate(f"procrastinate-{context.job.id}", orderid, sku, qty)
 
 
-def workers(processes: int) -> list[list[str]]:
+def workers(processes: int, concurrency: int = 1) -> Programs:
     """One worker per process."""
-    one = ["-m", "procrastinate", "--app", f"{__name__}.app", "worker", "--concurrency", "1"]
+    one = ["-m", "procrastinate", "--app", f"{__name__}.app", "worker", "--concurrency", str(concurrency)]
     return [one for _ in range(processes)]
+
+
+def choices(cores: int) -> dict[str, Programs]:
+    """Fewer and more of both."""
+    return {
+        f"{processes} processes × {concurrency} at a time": workers(processes, concurrency)
+        for processes, concurrency in ((cores, 1), (cores, 8), (2 * cores, 1))
+    }
 
 
 def prepare() -> None:
@@ -38,4 +46,12 @@ def publish(lines: Sequence[Line]) -> None:
         sync_app.tasks["lines.allocate"].batch_defer(*jobs)
 
 
-peer = Peer("procrastinate_peer", "procrastinate", workers, publish, prepare=prepare)
+peer = Peer(
+    "procrastinate_peer",
+    "procrastinate",
+    workers,
+    publish,
+    prepare=prepare,
+    choices=choices,
+    lacks="stores no results",
+)

@@ -8,7 +8,7 @@ from redis import Redis
 from rq import Queue, get_current_job
 
 from benchmarks.peers import job
-from benchmarks.peers.peer import Line, Peer, redis_url
+from benchmarks.peers.peer import Line, Peer, Programs, redis_url
 
 QUEUE = "lines"
 
@@ -20,7 +20,7 @@ def allocate(orderid: str, sku: str, qty: int) -> str | None:
     return job.allocate(current.id, orderid, sku, qty)
 
 
-def workers(processes: int) -> list[list[str]]:
+def workers(processes: int) -> Programs:
     """One worker per process."""
     command = ["-m", "rq.cli", "worker", "--url", redis_url(5), "--worker-class", "rq.worker.SimpleWorker"]
     return [[*command, QUEUE] for _ in range(processes)]
@@ -33,4 +33,9 @@ def publish(lines: Sequence[Line]) -> None:
         queue.enqueue(allocate, line.orderid, line.sku, line.qty)
 
 
-peer = Peer("rq_peer", "RQ", workers, publish)
+def choices(cores: int) -> dict[str, Programs]:
+    """As many processes as cores, or more."""
+    return {f"{count} processes": workers(count) for count in (cores, 2 * cores)}
+
+
+peer = Peer("rq_peer", "RQ", workers, publish, choices=choices)

@@ -9,7 +9,7 @@ from taskiq import Context, TaskiqDepends
 from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
 
 from benchmarks.peers import job
-from benchmarks.peers.peer import Line, Peer, redis_url
+from benchmarks.peers.peer import Line, Peer, Programs, redis_url
 
 # It waits in BRPOP without limit; with a time-out redis-py would raise and the worker would stop listening.
 broker = ListQueueBroker(url=redis_url(7), queue_name="lines", socket_timeout=None).with_result_backend(
@@ -23,10 +23,18 @@ def allocate(orderid: str, sku: str, qty: int, context: Context = TaskiqDepends(
     return job.allocate(context.message.task_id, orderid, sku, qty)
 
 
-def workers(processes: int) -> list[list[str]]:
-    """Processes with one thread each for blocking code."""
-    one_at_a_time = ["--max-async-tasks", "1", "--max-threadpool-threads", "1"]
-    return [["-m", "taskiq", "worker", f"{__name__}:broker", "--workers", str(processes), *one_at_a_time]]
+def workers(processes: int, threads: int = 4) -> Programs:
+    """Processes with some threads each for blocking code, and as many tasks at a time."""
+    limits = ["--max-async-tasks", str(threads), "--max-threadpool-threads", str(threads)]
+    return [["-m", "taskiq", "worker", f"{__name__}:broker", "--workers", str(processes), *limits]]
+
+
+def choices(cores: int) -> dict[str, Programs]:
+    """Fewer and more of both."""
+    return {
+        f"{processes} processes × {threads} threads": workers(processes, threads)
+        for processes, threads in ((cores, 1), (cores, 4), (cores, 16), (2 * cores, 4))
+    }
 
 
 def publish(lines: Sequence[Line]) -> None:
@@ -41,4 +49,4 @@ async def _publish(lines: Sequence[Line]) -> None:
     await broker.shutdown()
 
 
-peer = Peer("taskiq_peer", "taskiq", workers, publish)
+peer = Peer("taskiq_peer", "taskiq", workers, publish, choices=choices, lacks="acknowledges nothing")

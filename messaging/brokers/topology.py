@@ -24,6 +24,11 @@ def is_rabbitmq(broker_url: str) -> bool:
     return broker_url.startswith(("amqp", "pyamqp"))
 
 
+def system(broker_url: str) -> str:
+    """Return the broker's name in traces."""
+    return "rabbitmq" if is_rabbitmq(broker_url) else "redis"
+
+
 def is_redis_socket(broker_url: str) -> bool:
     """Return whether this is the URL of a Redis socket: `redis+socket:///path`."""
     return broker_url.startswith("redis+socket:")

@@ -21,11 +21,11 @@ from celery.exceptions import TimeoutError as NoResultInTime
 from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 
-from messaging import errors
+from messaging import errors, tracing
 from messaging.brokers import tls, topology
 from messaging.brokers.signing import Signing
 from messaging.errors import MessagingError, Unavailable
-from messaging.messages import IDEMPOTENCY_KEY, Command, task_name, to_dict
+from messaging.messages import IDEMPOTENCY_KEY, SENT_AT, Command, task_name, to_dict
 from messaging.texts import cut
 from reliable_celery.sentinel import Sentinel, is_sentinel
 
@@ -125,6 +125,7 @@ class Client:
         )
         if signing is not None:
             signing.switch_on(self.app)
+        self._system = topology.system(broker_url)
         self._route = topology.route_of_commands(project, broker_url)
         self._errors = declared_errors(refusals)
 
@@ -255,17 +256,18 @@ class Client:
         return self._send_once(task, task_id, key, shown, **message)
 
     def _send_once(self, task: str, task_id: str, key: str, shown: str, **message: Any) -> Answer:
-        answer: Answer = self.app.send_task(
-            task,
-            task_id=task_id,
-            result_cls=partial(Answer, app=self.app),
-            **self._route,
-            argsrepr=shown,
-            kwargsrepr="{}",
-            confirm_timeout=topology.CONFIRM_TIMEOUT_S,
-            headers={IDEMPOTENCY_KEY: key},
-            **message,
-        )
+        with tracing.sending(self._system, f"{self.project}.commands", task_id, task_id) as headers:
+            answer: Answer = self.app.send_task(
+                task,
+                task_id=task_id,
+                result_cls=partial(Answer, app=self.app),
+                **self._route,
+                argsrepr=shown,
+                kwargsrepr="{}",
+                confirm_timeout=topology.CONFIRM_TIMEOUT_S,
+                headers={IDEMPOTENCY_KEY: key, SENT_AT: time.time(), **headers},
+                **message,
+            )
         answer.key = key
         return answer
 

@@ -13,8 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from messaging.delivery import Delivery, Failure, Status, new_id
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Transaction
+from messaging.postgres.transaction import Statement, Transaction
 from messaging.retry import RetryPolicy
 
 CLAIM = Statement(
@@ -129,6 +128,7 @@ class Attempt:
     delivery: Delivery | None = None  # when it was claimed
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
+    failure: Failure | None = None  # if the handler failed
 
     @property
     def correlation_id(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg2.errors
@@ -21,15 +22,19 @@ KEEPALIVE = {
 }
 
 
-def connect(url: str, longest_run_s: float, tries: int, **options: Any) -> Engine:
+def connect(
+    url: str, longest_run_s: float, tries: int, connect_args: Mapping[str, Any] | None = None, **options: Any
+) -> Engine:
     """Return an engine for work that takes at most `longest_run_s` seconds, in `tries` attempts.
 
     A wait for a lock ends early enough for the other attempts. A transaction that is idle for longer than
     `longest_run_s` belongs to a frozen or disconnected worker; the server ends it and frees its locks.
-    The address may name several servers; `options` go to `create_engine`.
+    The address may name several servers; `connect_args` go to the driver, `options` to `create_engine`.
     """
     engine = create_engine(
-        parse(url), connect_args={**KEEPALIVE, "connection_factory": Connection}, **options
+        parse(url),
+        connect_args={**KEEPALIVE, "connection_factory": Connection, **(connect_args or {})},
+        **options,
     )
     lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
     limits = (

@@ -12,8 +12,7 @@ from sqlalchemy import Engine, text
 from messaging.bus import MessageBus
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Row, Transaction
+from messaging.postgres.transaction import Row, Statement, Transaction
 from messaging.texts import cut
 from messaging.wire.replay import same_message
 

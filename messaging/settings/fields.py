@@ -136,6 +136,12 @@ class MessagingSettings(BaseSettings):
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is killed")
     result_expires_s: int = Field(86400, ge=1, description="how long results are kept for their senders")
     worker_concurrency: int = Field(2, ge=1, description="processes per worker; `--concurrency` overrides it")
+    traces_url: str | None = Field(
+        None,
+        description="collector of traces (OTLP over HTTP), such as `http://127.0.0.1:4318`; default:"
+        " `OTEL_EXPORTER_OTLP_ENDPOINT`, else none",
+    )
+    log_slow_s: float = Field(1, gt=0, description="a message that takes longer is logged as a warning")
     flower_hosts: str | None = Field(
         None, description="Flower's host names besides `localhost`, comma-separated; others are refused"
     )

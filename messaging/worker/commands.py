@@ -18,7 +18,7 @@ from kombu.serialization import dumps
 
 from messaging.dead_letters import PARKED, DeadLetter
 from messaging.delivery import Delivery, new_id
-from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed, describe
+from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed
 from messaging.messages import IDEMPOTENCY_KEY, Command, to_dict
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WAITED_TOO_LONG
@@ -57,9 +57,11 @@ def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) ->
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
         message = Received.of(task.name, task.request)
-        answer, deliveries = handle(dispatcher.runtime, message, lambda: parse(kind, args, kwargs))
+        with dispatcher.watch.over(message.work()) as work:
+            read = work.reading(lambda: parse(kind, args, kwargs))
+            work.answer, deliveries = handle(dispatcher.runtime, message, read)
         dispatcher.after_commit(deliveries)
-        return answer.given()
+        return work.answer.given()
 
 
 def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) -> Answered:
@@ -134,7 +136,6 @@ def _refuse(runtime: Runtime, job: CommandJob, error: Exception, patience: Patie
     refusal = _without_database_text(error)
     answer = _recorded(runtime, job, refusal, patience)
     if answer.error is refusal:
-        logger.warning("Refused %r: %s", job.command, describe(error))
         _log_unexpected(runtime, job, error)
     return answer
 

@@ -9,8 +9,7 @@ import pytest
 from sqlalchemy import Engine, create_engine
 
 from local.waiting import eventually
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import Transaction
+from messaging.postgres.transaction import Statement, Transaction
 
 LOCK = Statement("SELECT FROM pieces WHERE name = $1 FOR UPDATE", "text")
 READ = Statement("SELECT * FROM pieces WHERE name = $1", "text")

@@ -23,8 +23,7 @@ from messaging.postgres import announcements, attempts, inbox, outbox
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.inbox import Answer, Inbox
-from messaging.postgres.statement import Statement
-from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
+from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.wire.cloud_events import Announcement
 from messaging.worker import events
@@ -229,6 +228,12 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("a late failure is noted for whatever run is on")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, attempts, "NOTE_FAILED", " AND reruns = :run")
+
+
+@mutation("failures of earlier runs are counted for this one")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "CLAIM", " AND run = deliveries.reruns")
+    without(stack, attempts, "COUNT_OPEN", " AND run = %(run)s")
 
 
 @mutation("pruning takes what failed")

@@ -6,7 +6,7 @@ import re
 import sys
 from functools import cache
 
-from messaging.postgres.statement import Statement
+from messaging.postgres.transaction import Statement
 
 #: A text, a quoted name, or the end of a statement.
 _PART = re.compile(r"[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"[^\"]*\"|;", re.DOTALL)

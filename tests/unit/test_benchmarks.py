@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.figure import Figure, percentile, ratios
+from benchmarks.peers.peer import Peer
 from benchmarks.pgbench import parse_tps
 from benchmarks.plots import goals_svg, share_of_goal
 
@@ -29,6 +30,26 @@ def test_a_ratio_is_computed_within_a_round_and_the_figure_is_their_median():
 def test_a_goal_is_a_floor_or_a_ceiling(value: float, at_least: bool, met: bool):
     """More is not always better."""
     assert _figure(value, at_least=at_least).met is met
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ((1.2, 1.4, 1.4, 1.5, 1.5), "met"),
+        ((1.0, 1.2, 1.4, 1.5, 1.5), "undecided"),
+        ((1.0, 1.1, 1.2, 1.2, 1.5), "missed"),
+    ],
+)
+def test_a_goal_counts_only_where_three_quarters_of_the_rounds_agree(ratios: tuple[float, ...], verdict: str):
+    """The median alone would call the second one met."""
+    assert Figure("key", "x", "y", 1.3, True, ratios, "").verdict == verdict
+
+
+def test_a_peer_is_shown_with_its_settings_and_what_it_lacks():
+    """A reader must not have to know that a faster peer promises less."""
+    peer = Peer("huey", "Huey", lambda _cores: [], list, settings="4 processes", lacks="acknowledges nothing")
+
+    assert peer.shown == "Huey (4 processes, acknowledges nothing)"
 
 
 def test_a_better_figure_has_a_larger_share_of_its_goal():

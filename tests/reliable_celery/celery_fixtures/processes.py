@@ -70,7 +70,7 @@ def await_ready(worker: Child) -> Child:
 
 @contextmanager
 def running(*workers: Child) -> Iterator[None]:
-    """Run `workers` until the end of the block."""
+    """Run `workers` until the end of the block; their logs are shown if the test fails."""
     try:
         for worker in workers:
             worker.start()
@@ -80,6 +80,7 @@ def running(*workers: Child) -> Iterator[None]:
     finally:
         for worker in workers:
             worker.kill()
+            print(f"{worker.name}:\n{worker.log_text()[-8000:]}")
 
 
 def sender(server: Redis, **settings: Any) -> Celery:

@@ -1,0 +1,53 @@
+"""Switch on what the settings ask for; what they do not ask for is not even imported."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import signals
+
+from messaging.brokers.topology import system
+from messaging.extras import needs
+from messaging.project.runtime import Runtime
+from messaging.telemetry.log import Lines
+from messaging.telemetry.work import Watch, Watcher
+
+#: The standard variables that name a collector of traces.
+COLLECTOR = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def install(runtime: Runtime) -> Watch:
+    """Return what follows the work of this process.
+
+    Raises:
+        MissingExtra: the settings ask for something that is not installed.
+    """
+    watchers: list[Watcher] = []
+    if is_traced(runtime):
+        watchers.append(_traces(runtime))
+    watchers.append(Lines(runtime))  # within the span, whose id its lines have
+    return Watch(watchers)
+
+
+def is_traced(runtime: Runtime) -> bool:
+    """Tell whether there is a collector for traces."""
+    return bool(runtime.settings.traces_url or any(os.environ.get(name) for name in COLLECTOR))
+
+
+def _traces(runtime: Runtime) -> Watcher:
+    with needs("telemetry"):
+        from messaging.telemetry import provider
+        from messaging.telemetry.spans import Spans
+        from messaging.telemetry.sql import TracedCursor
+
+    settings = runtime.settings
+    provider.set_up(runtime.project.name, settings.traces_url)
+    runtime.connect_args["cursor_factory"] = TracedCursor
+
+    def flush(**_: Any) -> None:
+        provider.flush()
+
+    signals.worker_process_shutdown.connect(flush, weak=False)
+    signals.worker_shutdown.connect(flush, weak=False)
+    return Spans(system(settings.broker_url))
