@@ -28,6 +28,11 @@ class MessagingSettings(BaseSettings):
     )
 
     database_url: str = Field(repr=False, description="PostgreSQL; each project has its own database")
+    database_shared_sessions: bool = Field(
+        False,
+        description="PostgreSQL is behind PgBouncer in transaction mode: no prepared statements, limits set"
+        " in each transaction",
+    )
     broker_url: str = Field(
         "redis://127.0.0.1:6390/0",
         repr=False,
