@@ -10,7 +10,7 @@ from celery import signals
 from messaging.brokers.topology import system
 from messaging.extras import needs
 from messaging.project.runtime import Runtime
-from messaging.telemetry.log import Lines
+from messaging.telemetry import log
 from messaging.telemetry.work import Watch, Watcher
 
 #: The standard variables that name a collector of traces.
@@ -23,10 +23,11 @@ def install(runtime: Runtime) -> Watch:
     Raises:
         MissingExtra: the settings ask for something that is not installed.
     """
+    log.set_up(runtime.project.name, runtime.settings.log_format == "json")
     watchers: list[Watcher] = []
     if is_traced(runtime):
         watchers.append(_traces(runtime))
-    watchers.append(Lines(runtime))  # within the span, whose id its lines have
+    watchers.append(log.Lines(runtime))  # within the span, whose id its lines have
     return Watch(watchers)
 
 

@@ -77,6 +77,11 @@ class Work:
         """Return the delivery, once it is claimed."""
         return self.claim.delivery if self.claim else None
 
+    @property
+    def attempt_number(self) -> int:
+        """Return which attempt it is; the row of a delivery knows it better than the message."""
+        return self.delivery.attempts + 1 if self.delivery else self.attempt
+
     def reading(self, read: Callable[[], M]) -> Callable[[], M]:
         """Return `read`; it also notes the message that it returns."""
 
