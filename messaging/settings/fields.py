@@ -133,6 +133,11 @@ class MessagingSettings(BaseSettings):
         description="collector of traces (OTLP over HTTP), such as `http://127.0.0.1:4318`; default:"
         " `OTEL_EXPORTER_OTLP_ENDPOINT`, else none",
     )
+    metrics_address: str | None = Field(
+        None,
+        pattern=r"^\S+:\d{1,5}$",
+        description="where a worker serves its metrics, as `host:port`; default: nowhere",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="`json` writes the log as one JSON object a line"
     )

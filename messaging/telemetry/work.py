@@ -61,6 +61,7 @@ class Work:
     rerun_of: str | None = None
     sent_at: float | None = None  # seconds since 1970, by the sender's clock
     count: int | None = None  # commands in a batch
+    in_batch: bool = False
 
     message: object = None  # a command, once it is read
     answer: Answer | None = None  # to a command
@@ -145,6 +146,22 @@ class Watch:
 
 
 NOBODY = Watch()
+
+
+@dataclass
+class Deferred:
+    """A watcher that is known later, when a worker starts."""
+
+    real: Watcher | None = None
+
+    def begin(self, work: Work) -> object:
+        """Pass it on."""
+        return self.real.begin(work) if self.real else None
+
+    def end(self, work: Work, begun: Any) -> None:
+        """Pass it on."""
+        if self.real:
+            self.real.end(work, begun)
 
 
 def _safely(function: Callable[..., object], *args: object) -> object:
