@@ -7,6 +7,7 @@ import logging
 import random
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -45,6 +46,9 @@ STEPS = 6000
 #: Seconds until the messages of a dead worker, or the locks of its session, are free.
 LEASE_S, SESSION_S = 10.0, 3.0
 
+#: Seconds that a handler may hang before it fails: its session has ended by then, or even its run is over.
+HANGS_S = (SESSION_S - 1, SESSION_S + 1, 12.0, 30.0)
+
 
 class HandlerFailed(RuntimeError):
     """What a handler raises where the schedule says so."""
@@ -67,7 +71,7 @@ class World:
         logging.disable(logging.CRITICAL)
         self.url = url
         self.clock = Clock(lambda seconds: _sleep(seconds))
-        self.database = Database(url)
+        self.database = Database(url, self.clock)
         self.apps = {
             name: slots.app_on(url, self.database, self.clock)
             for name in ("worker 1", "worker 2", "worker 3", "relay 1", "relay 2", "anna", "bert")
@@ -80,6 +84,8 @@ class World:
         self.clients = {name: slots.client_on(self.clock) for name in ("shop", "office", "store")}
         self.bus = slots.simulated_bus()
         self.played = 0
+        gc.collect()
+        gc.freeze()  # a collection looks only at what schedules have made
 
     def close(self) -> None:
         """Close all connections."""
@@ -141,7 +147,9 @@ class Run:
     plan: Plan
     scheduler: Scheduler
     failing: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by process: (delivery, token)
-    deaths: dict[str, int] = field(default_factory=dict)  # by message
+    lost: Counter[tuple[str, int]] = field(default_factory=Counter)  # workers, by delivery and run
+    killed: Counter[tuple[str, int]] = field(default_factory=Counter)  # those, by a deadly handler
+    workers: dict[str, Worker] = field(default_factory=dict)  # by process
     begun: dict[str, int] = field(default_factory=dict)  # by message
     zombies: list[Any] = field(default_factory=list)
     at_db: float = 0.0
@@ -152,6 +160,7 @@ class Run:
         self.broker, self.results, self.mails = Broker(world.clock), Results(), []
         self.mails: list[str]
         self.books = Books(world.database, self.broker, self.results, world.bus, self.mails)
+        self.books.lost = self.may_be_lost
         scheduler = self.scheduler
         scheduler.has_answer = world.database.has_answer
         scheduler.abandon = self.abandon
@@ -204,11 +213,10 @@ class Run:
         worker.after = self.handled
         worker.before = self.taken
         process = self.scheduler.start(name, worker.run, background=True)
+        self.workers[name] = worker
 
         def died() -> None:
-            message = worker.handling
-            if message is not None:
-                self.deaths[message.id] = self.deaths.get(message.id, 0) + 1
+            self.note_lost(worker)
             self.failing.pop(name, None)
             self.scheduler.start(f"lease of {worker.name}", lambda: self.end_lease(worker), background=True)
             self.restart(name, self.start_worker)
@@ -322,11 +330,44 @@ class Run:
         process = current()
         if process is None or not hasattr(job, "token"):
             return
+        if handler == self.plan.deadly and self.world.clock.at < EPOCH + self.plan.deadly_for_s:
+            self.kill(job, handler, process)
         is_out = handler == self.plan.failing and self.world.clock.at < EPOCH + self.plan.failing_for_s
         if is_out or self.scheduler.fault((Fault.ERROR_BEFORE,)) is not Fault.NONE:
-            self.scheduler.tell("handler fails")
             self.failed(job)
+            self.hang(process)
+            self.scheduler.tell("handler fails")
             raise HandlerFailed("the schedule says so")
+
+    def kill(self, job: Any, handler: str, process: Process) -> None:
+        """Have an event kill its worker, unless it has killed too many in one run."""
+        run = job.id, job.delivery.reruns
+        self.killed[run] += 1
+        if self.killed[run] > 6 + self.plan.odds.faults + self.plan.duplicates:
+            self.scheduler.break_off(f"{handler} has killed {self.killed[run]} workers in one run")
+        self.scheduler.tell("is killed by the event")
+        self.scheduler.die(process)
+
+    def hang(self, process: Process) -> None:
+        """Have the handler fail only after a while, where the schedule says so; its session ends before."""
+        if self.scheduler.calm or not self.plan.hangs:
+            return
+        seconds = self.scheduler.choices.pick((0.0, *HANGS_S), 1 - self.plan.hangs)
+        if not seconds:
+            return
+        connections = [one for one in process.connections if not one.closed and one.in_use()]
+        self.scheduler.tell(f"hangs for {seconds} s")
+
+        def end() -> None:
+            self.scheduler.sleep(SESSION_S)
+            for connection in connections:
+                if hanging and not process.dead and not connection.closed:
+                    step(f"the idle session of {process.name} ends", lambda one=connection: one.lose())
+
+        hanging = [process]
+        self.scheduler.start(f"idle sessions of {process.name}", end, background=True)
+        self.scheduler.sleep(seconds)
+        hanging.clear()
 
     def failed(self, job: Any) -> None:
         """Remember an attempt that failed: it must be counted."""
@@ -337,6 +378,8 @@ class Run:
 
     def taken(self, message: Message) -> None:
         """Remember when a message was taken; a bulk message's commands are named after it."""
+        if process := current():
+            process.faults = 0
         self.books.taken[message.id] = self.books.checks
         for position in range(4):
             self.books.taken[f"{message.id}.{position}"] = self.books.checks
@@ -344,16 +387,29 @@ class Run:
     def handled(self) -> None:
         """Check that the attempts that failed are counted, once their message is done with."""
         process = current()
+        if process is not None and process.faults:
+            self.note_lost(self.workers[process.name])
         for delivery_id, token in self.failing.pop(process.name if process else "", []):
             self.must_be_counted(delivery_id, token)
 
+    def note_lost(self, worker: Worker) -> None:
+        """Remember a worker that may not have counted its attempt."""
+        if worker.handling is not None and (row := self.books.deliveries.get(worker.handling.id)):
+            self.lost[row["id"], row["run"]] += 1
+
+    def may_be_lost(self, delivery_id: str, run: int) -> int:
+        """Return how many workers were lost with a delivery, or are busy with it."""
+        busy = (one.handling for one in self.workers.values())
+        return self.lost[delivery_id, run] + sum(1 for one in busy if one and one.id == delivery_id)
+
     def must_be_counted(self, delivery_id: str, token: str) -> None:
-        """Raise Broken where an attempt at a pending delivery left no trace."""
+        """Raise Broken where an attempt at a pending delivery left no trace in its run."""
         rows = self.world.database.ask(
             "SELECT EXISTS (SELECT FROM attempts WHERE token = %(token)s)"
             " OR EXISTS (SELECT FROM open_attempts WHERE token = %(token)s AND state = 'failed')"
-            " OR NOT EXISTS (SELECT FROM deliveries WHERE id = %(id)s AND status = 'pending')",
-            {"token": token, "id": delivery_id},
+            " OR NOT EXISTS (SELECT FROM deliveries"
+            "                WHERE id = %(id)s AND status = 'pending' AND reruns = %(run)s)",
+            {"token": token, "id": delivery_id, "run": self.books.runs[token]},
         )
         if rows != [(True,)]:
             self.scheduler.break_off(
@@ -366,6 +422,10 @@ class Run:
 
     def published(self, message: Message) -> None:
         """Remember the key and the command of a message, to compare them with what is done."""
+        if (wait_s := message.due - self.world.clock.at) > 0:
+            self.scheduler.start(
+                f"{message.id[-12:]} is due", lambda: self.scheduler.sleep(wait_s), background=True
+            )
         key = message.headers.get(IDEMPOTENCY_KEY) or message.id
         self.books.keys[message.id] = key
         expires = message.headers.get("expires")
