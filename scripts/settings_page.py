@@ -22,7 +22,7 @@ TOPICS = {
     "Limits of a message": ("message_",),
     "Signed messages": ("signing_",),
     "Flower": ("flower_",),
-    "Traces and logs": ("traces_", "log_"),
+    "Traces, metrics and logs": ("traces_", "metrics_", "log_"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -145,6 +145,14 @@ class MessagingSettings(BaseSettings):
         None,
         description="collector of traces (OTLP over HTTP), such as `http://127.0.0.1:4318`; default:"
         " `OTEL_EXPORTER_OTLP_ENDPOINT`, else none",
+    )
+    metrics_address: str | None = Field(
+        None,
+        pattern=r"^\S+:\d{1,5}$",
+        description="where a worker serves its metrics, as `host:port`; default: nowhere",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json` writes the log as one JSON object a line"
     )
     log_slow_s: float = Field(1, gt=0, description="a message that takes longer is logged as a warning")
     flower_hosts: str | None = Field(
