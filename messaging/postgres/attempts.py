@@ -19,7 +19,8 @@ from messaging.retry import RetryPolicy
 
 CLAIM_COLUMNS = """
 id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
-EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns)"""
+EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns),
+CASE WHEN attempts + reruns = 0 THEN extract(epoch FROM clock_timestamp() - created_at)::float END"""
 
 CLAIM_FROM = "FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED"
 
@@ -131,6 +132,7 @@ class Attempt:
     delivery: Delivery | None = None  # when it was claimed
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
+    waited_s: float | None = None  # since its event was raised; None if it is not the first attempt
     failure: Failure | None = None  # if the handler failed
 
     @property
@@ -147,7 +149,7 @@ class Attempt:
         """Lock the delivery and return it; None when it is done, or another worker has locked it."""
         rows = transaction.read(CLAIM, (self.id,))
         if rows:
-            *facts, self.has_open = rows[0]
+            *facts, self.has_open, self.waited_s = rows[0]
             self.delivery = Delivery(*facts)
         return self.delivery
 

@@ -72,7 +72,7 @@ class GatedAttempt(Attempt):
         rows = transaction.read(CLAIM_GATED, (self.id, names, names[0]))
         if not rows:
             return None
-        *facts, self.has_open, self.lane, waits_for, is_blocked, until, is_open = rows[0]
+        *facts, self.has_open, self.waited_s, self.lane, waits_for, is_blocked, until, is_open = rows[0]
         self.delivery = delivery = Delivery(*facts)
         if delivery.handler not in names:
             return delivery

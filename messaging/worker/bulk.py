@@ -165,7 +165,7 @@ def _refuse_whole(runtime: Runtime, message: Received) -> Answer:
 
 def _handle_one(runtime: Runtime, item: Item, watch: Watch) -> Answered:
     try:
-        with watch.over(item.received.work()) as work:
+        with watch.over(replace(item.received.work(), in_batch=True)) as work:
             work.answer, deliveries = handle(runtime, item.received, work.reading(item.read))
         return work.answer, deliveries
     finally:
