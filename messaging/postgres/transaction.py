@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,6 +48,11 @@ UNDO = b"ROLLBACK TO SAVEPOINT undo"
 RELEASE = b"RELEASE SAVEPOINT undo"
 
 
+PARAMETER = re.compile(r"\$(\d+)")
+#: A connection's statements that begin each transaction, where sessions are shared: it must prepare none.
+EACH_TRANSACTION = "each_transaction"
+
+
 class Statement:
     """One statement with `$1`, `$2`, … and their types, prepared once per connection.
 
@@ -59,6 +65,9 @@ class Statement:
         self.name = f"bus_{digest[:16]}"
         self._prepare = f"PREPARE {self.name} ({', '.join(types)}) AS {sql}"
         self._execute = f"EXECUTE {self.name} ({', '.join(['%s'] * len(types))})"
+        self._unprepared = PARAMETER.sub(
+            lambda found: f"CAST(%(p{found[1]})s AS {types[int(found[1]) - 1]})", sql.replace("%", "%%")
+        )
 
     def bind(self, cursor: Any, prepared: set[str], params: tuple[Any, ...]) -> bytes:
         """Return the call with these parameters; `prepared` names the statements that this connection has."""
@@ -66,6 +75,12 @@ class Statement:
             cursor.execute(self._prepare)
             prepared.add(self.name)
         bound: bytes = cursor.mogrify(self._execute, params)
+        return bound
+
+    def bind_unprepared(self, cursor: Any, params: tuple[Any, ...]) -> bytes:
+        """Return the statement itself with these parameters."""
+        named = {f"p{number}": value for number, value in enumerate(params, 1)}
+        bound: bytes = cursor.mogrify(self._unprepared, named)
         return bound
 
 
@@ -84,6 +99,7 @@ class Transaction:
         self._connection: PoolProxiedConnection | None = None
         self._cursor: Any = None
         self._prepared: set[str] = set()
+        self._begin: list[bytes] = []
         self._begun = False
         self._can_undo = False
         self._pending: list[bytes] = []
@@ -114,6 +130,8 @@ class Transaction:
         self._cursor = self._connection.cursor()
         # The pool drops `info` together with the connection.
         self._prepared = self._connection.info.setdefault("prepared", set())
+        limits = self._connection.info.get(EACH_TRANSACTION)
+        self._begin = [b"BEGIN", limits] if limits else [b"BEGIN"]
         self._begun, self._can_undo, self._pending = False, False, []
 
     def read(self, sql: str | Statement, params: Params = ()) -> list[Row]:
@@ -175,12 +193,14 @@ class Transaction:
 
     def _bound(self, sql: str | Statement, params: Params) -> bytes:
         if isinstance(sql, Statement):
+            if len(self._begin) > 1:
+                return sql.bind_unprepared(self._cursor, tuple(params))
             return sql.bind(self._cursor, self._prepared, tuple(params))
         bound: bytes = self._cursor.mogrify(sql, params)
         return bound
 
     def _send(self, statement: bytes) -> None:
-        begin = [] if self._begun else [b"BEGIN"]
+        begin = [] if self._begun else self._begin
         statements, self._pending = [*begin, *self._pending, statement], []
         self._begun = True
         try:

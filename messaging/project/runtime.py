@@ -97,6 +97,7 @@ class Runtime:
             settings.task_time_limit_s,
             settings.command_attempts,
             self.connect_args,
+            shared_sessions=settings.database_shared_sessions,
             **options,
         )
 

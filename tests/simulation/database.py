@@ -121,6 +121,7 @@ class Connection(psycopg2.extensions.connection):
 
     owner: Process | None = None
     database: Any = None
+    engine: Engine | None = None
     abandoned = False
     pid = 0
     wrote = False  # in this transaction
@@ -163,8 +164,10 @@ class Connection(psycopg2.extensions.connection):
     def require_alive(self) -> None:
         """Raise Crash where the process is dead."""
         process = current()
-        if self.abandoned or (process is not None and process.dead):
+        if process is not None and process.dead:
             raise Crash
+        if self.abandoned:
+            raise RuntimeError("a process has got the connection of a dead one")  # ours, not the product's
         if process is not None and process is not self.owner:
             self.owner = process
             process.connections.append(self)
@@ -188,7 +191,11 @@ class Connection(psycopg2.extensions.connection):
 
     def close(self) -> None:
         """Close; the session of a dead process stays until the schedule ends it."""
-        if not self.abandoned and not self.closed:
+        if self.abandoned or self.closed:
+            return
+        if current() is None:
+            self.database.release(self)
+        else:
             self.database.end(self)
 
     def lose(self) -> None:
@@ -198,6 +205,23 @@ class Connection(psycopg2.extensions.connection):
     def in_use(self) -> bool:
         """Tell whether a transaction is open on the server, or a statement is under way."""
         return self.closed or self.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE
+
+    def in_statement(self) -> bool:
+        """Tell whether a statement is under way."""
+        return self.info.transaction_status not in (
+            psycopg2.extensions.TRANSACTION_STATUS_IDLE,
+            psycopg2.extensions.TRANSACTION_STATUS_INTRANS,
+            psycopg2.extensions.TRANSACTION_STATUS_INERROR,
+        )
+
+    def begin_anew(self) -> None:
+        """Forget everything, as a new session does, without the time that a server takes to start one."""
+        super().rollback()
+        self.autocommit = True
+        with super().cursor() as run:
+            run.execute("ROLLBACK")
+            run.execute("DISCARD ALL")
+        self.autocommit = False
 
     def really_close(self) -> None:
         """Close the socket."""
@@ -218,6 +242,8 @@ class Database:
         self._cursor = self.monitor.cursor()
         self._cursor.execute(f"PREPARE snapshot AS {SNAPSHOT}")
         self.blocked: dict[int, Any] = {}
+        self.spare: list[Any] = []  # sessions of dead processes, as good as new
+        self.open: dict[Engine, Any] = {}  # the latest connection of each
         psycopg2.extensions.set_wait_callback(self._wait)
 
     def _prepare(self) -> None:
@@ -239,6 +265,8 @@ class Database:
 
     def close(self) -> None:
         """Give the driver back as it was."""
+        for connection in self.spare:
+            connection.really_close()
         psycopg2.extensions.set_wait_callback(None)
         self.monitor.close()
 
@@ -277,18 +305,42 @@ class Database:
         """Have an engine make connections whose statements are steps."""
 
         @event.listens_for(engine, "do_connect")
-        def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
+        def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
             options["connection_factory"] = Connection
+            return self.spare.pop() if self.spare else None
 
         # First of all that happens to a connection.
         @event.listens_for(engine, "connect", insert=True)
         def adopt(connection: Any, _record: Any) -> None:
             connection.database, connection.pid = self, connection.get_backend_pid()
+            connection.abandoned = connection.wrote = connection.begins = connection.waits = False
             connection.owner = current()
             if connection.owner is not None:
                 connection.owner.connections.append(connection)
+            connection.engine = engine
+            self.open[engine] = connection
+
+    def connection_of(self, engine: Engine) -> Any:
+        """Return an engine's latest connection if it is open; None if its process died, or lost it."""
+        found = self.open.get(engine)
+        is_open = found is not None and found.engine is engine and not found.closed and not found.abandoned
+        return found if is_open else None
+
+    def has_one(self, engine: Engine) -> bool:
+        """Tell whether an engine has one open connection, which nobody uses."""
+        pool: Any = engine.pool
+        return pool.checkedin() == 1 and pool.checkedout() == 0 and self.connection_of(engine) is not None
 
     # Ends of sessions
+
+    def release(self, connection: Any) -> None:
+        """Have a dead process's session end: what it leaves is undone, and the next process gets the rest."""
+        connection.abandoned = True
+        if connection.closed or connection.waits or connection.in_statement():
+            self.end(connection)
+        else:
+            connection.begin_anew()
+            self.spare.append(connection)
 
     def end(self, connection: Any) -> None:
         """End a session, and wait until its locks are gone."""

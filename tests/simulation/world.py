@@ -86,6 +86,7 @@ class World:
         self.played = 0
         gc.collect()
         gc.freeze()  # a collection looks only at what schedules have made
+        gc.disable()  # and never in the middle of one
 
     def close(self) -> None:
         """Close all connections."""
@@ -96,6 +97,8 @@ class World:
         for client in self.clients.values():
             client.app.close()
         self.database.close()
+        gc.enable()
+        gc.unfreeze()
         logging.disable(logging.NOTSET)
 
     def _connect_again(self) -> None:
@@ -104,16 +107,15 @@ class World:
         A pool asks a connection that it kept whether it is alive, which is a step, and a new one it does not.
         """
         for engine in self.engines:
-            with engine.connect() as connection:
-                kept: Any = connection.connection.dbapi_connection
-                is_alive = not (kept.closed or kept.abandoned)
-            if not is_alive or engine.pool.checkedin() != 1:  # type: ignore[attr-defined]  # a QueuePool
+            if not self.database.has_one(engine):
                 engine.dispose()
                 engine.connect().close()
 
     def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
         """Play one schedule."""
         self.played += 1
+        if self.played % 20 == 0:
+            gc.collect()
         thoroughly = thoroughly or self.played % 200 == 1
         self.database.empty(thoroughly=thoroughly)
         self._connect_again()
@@ -242,8 +244,10 @@ class Run:
 
     def restart(self, name: str, start: Any) -> None:
         """Begin anew with fresh connections, a while later."""
-        runtime = self.world.apps[name].runtime
+        runtime, database = self.world.apps[name].runtime, self.world.database
         for engine in (runtime.engine, runtime.dead_letters.engine):
+            if idle := database.connection_of(engine):
+                database.release(idle)
             engine.dispose(close=False)
 
         def come_back() -> None:
@@ -254,12 +258,16 @@ class Run:
 
     def abandon(self, process: Process, slowly: bool) -> None:
         """End the sessions of a dead process, now or later."""
-        connections = [one for one in process.connections if not one.abandoned and not one.closed]
+        connections = [
+            one
+            for one in process.connections
+            if one.owner is process and not one.abandoned and not one.closed
+        ]
         for connection in connections:
             connection.abandoned = True
         if not slowly:
             for connection in connections:
-                self.world.database.end(connection)
+                self.world.database.release(connection)
             return
         self.zombies += connections
 
@@ -274,7 +282,7 @@ class Run:
         """End the session of a dead process."""
         if connection in self.zombies:
             self.zombies.remove(connection)
-            self.world.database.end(connection)
+            self.world.database.release(connection)
 
     def trouble(self) -> None:
         """Repeat messages that are held or wait, and forget all, as often as the plan says."""
@@ -486,10 +494,9 @@ class Run:
                 if connection.closed or connection.abandoned:
                     continue
                 if connection.status != psycopg2.extensions.STATUS_READY or connection.in_use():
-                    connection.abandoned = True
-                    self.world.database.end(connection)
+                    self.world.database.release(connection)
         for connection in self.zombies:
-            self.world.database.end(connection)
+            self.world.database.release(connection)
         for process in list(scheduler.processes):
             if process.greenlet:
                 process.greenlet.throw(Crash)
@@ -524,7 +531,6 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         return uuid.UUID(int=ids.getrandbits(128), version=4)
 
     urandom = SimpleNamespace(urandom=lambda size: ids.randbytes(size), getpid=messaging.delivery.os.getpid)
-    gc.disable()
     try:
         with (
             warnings.catch_warnings(
@@ -541,7 +547,6 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         ):
             yield
     finally:
-        gc.enable()
         random.setstate(state)
         for stack in (brokers.current_broker, stores.current_results, slots.watch_begin, slots.watch_end):
             stack.pop()
