@@ -20,7 +20,9 @@ from messaging.worker.app import MessagingApp
 def install(app: MessagingApp) -> Callable[[Any], Any]:
     """Guard the Flower of this process, add metrics and pages; return its option `format_task`."""
     command.Flower = GuardedFlower  # `celery flower` creates it after reading the configuration
-    REGISTRY.register(DeliveryCollector(app.runtime).start())
+    # `current_app` stands for another app in another thread.
+    own: MessagingApp = getattr(app, "_get_current_object", lambda: app)()
+    REGISTRY.register(DeliveryCollector(own).start())
     handlers[-1:-1] = PAGES  # the last one is Flower's "not found", which matches everything
     settings["template_loader"] = PageLoader(settings["template_path"])
 

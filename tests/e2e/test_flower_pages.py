@@ -250,7 +250,11 @@ def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
 
     text = eventually(seen, 60, "a failed delivery in the metrics", every=0.5)
     assert "allocation_database_up 1.0" in text
-    for name in ("deliveries_oldest_pending_seconds", "reruns_last_hour", "housekeeping_age_seconds"):
+    for name in (
+        "deliveries_oldest_pending_seconds", "reruns_last_hour", "housekeeping_age_seconds",
+        "relay_lag_seconds", "announcements", "announcements_oldest_seconds", "queue_messages",
+        "database_oldest_snapshot_seconds", "database_blocked_sessions", "database_dead_rows",
+    ):  # fmt: skip
         assert re.search(rf"^allocation_{name}.* [\d.e-]+$", text, re.MULTILINE), name
     assert 'allocation_deliveries{handler="reallocate",state="failed"} 0.0' in text
     assert "flower_events_total" in text

@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 import redis
 from kombu import Connection, Exchange, Queue
+from sqlalchemy import create_engine, text
 
 from local import ROOT
 from local.servers.mail_server import MailSink
@@ -430,6 +431,43 @@ def test_check_does_not_report_the_queue_of_a_listener(tool, broker):
             queue(connection).delete()
 
     assert re.search(r"queues +ok +waiting: shop.news \(1\)", said)
+
+
+def test_check_names_a_listener_that_stopped(tool, broker):
+    queue = Queue("shop.news", Exchange("allocation.events", type="topic"), routing_key="OutOfStock")
+    with Connection(broker.broker_url) as connection:
+        queue(connection).declare()
+        connection.Producer().publish({"time": "2026-01-01T00:00:00+00:00"}, routing_key="shop.news")
+        try:
+            said = what_check_says(tool)
+        finally:
+            queue(connection).delete()
+
+    assert re.search(
+        r"listeners +look +nobody takes the events in shop.news \(1, the oldest \d+ s old\)", said
+    )
+
+
+def test_check_names_the_session_whose_locks_others_wait_for(tool, backend, sku):
+    query = "SELECT FROM products WHERE sku = :sku FOR UPDATE"
+    engine = create_engine(
+        backend.addresses.database_url, connect_args={"application_name": "forgotten psql"}
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as holder:
+            holder.execute(text(query), {"sku": sku})
+            waiting = pool.submit(backend.sql, query.replace("SELECT", "SELECT 1"), sku=sku)
+            said = eventually(
+                lambda: next((s for s in [tool("check", status=1).stdout] if "forgotten" in s), None),
+                60,
+                "it",
+            )
+        waiting.result(30)
+    engine.dispose()
+
+    assert re.search(r"locks +wrong +session \d+ of allocation \(forgotten psql\)", said)
+    assert "idle in transaction" in said
+    assert "pg_terminate_backend" in said
 
 
 def test_check_names_failed_deliveries_and_open_dead_letters(tool, shop, sku, mail_is_down, failed):
