@@ -6,7 +6,8 @@ announcements stay Celery's, so a sender keeps its plain `redis://` address. (do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,10 +30,9 @@ redis.call('PUBLISH', KEYS[1], ARGV[1])
 
 @dataclass
 class Unconfirmed:
-    """A result that was sent, whose replies from Redis have not been read yet."""
+    """A result whose replies from Redis have not been read yet."""
 
     task_id: str
-    connection: Connection
     key: str | bytes
     value: str | bytes
     stored: Callable[[], object] = lambda: None
@@ -47,7 +47,9 @@ class ResultBackend(RedisBackend):
     """
 
     _call_soon: Callable[[Callable[[], None]], object] | None = None
-    _unconfirmed: Unconfirmed | None = None
+    _connection: Connection | None = None  # on which the replies to `_unconfirmed` will come
+    _unconfirmed: Sequence[Unconfirmed] = ()
+    _held: list[Unconfirmed] | None = None  # collected by `together`, not yet sent
 
     def confirm_later(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         """Let the next task start while Redis stores a success; `call_soon` is the event loop's.
@@ -61,34 +63,63 @@ class ResultBackend(RedisBackend):
         self, task_id: str, stored: Callable[[], object], lost: Callable[[Exception], object]
     ) -> bool:
         """Call one of the two when Redis has replied about this result; False when that is already known."""
-        waiting = self._unconfirmed
-        if waiting is None or waiting.task_id != task_id:
+        last = self._held or self._unconfirmed
+        if not last or last[-1].task_id != task_id:
             return False
-        waiting.stored, waiting.lost = stored, lost
+        last[-1].stored, last[-1].lost = stored, lost
         return True
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Send the successes that are stored in this block in one message, at its end."""
+        self.confirm()
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if held and not self._send(held):
+                for one in held:
+                    self._store_now(one)
+
+    def _store_now(self, one: Unconfirmed) -> None:
+        try:
+            self._set_with_state(one.key, one.value, states.SUCCESS)
+        except (BackendError, RedisError, OSError) as error:
+            one.lost(error)
+        else:
+            one.stored()
+
     def confirm(self) -> None:
-        """Read Redis' replies to the last result."""
-        waiting, self._unconfirmed = self._unconfirmed, None
-        if waiting is None:
+        """Read Redis' replies to the last results."""
+        connection, waiting = self._connection, self._unconfirmed
+        self._connection, self._unconfirmed = None, ()
+        if connection is None:
             return
         try:
-            self._read_replies(waiting)
-        except (RedisError, OSError) as error:
-            # The other reply may be on its way.
-            waiting.connection.disconnect()  # type: ignore[no-untyped-call]
-            waiting.lost(error)
-        else:
-            waiting.stored()
+            for one in waiting:
+                self._confirm_one(one, connection)
         finally:
-            self.client.connection_pool.release(waiting.connection)
+            self.client.connection_pool.release(connection)
 
-    def _read_replies(self, waiting: Unconfirmed) -> None:
+    def _confirm_one(self, one: Unconfirmed, connection: Connection) -> None:
         try:
-            waiting.connection.read_response()  # to SET
+            self._read_replies(one, connection)
+        except (RedisError, OSError) as error:
+            # The other replies may be on their way; they are lost as well.
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            one.lost(error)
+        else:
+            one.stored()
+
+    def _read_replies(self, one: Unconfirmed, connection: Connection) -> None:
+        if not connection.is_connected:
+            raise ConnectionResetError("the connection was lost before Redis confirmed the result")
+        try:
+            connection.read_response()  # to SET
         except OutOfMemoryError as error:
-            self._set_though_full(waiting.key, waiting.value, self.expires, error)
-        waiting.connection.read_response()  # to PUBLISH
+            self._set_though_full(one.key, one.value, self.expires, error)
+        connection.read_response()  # to PUBLISH
 
     def _set_though_full(
         self, key: str | bytes, value: str | bytes, life: int | None, error: OutOfMemoryError
@@ -111,14 +142,15 @@ class ResultBackend(RedisBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        self.confirm()
+        if self._held is None:
+            self.confirm()
         try:
             if state != states.SUCCESS:
                 return super()._store_result(task_id, result, state, traceback, request=request, **kwargs)
             meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
             meta["task_id"] = bytes_to_str(task_id)
             key, value = self.get_key_for_task(task_id), self.encode(meta)
-            if self._call_soon is None or not self._send(task_id, key, value, self._call_soon):
+            if not self._stored_later(Unconfirmed(task_id, key, value)):
                 self._set_with_state(key, value, state)
         except (BackendError, RedisError, OSError) as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
@@ -142,22 +174,31 @@ class ResultBackend(RedisBackend):
         """
         return None if request is None else super().mark_as_revoked(task_id, reason, request, *args, **kwargs)
 
-    def _send(
-        self, task_id: str, key: str | bytes, value: str | bytes, call_soon: Callable[..., object]
-    ) -> bool:
-        """Send a result and let `confirm` read the replies; False when it could not be sent."""
+    def _stored_later(self, result: Unconfirmed) -> bool:
+        """Send a result, or keep it for the end of `together`; False when it has to be stored at once."""
+        if self._call_soon is None:
+            return False
+        if self._held is None:
+            return self._send([result])
+        self._held.append(result)
+        return True
+
+    def _send(self, results: Sequence[Unconfirmed]) -> bool:
+        """Send results and let `confirm` read the replies; False when they could not be sent."""
         pool = self.client.connection_pool
+        commands = [command for one in results for command in self._commands(one.key, one.value)]
         try:
             connection = pool.get_connection()
         except (RedisError, OSError):
             return False
         try:
-            connection.send_packed_command(connection.pack_commands(self._commands(key, value)))
+            connection.send_packed_command(connection.pack_commands(commands))
         except (RedisError, OSError):
             pool.release(connection)
             return False
-        self._unconfirmed = Unconfirmed(task_id, connection, key, value)
-        call_soon(self.confirm)
+        self._connection, self._unconfirmed = connection, results
+        if self._call_soon is not None:
+            self._call_soon(self.confirm)
         return True
 
     def _set(self, key: str | bytes, value: str | bytes, expires: int | None = None) -> None:

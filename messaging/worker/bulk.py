@@ -20,7 +20,8 @@ from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.wire.validation import from_dict
-from messaging.worker.commands import Answered, handle, logger
+from messaging.worker.answers import Answered
+from messaging.worker.commands import handle, logger
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandRequest, CommandTask
