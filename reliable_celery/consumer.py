@@ -18,7 +18,7 @@ from celery.utils.objects import Bunch
 from reliable_celery.checks import MAX_NAME, RUNS_OTHERS, Limits, check_message, timestamp
 from reliable_celery.dead_letters import DeadLetter, DeadLetterStore
 from reliable_celery.errors import InvalidMessage, MessageRefused
-from reliable_celery.groups import GroupingConsumer
+from reliable_celery.groups.consumer import GroupingConsumer
 from reliable_celery.letters import MAX_KEPT_BYTES, fields_of, letter_of, short_text
 from reliable_celery.poison import PoisonCount
 from reliable_celery.requests import Request

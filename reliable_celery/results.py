@@ -81,6 +81,8 @@ class ResultBackend(RedisBackend):
             if held and not self._send(held):
                 for one in held:
                     self._store_now(one)
+            if self._call_soon is None:
+                self.confirm()
 
     def _store_now(self, one: Unconfirmed) -> None:
         try:
@@ -176,12 +178,10 @@ class ResultBackend(RedisBackend):
 
     def _stored_later(self, result: Unconfirmed) -> bool:
         """Send a result, or keep it for the end of `together`; False when it has to be stored at once."""
-        if self._call_soon is None:
-            return False
-        if self._held is None:
-            return self._send([result])
-        self._held.append(result)
-        return True
+        if self._held is not None:
+            self._held.append(result)
+            return True
+        return self._call_soon is not None and self._send([result])
 
     def _send(self, results: Sequence[Unconfirmed]) -> bool:
         """Send results and let `confirm` read the replies; False when they could not be sent."""

@@ -74,7 +74,7 @@ class MessagingSettings(BaseSettings):
         1,
         ge=1,
         le=16,
-        description="most waiting commands that share a transaction in a solo worker; 1: each has its own",
+        description="most waiting commands that share a transaction; 1: each has its own",
     )
     max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")
     bulk_max: int = Field(1000, ge=1, description="most commands in one message of `many`")

@@ -24,7 +24,7 @@ from messaging.project.runtime import Runtime
 from messaging.wire.validation import parse
 from messaging.worker.answers import Answered, log_refusal
 from messaging.worker.received import Received
-from reliable_celery.groups import Member
+from reliable_celery.groups.member import Member
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Commands that have arrived share a transaction in a solo worker; each keeps its own answer."""
+"""Commands that have arrived share a transaction; each keeps its own answer."""
 
 from __future__ import annotations
 
@@ -32,19 +32,25 @@ def broker(broker_of: Callable[[str], Broker]) -> Broker:
     return broker_of("redis")
 
 
-def solo_worker(backend: Backend, name: str) -> Child:
-    """Return a running solo worker that carries out commands in groups."""
+def grouping_worker(backend: Backend, pool: str, name: str) -> Child:
+    """Return a running worker that carries out commands in groups."""
     env = {**backend.env, "ALLOCATION_GROUP_MAX": str(GROUP_MAX)}
-    worker = programs.worker(name, programs.WORK_QUEUES, backend.folder, env, 1, "--pool=solo")
+    worker = programs.worker(name, programs.WORK_QUEUES, backend.folder, env, 1, f"--pool={pool}")
     worker.start()
     backend.wait_for_worker(worker)
     return worker
 
 
+@pytest.fixture(scope="module", params=["solo", "prefork"])
+def pool(request: pytest.FixtureRequest) -> str:
+    """Each pool that forms groups."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def worker(backend: Backend) -> Iterator[Child]:
+def worker(backend: Backend, pool: str) -> Iterator[Child]:
     """The worker of this file."""
-    worker = solo_worker(backend, "grouping")
+    worker = grouping_worker(backend, pool, "grouping")
     yield worker
     worker.stop()
 
@@ -182,7 +188,7 @@ def test_a_group_does_not_wait_for_a_lock_while_it_holds_others(
 
 
 def test_a_worker_that_is_killed_in_the_middle_of_a_group_has_done_nothing(
-    shop: Shop, worker: Child, backend: Backend, skus
+    shop: Shop, worker: Child, backend: Backend, pool: str, skus
 ):
     """Its messages are redelivered, and each runs alone: one of them may have killed the worker."""
     with failing_order(backend, "order-2", "PERFORM pg_sleep(1)"):
@@ -194,7 +200,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_group_has_done_nothing(
         assert backend.sql(LINES, skus=skus) == []
     parked = "SELECT count(*) FROM dead_letters"
     before = backend.sql(parked)
-    successor = solo_worker(backend, "successor")
+    successor = grouping_worker(backend, pool, "successor")
     try:
         outcomes = [outcome(result) for result in sent]
     finally:
