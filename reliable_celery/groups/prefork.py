@@ -103,8 +103,8 @@ class PreforkGroups(Groups):
         result = pool.apply_async(
             run_group,
             args=(trace, [_job(request) for request in requests]),
-            accept_callback=lambda *args: _each(requests, "on_accepted", *args),
-            timeout_callback=lambda *args: _each(requests, "on_timeout", *args),
+            accept_callback=lambda pid, time: _each(requests, "on_accepted", pid, time),
+            timeout_callback=lambda soft, timeout: _each(requests, "on_timeout", soft, timeout),
             callback=lambda outcomes: self._on_success(requests, outcomes),
             error_callback=lambda exc_info: self._on_failure(requests, exc_info),
             soft_timeout=_shortest(request.task.soft_time_limit for request in requests),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -238,3 +238,68 @@ def test_a_single_command_has_its_own_transaction(shop: Shop, worker: Child, bac
         sent.append(result)
 
     assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(4, 4)]
+
+
+def test_each_command_of_a_group_is_an_event_for_flower(shop: Shop, worker: Child, skus):
+    seen: dict[str, set[str]] = {}
+
+    def note(event: dict[str, Any]) -> None:
+        seen.setdefault(event["uuid"], set()).add(event["type"])
+
+    handlers = {f"task-{kind}": note for kind in ("received", "started", "succeeded", "failed")}
+    with shop.app.connection() as connection:
+        receiver = shop.app.events.Receiver(connection, handlers=handlers)
+        with receiver.consumer_context() as (listening, _, _):
+            with suppress(TimeoutError):
+                listening.drain_events(timeout=0.5)  # subscribes
+            with paused(worker):
+                sent = allocate(shop, [*skus, "NONE"])
+            ends = {"task-succeeded", "task-failed"}
+
+            def all_ended() -> bool:
+                with suppress(TimeoutError):
+                    listening.drain_events(timeout=0.5)
+                return all(seen.get(result.id, set()) & ends for result in sent)
+
+            eventually(all_ended, what="the end of each task")
+
+    assert [sorted(seen[result.id]) for result in sent] == [
+        *[["task-received", "task-started", "task-succeeded"]] * 4,
+        ["task-failed", "task-received", "task-started"],
+    ]
+
+
+@pytest.mark.parametrize("pool", ["prefork"], indirect=True)
+def test_a_group_that_takes_too_long_is_killed_and_run_one_by_one(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    with failing_order(backend, "order-2", "IF nextval('hampered') = 1 THEN PERFORM pg_sleep(6.5); END IF"):
+        with paused(worker):
+            sent = allocate(shop, skus)
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{sku}" for sku in skus]
+    assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(4, 4)]
+    for result in sent:
+        assert f"allocation.allocate[{result.id}] took longer than" in worker.log_text()
+
+
+@pytest.mark.parametrize("pool", ["prefork"], indirect=True)
+def test_terminating_a_command_of_a_running_group_revokes_no_other(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    with failing_order(backend, "order-2", "IF nextval('hampered') = 1 THEN PERFORM pg_sleep(4); END IF"):
+        with paused(worker):
+            sent = allocate(shop, skus)
+        node = f"{worker.name}@"
+
+        def active() -> set[str]:
+            replies = shop.app.control.inspect(timeout=0.5).active() or {}
+            return {task["id"] for name, tasks in replies.items() if name.startswith(node) for task in tasks}
+
+        eventually(lambda: active() == set(ids(sent)), what="a group that is under way")
+        shop.app.control.revoke(sent[1].id, terminate=True, signal="SIGKILL")
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{skus[0]}", "TaskRevokedError", f"batch-{skus[2]}", f"batch-{skus[3]}"]
+    assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-2",), ("order-3",)]
