@@ -17,7 +17,7 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendError, BackendStoreError
 from kombu.utils.encoding import bytes_to_str
 from redis import Connection
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 #: Stores and announces a result even on a full Redis, which runs scripts that begin by freeing memory.
 #: KEYS: the result's key. ARGV: the result, the options of SET.
@@ -107,6 +107,8 @@ class ResultBackend(RedisBackend):
     def _confirm_one(self, one: Unconfirmed, connection: Connection) -> None:
         try:
             self._read_replies(one, connection)
+        except ResponseError as error:
+            one.lost(error)
         except (RedisError, OSError) as error:
             # The other replies may be on their way; they are lost as well.
             connection.disconnect()  # type: ignore[no-untyped-call]
@@ -117,11 +119,16 @@ class ResultBackend(RedisBackend):
     def _read_replies(self, one: Unconfirmed, connection: Connection) -> None:
         if not connection.is_connected:
             raise ConnectionResetError("the connection was lost before Redis confirmed the result")
+        refusal: ResponseError | None = None
         try:
             connection.read_response()  # to SET
-        except OutOfMemoryError as error:
-            self._set_though_full(one.key, one.value, self.expires, error)
+        except ResponseError as error:
+            refusal = error
         connection.read_response()  # to PUBLISH
+        if isinstance(refusal, OutOfMemoryError):
+            self._set_though_full(one.key, one.value, self.expires, refusal)
+        elif refusal is not None:
+            raise refusal
 
     def _set_though_full(
         self, key: str | bytes, value: str | bytes, life: int | None, error: OutOfMemoryError
