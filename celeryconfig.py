@@ -35,6 +35,8 @@ worker_max_memory_per_child = 400_000  # KiB
 # Workers wait for an unavailable broker without limit, at start and later.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# On RabbitMQ a node that answers nothing is left after two of these (seconds); Celery's own is two minutes.
+broker_heartbeat = 6
 # The first copy stops when its message is requeued, so that two do not run at once.
 worker_cancel_long_running_tasks_on_connection_loss = True
 # Publishing gives up within seconds: the relay sends the rest.
@@ -71,6 +73,10 @@ worker_task_log_format = "%(asctime)s %(levelname)s %(processName)s %(task_name)
 def of_project(project: Project) -> dict[str, Any]:
     """Return the settings that depend on a project's name and its own settings."""
     settings = project.settings()
+
+    def sentinel(url: str) -> dict[str, Any]:
+        return settings.sentinel.options(url, tls.redis(settings.tls_ca_file))
+
     return {
         # Addresses of messages and results.
         "broker_url": topology.address(settings.broker_url),
@@ -85,8 +91,17 @@ def of_project(project: Project) -> dict[str, Any]:
         # Limited waits; on Redis quick redelivery after a worker's death, and keys apart from those of other
         # Celery apps; on RabbitMQ confirmed publishing.
         "broker_transport_options": topology.transport_options(
-            settings.broker_url, settings.visibility_timeout_s, settings.worker_lease_s, project.name
+            settings.broker_url,
+            settings.visibility_timeout_s,
+            settings.worker_lease_s,
+            project.name,
+            sentinel(settings.broker_url),
         ),
+        # The same patience as above, and how Sentinel is asked.
+        "result_backend_transport_options": {
+            **result_backend_transport_options,
+            **sentinel(settings.result_backend_url),
+        },
         # Processes per worker; `--concurrency` on the command line overrides it.
         "worker_concurrency": settings.worker_concurrency,
         # A hung handler is killed; the inbox and the delivery row make its second run harmless.

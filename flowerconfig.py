@@ -1,7 +1,7 @@
 """Read by `celery -A … flower` from the working directory, or as `--conf=flowerconfig.py`, for any project.
 
-Adds the pages Deliveries and Dead letters, their metrics to /metrics, and shows commands as messages. Flower
-then asks for a login and serves known host names only.
+Adds the pages Deliveries, Handlers and Dead letters, their metrics to /metrics, and shows commands as
+messages. Flower then asks for a login and serves known host names only.
 Flower's own options can be set here as well, as `name = value`, or as variables `FLOWER_<NAME>`.
 """
 

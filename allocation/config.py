@@ -26,7 +26,8 @@ class Settings(MessagingSettings):
     database_url: str = Field(
         "postgresql+psycopg2://allocation@127.0.0.1:5490/allocation",
         repr=False,
-        description="PostgreSQL; the driver is named, since `postgresql://` would mean another one",
+        description="PostgreSQL, one server or several (`host1:5432,host2:5432`); the driver is named, since"
+        " `postgresql://` would mean another one",
     )
     redis_port: int = Field(6390, ge=1, le=65535, description="port of our Redis")
     postgres_port: int = Field(5490, ge=1, le=65535, description="port of our PostgreSQL")

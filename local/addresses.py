@@ -37,7 +37,12 @@ class Addresses:
 
 
 def masked(url: str) -> str:
-    """Return `url` with `***` for its password and for its query, where drivers take passwords too."""
+    """Return `url` with `***` for its password and for its query, where drivers take passwords too.
+
+    An address may be a list of addresses, separated by semicolons.
+    """
+    if ";" in url:
+        return ";".join(map(masked, url.split(";")))
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
     user, colon, _ = login.partition(":")

@@ -150,8 +150,8 @@ class Stack:
     def _wait_ready(self) -> None:
         names = {child.name for child in self.children}
         workers = sorted(names & {"commands", "housekeeping"})
-        broker = self.addresses.broker_url
-        self._wait_for("the workers", lambda: readiness.workers_answer(broker, *workers))
+        broker, sentinel = self.addresses.broker_url, self.settings.sentinel
+        self._wait_for("the workers", lambda: readiness.workers_answer(broker, *workers, sentinel=sentinel))
         if "beat" in names:
             self._wait_for("beat", lambda: "beat: Starting" in self.beat.log_text())
         if "flower" in names:

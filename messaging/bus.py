@@ -81,7 +81,7 @@ class MessageBus:
 
         Every handler runs here, of commands and events, in workers and on fakes.
         """
-        logger.info("Handling %r with %s", message, handler.__name__)
+        logger.debug("Handling %r with %s", message, handler.__name__)
         uow.in_handler = True
         try:
             result = handler(message, uow)

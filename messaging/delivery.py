@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -16,12 +17,19 @@ from messaging.texts import trace
 
 
 class Status(StrEnum):
-    """pending → done | failed; failed → pending (re-run) | discarded (operator)."""
+    """pending → done | failed | waiting → pending; failed → pending (re-run) | discarded (operator)."""
 
     PENDING = "pending"
+    WAITING = "waiting"
     DONE = "done"
     FAILED = "failed"
     DISCARDED = "discarded"
+
+
+class Waits(StrEnum):
+    """What a waiting delivery waits for; docs/adr/023 says what ends each wait."""
+
+    PAUSE = "pause"
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,16 @@ class Delivery:
     last_error: str | None = None
     edited_from: str | None = None
     reason: str | None = None
+    waits_for: str | None = None
+    traceparent: str | None = None  # the trace that its event was raised in
     #: The event itself, if it was raised in this process.
     event: Event | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def to_send(cls, row: Sequence[Any]) -> Self:
+        """Return a delivery that is to be sent: its first fields, and the trace."""
+        *facts, traceparent = row
+        return replace(cls(*facts), traceparent=traceparent)
 
 
 @dataclass(frozen=True)

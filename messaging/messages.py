@@ -49,6 +49,8 @@ Name = Annotated[str, Text()]
 
 #: The message header with the sender's idempotency key.
 IDEMPOTENCY_KEY = "idempotency_key"
+#: The message header with the time of sending: seconds since 1970, by the sender's clock.
+SENT_AT = "sent_at"
 
 
 def to_dict(message: Message) -> dict[str, Any]:

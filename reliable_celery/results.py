@@ -13,11 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celery import states
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import BackendError, BackendStoreError
 from kombu.utils.encoding import bytes_to_str
-from redis import Connection
+from redis import Connection, SSLConnection
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+
+from reliable_celery import failover, sentinel
 
 #: Stores and announces a result even on a full Redis, which runs scripts that begin by freeing memory.
 #: KEYS: the result's key. ARGV: the result, the options of SET.
@@ -46,10 +48,18 @@ class ResultBackend(RedisBackend):
     message ran twice. Every other state is written as in Celery.
     """
 
+    connection_class_ssl: type[SSLConnection] = failover.SSLConnection
     _call_soon: Callable[[Callable[[], None]], object] | None = None
     _connection: Connection | None = None  # on which the replies to `_unconfirmed` will come
     _unconfirmed: Sequence[Unconfirmed] = ()
     _held: list[Unconfirmed] | None = None  # collected by `together`, not yet sent
+
+    def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:
+        """Connect by connections that notice a failover."""
+        params: dict[str, Any] = super()._params_from_url(url, defaults)
+        used = params.get("connection_class", Connection)
+        params["connection_class"] = failover.OURS.get(used, used)
+        return params
 
     def confirm_later(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         """Let the next task start while Redis stores a success; `call_soon` is the event loop's.
@@ -161,7 +171,7 @@ class ResultBackend(RedisBackend):
             key, value = self.get_key_for_task(task_id), self.encode(meta)
             if not self._stored_later(Unconfirmed(task_id, key, value)):
                 self._set_with_state(key, value, state)
-        except (BackendError, RedisError, OSError) as error:
+        except (BackendError, RedisError, OSError, failover.UnfitServer) as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
         return result
 
@@ -224,12 +234,29 @@ class ResultBackend(RedisBackend):
         return [("SET", key, value, *_life_options(expires or self.expires)), ("PUBLISH", key, value)]
 
 
+class SentinelResultBackend(ResultBackend, SentinelBackend):
+    """The same on the primary that Sentinel names, also after a failover.
+
+    Options in `result_backend_transport_options`: Celery's `master_name` and `sentinel_kwargs`.
+    """
+
+    connection_class_ssl = failover.SentinelSSLConnection
+
+    def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:
+        """Connect by connections that ask Sentinel and notice a failover."""
+        params: dict[str, Any] = SentinelBackend._params_from_url(self, url, defaults)
+        params.setdefault("connection_class", failover.SentinelConnection)
+        return params
+
+
 def _life_options(life: int | None) -> tuple[str | int, ...]:
     return ("EX", life) if life else ()
 
 
 def address(url: str) -> str:
     """Return Celery's `result_backend` for an address; other addresses than Redis stay as they are."""
+    if sentinel.is_sentinel(url):
+        return f"{__name__}:{SentinelResultBackend.__name__}+{sentinel.as_celery(url)}"
     if not url.startswith(("redis:", "rediss:", "redis+socket:")):
         return url
     return f"{__name__}:{ResultBackend.__name__}+{url.removeprefix('redis+')}"
@@ -237,6 +264,10 @@ def address(url: str) -> str:
 
 def same_server(url: str, other_url: str) -> bool:
     """Whether two Redis addresses name the same server, whatever their databases."""
+    if sentinel.is_sentinel(url) and sentinel.is_sentinel(other_url):
+        return sentinel.hosts(url) == sentinel.hosts(other_url)
+    if sentinel.is_sentinel(url) or sentinel.is_sentinel(other_url):
+        return False
     parts, others = urlsplit(url), urlsplit(other_url)
     if parts.scheme.endswith("socket") and others.scheme.endswith("socket"):
         return parts.path == others.path

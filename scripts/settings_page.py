@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "settings.md
 BEGIN, END = "<!-- tables: written by make docs -->", "<!-- end of tables -->"
 #: A heading for each group of settings, with the beginnings of their names. The first match counts.
 TOPICS = {
-    "Addresses": ("database_url", "broker_url", "result_backend_url", "tls_"),
+    "Addresses": ("database_", "broker_url", "result_backend_url", "sentinel_", "tls_"),
     "Mail": ("smtp_", "mail_", "stock_team"),
     "Commands": ("command_", "group_", "bulk_", "max_crashes", "result_expires"),
     "Retries of event handlers": ("event_",),
@@ -22,6 +22,7 @@ TOPICS = {
     "Limits of a message": ("message_",),
     "Signed messages": ("signing_",),
     "Flower": ("flower_",),
+    "Traces, metrics and logs": ("traces_", "metrics_", "log_"),
 }
 
 

@@ -10,6 +10,7 @@ from allocation.domain import errors
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from messaging.brokers.signing import Signing
 from messaging.client import Client
+from reliable_celery.sentinel import Sentinel
 
 #: Errors that answer a command whose contract names them.
 REFUSALS = (errors.InvalidSku, errors.UnknownBatch, errors.BatchAlreadyExists)
@@ -28,6 +29,7 @@ class Connection(TypedDict, total=False):
     timeout_s: float
     signing: Signing | None
     ca_file: Path | None
+    sentinel: Sentinel | None
 
 
 class AllocationClient(Client):

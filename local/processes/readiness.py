@@ -8,12 +8,14 @@ from celery import Celery
 from celery.utils.nodenames import gethostname
 
 from local.ports import LOOPBACK
+from reliable_celery.sentinel import Sentinel
 
 
-def workers_answer(broker_url: str, *names: str) -> bool:
+def workers_answer(broker_url: str, *names: str, sentinel: Sentinel | None = None) -> bool:
     """Tell whether the workers `<name>@<this host>` all answer a ping over the broker."""
     wanted = {f"{name}@{gethostname()}" for name in names}
     with Celery(broker=broker_url, set_as_current=False) as app:
+        app.conf.broker_transport_options = (sentinel or Sentinel()).options(broker_url)
         replies = app.control.ping(destination=sorted(wanted), timeout=1.0)
     return wanted <= {node for reply in replies for node in reply}
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from kombu.entity import Exchange, Queue
 
+from reliable_celery.sentinel import as_celery, is_sentinel
+
 #: How often RabbitMQ redelivers a message before it dead-letters it: well above our own limit of crashes,
 #: since workers that stop properly also return messages.
 DELIVERY_LIMIT = 50
@@ -22,6 +24,11 @@ def is_rabbitmq(broker_url: str) -> bool:
     return broker_url.startswith(("amqp", "pyamqp"))
 
 
+def system(broker_url: str) -> str:
+    """Return the broker's name in traces."""
+    return "rabbitmq" if is_rabbitmq(broker_url) else "redis"
+
+
 def is_redis_socket(broker_url: str) -> bool:
     """Return whether this is the URL of a Redis socket: `redis+socket:///path`."""
     return broker_url.startswith("redis+socket:")
@@ -32,6 +39,8 @@ def address(broker_url: str) -> str:
 
     A prefix before `+` would select kombu's own transport, whatever `broker_transport` says.
     """
+    if is_sentinel(broker_url):
+        return as_celery(broker_url)
     return broker_url.removeprefix("redis+") if is_redis_socket(broker_url) else broker_url
 
 
@@ -40,6 +49,7 @@ def transport(broker_url: str) -> str | None:
     if is_rabbitmq(broker_url):
         return None
     name = "SocketTransport" if is_redis_socket(broker_url) else "Transport"
+    name = "SentinelTransport" if is_sentinel(broker_url) else name
     return f"reliable_celery.redis.transport:{name}"
 
 
@@ -99,10 +109,11 @@ def transport_options(
     visibility_timeout_s: int | None = None,
     lease_s: float | None = None,
     project: str | None = None,
+    sentinel: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return kombu's options: bounded waits everywhere, confirmed publishing on RabbitMQ.
 
-    Senders need only the address; the other arguments are for workers.
+    `sentinel` are the options for Sentinel, if it is asked; the other arguments are for workers only.
     """
     if is_rabbitmq(broker_url):
         # The broker confirms to the publisher that each message is safe.
@@ -116,7 +127,11 @@ def transport_options(
         # Look for messages of dead workers every second or so, not every 100 seconds.
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        **(sentinel or {}),
     }
+    if is_sentinel(broker_url):
+        # A frozen primary is left soon after Sentinel has named another one.
+        options |= {"socket_timeout": 4, "socket_connect_timeout": 2, "health_check_interval": 2}
     if visibility_timeout_s is not None:
         # A dead worker's messages, if it had no lease, are redelivered after this; longer than any task runs.
         options["visibility_timeout"] = visibility_timeout_s

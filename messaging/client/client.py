@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,22 +14,25 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from amqp.exceptions import NotFound
+from amqp.exceptions import MessageNacked, NotFound
 from celery import Celery, states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as NoResultInTime
 from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 
-from messaging import errors
+from messaging import errors, tracing
 from messaging.brokers import tls, topology
 from messaging.brokers.signing import Signing
 from messaging.errors import MessagingError, Unavailable
-from messaging.messages import IDEMPOTENCY_KEY, Command, task_name, to_dict
+from messaging.messages import IDEMPOTENCY_KEY, SENT_AT, Command, task_name, to_dict
 from messaging.texts import cut
+from reliable_celery.sentinel import Sentinel, is_sentinel
 
 #: Publishing gives up after some seconds: a clear error is better than a hang.
 PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
+#: Seconds between attempts to send what the broker has refused to store; a new leader takes about one.
+NACKED_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 #: Time limits on a connection's waits; Celery itself would wait for longer.
 CONNECT_TIMEOUT_S = 4
 #: Raised by kombu when the broker is unavailable, does not confirm, or was never set up by a worker.
@@ -100,19 +104,28 @@ class Client:
         timeout_s: float = 10.0,
         signing: Signing | None = None,
         ca_file: Path | None = None,
+        sentinel: Sentinel | None = None,
     ) -> None:
         """Connects on first use. `refusals` are the project's errors, `timeout_s` is the default wait.
 
-        `signing` signs every message; `ca_file` is trusted in `rediss://` and `amqps://` addresses.
+        `signing` signs every message; `ca_file` is trusted in `rediss://`, `sentinels://` and `amqps://`
+        addresses. `sentinel` is how the Sentinels of a `sentinel://` address are asked.
         """
         self.project = project
         self.timeout_s = timeout_s
-        self.app = Celery(f"{project}.client", broker=broker_url, backend=backend_url, set_as_current=False)
+        self.app = Celery(
+            f"{project}.client",
+            broker=topology.address(broker_url),
+            backend=topology.address(backend_url) if is_sentinel(backend_url) else backend_url,
+            set_as_current=False,
+        )
         self.app.conf.update(
-            _settings(broker_url, backend_url) | tls.settings(broker_url, backend_url, ca_file)
+            _settings(broker_url, backend_url, sentinel or Sentinel(), ca_file)
+            | tls.settings(broker_url, backend_url, ca_file)
         )
         if signing is not None:
             signing.switch_on(self.app)
+        self._system = topology.system(broker_url)
         self._route = topology.route_of_commands(project, broker_url)
         self._errors = declared_errors(refusals)
 
@@ -232,17 +245,29 @@ class Client:
         self.close()
 
     def _send(self, task: str, task_id: str, key: str, shown: str, **message: Any) -> Answer:
-        answer: Answer = self.app.send_task(
-            task,
-            task_id=task_id,
-            result_cls=partial(Answer, app=self.app),
-            **self._route,
-            argsrepr=shown,
-            kwargsrepr="{}",
-            confirm_timeout=topology.CONFIRM_TIMEOUT_S,
-            headers={IDEMPOTENCY_KEY: key},
-            **message,
-        )
+        """Send, and send again while a RabbitMQ cluster refuses it, since it is choosing a queue's leader."""
+        for pause_s in NACKED_PAUSES_S:
+            try:
+                return self._send_once(task, task_id, key, shown, **message)
+            except KombuError as error:
+                if not isinstance(error.__cause__, MessageNacked):
+                    raise
+            time.sleep(pause_s)
+        return self._send_once(task, task_id, key, shown, **message)
+
+    def _send_once(self, task: str, task_id: str, key: str, shown: str, **message: Any) -> Answer:
+        with tracing.sending(self._system, f"{self.project}.commands", task_id, task_id) as headers:
+            answer: Answer = self.app.send_task(
+                task,
+                task_id=task_id,
+                result_cls=partial(Answer, app=self.app),
+                **self._route,
+                argsrepr=shown,
+                kwargsrepr="{}",
+                confirm_timeout=topology.CONFIRM_TIMEOUT_S,
+                headers={IDEMPOTENCY_KEY: key, SENT_AT: time.time(), **headers},
+                **message,
+            )
         answer.key = key
         return answer
 
@@ -342,20 +367,26 @@ def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
     yield from waiting
 
 
-def _settings(broker_url: str, backend_url: str) -> dict[str, Any]:
+def _settings(broker_url: str, backend_url: str, sentinel: Sentinel, ca_file: Path | None) -> dict[str, Any]:
+    secure = tls.redis(ca_file)
     return {
         # JSON only: no result is ever loaded as code.
         "task_serializer": "json",
         "accept_content": ["json"],
         "result_accept_content": ["json"],
-        "broker_transport_options": topology.transport_options(broker_url),
+        "broker_transport_options": topology.transport_options(
+            broker_url, sentinel=sentinel.options(broker_url, secure)
+        ),
         # A clear error after some seconds is better than a hang.
         "broker_connection_timeout": CONNECT_TIMEOUT_S,
         "task_publish_retry_policy": PUBLISH_RETRY,
         "redis_socket_connect_timeout": CONNECT_TIMEOUT_S,
         "redis_socket_timeout": 10,
         "redis_socket_keepalive": not topology.is_redis_socket(backend_url),
-        "result_backend_transport_options": {"retry_policy": {"timeout": 3.0}},
+        "result_backend_transport_options": {
+            "retry_policy": {"timeout": 3.0},
+            **sentinel.options(backend_url, secure),
+        },
     }
 
 

@@ -21,6 +21,7 @@ from messaging.client.outbox import Outbox
 from messaging.client.pace import Pace
 from messaging.client.relay import OnAnswer, Relay
 from messaging.extras import MissingExtra, needs
+from reliable_celery.sentinel import Sentinel
 
 #: A relay that was told to end ends by itself when it has finished its step, else after so many seconds.
 STOP_TIMEOUT_S = 3.0
@@ -94,6 +95,10 @@ def _relay_command(outbox: Outbox, prefix: str) -> click.Command:
         type=click.Path(path_type=Path),
     )
     @click.option("--signing-store", envvar=f"{prefix}_SIGNING_STORE", show_envvar=True)
+    @click.option(
+        "--sentinel-master", envvar=f"{prefix}_SENTINEL_MASTER", show_envvar=True, default=Sentinel.master
+    )
+    @click.option("--sentinel-user", envvar=f"{prefix}_SENTINEL_USER", show_envvar=True)
     def relay(
         database_url: str | None,
         connect: str | None,
@@ -109,6 +114,8 @@ def _relay_command(outbox: Outbox, prefix: str) -> click.Command:
         signing_key: Path | None,
         signing_certificate: Path | None,
         signing_store: str | None,
+        sentinel_master: str,
+        sentinel_user: str | None,
     ) -> None:
         """Send what was committed and hand the answers to the app, until SIGTERM. Any number may run."""
         if not status and bool(on_answer) == keep_answers:
@@ -125,6 +132,7 @@ def _relay_command(outbox: Outbox, prefix: str) -> click.Command:
             pace=Pace(answer_after_s=answer_after, retention_s=retention),
             ca_file=ca_file,
             signing=signing,
+            sentinel=Sentinel(sentinel_master, sentinel_user, os.environ.get(f"{prefix}_SENTINEL_PASSWORD")),
         )
         try:
             if status:

@@ -11,6 +11,7 @@ import tornado.web
 from flower.views import BaseHandler
 
 from messaging.errors import MessagingError
+from messaging.operator.pausing import active, shown
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 
@@ -65,6 +66,10 @@ class Page(BaseHandler):
         if isinstance(found, MessagingError):
             raise found
         return found
+
+    async def pauses(self) -> list[str]:
+        """Return what is paused, to be shown on every page of deliveries."""
+        return [shown(one) for one in await self.work(active, self.runtime)]
 
     def field(self, name: str) -> str:
         """Return the text of a form field; templates escape it."""

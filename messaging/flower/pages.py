@@ -11,9 +11,11 @@ from tornado.web import url
 from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
 from messaging.flower.base import Page
+from messaging.flower.handlers import HandlersPage
 from messaging.operator.deliveries import DeliveryQueries, FailureCause, UnknownName
 from messaging.operator.filters import parse_age, parse_moment
 from messaging.operator.reruns import outcome
+from messaging.operator.waits import why
 from messaging.postgres.dead_letters import STATES, DeadLetters
 from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
@@ -50,6 +52,7 @@ class DeliveriesPage(Page):
             rows=rows, matching=matching, causes=causes, only=only, filters=filters, statuses=list(Status),
             problem=problem, said=self.said(),
             shown=SHOWN, at_once=AT_ONCE, read_only=self.read_only, event_of=self.event_of,
+            pauses=await self.pauses(), waits_of=self.waits_of,
         )  # fmt: skip
 
     @tornado.web.authenticated
@@ -72,6 +75,10 @@ class DeliveriesPage(Page):
     def event_of(self, row: Delivery) -> str:
         """Return a delivery's event as text."""
         return shown_event(self.runtime.project, row)
+
+    def waits_of(self, row: Delivery) -> str:
+        """Return why a delivery waits; empty if it does not."""
+        return why(self.runtime.project, row, self.runtime.pauses.seen())
 
     def filters(self) -> dict[str, str]:
         """Return the filter fields; the default state is `failed`."""
@@ -134,7 +141,7 @@ class DeliveryPage(DeliveriesPage):
             raise tornado.web.HTTPError(404, f"Unknown delivery '{delivery_id}'")
         self.render(
             "delivery.html", story=story, row=story.delivery, read_only=self.read_only, said=self.said(),
-            event_of=self.event_of,
+            event_of=self.event_of, pauses=await self.pauses(), waits_of=self.waits_of,
         )  # fmt: skip
 
     @tornado.web.authenticated
@@ -208,6 +215,7 @@ def _one(delivery_id: str) -> DeliveryFilter:
 
 
 PAGES = [
+    url(r"/handlers", HandlersPage, name="handlers"),
     url(r"/deliveries", DeliveriesPage, name="deliveries"),
     url(rf"/deliveries/{ID}", DeliveryPage, name="delivery"),
     url(r"/dead-letters", DeadLettersPage, name="dead_letters"),

@@ -18,6 +18,7 @@ from messaging.brokers.topology import is_rabbitmq
 from messaging.delivery import Status
 from messaging.errors import describe
 from messaging.operator import queues
+from messaging.operator.pausing import active, shown
 from messaging.operator.stats import Overview, Statistics
 from messaging.postgres.heartbeats import Heartbeat
 from messaging.postgres.migrate import missing
@@ -170,6 +171,9 @@ class Checkup:
     def deliveries(self) -> str:
         """Count the deliveries that failed, by handler."""
         found = self._open.deliveries
+        paused = [shown(one) for one in active(self.runtime)]
+        if paused:
+            raise Notice(f"paused: {'; '.join(paused)}", self._remedy("pauses"))
         failed = {handler: n for (status, handler), n in found.items() if status == Status.FAILED}
         if failed:
             raise Notice(f"failed: {_counts(failed)}", self._remedy("deliveries"))
@@ -228,6 +232,7 @@ class Checkup:
             " them elsewhere, send them again, then delete the queue",
             "clocks": "synchronise the clocks (NTP)",
             "deliveries": "see why: deliveries list; once that is fixed: deliveries rerun",
+            "pauses": "end it, once its reason is gone: deliveries resume",
             "dead letters": "see them: dead-letters list; then replay or discard each",
         }
         return str(remedies[name])

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, Engine, text
 OPEN = """
 SELECT status, handler, count(*) FROM deliveries WHERE status = 'pending' GROUP BY 1, 2
 UNION ALL
+SELECT status, handler, count(*) FROM deliveries WHERE status = 'waiting' GROUP BY 1, 2
+UNION ALL
 SELECT status, handler, count(*) FROM deliveries WHERE status = 'failed' GROUP BY 1, 2
 UNION ALL
 SELECT status, handler, count(*) FROM deliveries WHERE status = 'discarded' GROUP BY 1, 2"""

@@ -12,8 +12,9 @@ from messaging.wire.cloud_events import Announcement
 
 #: `position` and `at` are set here, while the event's aggregate is locked: both rise within one aggregate.
 INSERT_ANNOUNCEMENT = """
-INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id, subject, at)
-VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp())"""
+INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id, subject,
+                           traceparent, at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, clock_timestamp())"""
 
 #: Any constant will do; only the holder publishes, so that events stay in order.
 LOCK = 4_177_011
@@ -26,7 +27,7 @@ WITH taken AS (
         SELECT position FROM announcements ORDER BY position LIMIT :limit))
     RETURNING *
 )
-SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject
+SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject, traceparent
 FROM taken ORDER BY position
 """)
 

@@ -19,7 +19,8 @@ from messaging.retry import RetryPolicy
 CLAIM = Statement(
     """
 SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
-       EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns)
+       EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns),
+       CASE WHEN attempts + reruns = 0 THEN extract(epoch FROM clock_timestamp() - created_at)::float END
 FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED""",
     "uuid",
 )
@@ -128,6 +129,8 @@ class Attempt:
     delivery: Delivery | None = None  # when it was claimed
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
+    waited_s: float | None = None  # since its event was raised; None if it is not the first attempt
+    failure: Failure | None = None  # if the handler failed
 
     @property
     def correlation_id(self) -> str:
@@ -143,7 +146,7 @@ class Attempt:
         """Lock the delivery and return it; None when it is done, or another worker has locked it."""
         rows = transaction.read(CLAIM, (self.id,))
         if rows:
-            *facts, self.has_open = rows[0]
+            *facts, self.has_open, self.waited_s = rows[0]
             self.delivery = Delivery(*facts)
         return self.delivery
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg2.errors
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
+
+from messaging.postgres.address import parse
+from messaging.postgres.commits import Connection
+from messaging.postgres.transaction import EACH_TRANSACTION
 
 #: Detects a server that vanished (its machine, a cable) in some ten seconds.
 KEEPALIVE = {
@@ -18,29 +23,58 @@ KEEPALIVE = {
 }
 
 
-def connect(url: str, longest_run_s: float, tries: int, **options: Any) -> Engine:
+def connect(
+    url: str,
+    longest_run_s: float,
+    tries: int,
+    connect_args: Mapping[str, Any] | None = None,
+    shared_sessions: bool = False,
+    **options: Any,
+) -> Engine:
     """Return an engine for work that takes at most `longest_run_s` seconds, in `tries` attempts.
 
     A wait for a lock ends early enough for the other attempts. A transaction that is idle for longer than
     `longest_run_s` belongs to a frozen or disconnected worker; the server ends it and frees its locks.
-    `options` go to `create_engine`.
+    The address may name several servers; `connect_args` go to the driver, `options` to `create_engine`.
+    With `shared_sessions` each transaction may get another session, as with PgBouncer in transaction mode:
+    nothing outlives a transaction, neither a setting nor a prepared statement.
     """
-    engine = create_engine(url, connect_args=KEEPALIVE, **options)
-    lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
-    limits = (
-        f"SET lock_timeout = {lock_timeout_ms};"
-        f"SET idle_in_transaction_session_timeout = {int(longest_run_s * 1000)}"  # milliseconds
+    engine = create_engine(
+        parse(url),
+        connect_args={**KEEPALIVE, "connection_factory": Connection, **(connect_args or {})},
+        **options,
     )
+    lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
+    limits = {
+        "lock_timeout": lock_timeout_ms,
+        "idle_in_transaction_session_timeout": int(longest_run_s * 1000),  # milliseconds
+    }
+    (_limit_transactions if shared_sessions else _limit_sessions)(engine, limits)
+    event.listen(engine, "handle_error", _leave_read_only_server)
+    return engine
+
+
+def _limit_sessions(engine: Engine, limits: Mapping[str, int]) -> None:
+    statements = ";".join(f"SET {name} = {value}" for name, value in limits.items())
 
     @event.listens_for(engine, "connect")
     def set_limits(connection: Any, _record: Any) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(limits)
+            cursor.execute(statements)
         connection.autocommit = False
 
-    event.listen(engine, "handle_error", _leave_read_only_server)
-    return engine
+
+def _limit_transactions(engine: Engine, limits: Mapping[str, int]) -> None:
+    statements = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items())
+
+    @event.listens_for(engine, "connect")
+    def note_limits(_connection: Any, record: Any) -> None:
+        record.info[EACH_TRANSACTION] = statements.encode()
+
+    @event.listens_for(engine, "begin")
+    def set_limits(connection: Any) -> None:
+        connection.exec_driver_sql(statements)
 
 
 def _leave_read_only_server(context: ExceptionContext) -> None:

@@ -58,6 +58,7 @@ def _bound(value: Any) -> Any:
 #: Done deliveries use the primary key: version 7 ids sort by time.
 SORTED_BY = {
     Status.PENDING: "due_at",
+    Status.WAITING: "due_at",
     Status.FAILED: "finished_at",
     Status.DISCARDED: "finished_at",
     Status.DONE: "id",

@@ -13,12 +13,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from messaging import tracing
 from messaging.delivery import Delivery, Failure, Status, new_id
 from messaging.errors import MessagingError
 from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import NOT_PAUSED
 from messaging.postgres.transaction import Statement, Transaction
 from messaging.unit_of_work import Raised
 from messaging.wire.validation import from_dict
@@ -26,9 +28,9 @@ from messaging.wire.validation import from_dict
 INSERT_DELIVERY = Statement(
     """
 INSERT INTO deliveries
-    (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id, causation_id)
-VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8)""",
-    *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text"),
+    (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id, causation_id, traceparent)
+VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8, $9)""",
+    *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text", "text"),
 )
 
 #: The actor of scheduled re-runs in `actions.actor`.
@@ -46,10 +48,11 @@ UPDATE deliveries SET
     grace_s = least(grace_s * 2, :grace_max_s),
     due_at = now() + make_interval(secs => least(grace_s * 2, :grace_max_s))
 FROM due WHERE deliveries.id = due.id
-RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns
+RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+          traceparent
 """)
 
-#: Sets the rows of `chosen` back to pending and returns them in the order of `Delivery`'s fields.
+#: Sets the rows of `chosen` back to pending and returns what `Delivery.to_send` reads.
 PUT_BACK = """
 back AS (
     UPDATE deliveries SET
@@ -61,7 +64,8 @@ back AS (
 ), noted AS (
     INSERT INTO actions (delivery_id, action, actor) SELECT id, 'rerun', :actor FROM back
 )
-SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns FROM back
+SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns, traceparent
+FROM back
 """
 
 #: The rows that an operator selects; the filter's conditions are filled in.
@@ -75,8 +79,8 @@ ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
 
 #: The rows that the schedule may re-run. Checked when a row is found, and again once it is locked: an
 #: operator may have re-run it in between, and it may have failed again.
-HAS_COOLED = """
-status = 'failed' AND auto_reruns < :rerun_max
+HAS_COOLED = f"""
+{NOT_PAUSED} AND status = 'failed' AND auto_reruns < :rerun_max
 AND crashes = 0  -- what kills its workers waits for an operator
 AND finished_at < now() - make_interval(secs =>
     least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
@@ -108,9 +112,10 @@ SELECT id, 'discard', :actor, :reason FROM gone RETURNING delivery_id::text AS i
 REPLACE = text("""
 WITH copy AS (
     INSERT INTO deliveries (id, event_id, event_type, payload, handler, due_at, grace_s,
-                            correlation_id, causation_id, edited_from)
+                            correlation_id, causation_id, edited_from, traceparent)
     VALUES (:id, :event_id, :event_type, :payload, :handler,
-            now() + make_interval(secs => :grace_s), :grace_s, :correlation_id, :causation_id, :old)
+            now() + make_interval(secs => :grace_s), :grace_s, :correlation_id, :causation_id, :old,
+            :traceparent)
 ), original AS (
     UPDATE deliveries SET status = 'discarded', finished_at = now(), reason = :reason WHERE id = :old
 )
@@ -128,7 +133,7 @@ DELETE FROM deliveries WHERE ctid = ANY(ARRAY(
 PRUNE_OPEN_ATTEMPTS = text("""
 DELETE FROM open_attempts WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM open_attempts
-    WHERE NOT EXISTS (SELECT FROM deliveries WHERE id = delivery_id AND status = 'pending' AND reruns = run)
+    WHERE NOT EXISTS (SELECT FROM deliveries WHERE id = delivery_id AND finished_at IS NULL AND reruns = run)
     LIMIT :limit FOR UPDATE SKIP LOCKED))
 """)
 
@@ -150,15 +155,15 @@ class Outbox:
         self, transaction: Transaction, raised: list[Raised], correlation_id: str, causation_id: str
     ) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send after the commit."""
-        deliveries = []
+        deliveries, trace = [], tracing.current()
         for event, key in ((one.event, one.key) for one in raised):
             event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
             payload, causes = json.dumps(values), (correlation_id, causation_id)
             if self.announced:
-                transaction.write(INSERT_ANNOUNCEMENT, (event_id, kind, payload, *causes, key))
+                transaction.write(INSERT_ANNOUNCEMENT, (event_id, kind, payload, *causes, key, trace))
             for handler in self.handlers_of(event):
-                delivery = Delivery(new_id(), kind, values, handler, *causes, event=event)
-                row = (delivery.id, event_id, kind, payload, handler, self.grace_s, *causes)
+                delivery = Delivery(new_id(), kind, values, handler, *causes, event=event, traceparent=trace)
+                row = (delivery.id, event_id, kind, payload, handler, self.grace_s, *causes, trace)
                 transaction.write(INSERT_DELIVERY, row)
                 deliveries.append(delivery)
         return deliveries
@@ -192,7 +197,7 @@ class Outbox:
         """
         with self.engine.begin() as connection:
             rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
-        return [Delivery(*row) for row in rows]
+        return [Delivery.to_send(row) for row in rows]
 
     def clock(self) -> datetime:
         """Return the database's time, at which an operation begins; it leaves later failures alone."""
@@ -215,7 +220,7 @@ class Outbox:
         facts = {"limit": limit, "before": before, "actor": actor, "automatic": False}
         with self.engine.begin() as connection:
             rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s})
-            return [Delivery(*row) for row in rows]
+            return [Delivery.to_send(row) for row in rows]
 
     def rerun_cooled(
         self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float
@@ -238,7 +243,7 @@ class Outbox:
         with self.engine.begin() as connection:
             if not connection.execute(ONE_SCHEDULER, {"lock": SCHEDULER_LOCK}).scalar_one():
                 return []
-            return [Delivery(*row) for row in connection.execute(RERUN_COOLED, facts)]
+            return [Delivery.to_send(row) for row in connection.execute(RERUN_COOLED, facts)]
 
     def discard(self, chosen: DeliveryFilter, actor: str, limit: int, reason: str) -> list[str]:
         """Discard failed deliveries for good, with the reason; return their ids."""
@@ -288,7 +293,7 @@ class Outbox:
 
 def _lock_failed(connection: Connection, delivery_id: str) -> Delivery:
     query = text(
-        "SELECT id::text, event_type, payload, handler, correlation_id, causation_id, status"
+        "SELECT id::text, event_type, payload, handler, correlation_id, causation_id, status, traceparent"
         " FROM deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE"
     )
     row = connection.execute(query, {"id": delivery_id}).one_or_none()
@@ -296,4 +301,4 @@ def _lock_failed(connection: Connection, delivery_id: str) -> Delivery:
         raise NotFailed(f"There is no delivery {delivery_id}")
     if row.status != Status.FAILED:
         raise NotFailed(f"Delivery {delivery_id} is {row.status}; only a failed one can be corrected")
-    return Delivery(*row[:6])
+    return replace(Delivery(*row[:6]), traceparent=row.traceparent)

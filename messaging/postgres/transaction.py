@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ import sqlalchemy.exc
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
+
+from messaging.postgres.commits import raise_if_in_doubt
 
 Row = tuple[Any, ...]
 Params = tuple[Any, ...] | dict[str, Any]
@@ -45,6 +48,11 @@ UNDO = b"ROLLBACK TO SAVEPOINT undo"
 RELEASE = b"RELEASE SAVEPOINT undo"
 
 
+PARAMETER = re.compile(r"\$(\d+)")
+#: A connection's statements that begin each transaction, where sessions are shared: it must prepare none.
+EACH_TRANSACTION = "each_transaction"
+
+
 class Statement:
     """One statement with `$1`, `$2`, … and their types, prepared once per connection.
 
@@ -57,6 +65,9 @@ class Statement:
         self.name = f"bus_{digest[:16]}"
         self._prepare = f"PREPARE {self.name} ({', '.join(types)}) AS {sql}"
         self._execute = f"EXECUTE {self.name} ({', '.join(['%s'] * len(types))})"
+        self._unprepared = PARAMETER.sub(
+            lambda found: f"CAST(%(p{found[1]})s AS {types[int(found[1]) - 1]})", sql.replace("%", "%%")
+        )
 
     def bind(self, cursor: Any, prepared: set[str], params: tuple[Any, ...]) -> bytes:
         """Return the call with these parameters; `prepared` names the statements that this connection has."""
@@ -66,9 +77,11 @@ class Statement:
         bound: bytes = cursor.mogrify(self._execute, params)
         return bound
 
-
-class CommitInDoubt(psycopg2.OperationalError):
-    """The server committed with a warning: a standby may not have the transaction yet."""
+    def bind_unprepared(self, cursor: Any, params: tuple[Any, ...]) -> bytes:
+        """Return the statement itself with these parameters."""
+        named = {f"p{number}": value for number, value in enumerate(params, 1)}
+        bound: bytes = cursor.mogrify(self._unprepared, named)
+        return bound
 
 
 class Transaction:
@@ -86,6 +99,7 @@ class Transaction:
         self._connection: PoolProxiedConnection | None = None
         self._cursor: Any = None
         self._prepared: set[str] = set()
+        self._begin: list[bytes] = []
         self._begun = False
         self._can_undo = False
         self._pending: list[bytes] = []
@@ -116,6 +130,8 @@ class Transaction:
         self._cursor = self._connection.cursor()
         # The pool drops `info` together with the connection.
         self._prepared = self._connection.info.setdefault("prepared", set())
+        limits = self._connection.info.get(EACH_TRANSACTION)
+        self._begin = [b"BEGIN", limits] if limits else [b"BEGIN"]
         self._begun, self._can_undo, self._pending = False, False, []
 
     def read(self, sql: str | Statement, params: Params = ()) -> list[Row]:
@@ -157,8 +173,7 @@ class Transaction:
             notices.clear()
             self._send(b"COMMIT")
             self._begun = False
-            if notices:  # a cancelled wait is only a warning, translated and without a code
-                raise CommitInDoubt(notices[-1].strip())
+            raise_if_in_doubt(notices)
         self._begun = False
 
     def close(self) -> None:
@@ -178,12 +193,14 @@ class Transaction:
 
     def _bound(self, sql: str | Statement, params: Params) -> bytes:
         if isinstance(sql, Statement):
+            if len(self._begin) > 1:
+                return sql.bind_unprepared(self._cursor, tuple(params))
             return sql.bind(self._cursor, self._prepared, tuple(params))
         bound: bytes = self._cursor.mogrify(sql, params)
         return bound
 
     def _send(self, statement: bytes) -> None:
-        begin = [] if self._begun else [b"BEGIN"]
+        begin = [] if self._begun else self._begin
         statements, self._pending = [*begin, *self._pending, statement], []
         self._begun = True
         try:

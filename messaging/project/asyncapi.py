@@ -182,9 +182,13 @@ def _event(project: Project, kind: type[Message]) -> Json:
         "datacontenttype": {"const": "application/json"},
         "correlationid": {"type": "string", "description": "the id of the original command"},
         "causationid": {"type": "string", "description": "the id of the command or delivery behind it"},
+        "traceparent": {
+            "type": "string",
+            "description": "the W3C trace that it was raised in, if there is one",
+        },
         "data": _ref("schemas", kind.__name__),
     }
-    required = [name for name in attributes if name != "subject"]
+    required = [name for name in attributes if name not in ("subject", "traceparent")]
     payload = {"type": "object", "required": required, "properties": attributes}
     return {"name": kind.__name__, "summary": _doc(kind), "contentType": CONTENT_TYPE, "payload": payload}
 

@@ -70,6 +70,10 @@ class Project(Names):
         """Return the task name of an event handler, by its current name."""
         return f"{self.name}.{self.renamed_handlers.get(handler, handler)}"
 
+    def all_names(self, handler: str) -> tuple[str, ...]:
+        """Return all names of an event handler, of which this is one; the current one comes first."""
+        return self.handler_names(self.renamed_handlers.get(handler, handler))
+
     def handler_names(self, handler: str) -> tuple[str, ...]:
         """Return the names under which deliveries of an event handler are stored: this one and older ones."""
         return handler, *(old for old, new in self.renamed_handlers.items() if new == handler)

@@ -15,7 +15,9 @@ from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
 from messaging.postgres.outbox import Outbox
+from messaging.postgres.pauses import Pauses
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
+from messaging.postgres.waiting import Waiting
 from messaging.project.project import Project
 from messaging.settings import MessagingSettings
 
@@ -29,6 +31,8 @@ class Runtime:
         self.project = project
         # By process id: a pool child must not write to a socket that its parent opened.
         self._built: dict[tuple[int, str], Any] = {}
+        #: More arguments for the driver; set before the first connection.
+        self.connect_args: dict[str, Any] = {}
 
     @property
     def settings(self) -> MessagingSettings:
@@ -72,6 +76,16 @@ class Runtime:
         """Return the outbox of events for other apps."""
         return self._once("announcements", lambda: Announcements(self.engine))
 
+    @property
+    def pauses(self) -> Pauses:
+        """Return the pauses of handlers and events."""
+        return self._once("pauses", lambda: Pauses(self.engine))
+
+    @property
+    def waiting(self) -> Waiting:
+        """Return the deliveries that wait."""
+        return self._once("waiting", lambda: Waiting(self.engine, self.settings.relay_grace_s))
+
     def unit_of_work(self, job: Job) -> PostgresUnitOfWork:
         """Return a unit of work for one command or one delivery."""
         return self.project.unit_of_work(self.settings, self.engine, job, self.outbox)
@@ -79,7 +93,12 @@ class Runtime:
     def _connect(self, **options: Any) -> Engine:
         settings = self.settings
         return connect(
-            settings.database_url, settings.task_time_limit_s, settings.command_attempts, **options
+            settings.database_url,
+            settings.task_time_limit_s,
+            settings.command_attempts,
+            self.connect_args,
+            shared_sessions=settings.database_shared_sessions,
+            **options,
         )
 
     def _inbox(self) -> Inbox:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,6 +12,7 @@ from messaging.brokers.signing import Signing
 from messaging.brokers.topology import is_rabbitmq
 from messaging.retry import RetryPolicy
 from messaging.settings.rules import broken_rules
+from reliable_celery.sentinel import Sentinel
 
 
 class MessagingSettings(BaseSettings):
@@ -27,16 +28,28 @@ class MessagingSettings(BaseSettings):
     )
 
     database_url: str = Field(repr=False, description="PostgreSQL; each project has its own database")
+    database_shared_sessions: bool = Field(
+        False,
+        description="PostgreSQL is behind PgBouncer in transaction mode: no prepared statements, limits set"
+        " in each transaction",
+    )
     broker_url: str = Field(
         "redis://127.0.0.1:6390/0",
         repr=False,
-        description="the broker of commands and deliveries: Redis or RabbitMQ",
+        description="the broker of commands and deliveries: Redis, Redis with Sentinel, or RabbitMQ",
     )
     result_backend_url: str = Field(
-        "redis://127.0.0.1:6390/1", repr=False, description="Redis for results and errors"
+        "redis://127.0.0.1:6390/1",
+        repr=False,
+        description="Redis, or Redis with Sentinel, for results and errors",
     )
+    sentinel_master: str = Field("mymaster", min_length=1, description="what Sentinel calls the primary")
+    sentinel_user: str | None = Field(None, description="login of Sentinel itself, if it has one")
+    sentinel_password: SecretStr | None = Field(None, description="password of that login")
     tls_ca_file: Path | None = Field(
-        None, description="certificate authorities for `rediss://` and `amqps://`; default: the system's"
+        None,
+        description="certificate authorities for `rediss://`, `sentinels://` and `amqps://`; default: the"
+        " system's",
     )
     signing_key: Path | None = Field(
         None, description="private key; if set, only signed messages are accepted"
@@ -134,6 +147,20 @@ class MessagingSettings(BaseSettings):
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is killed")
     result_expires_s: int = Field(86400, ge=1, description="how long results are kept for their senders")
     worker_concurrency: int = Field(2, ge=1, description="processes per worker; `--concurrency` overrides it")
+    traces_url: str | None = Field(
+        None,
+        description="collector of traces (OTLP over HTTP), such as `http://127.0.0.1:4318`; default:"
+        " `OTEL_EXPORTER_OTLP_ENDPOINT`, else none",
+    )
+    metrics_address: str | None = Field(
+        None,
+        pattern=r"^\S+:\d{1,5}$",
+        description="where a worker serves its metrics, as `host:port`; default: nowhere",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json` writes the log as one JSON object a line"
+    )
+    log_slow_s: float = Field(1, gt=0, description="a message that takes longer is logged as a warning")
     flower_hosts: str | None = Field(
         None, description="Flower's host names besides `localhost`, comma-separated; others are refused"
     )
@@ -161,6 +188,14 @@ class MessagingSettings(BaseSettings):
             self.signing_certificate,
             self.signing_store,
             password.get_secret_value() if password else None,
+        )
+
+    @property
+    def sentinel(self) -> Sentinel:
+        """Return how Sentinel is asked."""
+        password = self.sentinel_password
+        return Sentinel(
+            self.sentinel_master, self.sentinel_user, password.get_secret_value() if password else None
         )
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from messaging.brokers.topology import is_rabbitmq
+from reliable_celery import sentinel
 
 if TYPE_CHECKING:
     from messaging.retry import RetryPolicy
@@ -16,7 +17,8 @@ WAITS_IN_THE_DATABASE = (
     "retries wait in Redis, which may lose them; use scheduled re-runs for longer waits, since they wait in"
     " the database"
 )
-REDIS = ("redis", "rediss", "redis+socket")
+ONE_SERVER = ("redis", "rediss", "redis+socket")
+REDIS = (*ONE_SERVER, *sentinel.SCHEMES)
 SCHEMES = (*REDIS, "amqp", "amqps", "pyamqp")
 
 
@@ -30,8 +32,14 @@ def broken_rules(settings: MessagingSettings) -> Iterator[str]:
 
 
 def _addresses(settings: MessagingSettings) -> Iterator[str]:
-    scheme = settings.broker_url.partition("://")[0]
-    if scheme not in SCHEMES:
+    schemes = [part.partition("://")[0] for part in settings.broker_url.split(";")]
+    scheme = next((scheme for scheme in schemes if scheme not in SCHEMES), "")
+    if len(schemes) > 1 and (len(set(schemes)) > 1 or schemes[0] in ONE_SERVER):
+        yield (
+            "broker_url may be a list only of the nodes of one RabbitMQ cluster (amqp://…;amqp://…), or of"
+            " Sentinels (sentinel://…;sentinel://…)"
+        )
+    elif scheme:
         yield (
             f"broker_url must begin with one of {', '.join(SCHEMES)}, not {scheme!r}: with any other broker a"
             " killed worker loses messages"

@@ -1,7 +1,8 @@
-"""Events as published to other apps: CloudEvents 1.0 in JSON, with the extension `sequence`.
+"""Events as published to other apps: CloudEvents 1.0 in JSON, with two extensions.
 
 Sources: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/extensions/sequence.md
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/extensions/distributed-tracing.md
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ class Announcement:
     at: datetime
     position: int = 0  # rises in commit order within one aggregate
     subject: str | None = None  # the key of the aggregate that raised it, if it has one
+    traceparent: str | None = None  # the trace that it was raised in, if there is one
 
 
 def cloud_event(project: str, announcement: Announcement) -> dict[str, Any]:
     """Return the envelope of an event; its `data` are the event's fields."""
-    subject = {} if announcement.subject is None else {"subject": announcement.subject}
+    optional = {"subject": announcement.subject, "traceparent": announcement.traceparent}
     return {
         "specversion": "1.0",
         "id": announcement.event_id,
         "source": f"/{project}",
         "type": f"{project}.{announcement.event_type}",
-        **subject,
+        **{name: value for name, value in optional.items() if value is not None},
         "sequence": f"{announcement.position:0{SEQUENCE_DIGITS}}",
         "time": announcement.at.isoformat(),
         "datacontenttype": "application/json",

@@ -15,6 +15,7 @@ from messaging.project.runtime import Runtime
 from messaging.retry import policy_of
 from messaging.settings import MessagingSettings
 from messaging.settings.rules import backoff_too_long
+from messaging.telemetry.install import install
 from messaging.worker.bulk import add_bulk_task
 from messaging.worker.commands import add_command_tasks
 from messaging.worker.dispatcher import Dispatcher
@@ -91,7 +92,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
         settings.signing.switch_on(app)
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
-    app.dispatcher = Dispatcher(app, app.runtime)
+    app.dispatcher = Dispatcher(app, app.runtime, install(app.runtime))
     add_command_tasks(app.dispatcher)
     add_bulk_task(app.dispatcher)
     add_housekeeping_tasks(app.dispatcher)

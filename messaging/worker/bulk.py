@@ -19,6 +19,7 @@ from messaging.messages import Command
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
+from messaging.telemetry.work import NOBODY, Kind, Watch
 from messaging.wire.validation import from_dict
 from messaging.worker.answers import Answered
 from messaging.worker.commands import handle, logger
@@ -92,14 +93,16 @@ def add_bulk_task(dispatcher: Dispatcher) -> None:
     def bulk_task(task: Task, *args: Any, **kwargs: Any) -> list[Outcome]:
         """Handle a list of commands, each in a transaction of its own."""
         message = Received.of(task.name, task.request)
-        outcomes, deliveries = handle_many(runtime, message, _commands(args, kwargs))
+        commands = _commands(args, kwargs)
+        with dispatcher.watch.over(replace(message.work(), kind=Kind.BATCH, count=len(commands))):
+            outcomes, deliveries = handle_many(runtime, message, commands, dispatcher.watch)
         # Sent together at the end: if this worker dies before, the relay sends them.
         dispatcher.after_commit(deliveries)
         return outcomes
 
 
 def handle_many(
-    runtime: Runtime, message: Received, commands: Sequence[Any]
+    runtime: Runtime, message: Received, commands: Sequence[Any], watch: Watch = NOBODY
 ) -> tuple[list[Outcome], list[Delivery]]:
     """Handle one command after the other; return their outcomes in order.
 
@@ -119,7 +122,7 @@ def handle_many(
             continue
         answer = answers.get(item.received.task_id)
         if answer is None:
-            answer, raised = _handle_one(runtime, item)
+            answer, raised = _handle_one(runtime, item, watch)
             deliveries += raised
         outcomes.append(_outcome(item.key, answer))
     return outcomes, deliveries
@@ -161,9 +164,11 @@ def _refuse_whole(runtime: Runtime, message: Received) -> Answer:
     return answer
 
 
-def _handle_one(runtime: Runtime, item: Item) -> Answered:
+def _handle_one(runtime: Runtime, item: Item, watch: Watch) -> Answered:
     try:
-        return handle(runtime, item.received, item.read)
+        with watch.over(replace(item.received.work(), in_batch=True)) as work:
+            work.answer, deliveries = handle(runtime, item.received, work.reading(item.read))
+        return work.answer, deliveries
     finally:
         if item.received.redelivered:
             _survived(runtime, item.received)

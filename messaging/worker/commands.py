@@ -24,7 +24,7 @@ from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WAITED_TOO_LONG
 from messaging.project.runtime import Runtime
 from messaging.wire.validation import parse
-from messaging.worker.answers import Answered, log_refusal
+from messaging.worker.answers import Answered, log_unexpected
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.group import CommandGroup
 from messaging.worker.received import Received
@@ -59,12 +59,14 @@ def _add_command_task(dispatcher: Dispatcher, group: CommandGroup, name: str, ki
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
         message = Received.of(task.name, task.request)
-        answered = group.take(message.task_id)
-        if answered is None:
-            answered = handle(dispatcher.runtime, message, lambda: parse(kind, args, kwargs))
-        answer, deliveries = answered
+        with dispatcher.watch.over(message.work()) as work:
+            answered = group.take(work)
+            if answered is None:
+                read = work.reading(lambda: parse(kind, args, kwargs))
+                answered = handle(dispatcher.runtime, message, read)
+            work.answer, deliveries = answered
         dispatcher.after_commit(deliveries)
-        return answer.given()
+        return work.answer.given()
 
 
 def handle(runtime: Runtime, received: Received, read: Callable[[], Command]) -> Answered:
@@ -139,7 +141,7 @@ def _refuse(runtime: Runtime, job: CommandJob, error: Exception, patience: Patie
     refusal = _without_database_text(error)
     answer = _recorded(runtime, job, refusal, patience)
     if answer.error is refusal:
-        log_refusal(runtime, job, error)
+        log_unexpected(runtime, job, error)
     return answer
 
 

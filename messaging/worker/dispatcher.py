@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from celery import Celery
@@ -15,6 +15,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
+from messaging import tracing
 from messaging.brokers import topology
 from messaging.dead_letters import PARKED, DeadLetter
 from messaging.delivery import Delivery
@@ -25,6 +26,7 @@ from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
 from messaging.project.runtime import Runtime
+from messaging.telemetry.work import Watch
 from messaging.texts import cut
 from messaging.wire.cloud_events import CONTENT_TYPE, Announcement, cloud_event
 from messaging.wire.validation import from_dict
@@ -59,6 +61,8 @@ class Dispatcher:
 
     app: Celery
     runtime: Runtime
+    #: What follows the work of this process.
+    watch: Watch = field(default_factory=Watch)
     #: Monotonic seconds; events committed until then will be announced.
     nudged_until: float = 0.0
 
@@ -167,18 +171,23 @@ class Dispatcher:
         if not announcements:
             return
         exchange = topology.events_exchange(self.project.name)
+        system = topology.system(self.runtime.settings.broker_url)
         with self.app.producer_or_acquire() as producer, producer.batch(BATCH):
             for announcement in announcements:
-                producer.publish(
-                    json.dumps(cloud_event(self.project.name, announcement)),
-                    exchange=exchange,
-                    routing_key=announcement.event_type,
-                    declare=[exchange],
-                    content_type=CONTENT_TYPE,
-                    content_encoding="utf-8",
-                    delivery_mode="persistent",
-                    confirm_timeout=topology.CONFIRM_TIMEOUT_S,
-                )
+                ids = announcement.event_id, announcement.correlation_id
+                of = announcement.traceparent
+                with tracing.sending(system, exchange.name, *ids, of=of, operation="publish") as headers:
+                    producer.publish(
+                        json.dumps(cloud_event(self.project.name, announcement)),
+                        exchange=exchange,
+                        routing_key=announcement.event_type,
+                        declare=[exchange],
+                        headers=headers,
+                        content_type=CONTENT_TYPE,
+                        content_encoding="utf-8",
+                        delivery_mode="persistent",
+                        confirm_timeout=topology.CONFIRM_TIMEOUT_S,
+                    )
 
     def nudge(self) -> None:
         """Request `announce` soon after a commit, at most once per `announce_delay_s` and process.
@@ -194,6 +203,11 @@ class Dispatcher:
         timer = threading.Timer(settings.announce_delay_s, self._ask_to_announce)
         timer.daemon = True
         timer.start()
+
+    def waiting_events(self) -> int:
+        """Return how many messages wait in the queue of deliveries, without those that workers hold."""
+        with self.app.producer_or_acquire() as producer:
+            return _waiting(producer.connection, self.project.events_queue)
 
     def ask(self, job: str, **options: Any) -> None:
         """Request a run of a housekeeping job."""
@@ -235,21 +249,25 @@ class Dispatcher:
         return True
 
     def _send_one(self, delivery: Delivery, producer: Any) -> None:
-        self.app.send_task(
-            self.project.handler_task(delivery.handler),
-            task_id=delivery.id,
-            queue=self.project.events_queue,
-            producer=producer,
-            # The row counts the attempts, so the back-off continues where it was.
-            retries=delivery.attempts,
-            root_id=delivery.correlation_id,
-            parent_id=delivery.causation_id,
-            argsrepr=cut(shown_event(self.project, delivery)),
-            kwargsrepr="{}",
-            ignore_result=True,
-            add_to_parent=False,
-            retry=False,
-        )
+        system, queue = topology.system(self.runtime.settings.broker_url), self.project.events_queue
+        ids, rerun = (delivery.id, delivery.correlation_id), delivery.reruns > 0
+        with tracing.sending(system, queue, *ids, of=delivery.traceparent, rerun=rerun) as headers:
+            self.app.send_task(
+                self.project.handler_task(delivery.handler),
+                task_id=delivery.id,
+                queue=queue,
+                producer=producer,
+                headers=headers,
+                # The row counts the attempts, so the back-off continues where it was.
+                retries=delivery.attempts,
+                root_id=delivery.correlation_id,
+                parent_id=delivery.causation_id,
+                argsrepr=cut(shown_event(self.project, delivery)),
+                kwargsrepr="{}",
+                ignore_result=True,
+                add_to_parent=False,
+                retry=False,
+            )
 
     def _is_known(self, delivery: Delivery) -> bool:
         """Fail a delivery that this release cannot handle; a later release can re-run it."""

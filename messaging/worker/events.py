@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from celery import Task
 
+from messaging import tracing
 from messaging.bus import Handler
 from messaging.delivery import Delivery, Failure, Status
 from messaging.errors import AttemptsUsedUp, MessagingError, UnknownMessage, WorkerCrashed, describe
@@ -17,14 +19,13 @@ from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.project.runtime import Runtime
 from messaging.retry import RetryPolicy, policy_of
+from messaging.telemetry.work import ENDS, Kind, Work
 from messaging.wire.validation import from_dict
 from messaging.worker.dispatcher import Dispatcher
+from messaging.worker.gates import attempt_at
 from messaging.worker.handler_task import HandlerTask
 
 logger = logging.getLogger(__name__)
-
-#: The row has the failure too, with the traceback.
-ENDS = (AttemptsUsedUp, WorkerCrashed, UnknownMessage)
 
 
 class AttemptFailed(MessagingError):
@@ -60,8 +61,29 @@ def _add_handler_task(dispatcher: Dispatcher, handler: Handler) -> None:
         # The message's content is only shown: the event is read from the row.
         request, runtime = task.request, dispatcher.runtime
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        attempt = Attempt(runtime.engine, _checked_id(request.id), request.hostname, redelivered)
-        dispatcher.after_commit(deliver(runtime, handler, policy, attempt))
+        delivery_id = _checked_id(request.id)
+        attempt = attempt_at(runtime, handler, delivery_id, request.hostname, redelivered=redelivered)
+        with dispatcher.watch.over(_work(task, handler, attempt)):
+            deliveries = deliver(runtime, handler, policy, attempt)
+        dispatcher.after_commit(deliveries)
+
+
+def _work(task: Task, handler: Handler, attempt: Attempt) -> Work:
+    request, runtime = task.request, task.app.runtime
+    return Work(
+        Kind.DELIVERY,
+        task.name,
+        attempt.id,
+        runtime.project.events_queue,
+        request.root_id or attempt.id,
+        request.parent_id,
+        handler.__name__,
+        (request.retries or 0) + 1,
+        attempt.redelivered,
+        tracing.checked(request.get(tracing.TRACEPARENT)),
+        tracing.checked(request.get(tracing.RERUN_OF)),
+        claim=attempt,
+    )
 
 
 def _checked_id(delivery_id: object) -> str:
@@ -89,6 +111,7 @@ def deliver(runtime: Runtime, handler: Handler, policy: RetryPolicy, attempt: At
         uow.transaction.savepoint()
         try:
             event = from_dict(bus.event_types[delivery.event_type], delivery.payload, ignore_unknown=True)
+            attempt.delivery = replace(delivery, event=event)
             _, deliveries = bus.run(handler, event, uow)
         except BaseException as error:
             _count_failure(runtime, uow, attempt, policy, error)
@@ -102,7 +125,6 @@ def _claimed(
     """Return the delivery if it is pending, not locked, and for this handler."""
     delivery = attempt.claim(transaction)
     if delivery is None:
-        logger.info("Delivery %s is already done, or another worker has it", attempt.id)
         if attempt.redelivered:
             attempt.note_seen()
         return None
@@ -140,7 +162,7 @@ def _count_failure(
     Returns if the caller must raise the error itself, since it ends the process.
     """
     failure, status = Failure.of(attempt.worker, error), None
-    logger.warning("Delivery %s failed: %s\n%s", attempt.id, failure.error, failure.traceback)
+    attempt.failure = failure
     try:
         status = attempt.fail(uow.transaction, failure, policy, runtime.settings.relay_grace_s)
     except Exception as lost:  # noqa: BLE001  the attempt counts, whatever the error

@@ -15,14 +15,16 @@ from typing import Any
 
 import psycopg2.errors
 
+from messaging import tracing
 from messaging.errors import MessagingError, describe
 from messaging.messages import Command
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
+from messaging.telemetry.work import Work
 from messaging.wire.validation import parse
-from messaging.worker.answers import Answered, log_refusal
+from messaging.worker.answers import Answered, log_unexpected
 from messaging.worker.received import Received
 from reliable_celery.groups.member import Member
 
@@ -39,6 +41,16 @@ class Candidate:
 
     member: Member
     job: CommandJob
+    traceparent: str | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that was carried out, and how long that took."""
+
+    command: Command
+    answered: Answered
+    seconds: float
 
 
 class CommandGroup:
@@ -46,15 +58,19 @@ class CommandGroup:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._answers: dict[str, Answered] = {}
+        self._done: dict[str, Done] = {}
 
-    def take(self, task_id: str) -> Answered | None:
+    def take(self, work: Work) -> Answered | None:
         """Return the committed answer to a message, once; None if it has yet to be carried out."""
-        return self._answers.pop(task_id, None)
+        done = self._done.pop(work.task_id, None)
+        if done is None:
+            return None
+        work.was_done(done.command, done.seconds)
+        return done.answered
 
     def prepare(self, members: Sequence[Member]) -> set[str]:
         """Carry out what can be carried out together; return the ids of the messages that have an answer."""
-        self._answers.clear()
+        self._done.clear()
         candidates = in_lock_order(self._candidates(members))
         until = time.monotonic() + LONGEST_GROUP_S
         while candidates and time.monotonic() < until:
@@ -62,7 +78,7 @@ class CommandGroup:
             if not done:
                 break
             candidates = candidates[done:]
-        return set(self._answers)
+        return set(self._done)
 
     def _candidates(self, members: Iterable[Member]) -> Iterator[Candidate]:
         """Yield first deliveries of valid commands, one per id and key; all others need more care."""
@@ -75,15 +91,16 @@ class CommandGroup:
                 continue
             if not received.redelivered and not received.expired and not names & {job.id, job.key}:
                 names |= {job.id, job.key}
-                yield Candidate(member, job)
+                yield Candidate(member, job, received.traceparent)
 
     def _in_one_transaction(self, candidates: Sequence[Candidate], until: float) -> int:
         """Carry out commands and commit them; return how many, 0 if nothing was committed."""
-        transaction, answers, done = SharedTransaction(self.runtime.engine), dict[str, Answered](), 0
+        transaction, carried_out, done = SharedTransaction(self.runtime.engine), dict[str, Done](), 0
         try:
             for one in candidates:
                 if done and time.monotonic() > until:
                     break
+                began = time.perf_counter()
                 try:
                     answered = self._carry_out(one, transaction)
                 except psycopg2.errors.LockNotAvailable:
@@ -92,14 +109,15 @@ class CommandGroup:
                     break  # commit, so that nobody waits for our locks while we wait
                 done += 1
                 if answered is not None:
-                    answers[one.job.id] = answered
+                    seconds = time.perf_counter() - began
+                    carried_out[one.job.id] = Done(one.job.command, answered, seconds)
             transaction.commit_all()
         except DATABASE_ERRORS as error:
             logger.info("A group of %d commands is run one by one: %s", len(candidates), describe(error))
             return 0
         finally:
             transaction.end()
-        self._answers |= answers
+        self._done |= carried_out
         return done
 
     def _carry_out(self, one: Candidate, transaction: SharedTransaction) -> Answered | None:
@@ -107,7 +125,7 @@ class CommandGroup:
         uow, job = self.runtime.unit_of_work(one.job), one.job
         uow.transaction = transaction
         deliveries: list[Any] = []
-        with one.member.current():
+        with one.member.current(), tracing.below(one.traceparent):
             try:
                 result = self.runtime.project.bus.handle_command(job.command, deliveries, uow)
             except DATABASE_ERRORS:
@@ -115,7 +133,7 @@ class CommandGroup:
             except Exception as error:  # noqa: BLE001  any error is the answer
                 if not self.runtime.inbox.record_refusal(transaction, job, error):
                     return None
-                log_refusal(self.runtime, job, error)
+                log_unexpected(self.runtime, job, error)
                 return Answer(error=error), []
         return Answer(result), deliveries
 

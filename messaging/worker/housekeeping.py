@@ -13,8 +13,10 @@ from celery import Task
 
 from messaging.errors import describe
 from messaging.project.runtime import Runtime
+from messaging.telemetry.work import Kind, Work
 from messaging.worker import rabbitmq
 from messaging.worker.dispatcher import Dispatcher
+from messaging.worker.waking import wake, without_paused
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +42,28 @@ def _add_housekeeping_task(dispatcher: Dispatcher, job: Any) -> None:
         bind=True, shared=False, name=name, ignore_result=True, send_events=False, __doc__=job.__doc__
     )
     def housekeeping_task(task: Task) -> int:
-        count: int = job(dispatcher)
+        request = task.request
+        work = Work(
+            Kind.HOUSEKEEPING,
+            job.__name__,
+            request.id or "",
+            dispatcher.project.housekeeping_queue,
+            request.id or "",
+        )
+        with dispatcher.watch.over(work):
+            count: int = job(dispatcher)
         dispatcher.runtime.heartbeats.note(job.__name__, task.request.hostname or "here")
         return count
 
 
 def relay(dispatcher: Dispatcher) -> int:
-    """Send deliveries whose message was never sent or was lost; return how many."""
-    runtime, sent = dispatcher.runtime, 0
+    """Send deliveries whose message was lost or never sent, and those whose wait is over; return how many."""
+    runtime, sent = dispatcher.runtime, wake(dispatcher)
     settings = runtime.settings
     until = time.monotonic() + min(RELAY_FOR_S, settings.task_time_limit_s / 3)
     while time.monotonic() < until:
         due = runtime.outbox.take_due(settings.relay_batch, settings.relay_grace_max_s)
-        sent += dispatcher.send_known(due)
+        sent += dispatcher.send_known(without_paused(dispatcher, due))
         if len(due) < settings.relay_batch:
             break
     return sent

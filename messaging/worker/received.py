@@ -9,9 +9,11 @@ from typing import Any, Self
 
 from celery.app.task import Context
 
+from messaging import tracing
 from messaging.errors import InvalidMessage, MessagingError
-from messaging.messages import IDEMPOTENCY_KEY, Command
+from messaging.messages import IDEMPOTENCY_KEY, SENT_AT, Command
 from messaging.postgres.inbox import CommandJob
+from messaging.telemetry.work import Kind, Work
 from reliable_celery import errors
 from reliable_celery.checks import timestamp
 from reliable_celery.routing import queue_of
@@ -28,6 +30,8 @@ class Received:
     redelivered: bool
     expired: bool
     queue: str | None
+    traceparent: str | None = None
+    sent_at: float | None = None  # seconds since 1970, by the sender's clock
 
     @classmethod
     def of(cls, task: str, request: Context) -> Self:
@@ -46,6 +50,8 @@ class Received:
             bool(delivery.get("redelivered")),
             bool(request.expires) and time.time() > _expiry(request),
             queue_of(delivery),
+            tracing.checked(request.get(tracing.TRACEPARENT)),
+            _time(request.get(SENT_AT)),
         )
 
     def one_of_many(self, position: int, task: str, key: str | None) -> Self:
@@ -58,7 +64,20 @@ class Received:
         if key is None and self.key:
             key = f"{self.key}.{position}"
         key = None if key is None else checked_name(IDEMPOTENCY_KEY, key)
-        return replace(self, task_id=task_id, task=task, key=key)
+        return replace(self, task_id=task_id, task=task, key=key, traceparent=None)
+
+    def work(self) -> Work:
+        """Return what is to be noted about its handling."""
+        return Work(
+            Kind.COMMAND,
+            self.task,
+            self.task_id,
+            self.queue or "",
+            self.correlation_id,
+            redelivered=self.redelivered,
+            traceparent=self.traceparent,
+            sent_at=self.sent_at,
+        )
 
     def job(self, command: Command) -> CommandJob:
         """Return the job of running the command."""
@@ -74,6 +93,11 @@ class Received:
             return self.job(read())
         except MessagingError:
             return self.job(Command())
+
+
+def _time(value: object) -> float | None:
+    """Return a time that a sender may have set; None if it is none."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e12 else None
 
 
 def _expiry(request: Context) -> float:

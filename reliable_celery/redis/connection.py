@@ -9,8 +9,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import redis
 from kombu.transport import redis as stock
 from redis import exceptions
+
+from reliable_celery import failover
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +21,8 @@ logger = logging.getLogger(__name__)
 class ConnectedChannel(stock.Channel):
     """A channel with one redis-py client; kombu makes one per command, and each copies some 170 callbacks."""
 
+    connection_class: type[redis.Connection] = failover.Connection
+    connection_class_ssl: type[redis.SSLConnection] = failover.SSLConnection
     _sync_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:

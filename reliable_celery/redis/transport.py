@@ -1,8 +1,9 @@
 """kombu's Redis transport without message loss and with fewer round trips (docs/adr/030).
 
 Setting: `broker_transport = "reliable_celery.redis.transport:Transport"` with a `redis://` or `rediss://`
-URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL. Messages on
-the queues keep kombu's format, so stock senders can share a broker with this transport.
+URL, `:SocketTransport` with a `socket:///path?virtual_host=0` URL, `:SentinelTransport` with
+`sentinel://host:26379/0;sentinel://host2:26379` and kombu's option `master_name`. Messages on the queues keep
+kombu's format, so stock senders can share a broker with this transport.
 """
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
@@ -18,6 +19,7 @@ from kombu.transport import redis as stock
 from redis import exceptions
 
 from reliable_celery.redis.channel import Channel
+from reliable_celery.redis.sentinel_channel import SentinelChannel
 
 logger = logging.getLogger(__name__)
 
@@ -93,3 +95,15 @@ class SocketTransport(Transport):
     """The same over a Unix socket; the channel reads the path from its address."""
 
     can_parse_url = True
+
+
+class SentinelTransport(Transport):
+    """The same on the primary that Sentinel names, also after a failover."""
+
+    Channel = SentinelChannel
+    default_port = stock.SentinelTransport.default_port
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        # The channel asks all Sentinels; kombu would go on to the next address, and to its own transport.
+        client.cycle = None

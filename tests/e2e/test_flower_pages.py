@@ -347,3 +347,32 @@ def test_page_and_metrics_report_an_unavailable_database(backend, tmp_path: Path
         assert "allocation_database_up 0.0" in request(f"{address}/metrics").text
     finally:
         child.stop()
+
+
+def test_a_handler_is_paused_and_resumed_by_a_button(page, flower, backend, shop, sku, module_mail):
+    handler = "send_out_of_stock_notification"
+    row = page.locator(f"tr[data-name='{handler}']")
+    page.goto(f"{flower}/")
+    page.get_by_role("link", name="Handlers").click()
+    row.get_by_role("button", name="Pause").click()
+    assert "enter a reason" in page.locator("#said").inner_text()
+    row.get_by_label("Reason").fill("the mail server is being moved")
+    row.get_by_role("button", name="Pause").click()
+    assert "is paused" in page.locator("#said").inner_text()
+    assert "by operator in Flower" in row.inner_text()
+
+    order = shop.send("allocate", "o9", sku, 2)
+    order.get(timeout=30)
+    query = "SELECT id::text, attempts FROM deliveries WHERE correlation_id = :id AND status = 'waiting'"
+    [[delivery_id, attempts]] = eventually(lambda: backend.sql(query, id=order.id), 60, "a waiting delivery")
+    assert attempts == 0
+    page.goto(f"{flower}/deliveries?status=waiting")
+    assert "the mail server is being moved" in page.locator(f"tr[data-id='{delivery_id}']").inner_text()
+    assert "the mail server is being moved" in page.locator(".paused").inner_text()
+    page.goto(f"{flower}/handlers")
+    screenshot(page, "flower-handlers")
+
+    row.get_by_role("button", name="Resume").click()
+    assert "is resumed" in page.locator("#said").inner_text()
+    eventually(lambda: status_of(backend, delivery_id) == "done", 60, "the delivery done")
+    assert f"<{delivery_id}.1@example.com>" in module_mail.mails.message_ids()

@@ -18,6 +18,7 @@ import redis
 from kombu import Connection, Exchange, Queue
 
 from local import ROOT
+from local.servers.mail_server import MailSink
 from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.e2e.conftest import Backend, Broker
@@ -469,3 +470,31 @@ def test_a_harmless_repeat_is_not_logged_as_a_refusal(tool, backend, worker, sku
     about_it = [logged for logged in worker.log_text().splitlines() if sku in logged]
     assert not [logged for logged in about_it if "Refused" in logged or "WARNING" in logged]
     assert "UniqueViolation" not in worker.log_text()
+
+
+def test_a_paused_handler_says_who_when_and_why_until_it_is_resumed(
+    backend: Backend, tool: Tool, module_mail: MailSink
+):
+    handler = "send_out_of_stock_notification"
+    tool("deliveries", "pause", handler, "--reason", "moving the server")
+    tool("create-batch", "batch-paused", "PAUSED-LAMP", "1")
+    tool("allocate", "order-paused", "PAUSED-LAMP", "2")
+
+    def waits() -> dict:
+        [row] = json.loads(tool("deliveries", "list", "--status", "waiting", "--json").stdout)
+        return row
+
+    row = eventually(waits, 60, "a waiting delivery", every=0.5)
+    assert row["attempts"] == 0
+    assert re.search(
+        r"paused: send_out_of_stock_notification, by .* since .*: moving the server", row["waits"]
+    )
+    assert "Paused: " in tool("deliveries", "list").stdout
+    assert "moving the server" in tool("deliveries", "show", row["id"]).stdout
+    assert "moving the server" in tool("deliveries", "pauses").stdout
+    assert "Already paused" in tool("deliveries", "pause", handler, "--reason", "again", status=1).stderr
+    assert re.search(r"deliveries +look +paused: .*moving the server", tool("check").stdout)
+
+    tool("deliveries", "resume", handler)
+    eventually(lambda: f"<{row['id']}.1@example.com>" in module_mail.mails.message_ids(), 60, "the mail")
+    assert "Nothing is paused." in tool("deliveries", "pauses").stdout

@@ -18,10 +18,12 @@ from messaging.worker.app import MessagingApp, make_app
 
 INSERT = text("""
 INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, attempts, auto_reruns,
-                        due_at, grace_s, correlation_id, causation_id, created_at, finished_at, last_error)
+                        due_at, grace_s, correlation_id, causation_id, created_at, finished_at, last_error,
+                        waits_for)
 VALUES (:id, :id, :event_type, jsonb_build_object('sku', CAST(:sku AS text)), :handler, :status, 3,
         :auto_reruns, now(), 1, :correlation, :correlation, now() - make_interval(secs => :age_s),
-        CASE WHEN :status <> 'pending' THEN now() - make_interval(secs => :age_s) END, :error)
+        CASE WHEN :status NOT IN ('pending', 'waiting') THEN now() - make_interval(secs => :age_s) END,
+        :error, CASE WHEN :status = 'waiting' THEN 'pause' END)
 """)
 
 USUAL = {

@@ -71,7 +71,9 @@ def test_each_filter_selects_its_matches(app: MessagingApp, find: Callable[..., 
 
 
 def test_all_states_are_listed_together_latest_end_first(app: MessagingApp):
-    ids = [put(app, status=status, age_s=age) for status, age in zip(Status, (10, 20, 30, 40), strict=True)]
+    ids = [
+        put(app, status=status, age_s=age) for status, age in zip(Status, (10, 20, 30, 40, 50), strict=True)
+    ]
 
     found = DeliveryQueries(app.runtime.engine).find(DeliveryFilter())
 

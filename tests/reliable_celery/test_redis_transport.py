@@ -479,6 +479,7 @@ def test_kombu_is_as_we_know_it():
         virtual.Channel.basic_consume: "(self, queue, no_ack, callback, consumer_tag, **kwargs)",
         virtual.Transport._deliver: "(self, message, queue)",
         stock.Transport.register_with_event_loop: "(self, connection, loop)",
+        stock.SentinelChannel._sentinel_managed_pool: "(self, asynchronous=False)",
     }
 
     assert {function.__qualname__: str(inspect.signature(function)) for function in expected} == {
@@ -495,6 +496,8 @@ def test_kombu_calls_what_we_override():
 
     assert "channel._brpop_start()" in source["MultiChannelPoller"]
     assert "_in_poll" in source["MultiChannelPoller"]
+    assert "self.connection_class_ssl" in source["Channel"]
+    assert "self.connection.client.alt" in inspect.getsource(stock.SentinelChannel)
     assert "self.handlers = {'BRPOP': self._brpop_read" in source["Channel"]
     assert "add_reader(fd, on_readable, fd) for fd in cycle.fds" in source["Transport"]
     assert "dumps([message._raw, EX, RK])" in source["QoS"]

@@ -40,7 +40,7 @@ def test_celery_takes_the_class_from_the_address(worker: Celery):
     assert type(worker.backend) is ResultBackend
 
 
-@pytest.mark.parametrize("url", ["db+postgresql://h/d", "rpc://", "sentinel://h:1"])
+@pytest.mark.parametrize("url", ["db+postgresql://h/d", "rpc://"])
 def test_an_address_that_is_not_redis_stays_unchanged(url: str):
     """Other backends are left to Celery."""
     assert address(url) == url

@@ -16,6 +16,7 @@ from psycopg2.extensions import POLL_OK, POLL_READ
 from sqlalchemy import Engine, event
 
 from tests.simulation import sql
+from tests.simulation.clock import Clock
 from tests.simulation.scheduler import Broken, Crash, Fault, Process, current, step
 
 #: Seconds after which an answer is late enough to ask whether a lock keeps it.
@@ -43,8 +44,33 @@ DEFAULTS = """
 SELECT table_name, column_name, replace(column_default, 'pg_catalog.', '') FROM information_schema.columns
 WHERE table_schema = 'public' AND column_default ~ '^(now|clock_timestamp)\\(\\)$'
 """
-BEGIN = "BEGIN; SELECT set_config('sim.now', nextval('sim.clock')::text, true)"
-SET_NOW = "SELECT set_config('sim.now', nextval('sim.clock')::text, true); "
+#: All that is committed, in one statement, hence of one moment.
+SNAPSHOT = """
+SELECT
+ (SELECT coalesce(json_agg(json_build_array(reference, sku, purchased_quantity, allocated_quantity)), '[]')
+  FROM batches),
+ (SELECT coalesce(json_agg(json_build_array(orderid, sku, qty, batch_reference)), '[]') FROM allocations),
+ (SELECT coalesce(json_agg(json_build_object('id', task_id, 'key', coalesce(idempotency_key, task_id),
+    'command', command, 'result', result, 'error', error->>'type')), '[]') FROM inbox),
+ (SELECT coalesce(json_agg(json_build_object('id', id, 'type', event_type, 'payload', payload,
+    'handler', handler, 'status', status, 'attempts', attempts, 'run', reruns, 'cause', causation_id,
+    'crashes', crashes,
+    'listed', (SELECT count(*) FROM attempts WHERE delivery_id = deliveries.id AND run = reruns))), '[]')
+  FROM deliveries),
+ (SELECT coalesce(json_agg(json_build_array(position, event_id, subject, causation_id)
+    ORDER BY position), '[]')
+  FROM announcements),
+ (SELECT coalesce(json_agg(json_build_array(job, key, handler) ORDER BY position), '[]') FROM effects),
+ (SELECT count(*) FROM dead_letters WHERE reason = 'killed its worker'),
+ (SELECT coalesce(json_agg(json_build_array(token, run)), '[]') FROM attempts)
+"""
+
+#: The server's clock follows that of the schedule, and never goes back.
+SET_CLOCK = "setval('sim.clock', greatest(nextval('sim.clock'), %d))"
+SET_NOW = f"SELECT set_config('sim.now', {SET_CLOCK}::text, true); "
+
+#: Seconds that the server's clock may be behind within a transaction.
+BEHIND_S = 0.5
 
 #: Errors that mean the same as a connection that is gone.
 GONE = "server closed the connection unexpectedly"
@@ -76,15 +102,14 @@ class Cursor(psycopg2.extensions.cursor):
         if statement == "ROLLBACK":
             step("ROLLBACK", lambda: super(Cursor, self).execute(statement))
             return
-        sent = statement
         if statement == "BEGIN":
-            super().execute(BEGIN)
+            connection.begins = True
             return
-        if not connection.autocommit and connection.status == psycopg2.extensions.STATUS_READY:
-            sent = SET_NOW + statement
         ends = statement == "COMMIT"
         connection.step(
-            sql.shown(statement), lambda: super(Cursor, self).execute(sent), ends and connection.wrote
+            sql.shown(statement),
+            lambda: super(Cursor, self).execute(connection.at_this_time(statement)),
+            ends and connection.wrote,
         )
         connection.wrote = not ends and (
             connection.wrote or (self.rowcount > 0 and not statement.startswith("SELECT"))
@@ -96,20 +121,40 @@ class Connection(psycopg2.extensions.connection):
 
     owner: Process | None = None
     database: Any = None
+    engine: Engine | None = None
     abandoned = False
     pid = 0
     wrote = False  # in this transaction
+    begins = False  # with the next statement, which saves a round trip
     waits = False  # the driver is in the middle of a statement, and will close it itself
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor whose statements are steps."""
         return super().cursor(*args, **{"cursor_factory": Cursor, **kwargs})
 
+    def at_this_time(self, statement: str) -> str:
+        """Return the statement with what has to be sent before it, so that the server knows the time."""
+        database, begins = self.database, self.begins
+        self.begins = False
+        at = int(database.clock.at * 1_000_000)
+        if begins or (not self.autocommit and self.status == psycopg2.extensions.STATUS_READY):
+            database.clock_at = database.clock.at
+            return f"{'BEGIN; ' if begins else ''}{SET_NOW % at}{statement}"
+        if database.clock.at > database.clock_at + BEHIND_S and statement != "COMMIT":
+            database.clock_at = database.clock.at
+            return f"SELECT {SET_CLOCK % at}; {statement}"
+        return statement
+
     def step(self, name: str, do: Any, changes: bool) -> None:
         """Make a step with this connection; a process that uses one owns it from then on."""
+
+        def run() -> None:
+            do()
+            self.database.committed = self.database.committed or changes
+
         step(
             name,
-            do,
+            run,
             *FAULTS,
             error=lambda: psycopg2.OperationalError(GONE),
             lose=self.lose,
@@ -119,8 +164,10 @@ class Connection(psycopg2.extensions.connection):
     def require_alive(self) -> None:
         """Raise Crash where the process is dead."""
         process = current()
-        if self.abandoned or (process is not None and process.dead):
+        if process is not None and process.dead:
             raise Crash
+        if self.abandoned:
+            raise RuntimeError("a process has got the connection of a dead one")  # ours, not the product's
         if process is not None and process is not self.owner:
             self.owner = process
             process.connections.append(self)
@@ -144,7 +191,11 @@ class Connection(psycopg2.extensions.connection):
 
     def close(self) -> None:
         """Close; the session of a dead process stays until the schedule ends it."""
-        if not self.abandoned and not self.closed:
+        if self.abandoned or self.closed:
+            return
+        if current() is None:
+            self.database.release(self)
+        else:
             self.database.end(self)
 
     def lose(self) -> None:
@@ -155,6 +206,23 @@ class Connection(psycopg2.extensions.connection):
         """Tell whether a transaction is open on the server, or a statement is under way."""
         return self.closed or self.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE
 
+    def in_statement(self) -> bool:
+        """Tell whether a statement is under way."""
+        return self.info.transaction_status not in (
+            psycopg2.extensions.TRANSACTION_STATUS_IDLE,
+            psycopg2.extensions.TRANSACTION_STATUS_INTRANS,
+            psycopg2.extensions.TRANSACTION_STATUS_INERROR,
+        )
+
+    def begin_anew(self) -> None:
+        """Forget everything, as a new session does, without the time that a server takes to start one."""
+        super().rollback()
+        self.autocommit = True
+        with super().cursor() as run:
+            run.execute("ROLLBACK")
+            run.execute("DISCARD ALL")
+        self.autocommit = False
+
     def really_close(self) -> None:
         """Close the socket."""
         super().close()
@@ -163,13 +231,19 @@ class Connection(psycopg2.extensions.connection):
 class Database:
     """One database of a server, and a session of our own to look at the others."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Clock) -> None:
         self.dsn = url.replace("+psycopg2", "", 1)
+        self.clock = clock
+        self.clock_at = 0.0  # what the server was told last
+        self.committed = True  # something, since the latest snapshot
         self._prepare()
         self.monitor = psycopg2.connect(self.dsn)
         self.monitor.autocommit = True
         self._cursor = self.monitor.cursor()
+        self._cursor.execute(f"PREPARE snapshot AS {SNAPSHOT}")
         self.blocked: dict[int, Any] = {}
+        self.spare: list[Any] = []  # sessions of dead processes, as good as new
+        self.open: dict[Engine, Any] = {}  # the latest connection of each
         psycopg2.extensions.set_wait_callback(self._wait)
 
     def _prepare(self) -> None:
@@ -184,10 +258,15 @@ class Database:
             run.execute(f"ALTER DATABASE {name} SET search_path = sim, pg_catalog, public")
             run.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
             self.tables = [name for (name,) in run.fetchall() if name != "alembic_version"]
+            run.execute("SELECT quote_ident(sequencename) FROM pg_sequences WHERE schemaname = 'public'")
+            starts = [f"setval('{sequence}', 1, false)" for (sequence,) in run.fetchall()]
+            self._begin_numbers = f"SELECT {', '.join(starts)}"
         setup.close()
 
     def close(self) -> None:
         """Give the driver back as it was."""
+        for connection in self.spare:
+            connection.really_close()
         psycopg2.extensions.set_wait_callback(None)
         self.monitor.close()
 
@@ -196,40 +275,72 @@ class Database:
         self._cursor.execute(query, params)
         return self._cursor.fetchall()
 
+    def snapshot(self) -> tuple[Any, ...]:
+        """Return all that is committed, of one moment."""
+        self.committed = False
+        return self.ask("EXECUTE snapshot")[0]
+
     def run(self, statement: str) -> None:
         """Run a statement of our own."""
         self._cursor.execute(statement)
 
     def empty(self, *, thoroughly: bool = False) -> None:
-        """Delete all rows; thoroughly, so that rows lie in the same places the next time."""
+        """Delete all rows, so that rows lie in the same places the next time; thoroughly, in new files."""
         if thoroughly:
             self._cursor.execute(f"TRUNCATE {', '.join(self.tables)} RESTART IDENTITY CASCADE")
         else:
             order = sorted(self.tables, key=["deliveries", "batches", "products"].count)
             last = [name for name in ("deliveries", "batches", "products") if name in order]
             tables = [name for name in order if name not in last] + last
-            self._cursor.execute("; ".join(f"DELETE FROM {table}" for table in tables))  # noqa: S608  of ours
+            deleted = "; ".join(f"DELETE FROM {table}" for table in tables)  # noqa: S608  of ours
+            self._cursor.execute(f"{deleted}; {self._begin_numbers}")
+        self._cursor.execute(f"VACUUM (INDEX_CLEANUP ON) {', '.join(self.tables)}")
 
     def set_clock(self, at: float) -> None:
         """Have the server's clock say so; it never goes back within a schedule."""
         self._cursor.execute("SELECT setval('sim.clock', %s)", (int(at * 1_000_000),))
+        self.clock_at, self.committed = at, True
 
     def own(self, engine: Engine) -> None:
         """Have an engine make connections whose statements are steps."""
 
         @event.listens_for(engine, "do_connect")
-        def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
+        def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> Any:
             options["connection_factory"] = Connection
+            return self.spare.pop() if self.spare else None
 
         # First of all that happens to a connection.
         @event.listens_for(engine, "connect", insert=True)
         def adopt(connection: Any, _record: Any) -> None:
             connection.database, connection.pid = self, connection.get_backend_pid()
+            connection.abandoned = connection.wrote = connection.begins = connection.waits = False
             connection.owner = current()
             if connection.owner is not None:
                 connection.owner.connections.append(connection)
+            connection.engine = engine
+            self.open[engine] = connection
+
+    def connection_of(self, engine: Engine) -> Any:
+        """Return an engine's latest connection if it is open; None if its process died, or lost it."""
+        found = self.open.get(engine)
+        is_open = found is not None and found.engine is engine and not found.closed and not found.abandoned
+        return found if is_open else None
+
+    def has_one(self, engine: Engine) -> bool:
+        """Tell whether an engine has one open connection, which nobody uses."""
+        pool: Any = engine.pool
+        return pool.checkedin() == 1 and pool.checkedout() == 0 and self.connection_of(engine) is not None
 
     # Ends of sessions
+
+    def release(self, connection: Any) -> None:
+        """Have a dead process's session end: what it leaves is undone, and the next process gets the rest."""
+        connection.abandoned = True
+        if connection.closed or connection.waits or connection.in_statement():
+            self.end(connection)
+        else:
+            connection.begin_anew()
+            self.spare.append(connection)
 
     def end(self, connection: Any) -> None:
         """End a session, and wait until its locks are gone."""

@@ -230,6 +230,12 @@ def _(_world: World, stack: ExitStack) -> None:
     without(stack, attempts, "NOTE_FAILED", " AND reruns = :run")
 
 
+@mutation("failures of earlier runs are counted for this one")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "CLAIM", " AND run = deliveries.reruns")
+    without(stack, attempts, "COUNT_OPEN", " AND run = %(run)s")
+
+
 @mutation("pruning takes what failed")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "PRUNE", "('done', 'discarded')", instead="('done', 'discarded', 'failed')")

@@ -46,6 +46,9 @@ class Plan:
     relays: int = 2
     failing: str = ""  # a handler of events that always fails
     failing_for_s: float = 0.0
+    deadly: str = ""  # a handler of events that kills its worker
+    deadly_for_s: float = 0.0
+    hangs: float = 0.0  # how likely a handler that fails does it only when its session is gone
     stays_s: float = 0.0  # how long the schedule goes on when all is done
     prepared: tuple[Order, ...] = ()  # carried out before the schedule begins
     copies: Order | None = None  # a command of which two copies are there from the beginning
@@ -83,9 +86,13 @@ def random_plan(seed: int) -> Plan:
         used += orders
         for count in range(random.randint(1, 3)):
             order = _order(random, f"{name}{count}", skus)
-            if used and random.random() < 0.25:  # the same once more, or another command under a used key
+            if used and random.random() < 0.35:  # the same once more, or another command under a used key,
                 other = random.choice(used)
-                order = Order(other.key, random.choice((other, other, order)).commands[:1])
+                same, another = other.commands[:1], order.commands[:1]
+                # or the same under a new key.
+                order = random.choice(
+                    (Order(other.key, same), Order(other.key, another), Order(order.key, same))
+                )
             used.append(order)
             orders = [*orders, order]
         senders[name] = orders
@@ -103,12 +110,15 @@ def random_plan(seed: int) -> Plan:
         odds,
         duplicates=random.choice((0, 0, 1, 2)),
         forgets=random.choice((0, 0, 0, 1)),
-        operators=2 if for_good else random.choice((0, 0, 1)),
+        operators=random.choice((0, 1, 2)) if for_good else random.choice((0, 0, 1)),
         workers=random.choice((2, 2, 3)),
         relays=random.choice((1, 2)),
         failing=FAILING[0] if for_good else random.choice(("", "", *FAILING)),
         failing_for_s=1000.0 if for_good else random.choice((1.0, 8.0, 40.0)),
-        stays_s=random.choice((30.0, 100.0)) if for_good else 0.0,
+        hangs=random.choice((0.0, 0.1, 0.3)),
+        deadly=FAILING[0] if random.random() < 0.12 else "",
+        deadly_for_s=random.choice((15.0, 1000.0)),
+        stays_s=random.choice((15.0, 40.0)) if for_good else 0.0,
     )
 
 

@@ -63,6 +63,7 @@ class Process:
     dead: bool = False
     done: bool = False
     background: bool = False  # it never ends by itself
+    faults: int = 0  # how many have hit it
     connections: list[Any] = field(default_factory=list)
     on_crash: list[Callable[[], object]] = field(default_factory=list)
 
@@ -212,7 +213,6 @@ class Scheduler:
             process = self.choices.pick(ready, self.odds.go_on)
         if process.wakes_at is not None and process not in ready:
             self.clock.at = max(self.clock.at, process.wakes_at)
-            self.changed = True  # the server's clock has to follow
         return process
 
     def _is_ready(self, process: Process) -> bool:
@@ -249,6 +249,7 @@ def step(
     process.pause()
     fault = scheduler.fault(faults)
     scheduler.tell(name if fault is Fault.NONE else f"{name}: {fault}")
+    process.faults += fault is not Fault.NONE
     if fault is Fault.CRASH_BEFORE:
         scheduler.die(process)
     if fault is Fault.SLOW_CRASH:

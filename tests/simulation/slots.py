@@ -44,12 +44,12 @@ def settings_on(url: str) -> Settings:
         event_max_retries=2,
         event_jitter=False,
         relay_grace_s=4,
-        relay_grace_max_s=30,
-        rerun_cooldown_s=8,
+        relay_grace_max_s=10,
+        rerun_cooldown_s=5,
         rerun_cooldown_max_s=60,
         rerun_max=1,
-        done_retention_s=40,
-        prune_interval_s=40,
+        done_retention_s=12,
+        prune_interval_s=12,
         smtp_timeout_s=5,
     )
 

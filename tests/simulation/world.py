@@ -7,6 +7,7 @@ import logging
 import random
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -45,6 +46,9 @@ STEPS = 6000
 #: Seconds until the messages of a dead worker, or the locks of its session, are free.
 LEASE_S, SESSION_S = 10.0, 3.0
 
+#: Seconds that a handler may hang before it fails: its session has ended by then, or even its run is over.
+HANGS_S = (SESSION_S - 1, SESSION_S + 1, 12.0, 30.0)
+
 
 class HandlerFailed(RuntimeError):
     """What a handler raises where the schedule says so."""
@@ -67,7 +71,7 @@ class World:
         logging.disable(logging.CRITICAL)
         self.url = url
         self.clock = Clock(lambda seconds: _sleep(seconds))
-        self.database = Database(url)
+        self.database = Database(url, self.clock)
         self.apps = {
             name: slots.app_on(url, self.database, self.clock)
             for name in ("worker 1", "worker 2", "worker 3", "relay 1", "relay 2", "anna", "bert")
@@ -80,6 +84,9 @@ class World:
         self.clients = {name: slots.client_on(self.clock) for name in ("shop", "office", "store")}
         self.bus = slots.simulated_bus()
         self.played = 0
+        gc.collect()
+        gc.freeze()  # a collection looks only at what schedules have made
+        gc.disable()  # and never in the middle of one
 
     def close(self) -> None:
         """Close all connections."""
@@ -90,6 +97,8 @@ class World:
         for client in self.clients.values():
             client.app.close()
         self.database.close()
+        gc.enable()
+        gc.unfreeze()
         logging.disable(logging.NOTSET)
 
     def _connect_again(self) -> None:
@@ -98,19 +107,20 @@ class World:
         A pool asks a connection that it kept whether it is alive, which is a step, and a new one it does not.
         """
         for engine in self.engines:
-            with engine.connect() as connection:
-                kept: Any = connection.connection.dbapi_connection
-                is_alive = not (kept.closed or kept.abandoned)
-            if not is_alive or engine.pool.checkedin() != 1:  # type: ignore[attr-defined]  # a QueuePool
+            if not self.database.has_one(engine):
                 engine.dispose()
                 engine.connect().close()
 
     def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
         """Play one schedule."""
         self.played += 1
+        if self.played % 20 == 0:
+            gc.collect()
         thoroughly = thoroughly or self.played % 200 == 1
         self.database.empty(thoroughly=thoroughly)
         self._connect_again()
+        for app in self.apps.values():
+            app.runtime.pauses.forget()
         self.clock.at = EPOCH
         self.database.set_clock(EPOCH)
         scheduler = Scheduler(choices, plan.odds, self.clock)
@@ -139,7 +149,9 @@ class Run:
     plan: Plan
     scheduler: Scheduler
     failing: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by process: (delivery, token)
-    deaths: dict[str, int] = field(default_factory=dict)  # by message
+    lost: Counter[tuple[str, int]] = field(default_factory=Counter)  # workers, by delivery and run
+    killed: Counter[tuple[str, int]] = field(default_factory=Counter)  # those, by a deadly handler
+    workers: dict[str, Worker] = field(default_factory=dict)  # by process
     begun: dict[str, int] = field(default_factory=dict)  # by message
     zombies: list[Any] = field(default_factory=list)
     at_db: float = 0.0
@@ -150,6 +162,7 @@ class Run:
         self.broker, self.results, self.mails = Broker(world.clock), Results(), []
         self.mails: list[str]
         self.books = Books(world.database, self.broker, self.results, world.bus, self.mails)
+        self.books.lost = self.may_be_lost
         scheduler = self.scheduler
         scheduler.has_answer = world.database.has_answer
         scheduler.abandon = self.abandon
@@ -202,11 +215,10 @@ class Run:
         worker.after = self.handled
         worker.before = self.taken
         process = self.scheduler.start(name, worker.run, background=True)
+        self.workers[name] = worker
 
         def died() -> None:
-            message = worker.handling
-            if message is not None:
-                self.deaths[message.id] = self.deaths.get(message.id, 0) + 1
+            self.note_lost(worker)
             self.failing.pop(name, None)
             self.scheduler.start(f"lease of {worker.name}", lambda: self.end_lease(worker), background=True)
             self.restart(name, self.start_worker)
@@ -232,8 +244,10 @@ class Run:
 
     def restart(self, name: str, start: Any) -> None:
         """Begin anew with fresh connections, a while later."""
-        runtime = self.world.apps[name].runtime
+        runtime, database = self.world.apps[name].runtime, self.world.database
         for engine in (runtime.engine, runtime.dead_letters.engine):
+            if idle := database.connection_of(engine):
+                database.release(idle)
             engine.dispose(close=False)
 
         def come_back() -> None:
@@ -244,12 +258,16 @@ class Run:
 
     def abandon(self, process: Process, slowly: bool) -> None:
         """End the sessions of a dead process, now or later."""
-        connections = [one for one in process.connections if not one.abandoned and not one.closed]
+        connections = [
+            one
+            for one in process.connections
+            if one.owner is process and not one.abandoned and not one.closed
+        ]
         for connection in connections:
             connection.abandoned = True
         if not slowly:
             for connection in connections:
-                self.world.database.end(connection)
+                self.world.database.release(connection)
             return
         self.zombies += connections
 
@@ -264,7 +282,7 @@ class Run:
         """End the session of a dead process."""
         if connection in self.zombies:
             self.zombies.remove(connection)
-            self.world.database.end(connection)
+            self.world.database.release(connection)
 
     def trouble(self) -> None:
         """Repeat messages that are held or wait, and forget all, as often as the plan says."""
@@ -320,11 +338,44 @@ class Run:
         process = current()
         if process is None or not hasattr(job, "token"):
             return
+        if handler == self.plan.deadly and self.world.clock.at < EPOCH + self.plan.deadly_for_s:
+            self.kill(job, handler, process)
         is_out = handler == self.plan.failing and self.world.clock.at < EPOCH + self.plan.failing_for_s
         if is_out or self.scheduler.fault((Fault.ERROR_BEFORE,)) is not Fault.NONE:
-            self.scheduler.tell("handler fails")
             self.failed(job)
+            self.hang(process)
+            self.scheduler.tell("handler fails")
             raise HandlerFailed("the schedule says so")
+
+    def kill(self, job: Any, handler: str, process: Process) -> None:
+        """Have an event kill its worker, unless it has killed too many in one run."""
+        run = job.id, job.delivery.reruns
+        self.killed[run] += 1
+        if self.killed[run] > 6 + self.plan.odds.faults + self.plan.duplicates:
+            self.scheduler.break_off(f"{handler} has killed {self.killed[run]} workers in one run")
+        self.scheduler.tell("is killed by the event")
+        self.scheduler.die(process)
+
+    def hang(self, process: Process) -> None:
+        """Have the handler fail only after a while, where the schedule says so; its session ends before."""
+        if self.scheduler.calm or not self.plan.hangs:
+            return
+        seconds = self.scheduler.choices.pick((0.0, *HANGS_S), 1 - self.plan.hangs)
+        if not seconds:
+            return
+        connections = [one for one in process.connections if not one.closed and one.in_use()]
+        self.scheduler.tell(f"hangs for {seconds} s")
+
+        def end() -> None:
+            self.scheduler.sleep(SESSION_S)
+            for connection in connections:
+                if hanging and not process.dead and not connection.closed:
+                    step(f"the idle session of {process.name} ends", lambda one=connection: one.lose())
+
+        hanging = [process]
+        self.scheduler.start(f"idle sessions of {process.name}", end, background=True)
+        self.scheduler.sleep(seconds)
+        hanging.clear()
 
     def failed(self, job: Any) -> None:
         """Remember an attempt that failed: it must be counted."""
@@ -335,6 +386,8 @@ class Run:
 
     def taken(self, message: Message) -> None:
         """Remember when a message was taken; a bulk message's commands are named after it."""
+        if process := current():
+            process.faults = 0
         self.books.taken[message.id] = self.books.checks
         for position in range(4):
             self.books.taken[f"{message.id}.{position}"] = self.books.checks
@@ -342,16 +395,29 @@ class Run:
     def handled(self) -> None:
         """Check that the attempts that failed are counted, once their message is done with."""
         process = current()
+        if process is not None and process.faults:
+            self.note_lost(self.workers[process.name])
         for delivery_id, token in self.failing.pop(process.name if process else "", []):
             self.must_be_counted(delivery_id, token)
 
+    def note_lost(self, worker: Worker) -> None:
+        """Remember a worker that may not have counted its attempt."""
+        if worker.handling is not None and (row := self.books.deliveries.get(worker.handling.id)):
+            self.lost[row["id"], row["run"]] += 1
+
+    def may_be_lost(self, delivery_id: str, run: int) -> int:
+        """Return how many workers were lost with a delivery, or are busy with it."""
+        busy = (one.handling for one in self.workers.values())
+        return self.lost[delivery_id, run] + sum(1 for one in busy if one and one.id == delivery_id)
+
     def must_be_counted(self, delivery_id: str, token: str) -> None:
-        """Raise Broken where an attempt at a pending delivery left no trace."""
+        """Raise Broken where an attempt at a pending delivery left no trace in its run."""
         rows = self.world.database.ask(
             "SELECT EXISTS (SELECT FROM attempts WHERE token = %(token)s)"
             " OR EXISTS (SELECT FROM open_attempts WHERE token = %(token)s AND state = 'failed')"
-            " OR NOT EXISTS (SELECT FROM deliveries WHERE id = %(id)s AND status = 'pending')",
-            {"token": token, "id": delivery_id},
+            " OR NOT EXISTS (SELECT FROM deliveries"
+            "                WHERE id = %(id)s AND status = 'pending' AND reruns = %(run)s)",
+            {"token": token, "id": delivery_id, "run": self.books.runs[token]},
         )
         if rows != [(True,)]:
             self.scheduler.break_off(
@@ -364,6 +430,10 @@ class Run:
 
     def published(self, message: Message) -> None:
         """Remember the key and the command of a message, to compare them with what is done."""
+        if (wait_s := message.due - self.world.clock.at) > 0:
+            self.scheduler.start(
+                f"{message.id[-12:]} is due", lambda: self.scheduler.sleep(wait_s), background=True
+            )
         key = message.headers.get(IDEMPOTENCY_KEY) or message.id
         self.books.keys[message.id] = key
         expires = message.headers.get("expires")
@@ -424,10 +494,9 @@ class Run:
                 if connection.closed or connection.abandoned:
                     continue
                 if connection.status != psycopg2.extensions.STATUS_READY or connection.in_use():
-                    connection.abandoned = True
-                    self.world.database.end(connection)
+                    self.world.database.release(connection)
         for connection in self.zombies:
-            self.world.database.end(connection)
+            self.world.database.release(connection)
         for process in list(scheduler.processes):
             if process.greenlet:
                 process.greenlet.throw(Crash)
@@ -462,7 +531,6 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         return uuid.UUID(int=ids.getrandbits(128), version=4)
 
     urandom = SimpleNamespace(urandom=lambda size: ids.randbytes(size), getpid=messaging.delivery.os.getpid)
-    gc.disable()
     try:
         with (
             warnings.catch_warnings(
@@ -479,7 +547,6 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         ):
             yield
     finally:
-        gc.enable()
         random.setstate(state)
         for stack in (brokers.current_broker, stores.current_results, slots.watch_begin, slots.watch_end):
             stack.pop()

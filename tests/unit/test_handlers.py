@@ -96,7 +96,7 @@ def test_lines_that_no_longer_fit_are_allocated_again_elsewhere(uow):
 
 
 def test_the_log_line_before_handling_recreates_the_message(uow, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     command = commands.CreateBatch("b1", 'LAMP\'s "finest"', 9, datetime.date(2026, 1, 1))
 
     messagebus.handle(command, uow)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from messaging import __version__
-from messaging.operator.cli import reruns  # noqa: F401  # adds to `deliveries`
+from messaging.operator.cli import pauses, reruns  # noqa: F401  # add to `deliveries`
 from messaging.operator.cli.check import check
 from messaging.operator.cli.commands import commands_of
 from messaging.operator.cli.dead_letters import dead_letters

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import click
+from rich.text import Text
 
 from messaging.delivery import Delivery, Status
 from messaging.messages import Event
@@ -17,11 +18,13 @@ from messaging.operator.cli.options import (
     json_option,
     list_limit_option,
 )
-from messaging.operator.cli.output import age, console, print_json, print_table, when
+from messaging.operator.cli.output import age, console, print_json, print_table, printable, when
 from messaging.operator.cli.tool import Failure, Group, Tool
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.loading import from_text
+from messaging.operator.pausing import active, shown
 from messaging.operator.stats import Statistics
+from messaging.operator.waits import why
 from messaging.postgres.filters import DeliveryFilter
 from messaging.worker.dispatcher import shown_event
 
@@ -40,8 +43,8 @@ pass_tool = click.make_pass_decorator(Tool)
 def deliveries() -> None:
     """Inspect and re-run deliveries of events to their handlers.
 
-    A delivery is one event for one handler. It is pending until its handler succeeds, failed once its
-    attempts are used up, and discarded if an operator gives it up.
+    A delivery is one event for one handler. It is pending until its handler succeeds, waiting while something
+    holds it back, failed once its attempts are used up, and discarded if an operator gives it up.
     """
 
 
@@ -65,10 +68,18 @@ def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, *
     rows = DeliveryQueries(tool.runtime.engine).find(which, _states(statuses, which), limit)
     if as_json:
         print_json([_record(tool, row) for row in rows])
-    elif rows:
+        return
+    say_pauses(tool)
+    if rows:
         print_table(("id", "status", "since", "what"), (_line(tool, row) for row in rows))
     else:
         console().print("No deliveries match.")
+
+
+def say_pauses(tool: Tool) -> None:
+    """Print what is paused."""
+    for pause in active(tool.runtime):
+        console().print(Text(f"Paused: {printable(shown(pause))}", "yellow"), soft_wrap=True)
 
 
 def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
@@ -80,7 +91,8 @@ def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
 def _line(tool: Tool, row: Delivery) -> tuple[object, ...]:
     tries = f"{row.attempts} tries" + (f", re-run {row.reruns}" if row.reruns else "")
     error = f"\n{row.last_error[:SHOWN_ERROR]}" if row.last_error else ""
-    what = f"{_event(tool, row)} for {row.handler}, {tries}{error}"
+    waits = why(tool.project, row, tool.runtime.pauses.seen())
+    what = f"{_event(tool, row)} for {row.handler}, {tries}{f', {waits}' if waits else ''}{error}"
     return row.id, row.status, row.finished_at or row.created_at, what
 
 
@@ -89,7 +101,8 @@ def _event(tool: Tool, row: Delivery) -> str:
 
 
 def _record(tool: Tool, row: Delivery) -> dict[str, Any]:
-    return {**asdict(row), "event": _event(tool, row)}
+    waits = why(tool.project, row, tool.runtime.pauses.seen())
+    return {**asdict(row), "event": _event(tool, row), "waits": waits}
 
 
 @deliveries.command(epilog="Example:\n  {prog} deliveries show 0198c6a2-0000-7000-8000-000000000000")
@@ -109,7 +122,7 @@ def show(tool: Tool, delivery_id: UUID, as_json: bool) -> None:
         }
         print_json({**asdict(found), **shown, "event": _event(tool, found.delivery)})
     else:
-        story.print_story(tool.project, found)
+        story.print_story(tool.project, found, why(tool.project, found.delivery, tool.runtime.pauses.seen()))
 
 
 @deliveries.command(
@@ -153,6 +166,7 @@ def stats(tool: Tool, as_json: bool) -> None:
         failures = {when(hour): n for hour, n in found.failures.items()}
         print_json({**asdict(found), "deliveries": counts, "failures": failures})
         return
+    say_pauses(tool)
     rows = ((f"{c['count']:,}", c["status"], c["handler"]) for c in counts)
     print_table(("count", "status", "handler"), rows)
     console().print(f"\noldest pending: {age(found.oldest_pending_s)}")

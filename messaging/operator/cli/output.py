@@ -23,7 +23,7 @@ SENTENCE = 30
 INDENT = (0, 0, 0, 2)
 
 STYLES = {
-    "pending": "yellow", "done": "green", "failed": "red", "discarded": "dim",
+    "pending": "yellow", "waiting": "cyan", "done": "green", "failed": "red", "discarded": "dim",
     "open": "red", "replayed": "green", "ok": "green", "look": "yellow", "wrong": "red",
 }  # fmt: skip
 

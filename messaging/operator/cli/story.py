@@ -10,7 +10,7 @@ from messaging.project import Project
 from messaging.worker.dispatcher import shown_event
 
 
-def print_story(project: Project, story: Story) -> None:
+def print_story(project: Project, story: Story, waits: str = "") -> None:
     """Print everything known about a delivery; its event first, as a line to paste into Python."""
     row = story.delivery
     console().print(Text(shown_event(project, row), "bold"), soft_wrap=True)
@@ -19,6 +19,7 @@ def print_story(project: Project, story: Story) -> None:
             ("delivery", row.id),
             ("handler", row.handler),
             ("status", row.status),
+            ("waits", waits),
             ("reason", row.reason),
             ("raised", row.created_at),
             ("ended", row.finished_at),

@@ -93,6 +93,7 @@ class Tool:
             refusals=known_errors(self.project.refusals).values(),
             signing=settings.signing,
             ca_file=settings.tls_ca_file,
+            sentinel=settings.sentinel,
         )
 
     @property

@@ -1,0 +1,83 @@
+"""`deliveries pause`, `resume` and `pauses`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from messaging.operator.cli.deliveries import deliveries
+from messaging.operator.cli.options import REASON, TEXT, json_option
+from messaging.operator.cli.output import console, print_json, print_table
+from messaging.operator.cli.tool import Tool
+from messaging.operator.pausing import Pausing, active
+from messaging.postgres.pauses import Scope
+
+pass_tool = click.make_pass_decorator(Tool)
+
+SUBJECT = (
+    click.argument("handler", metavar="[HANDLER]", required=False, type=TEXT),
+    click.option("--event", type=TEXT, help="All handlers of events of this class."),
+    click.option("--all", "everything", is_flag=True, help="All handlers of all events."),
+)
+
+
+def subject(function: Any) -> Any:
+    """Give a command the options that say what is paused."""
+    for option in reversed(SUBJECT):
+        function = option(function)
+    return function
+
+
+def _subject(handler: str | None, event: str | None, everything: bool) -> tuple[Scope, str]:
+    given = [
+        (Scope.HANDLER, handler), (Scope.EVENT, event), (Scope.ALL, "" if everything else None),
+    ]  # fmt: skip
+    chosen = [(scope, name) for scope, name in given if name is not None]
+    if len(chosen) != 1:
+        raise click.UsageError("Name one handler, or pass --event EVENT or --all.")
+    return chosen[0]
+
+
+@deliveries.command(
+    epilog="""Example:
+  {prog} deliveries pause {handler} --reason "the mail server is being moved"
+  {prog} deliveries pause --event {event} --reason "wrong prices"
+"""
+)
+@subject
+@click.option("--reason", required=True, type=REASON, help="Why; shown wherever its deliveries are listed.")
+@pass_tool
+def pause(tool: Tool, handler: str | None, event: str | None, everything: bool, reason: str) -> None:
+    """Stop a handler, the handlers of an event, or all, until `resume`.
+
+    Their deliveries wait and use up no attempts. What is running finishes. Workers notice within a second.
+    """
+    scope, name = _subject(handler, event, everything)
+    console().print(Pausing(tool.dispatcher).pause(scope, name, tool.actor, reason))
+
+
+@deliveries.command(epilog="Example:\n  {prog} deliveries resume {handler}")
+@subject
+@click.option("--reason", type=REASON, help="Why; kept in the audit.")
+@pass_tool
+def resume(tool: Tool, handler: str | None, event: str | None, everything: bool, reason: str | None) -> None:
+    """End a pause; the relay sends what waits, only as fast as workers take it."""
+    scope, name = _subject(handler, event, everything)
+    console().print(Pausing(tool.dispatcher).resume(scope, name, tool.actor, reason))
+
+
+@deliveries.command(epilog="Example:\n  {prog} deliveries pauses")
+@json_option
+@pass_tool
+def pauses(tool: Tool, as_json: bool) -> None:
+    """List what is paused, by whom, why and since when."""
+    found = active(tool.runtime)
+    if as_json:
+        print_json([asdict(one) for one in found])
+    elif found:
+        rows = ((one.subject, one.at, one.actor, one.reason) for one in found)
+        print_table(("paused", "since", "by", "why"), rows)
+    else:
+        console().print("Nothing is paused.")

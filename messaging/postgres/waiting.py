@@ -1,0 +1,125 @@
+"""Deliveries that are put aside, so that no message reaches their handler, and are woken later.
+
+A waiting delivery uses up no attempt. Workers claim pending deliveries only, also workers of older releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, text
+
+from messaging.delivery import Delivery, Waits
+from messaging.postgres.transaction import Transaction
+
+#: The caller has locked the row.
+HOLD = """
+UPDATE deliveries SET status = 'waiting', waits_for = %(why)s, due_at = coalesce(%(until)s, due_at)
+WHERE id = %(id)s AND status = 'pending'"""
+
+PUT_ASIDE = text("""
+WITH chosen AS (
+    SELECT id FROM deliveries
+    WHERE status = 'pending' AND (
+        (CAST(:ids AS uuid[]) IS NOT NULL AND id = ANY(CAST(:ids AS uuid[])))
+        OR :everything OR handler = ANY(:handlers) OR event_type = ANY(:events))
+    LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+UPDATE deliveries SET status = 'waiting', waits_for = :why FROM chosen
+WHERE deliveries.id = chosen.id AND deliveries.status = 'pending'
+RETURNING deliveries.id::text
+""")
+
+#: What waits for what: one step of the index for each combination, however many rows wait.
+QUEUES = text("""
+WITH RECURSIVE queues AS (
+    (SELECT waits_for, handler, event_type FROM deliveries WHERE status = 'waiting' ORDER BY 1, 2, 3 LIMIT 1)
+    UNION ALL
+    SELECT following.* FROM queues, LATERAL (
+        SELECT d.waits_for, d.handler, d.event_type FROM deliveries d
+        WHERE d.status = 'waiting' AND (d.waits_for, d.handler, d.event_type)
+            > (queues.waits_for, queues.handler, queues.event_type)
+        ORDER BY 1, 2, 3 LIMIT 1
+    ) following
+)
+SELECT waits_for, handler, event_type FROM queues
+""")
+
+WAKE = text("""
+WITH chosen AS (
+    SELECT id FROM deliveries
+    WHERE status = 'waiting' AND waits_for = :why AND handler = :handler AND event_type = :event_type
+    ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+UPDATE deliveries SET
+    status = 'pending', grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
+FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'waiting'
+RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+          traceparent
+""")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why a delivery must wait, and until when, if that is known."""
+
+    why: Waits
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The deliveries that wait for the same thing."""
+
+    why: str  # a `Waits`, or what another release calls it
+    handler: str
+    event_type: str
+
+
+def hold(transaction: Transaction, delivery_id: str, wait: Wait) -> None:
+    """Put aside a delivery whose row the caller has locked, and commit."""
+    transaction.write(HOLD, {"id": delivery_id, "why": wait.why, "until": wait.until})
+    transaction.commit()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The waiting deliveries of one database."""
+
+    engine: Engine
+    grace_s: float  # seconds before the relay sends another message for a delivery that was woken
+
+    def put_aside(
+        self,
+        why: Waits,
+        limit: int,
+        *,
+        ids: Sequence[str] | None = None,
+        handlers: Sequence[str] = (),
+        events: Sequence[str] = (),
+        everything: bool = False,
+    ) -> list[str]:
+        """Put aside pending deliveries that no worker is running; return their ids."""
+        facts = {
+            "why": why,
+            "limit": limit,
+            "ids": None if ids is None else list(ids),
+            "handlers": list(handlers),
+            "events": list(events),
+            "everything": everything,
+        }
+        with self.engine.begin() as connection:
+            return list(connection.execute(PUT_ASIDE, facts).scalars())
+
+    def queues(self) -> list[Queue]:
+        """Return what waits, and for what."""
+        with self.engine.connect() as connection:
+            return [Queue(*row) for row in connection.execute(QUEUES)]
+
+    def wake(self, queue: Queue, limit: int) -> list[Delivery]:
+        """Set the first of them back to pending, and return them for sending."""
+        with self.engine.begin() as connection:
+            rows = connection.execute(WAKE, {**vars(queue), "limit": limit, "grace_s": self.grace_s})
+            return [Delivery.to_send(row) for row in rows]

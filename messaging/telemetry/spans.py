@@ -1,0 +1,91 @@
+"""A span for each message that a worker handles, for the trace that the message belongs to.
+
+Names and attributes follow the semantic conventions for messaging. No payloads: what a message says is in
+the log and in the database. (docs/adr/043)
+Source: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry import context, trace
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+
+from messaging.telemetry.work import Kind, Outcome, Work
+from messaging.texts import class_name
+from messaging.tracing import context_of, span_context
+
+#: Work that has a trace. Housekeeping runs every few seconds and belongs to no order.
+TRACED = (Kind.COMMAND, Kind.BATCH, Kind.DELIVERY)
+
+#: Outcomes after which somebody has to look. A refusal is an answer.
+FAILURES = (Outcome.RETRIED, Outcome.FAILED, Outcome.ERROR)
+
+
+class Spans:
+    """Follows work with spans."""
+
+    def __init__(self, system: str) -> None:
+        self._system = system  # "redis" or "rabbitmq"
+
+    def begin(self, work: Work) -> tuple[Span, Any] | None:
+        """Open a span, below the sender's or in a new trace; SQL and sends within become its children."""
+        if work.kind not in TRACED:
+            return None
+        span = trace.get_tracer("messaging").start_span(
+            f"process {work.queue}",
+            context_of(span_context(work.traceparent)),
+            SpanKind.CONSUMER,
+            self._attributes(work),
+            _links(work),
+        )
+        return span, context.attach(trace.set_span_in_context(span))
+
+    def end(self, work: Work, begun: tuple[Span, Any] | None) -> None:
+        """Close it, with the outcome."""
+        if begun is not None:
+            span, token = begun
+            _conclude(span, work)
+            context.detach(token)
+            span.end()
+
+    def _attributes(self, work: Work) -> dict[str, Any]:
+        attributes = {
+            "messaging.system": self._system,
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": work.queue,
+            "messaging.message.id": work.task_id,
+            "messaging.message.conversation_id": work.correlation_id,
+            "messaging.batch.message_count": work.count,
+            "bus.task": work.task,
+            "bus.kind": work.kind.value,
+            "bus.handler": work.handler,
+            "bus.causation_id": work.causation_id,
+            "bus.attempt": work.attempt,
+            "bus.redelivered": work.redelivered,
+        }
+        return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _links(work: Work) -> list[Link]:
+    """Link a re-run to its first run, and a command of a batch to the batch's message."""
+    links = []
+    if work.rerun_of:
+        links.append(Link(span_context(work.rerun_of), {"bus.link": "rerun of"}))
+    around = trace.get_current_span().get_span_context()
+    if work.traceparent and around.is_valid:
+        links.append(Link(around, {"bus.link": "sent in"}))
+    return links
+
+
+def _conclude(span: Span, work: Work) -> None:
+    span.set_attribute("bus.outcome", work.outcome.value)
+    if work.delivery is not None:
+        span.set_attribute("bus.event", work.delivery.event_type)
+        span.set_attribute("bus.attempt", work.attempt_number)
+    if work.error is not None:
+        span.set_attribute("error.type", class_name(work.error))
+        if work.outcome in FAILURES:
+            span.set_status(StatusCode.ERROR)

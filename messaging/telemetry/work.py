@@ -1,0 +1,177 @@
+"""What a worker does with one message: noted once, then told to the log, the trace and the metrics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
+
+from messaging.delivery import Delivery
+from messaging.errors import AttemptsUsedUp, UnknownMessage, WorkerCrashed, describe
+from messaging.postgres.attempts import Attempt
+from messaging.postgres.inbox import Answer
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M")
+
+#: Errors that end a delivery; Celery retries it after all others.
+ENDS = (AttemptsUsedUp, WorkerCrashed, UnknownMessage)
+
+
+class Kind(StrEnum):
+    """What a message asks for."""
+
+    COMMAND = "command"
+    BATCH = "batch"  # many commands in one message
+    DELIVERY = "delivery"
+    HOUSEKEEPING = "housekeeping"
+
+
+class Outcome(StrEnum):
+    """What came of it."""
+
+    DONE = "done"
+    REFUSED = "refused"  # the answer to a command is an error
+    RETRIED = "retried"  # a delivery failed and has attempts left
+    FAILED = "failed"  # a delivery failed for the last time
+    SKIPPED = "skipped"  # a delivery is done already, or another worker has it
+    ERROR = "error"  # something else failed
+
+
+@dataclass
+class Work:
+    """One message in a worker, or one command of a message with many."""
+
+    kind: Kind
+    task: str
+    task_id: str
+    queue: str
+    correlation_id: str
+    causation_id: str | None = None
+    handler: str | None = None
+    attempt: int = 1
+    redelivered: bool = False
+    #: The trace that the message belongs to; for a re-run, that of the first run as well.
+    traceparent: str | None = None
+    rerun_of: str | None = None
+    sent_at: float | None = None  # seconds since 1970, by the sender's clock
+    count: int | None = None  # commands in a batch
+    in_batch: bool = False
+
+    message: object = None  # a command, once it is read
+    answer: Answer | None = None  # to a command
+    claim: Attempt | None = None  # at a delivery
+
+    outcome: Outcome = Outcome.DONE
+    error: BaseException | None = None
+    why: str = ""  # the error in a line
+    seconds: float = 0.0  # once it has ended
+    _began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def delivery(self) -> Delivery | None:
+        """Return the delivery, once it is claimed."""
+        return self.claim.delivery if self.claim else None
+
+    @property
+    def attempt_number(self) -> int:
+        """Return which attempt it is; the row of a delivery knows it better than the message."""
+        return self.delivery.attempts + 1 if self.delivery else self.attempt
+
+    def reading(self, read: Callable[[], M]) -> Callable[[], M]:
+        """Return `read`; it also notes the message that it returns."""
+
+        def noted() -> M:
+            self.message = message = read()
+            return message
+
+        return noted
+
+    def was_done(self, message: object, seconds: float) -> None:
+        """Note the message and how long its work has taken, where that was done beforehand."""
+        self.message = message
+        self._began -= seconds
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Note the end, and the error that ended it."""
+        self.seconds = time.perf_counter() - self._began
+        failure = self.claim.failure if self.claim else None
+        if error is not None:
+            # The handler's own error stands behind the one that Celery gets. Its text is read only once: it
+            # may take long, and the second time say something else.
+            self.error, self.outcome = error.__context__ or error, self._outcome_after(error)
+            self.why = failure.error if failure else describe(error)
+        elif self.answer is not None and self.answer.error is not None:
+            self.error, self.outcome = self.answer.error, Outcome.REFUSED
+            self.why = describe(self.error)
+        elif self.kind is Kind.DELIVERY and self.delivery is None:
+            self.outcome = Outcome.SKIPPED
+
+    def _outcome_after(self, error: BaseException) -> Outcome:
+        if self.kind is not Kind.DELIVERY:
+            return Outcome.ERROR
+        return Outcome.FAILED if isinstance(error, ENDS) else Outcome.RETRIED
+
+
+class Watcher(Protocol):
+    """Follows the work of a worker."""
+
+    def begin(self, work: Work) -> object:
+        """Note that work begins; return what `end` needs."""
+
+    def end(self, work: Work, begun: Any) -> None:
+        """Note that work has ended, in whatever way."""
+
+
+@dataclass
+class Watch:
+    """Everything that follows the work of one process."""
+
+    watchers: Sequence[Watcher] = ()
+
+    @contextmanager
+    def over(self, work: Work) -> Iterator[Work]:
+        """Follow one piece of work; its errors pass, those of a watcher are only logged."""
+        begun = [(watcher, _safely(watcher.begin, work)) for watcher in self.watchers]
+        try:
+            yield work
+        except BaseException as error:
+            work.end(error)
+            raise
+        else:
+            work.end()
+        finally:
+            for watcher, state in reversed(begun):
+                _safely(watcher.end, work, state)
+
+
+NOBODY = Watch()
+
+
+@dataclass
+class Deferred:
+    """A watcher that is known later, when a worker starts."""
+
+    real: Watcher | None = None
+
+    def begin(self, work: Work) -> object:
+        """Pass it on."""
+        return self.real.begin(work) if self.real else None
+
+    def end(self, work: Work, begun: Any) -> None:
+        """Pass it on."""
+        if self.real:
+            self.real.end(work, begun)
+
+
+def _safely(function: Callable[..., object], *args: object) -> object:
+    try:
+        return function(*args)
+    except Exception:
+        logger.exception("Telemetry failed; the work goes on")
+        return None

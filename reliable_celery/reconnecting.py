@@ -1,0 +1,86 @@
+"""A consumer that is back soon after its broker, or another node of it, is.
+
+Setting: comes with `reliable_celery.consumer:Consumer`.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+# kombu is untyped in parts.
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from celery.concurrency.solo import TaskPool as SoloPool
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer import delayed_delivery
+from kombu.entity import Exchange
+from kombu.transport.native_delayed_delivery import (
+    CELERY_DELAYED_DELIVERY_EXCHANGE,
+    bind_queue_to_native_delayed_delivery_exchange,
+    declare_native_delayed_delivery_exchanges_and_queues,
+)
+
+#: Seconds between attempts to connect; Celery waits 2 s, 4 s, 6 s, up to 30 s.
+PAUSES = {"interval_start": 0.2, "interval_step": 0.3, "interval_max": 2.0}
+#: Seconds; a solo worker's task runs inside the event loop, so no heartbeat is sent meanwhile.
+SOLO_HEARTBEAT_S = 120.0
+
+
+class DelayedDelivery(delayed_delivery.DelayedDelivery):
+    """Sets up delayed delivery on the node that the worker is connected to.
+
+    Celery connects to each address of the list, and waits 9 s for a node that is away. The nodes of a cluster
+    share exchanges, queues and bindings. If the addresses are those of separate brokers, each gets its own
+    when the worker connects to it.
+    """
+
+    name = "Delayed delivery on one node"
+    _declared = False
+
+    def start(self, c: Any) -> None:
+        """Declare the exchanges and queues, and bind the worker's queues to them."""
+        self._validate_configuration(c.app)
+        with c.connection.clone() as connection:
+            if not (self._declared and self._exist(connection)):
+                declare_native_delayed_delivery_exchanges_and_queues(
+                    connection, c.app.conf.broker_native_delayed_delivery_queue_type
+                )
+                self._declared = True
+            # Other workers bind theirs, which need not exist yet.
+            for queue in c.app.amqp.queues.consume_from.values():
+                bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+
+    @staticmethod
+    def _exist(connection: Any) -> bool:
+        """Return whether this broker has what this worker declared before."""
+        exchange = Exchange(CELERY_DELAYED_DELIVERY_EXCHANGE, type="topic")
+        try:
+            exchange(connection.channel()).declare(passive=True)
+        except connection.channel_errors:
+            return False
+        return True
+
+
+class ReconnectingConsumer(CeleryConsumer):
+    """Connects again within seconds."""
+
+    class Blueprint(CeleryConsumer.Blueprint):
+        """Celery's steps, with ours for delayed delivery."""
+
+        default_steps = (
+            *(step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in step),
+            DelayedDelivery,
+        )
+
+    amqheartbeat: float
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.amqheartbeat and isinstance(self.pool, SoloPool):
+            self.amqheartbeat = max(self.amqheartbeat, SOLO_HEARTBEAT_S)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, with short pauses between attempts; neither kombu nor Celery has a setting for them."""
+        conn.ensure_connection = partial(conn.ensure_connection, **PAUSES)
+        return super().ensure_connected(conn)

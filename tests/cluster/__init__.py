@@ -1,0 +1,1 @@
+"""Several servers of a kind: failover, and what it must not lose."""

@@ -1,0 +1,84 @@
+"""A list of RabbitMQ nodes: one that is away costs neither workers nor senders time."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer import delayed_delivery
+from kombu.transport import native_delayed_delivery
+
+from allocation.client import AllocationClient
+from local.ports import LOOPBACK, free_port
+from local.processes import programs
+from local.processes.child import Child
+from local.servers.redis_server import Redis
+from local.waiting import eventually
+from testing.rabbitmq import RabbitMQ
+
+#: Celery's own step waits 1 + 3 + 5 s for a node that is away.
+SOON_S = 6.0
+
+
+@pytest.fixture
+def addresses(rabbitmq_server: RabbitMQ) -> str:
+    """A node that is away, then one that is there."""
+    return f"amqp://guest:guest@{LOOPBACK}:{free_port()}//;{rabbitmq_server.url}"
+
+
+@pytest.fixture
+def worker(
+    addresses: str, redis_server: Redis, new_database: Callable[[], str], tmp_path: Path
+) -> Iterator[Child]:
+    """A worker on both."""
+    env = {
+        "ALLOCATION_DATABASE_URL": new_database(),
+        "ALLOCATION_BROKER_URL": addresses,
+        "ALLOCATION_RESULT_BACKEND_URL": redis_server.url_of(1),
+    }
+    child = programs.commands_worker(tmp_path, env, 1)
+    child.start()
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def test_a_node_that_is_away_delays_neither_a_worker_nor_a_sender(
+    worker: Child, addresses: str, redis_server: Redis
+):
+    eventually(lambda: " ready." in worker.log_text(), 60, "the worker")
+    with AllocationClient(addresses, redis_server.url_of(1)) as client:
+        client.create_batch("b1", "LAMP", 10)
+        assert client.allocate("o1", "LAMP", 1) == "b1"
+
+    assert _at(worker, " ready.") - _at(worker, "all alone") < SOON_S
+    assert "NOT_FOUND" not in worker.log_text()
+
+
+def _at(worker: Child, text: str) -> float:
+    """Return when the worker logged this, in Unix time."""
+    found = re.search(rf"^(\S+ \S+),\d+ .*{re.escape(text)}", worker.log_text(), re.MULTILINE)
+    assert found is not None, worker.log_text()
+    return datetime.fromisoformat(found[1]).timestamp()
+
+
+def test_celerys_step_for_delayed_delivery_is_as_we_know_it():
+    """Ours takes its place in the list of steps, and uses its checks."""
+    steps = CeleryConsumer.Blueprint.default_steps
+    theirs = delayed_delivery.DelayedDelivery
+
+    assert "celery.worker.consumer.delayed_delivery:DelayedDelivery" in steps
+    assert list(inspect.signature(theirs.start).parameters) == ["self", "c"]
+    assert list(inspect.signature(theirs._validate_configuration).parameters) == ["self", "app"]
+    assert list(inspect.signature(CeleryConsumer.ensure_connected).parameters) == ["self", "conn"]
+    assert "retry_over_time" in inspect.getsource(theirs.start)
+    assert "conn.ensure_connection(" in inspect.getsource(CeleryConsumer.ensure_connected)
+    # Declared last, so that its existence says that all of it was declared.
+    declare = inspect.getsource(native_delayed_delivery.declare_native_delayed_delivery_exchanges_and_queues)
+    assert declare.rindex("delivery_exchange.declare()") > declare.rindex("delayed_queue.bind_to")

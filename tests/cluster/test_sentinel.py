@@ -1,0 +1,139 @@
+"""Redis with a replica and three Sentinels: workers and senders follow the primary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.exceptions import ResponseError
+
+from allocation.client import AllocationClient
+from local.addresses import masked
+from local.processes import programs, readiness
+from local.processes.child import Child
+from local.servers.redis_server import Redis
+from local.waiting import eventually
+from messaging.client import NotAnswered
+from messaging.delivery import new_id
+from messaging.errors import Unavailable
+from reliable_celery import results
+from reliable_celery.failover import is_refusal
+from reliable_celery.sentinel import Sentinel, as_celery
+from testing.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
+
+ASKED = Sentinel(MASTER, password=SENTINEL_PASSWORD)
+
+
+@pytest.fixture(scope="module")
+def cluster(server_folder: Path) -> Iterator[Sentinels]:
+    """A primary that accepts writes only while its replica follows."""
+    options = {"min-replicas-to-write": "1", "min-replicas-max-lag": "2"}
+    with Sentinels(server_folder / f"sentinel-{new_id()}", options, down_after_ms=1000) as servers:
+        yield servers
+
+
+@pytest.fixture
+def worker(cluster: Sentinels, new_database: Callable[[], str], tmp_path: Path) -> Iterator[Child]:
+    """A worker on it."""
+    env = {"ALLOCATION_DATABASE_URL": new_database(), **cluster.settings}
+    child = programs.commands_worker(tmp_path, env, 1)
+    child.start()
+    try:
+        eventually(lambda: " ready." in child.log_text(), 60, "the worker")
+        yield child
+    finally:
+        child.stop()
+
+
+@pytest.fixture
+def client(cluster: Sentinels) -> Iterator[AllocationClient]:
+    """A sender that asks the Sentinels."""
+    with AllocationClient(cluster.url(0), cluster.url(1), sentinel=ASKED, timeout_s=5) as sender:
+        yield sender
+
+
+def answered(client: AllocationClient, name: str) -> str | None:
+    """Send an order until it is answered, as an app does."""
+
+    def order() -> tuple[str | None]:
+        try:
+            return (client.allocate(name, "LAMP", 1, key=name),)
+        except (NotAnswered, Unavailable) as error:
+            raise AssertionError(error) from error
+
+    return eventually(order, 60, f"the answer to {name}")[0]
+
+
+def test_a_worker_follows_the_primary_and_outlives_a_time_without_replicas(
+    cluster: Sentinels, worker: Child, client: AllocationClient
+):
+    client.create_batch("b1", "LAMP", 10)
+    assert readiness.workers_answer(cluster.url(0), "commands", sentinel=ASKED)
+    cluster.replica.kill()
+    with cluster.primary.client() as primary:
+        eventually(lambda: _refuses(primary), 20, "NOREPLICAS")
+        with pytest.raises((NotAnswered, Unavailable)):
+            client.allocate("o1", "LAMP", 1, key="o1")
+
+    cluster.replica.start()
+    cluster.wait_until_whole()
+    assert answered(client, "o1") == "b1"
+
+    old = cluster.primary
+    old.kill()
+    cluster.wait_for_failover(old)
+    old.start()  # the new primary refuses writes until it has a replica
+    assert answered(client, "o2") == "b1"
+    assert worker.running, worker.log_tail()
+
+
+def _refuses(primary: redis.Redis) -> bool:
+    try:
+        primary.set("probe", 1)
+    except ResponseError as error:
+        return is_refusal(error)
+    return False
+
+
+@pytest.fixture
+def redis_of_a_cluster(server_folder: Path) -> Iterator[str]:
+    """A server that is a member of a Redis Cluster."""
+    server = Redis(server_folder / f"member-{new_id()}")
+    prepare = server._prepare
+
+    def prepared() -> Child:
+        child = prepare()
+        child.command = [*child.command, "--cluster-enabled", "yes", "--appendonly", "no"]
+        return child
+
+    server._prepare = prepared  # type: ignore[method-assign]
+    with server:
+        yield server.url
+
+
+def test_redis_cluster_is_refused_with_what_to_use_instead(redis_of_a_cluster: str, tmp_path: Path):
+    """A worker would die of MOVED, at some message."""
+    env = {"ALLOCATION_BROKER_URL": redis_of_a_cluster, "ALLOCATION_RESULT_BACKEND_URL": redis_of_a_cluster}
+    worker = programs.commands_worker(tmp_path, env, 1)
+    worker.start()
+    try:
+        eventually(lambda: not worker.running, 60, "the end of the worker")
+    finally:
+        worker.stop()
+
+    assert "Redis Cluster is not supported" in worker.log_text()
+    assert "use one primary with replicas" in worker.log_text().lower()
+
+
+def test_an_address_of_sentinels_is_a_list_with_ports_and_its_passwords_are_masked():
+    url = "sentinels://app:hush-1@one/2;sentinels://app:hush-2@two:26380/2"
+
+    assert as_celery(url) == "sentinel://app:hush-1@one:26379/2;sentinel://app:hush-2@two:26380/2"
+    assert masked(url) == "sentinels://app:***@one/2;sentinels://app:***@two:26380/2"
+    assert results.address(url).startswith("reliable_celery.results:SentinelResultBackend+sentinel://")
+    assert results.same_server(url, url.replace("/2", "/3"))
+    assert not results.same_server(url, "redis://one/2")
+    assert ASKED.options("redis://one") == {}
+    assert ASKED.options(url, {"ssl_ca_certs": "ca.pem"})["sentinel_kwargs"]["ssl_ca_certs"] == "ca.pem"

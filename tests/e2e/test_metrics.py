@@ -1,0 +1,134 @@
+"""What a worker measures, as Prometheus scrapes it: the sums over all its processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from local.ports import LOOPBACK, free_port
+from local.waiting import eventually
+from tests.e2e.conftest import Backend
+
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture(scope="module")
+def broker(broker_of):
+    """Redis alone: what is measured does not depend on the broker."""
+    return broker_of("redis")
+
+
+@pytest.fixture(scope="module")
+def backend(backend: Backend, server_folder: Path) -> Backend:
+    """A backend whose workers serve metrics."""
+    backend.env |= {"ALLOCATION_METRICS_ADDRESS": f"{LOOPBACK}:{free_port()}", "TMPDIR": str(backend.folder)}
+    return backend
+
+
+@pytest.fixture
+def scrape(backend: Backend) -> Callable[..., float]:
+    """A function that returns the sum of a metric over the series with these labels."""
+
+    def value(name: str, **labels: str) -> float:
+        address = f"http://{backend.env['ALLOCATION_METRICS_ADDRESS']}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        samples = [sample for family in families for sample in family.samples]
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
+
+    return value
+
+
+def test_commands_are_measured_by_outcome_over_all_processes(worker, shop, sku, scrape):
+    done = scrape("allocation_command_seconds_count", command="allocation.allocate", outcome="done")
+    sent = [shop.send("allocate", orderid=f"o{number}", sku=sku, qty=1) for number in range(40)]
+    for each in sent:
+        each.get(timeout=30)
+    with pytest.raises(Exception, match="Invalid sku"):
+        shop.ask("allocate", orderid="o", sku=f"no {sku}", qty=1)
+
+    named = {"command": "allocation.allocate"}
+    assert scrape("allocation_command_seconds_count", **named, outcome="done") == done + 40
+    assert scrape("allocation_command_seconds_sum", **named, outcome="done") > 0
+    assert scrape("allocation_refusals_total", **named, error="InvalidSku") >= 1
+    assert scrape("allocation_worker_pool_size") == 2
+    assert scrape("allocation_worker_busy") == 0
+
+
+def test_the_time_from_sending_to_the_answer_needs_the_time_of_sending(worker, shop, sku, scrape):
+    name = "allocation_command_answer_seconds_count"
+    before = scrape(name)
+    shop.ask("allocate", orderid="o-without", sku=sku, qty=1)
+    assert scrape(name) == before
+
+    shop.app.send_task(
+        "allocation.allocate", ("o-with", sku, 1), queue="allocation.commands", declare=(),
+        headers={"sent_at": 1_000_000_000},
+    ).get(timeout=30)  # fmt: skip
+
+    assert scrape(name) == before + 1
+
+
+def test_attempts_of_handlers_are_measured_by_outcome(worker, shop, sku, scrape, mail_is_down):
+    named = {"handler": "send_out_of_stock_notification"}
+    before = {
+        outcome: scrape("allocation_handler_seconds_count", **named, outcome=outcome)
+        for outcome in ("retried", "failed")
+    }
+    started = scrape("allocation_handler_start_seconds_count", **named)
+    shop.ask("allocate", orderid="o-many", sku=sku, qty=50)
+
+    def grown(outcome: str) -> float:
+        return scrape("allocation_handler_seconds_count", **named, outcome=outcome) - before[outcome]
+
+    eventually(lambda: grown("failed") == 1, 30, "the last attempt")
+    assert grown("retried") == 2
+    assert scrape("allocation_handler_start_seconds_count", **named) == started + 1
+
+
+def test_what_a_killed_child_has_counted_still_counts(worker, shop, sku, scrape, backend):
+    """Its file is added to those of other dead children, so their number does not grow."""
+    count = "allocation_command_seconds_count"
+    shop.ask("allocate", orderid="o-first", sku=sku, qty=1)
+    before = scrape(count)
+    for number in range(3):
+        for child in psutil.Process(worker.pid).children():
+            os.kill(child.pid, signal.SIGKILL)
+        shop.ask("allocate", orderid=f"o-{number}", sku=sku, qty=1)
+
+    eventually(lambda: scrape(count) == before + 3, 30, "the count of all children")
+    eventually(lambda: scrape("allocation_worker_busy") == 0, 30, "nothing more to do")
+    assert len(list(backend.folder.glob("metrics-*/histogram_*.db"))) <= 4
+
+
+def test_a_taken_port_does_not_keep_a_worker_from_working(worker, backend):
+    other = backend.worker("other")
+    other.stop()
+
+    assert "cannot be served" in other.log_text()
+
+
+def test_the_folder_ends_with_its_worker(worker, backend):
+    worker.stop()
+    folders = list(backend.folder.glob("metrics-*"))
+    worker.start()
+    backend.wait_for_worker(worker)
+
+    assert folders == []
+
+
+def test_a_command_of_many_is_measured_by_itself(worker, shop, sku, scrape):
+    before = scrape("allocation_command_seconds_count")
+    lines: list[Any] = [["allocation.allocate", {"orderid": f"m{n}", "sku": sku, "qty": 1}] for n in range(5)]
+
+    shop.ask("many", lines)
+
+    assert scrape("allocation_command_seconds_count") == before + 5

@@ -1,0 +1,215 @@
+"""A pause stops a handler everywhere, uses up no attempts, and ends when an operator resumes it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from allocation.domain.events import OutOfStock
+from local.waiting import eventually
+from messaging.operator.pausing import Pausing, WrongPause
+from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import SEEN_S, Scope
+from messaging.worker import housekeeping
+from messaging.worker.app import MessagingApp
+from tests.integration.outbox import app_on, ask, put, receive, sent, state
+from tests.integration.statements import recorded
+
+STOPPED, OTHER = "stopped_handler", "other_handler"
+
+#: The handlers that ran, and what the stopped one does while it runs.
+ran: list[str] = []
+while_running = threading.Event()
+may_end = threading.Event()
+
+
+def stopped_handler(event: OutOfStock, _uow: Any) -> None:
+    """Leave a trace; wait for the test if the event says so."""
+    ran.append(STOPPED)
+    if event.sku == "SLOW":
+        while_running.set()
+        assert may_end.wait(20)
+
+
+def other_handler(_event: OutOfStock, _uow: Any) -> None:
+    """Leave a trace."""
+    ran.append(OTHER)
+
+
+@pytest.fixture
+def app(clean_database: str) -> Iterator[MessagingApp]:
+    """An app with two handlers of `OutOfStock`."""
+    ran.clear()
+    while_running.clear()
+    may_end.clear()
+    yield from app_on(clean_database, events={OutOfStock: [stopped_handler, other_handler]}, relay_grace_s=1)
+
+
+@pytest.fixture
+def pausing(app: MessagingApp) -> Pausing:
+    """The operator's hand on it."""
+    return Pausing(app.dispatcher)
+
+
+def pending(app: MessagingApp, handler: str = STOPPED, sku: str = "LAMP") -> str:
+    """Insert a pending delivery without attempts; return its id."""
+    delivery_id = put(app, handler=handler, status="pending", sku=sku)
+    ask(app, "UPDATE deliveries SET attempts = 0 WHERE id = CAST(:id AS uuid) RETURNING 1", id=delivery_id)
+    return delivery_id
+
+
+def attempts(app: MessagingApp, delivery_id: str) -> int:
+    return int(ask(app, "SELECT attempts FROM deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "others"),
+    [(Scope.HANDLER, STOPPED, [OTHER]), (Scope.EVENT, "OutOfStock", []), (Scope.ALL, "", [])],
+)
+def test_a_pause_stops_its_handlers_and_no_others_without_an_attempt(
+    app: MessagingApp, pausing: Pausing, scope: Scope, name: str, others: list[str]
+):
+    waiting = pending(app)
+    said = pausing.pause(scope, name, "anna", "the mail server is being moved")
+    later, other = pending(app), pending(app, OTHER)
+
+    receive(app, waiting, STOPPED)
+    receive(app, later, STOPPED)
+    receive(app, other, OTHER)
+
+    assert "1 pending deliveries wait" in said
+    assert ran == others
+    assert (state(app, waiting), state(app, later)) == ("waiting", "waiting")
+    assert attempts(app, later) == 0
+
+
+def test_what_waited_is_delivered_after_the_pause_is_over(app: MessagingApp, pausing: Pausing):
+    pausing.pause(Scope.HANDLER, STOPPED, "anna", "moving")
+    ids = [pending(app) for _ in range(3)]
+    for delivery_id in ids:
+        receive(app, delivery_id, STOPPED)
+    housekeeping.relay(app.dispatcher)
+    assert sent(app) == []
+
+    pausing.resume(Scope.HANDLER, STOPPED, "bert")
+    assert sent(app, "allocation.housekeeping")
+    housekeeping.relay(app.dispatcher)
+    assert sorted(sent(app)) == sorted(ids)
+    app.runtime.pauses.forget()
+    for delivery_id in ids:
+        receive(app, delivery_id, STOPPED)
+
+    assert ran == [STOPPED] * 3
+    assert {state(app, one) for one in ids} == {"done"}
+    assert ask(app, "SELECT actor, action, subject, reason FROM audit ORDER BY id") == [
+        ("anna", "pause", f"handler {STOPPED}", "moving"),
+        ("bert", "resume", f"handler {STOPPED}", None),
+    ]
+
+
+def test_a_process_notices_a_pause_and_its_end_within_a_second_or_so(app: MessagingApp, pausing: Pausing):
+    receive(app, pending(app), STOPPED)
+    pausing.pause(Scope.HANDLER, STOPPED, "anna", "moving")
+
+    def holds() -> bool:
+        one = pending(app)
+        receive(app, one, STOPPED)
+        return state(app, one) == "waiting"
+
+    began = time.monotonic()
+    eventually(holds, 10, "a delivery that is put aside", every=0.05)
+    assert time.monotonic() - began < SEEN_S + 2
+    pausing.resume(Scope.HANDLER, STOPPED, "anna")
+    began = time.monotonic()
+    eventually(lambda: not holds(), 10, "a delivery that runs", every=0.05)
+    assert time.monotonic() - began < SEEN_S + 2
+
+
+def test_what_is_running_when_a_pause_begins_finishes(app: MessagingApp, pausing: Pausing):
+    running = pending(app, sku="SLOW")
+    worker = threading.Thread(target=receive, args=(app, running, STOPPED))
+    worker.start()
+    assert while_running.wait(20)
+
+    pausing.pause(Scope.ALL, "", "anna", "everything stops")
+    assert state(app, running) == "pending"
+    may_end.set()
+    worker.join(20)
+
+    assert state(app, running) == "done"
+
+
+def test_the_relay_and_the_schedule_leave_a_paused_handler_alone(app: MessagingApp, pausing: Pausing):
+    pausing.pause(Scope.HANDLER, STOPPED, "anna", "moving")
+    due, due_too = pending(app), pending(app, OTHER)
+    failed, failed_too = put(app, handler=STOPPED, age_s=9000.0), put(app, handler=OTHER, age_s=9000.0)
+
+    housekeeping.relay(app.dispatcher)
+    assert sent(app) == [due_too]
+    assert state(app, due) == "waiting"
+
+    housekeeping.rerun(app.dispatcher)
+    assert sent(app) == [failed_too]
+    assert state(app, failed) == "failed"
+
+
+def test_a_rerun_of_a_paused_handler_waits(app: MessagingApp, pausing: Pausing):
+    failed = put(app, handler=STOPPED)
+    pausing.pause(Scope.HANDLER, STOPPED, "anna", "moving")
+
+    list(app.dispatcher.rerun(DeliveryFilter(ids=(failed,)), "bert", 1))
+    receive(app, failed, STOPPED)
+
+    assert state(app, failed) == "waiting"
+    assert ran == []
+
+
+def test_a_pause_of_a_renamed_handler_holds_deliveries_under_both_names(clean_database: str):
+    for app in app_on(clean_database):
+        pausing, name = Pausing(app.dispatcher), "send_out_of_stock_notification"
+        pausing.pause(Scope.HANDLER, "announce_to_the_team", "anna", "moving")
+
+        ids = [pending(app, "announce_to_the_team"), pending(app, name)]
+        housekeeping.relay(app.dispatcher)
+        assert [state(app, one) for one in ids] == ["waiting", "waiting"]
+
+        pausing.resume(Scope.HANDLER, name, "anna")
+        housekeeping.relay(app.dispatcher)
+        assert [state(app, one) for one in ids] == ["pending", "pending"]
+
+
+def test_a_wrong_name_a_second_pause_and_a_missing_pause_are_refused(pausing: Pausing):
+    with pytest.raises(WrongPause, match=f"No handler is called 'typo'; there are {OTHER}, .*{STOPPED}"):
+        pausing.pause(Scope.HANDLER, "typo", "anna", "x")
+    with pytest.raises(WrongPause, match="is not paused"):
+        pausing.resume(Scope.HANDLER, OTHER, "anna")
+    pausing.pause(Scope.HANDLER, OTHER, "anna", "moving")
+    with pytest.raises(WrongPause, match=f"Already paused: {OTHER}, by anna since .*: moving"):
+        pausing.pause(Scope.HANDLER, OTHER, "bert", "y")
+
+
+def test_a_delivery_without_a_pause_costs_the_same_two_messages_to_the_database(app: MessagingApp):
+    ids = [pending(app, OTHER) for _ in range(20)]
+    app.runtime.pauses.forget()
+
+    with recorded(app) as messages:
+        began = time.monotonic()
+        for delivery_id in ids:
+            receive(app, delivery_id, OTHER)
+        seconds = time.monotonic() - began
+
+    of_pauses = [one for one in messages if any("FROM pauses" in statement for statement in one)]
+    of_deliveries = [
+        one
+        for one in messages
+        if one[0] in ("BEGIN", "SAVEPOINT undo") and len(one) > 1 and one not in of_pauses
+    ]
+    assert of_deliveries == [
+        ["BEGIN", "CLAIM"],
+        ["SAVEPOINT undo", "RELEASE SAVEPOINT undo", "DONE", "COMMIT"],
+    ] * len(ids)
+    assert len(of_pauses) <= 1 + seconds / SEEN_S
