@@ -19,6 +19,7 @@ from messaging.errors import MessagingError
 from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
+from messaging.postgres.effects import Effects
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import NOT_PAUSED
 from messaging.postgres.transaction import Statement, Transaction
@@ -152,13 +153,20 @@ class Outbox:
     announced: bool = False  # whether events are published to other apps
 
     def write(
-        self, transaction: Transaction, raised: list[Raised], correlation_id: str, causation_id: str
+        self,
+        transaction: Transaction,
+        raised: list[Raised],
+        correlation_id: str,
+        causation_id: str,
+        effects: Effects | None = None,
     ) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send after the commit."""
         deliveries, trace = [], tracing.current()
         for event, key in ((one.event, one.key) for one in raised):
             event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
             payload, causes = json.dumps(values), (correlation_id, causation_id)
+            if effects is not None:
+                effects.events.append((event_id, kind))
             if self.announced:
                 transaction.write(INSERT_ANNOUNCEMENT, (event_id, kind, payload, *causes, key, trace))
             for handler in self.handlers_of(event):
