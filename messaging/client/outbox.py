@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from messaging.client.client import Client, CommandFailed, Outcome, declared_errors
+from messaging.client.answers import CommandFailed, Outcome, declared_errors
+from messaging.client.client import Client
 from messaging.client.connections import check_transaction, statements
 from messaging.client.databases import Database
 from messaging.client.dialects import ddl, dialect_named

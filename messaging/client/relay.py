@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from messaging.client.client import Client, Outcome, Told
+from messaging.client.answers import Outcome, Told
+from messaging.client.client import Client
 from messaging.client.connections import Statements, statements
 from messaging.client.databases import Database
 from messaging.client.pace import Pace, Pause

@@ -35,7 +35,7 @@ from tests.simulation.choices import Choices
 from tests.simulation.clock import EPOCH, Clock
 from tests.simulation.database import Database
 from tests.simulation.invariants import Books
-from tests.simulation.plan import POISON, Order, Plan
+from tests.simulation.plan import POISON, Order, Plan, random_plan
 from tests.simulation.processes import QUEUES, Housekeeper, Operator, Sender, Worker
 from tests.simulation.results import Results
 from tests.simulation.scheduler import Broken, Crash, Fault, Process, Scheduler, current, step
@@ -110,6 +110,10 @@ class World:
             if not self.database.has_one(engine):
                 engine.dispose()
                 engine.connect().close()
+
+    def plan_of(self, seed: int) -> Plan:
+        """Return the plan that a seed makes."""
+        return random_plan(seed)
 
     def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
         """Play one schedule."""
