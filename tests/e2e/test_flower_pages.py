@@ -274,7 +274,9 @@ def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
     assert "flower_events_total" in text
 
 
-@pytest.mark.parametrize("path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}", "/orders/any"])
+@pytest.mark.parametrize(
+    "path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}", "/orders/any"]
+)
 def test_the_pages_require_the_login(flower, path):
     assert request(f"{flower}{path}").status == 401
     assert request(f"{flower}{path}", "operator:wrong").status == 401
