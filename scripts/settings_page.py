@@ -14,6 +14,7 @@ TOPICS = {
     "Mail": ("smtp_", "mail_", "stock_team"),
     "Commands": ("command_", "group_", "bulk_", "max_crashes", "result_expires"),
     "Retries of event handlers": ("event_",),
+    "Circuit breakers of event handlers": ("breaker_",),
     "Relay": ("relay_",),
     "Scheduled re-runs": ("rerun_",),
     "Announcements": ("announce",),

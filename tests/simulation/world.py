@@ -35,7 +35,7 @@ from tests.simulation.choices import Choices
 from tests.simulation.clock import EPOCH, Clock
 from tests.simulation.database import Database
 from tests.simulation.invariants import Books
-from tests.simulation.plan import POISON, Order, Plan
+from tests.simulation.plan import POISON, Order, Plan, random_plan
 from tests.simulation.processes import QUEUES, Housekeeper, Operator, Sender, Worker
 from tests.simulation.results import Results
 from tests.simulation.scheduler import Broken, Crash, Fault, Process, Scheduler, current, step
@@ -110,6 +110,10 @@ class World:
             if not self.database.has_one(engine):
                 engine.dispose()
                 engine.connect().close()
+
+    def plan_of(self, seed: int) -> Plan:
+        """Return the plan that a seed makes."""
+        return random_plan(seed)
 
     def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
         """Play one schedule."""
@@ -225,6 +229,19 @@ class Run:
 
         process.on_crash.append(died)
 
+    def start_timer(self, seconds: float, do: Any) -> None:
+        """Do something later, in the process that runs; it dies with it."""
+        process, scheduler = current(), self.scheduler
+        if process is None:
+            return
+
+        def run() -> None:
+            scheduler.sleep(seconds)
+            do()
+
+        timer = scheduler.start(f"timer of {process.name}", run, background=True)
+        process.on_crash.append(lambda: setattr(timer, "dead", True))
+
     def end_lease(self, worker: Worker) -> None:
         """Redeliver what a dead worker held."""
         self.scheduler.sleep(LEASE_S)
@@ -232,7 +249,7 @@ class Run:
 
     def start_housekeeper(self, name: str) -> None:
         """Start a housekeeper, which is started again when it dies."""
-        keeper = Housekeeper(self.world.apps[name], self.scheduler)
+        keeper = Housekeeper(self.world.apps[name], self.broker, self.scheduler)
         process = self.scheduler.start(name, keeper.run, background=True)
         process.on_crash.append(lambda: self.restart(name, self.start_housekeeper))
 
@@ -315,7 +332,7 @@ class Run:
 
     def forget(self) -> None:
         """Lose every message, as FLUSHALL does."""
-        step("forgets everything", lambda: (self.broker.waiting.clear(), self.broker.held.clear()))
+        step("forgets everything", self.broker.forget)
 
     # What is watched
 
@@ -370,6 +387,7 @@ class Run:
             self.scheduler.sleep(SESSION_S)
             for connection in connections:
                 if hanging and not process.dead and not connection.closed:
+                    process.faults += 1
                     step(f"the idle session of {process.name} ends", lambda one=connection: one.lose())
 
         hanging = [process]
@@ -518,7 +536,7 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         run.send_mail(mail)
 
     def timer(seconds: float, do: Any) -> Any:
-        return SimpleNamespace(start=lambda: None, daemon=True)
+        return SimpleNamespace(start=lambda: run.start_timer(seconds, do), daemon=True)
 
     state = random.getstate()
     random.seed(seed)
