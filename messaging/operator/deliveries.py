@@ -18,7 +18,7 @@ from messaging.texts import storable
 
 COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
-last_error, correlation_id, causation_id, edited_from::text, reason, waits_for"""
+last_error, correlation_id, causation_id, edited_from::text, reason, waits_for, limit_key"""
 
 #: Characters of an error that distinguish causes.
 CAUSE = 120

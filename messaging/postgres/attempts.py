@@ -12,19 +12,20 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from messaging.delivery import Delivery, Failure, Status, new_id
+from messaging.delivery import Delivery, Failure, Status, Waits, new_id
 from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Statement, Transaction
+from messaging.postgres.waiting import Wait, hold
 from messaging.retry import RetryPolicy
 
-CLAIM = Statement(
-    """
-SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
-       EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns),
-       CASE WHEN attempts + reruns = 0 THEN extract(epoch FROM clock_timestamp() - created_at)::float END
-FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED""",
-    "uuid",
-)
+CLAIM_COLUMNS = """
+id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns),
+CASE WHEN attempts + reruns = 0 THEN extract(epoch FROM clock_timestamp() - created_at)::float END"""
+
+CLAIM_FROM = "FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED"
+
+CLAIM = Statement(f"SELECT {CLAIM_COLUMNS} {CLAIM_FROM}", "uuid")
 
 DONE = Statement(
     """
@@ -109,6 +110,8 @@ SELECT coalesce((SELECT status FROM counted), 'pending'),
         WHERE delivery_id = %(id)s AND run = %(run)s AND state = 'begun')
 """
 
+CLOSE = "DELETE FROM open_attempts WHERE token = %(token)s"
+
 FORGET_OPEN = "DELETE FROM open_attempts WHERE delivery_id = %(id)s"
 
 #: The policy of the last attempt.
@@ -165,7 +168,12 @@ class Attempt:
             transaction.write(FORGET_OPEN, self._facts())
 
     def fail(
-        self, transaction: Transaction, failure: Failure, policy: RetryPolicy, grace_s: float
+        self,
+        transaction: Transaction,
+        failure: Failure,
+        policy: RetryPolicy,
+        grace_s: float,
+        error: BaseException | None = None,  # noqa: ARG002  a breaker looks at it
     ) -> Status | None:
         """Undo the handler's effects and count the attempt, while the row is still locked.
 
@@ -175,6 +183,13 @@ class Attempt:
         status = self.count_failure(transaction, failure, policy, grace_s)
         transaction.commit()
         return status
+
+    def postpone(self, transaction: Transaction, wait_s: float) -> None:
+        """Undo the handler's effects and put the delivery aside for so many seconds, without an attempt."""
+        transaction.undo()
+        if self.is_doubtful:
+            transaction.write(CLOSE, self._facts())
+        hold(transaction, self.id, Wait(Waits.TIME, wait_s=wait_s))
 
     def park(self, transaction: Transaction, failure: Failure, deaths: int) -> None:
         """Fail the delivery for good because it killed workers."""

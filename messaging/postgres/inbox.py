@@ -118,7 +118,7 @@ class Inbox:
         answers: dict[str, Answer] = {}
         with Transaction(self.engine) as transaction:
             for job in jobs:
-                if transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error)))):
+                if self.record_refusal(transaction, job, error):
                     answers[job.id] = Answer(error=error)
             transaction.commit()
         if others := [job for job in jobs if job.id not in answers]:
@@ -126,6 +126,10 @@ class Inbox:
         if lost := [job.id for job in jobs if job.id not in answers]:
             raise LookupError(f"the answer to {lost[0]} was pruned while it was read")
         return answers
+
+    def record_refusal(self, transaction: Transaction, job: CommandJob, error: Exception) -> bool:
+        """Write an error as a message's answer; False if the message or its key has an answer."""
+        return bool(transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error)))))
 
     def _find(self, ids: list[str], keys: list[str]) -> list[Row]:
         with Transaction(self.engine) as transaction:

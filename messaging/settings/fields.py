@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messaging.brokers.signing import Signing
 from messaging.brokers.topology import is_rabbitmq
+from messaging.options import HandlerOptions
 from messaging.retry import RetryPolicy
 from messaging.settings.rules import broken_rules
 from reliable_celery.sentinel import Sentinel
@@ -78,10 +80,24 @@ class MessagingSettings(BaseSettings):
     )
     event_jitter: bool = Field(True, description="draw each wait at random from 0 to its longest value")
 
+    breaker_failures: int = Field(
+        5, ge=1, description="failures in a row that open a handler's breaker, if it has one"
+    )
+    breaker_pause_s: float = Field(
+        30, gt=0, description="first pause of an open breaker; doubles with each trial that fails"
+    )
+    breaker_pause_max_s: float = Field(600, gt=0, description="longest pause of an open breaker")
+
     command_attempts: int = Field(
         4,
         ge=1,
         description="attempts at a command on transient database errors before its sender gets the error",
+    )
+    group_max: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="most waiting commands that share a transaction; 1: each has its own",
     )
     max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")
     bulk_max: int = Field(1000, ge=1, description="most commands in one message of `many`")
@@ -204,6 +220,19 @@ class MessagingSettings(BaseSettings):
         if is_rabbitmq(self.broker_url):
             every["collect_dead_letters"] = self.rerun_interval_s
         return every
+
+    def completed(self, options: HandlerOptions) -> HandlerOptions:
+        """Return a handler's options with our values where its breaker has none."""
+        breaker = options.breaker
+        if breaker is None:
+            return options
+        breaker = replace(
+            breaker,
+            failures=breaker.failures or self.breaker_failures,
+            pause_s=breaker.pause_s or self.breaker_pause_s,
+            pause_max_s=breaker.pause_max_s or self.breaker_pause_max_s,
+        )
+        return replace(options, breaker=breaker)
 
     @property
     def retry_policy(self) -> RetryPolicy:

@@ -121,6 +121,7 @@ def _prunings(runtime: Runtime) -> list[Pruning]:
     return [
         Pruning(partial(outbox.prune, settings.done_retention_s), PRUNE_BATCH),
         Pruning(outbox.prune_open_attempts, PRUNE_BATCH),
+        Pruning(runtime.limits.prune, PRUNE_BATCH),
         Pruning(partial(runtime.inbox.prune, settings.inbox_retention_s), PRUNE_BATCH),
         # Each may be megabytes in size.
         Pruning(partial(runtime.dead_letters.prune, settings.dead_letter_retention_s), PRUNE_BATCH // 10),

@@ -125,21 +125,29 @@ class Worker:
 
 
 class Housekeeper:
-    """Runs what beat asks for."""
+    """Runs what beat asks for, and what workers do."""
 
-    def __init__(self, app: MessagingApp, scheduler: Scheduler) -> None:
-        self.app, self.scheduler = app, scheduler
+    def __init__(self, app: MessagingApp, broker: Broker, scheduler: Scheduler) -> None:
+        self.app, self.broker, self.scheduler = app, broker, scheduler
 
     def run(self) -> None:
-        """Run all jobs every few seconds, for ever."""
+        """Run all jobs every few seconds, and those that are asked for in between, for ever."""
         for number in count():
-            self.scheduler.sleep(5)
-            for job in JOBS[2:] if number % 4 == 3 else JOBS[:2]:
-                step(f"begins {job.__name__}", lambda: None, changes=False)
-                try:
-                    job(self.app.dispatcher)
-                except TROUBLE as error:
-                    self.scheduler.tell(f"{job.__name__} ended with {type(error).__name__}")
+            beat_at = self.scheduler.clock.at + 5
+            while (left_s := beat_at - self.scheduler.clock.at) > 0:
+                if self.scheduler.wait_until(lambda: bool(self.broker.asked), "waits for requests", left_s):
+                    name = self.broker.asked.pop(0)
+                    self.do(*(job for job in JOBS if job.__name__ == name))
+            self.do(*(JOBS[2:] if number % 4 == 3 else JOBS[:2]))
+
+    def do(self, *jobs: Any) -> None:
+        """Run jobs one after the other."""
+        for job in jobs:
+            step(f"begins {job.__name__}", lambda: None, changes=False)
+            try:
+                job(self.app.dispatcher)
+            except TROUBLE as error:
+                self.scheduler.tell(f"{job.__name__} ended with {type(error).__name__}")
 
 
 class Operator:

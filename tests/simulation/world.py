@@ -229,6 +229,19 @@ class Run:
 
         process.on_crash.append(died)
 
+    def start_timer(self, seconds: float, do: Any) -> None:
+        """Do something later, in the process that runs; it dies with it."""
+        process, scheduler = current(), self.scheduler
+        if process is None:
+            return
+
+        def run() -> None:
+            scheduler.sleep(seconds)
+            do()
+
+        timer = scheduler.start(f"timer of {process.name}", run, background=True)
+        process.on_crash.append(lambda: setattr(timer, "dead", True))
+
     def end_lease(self, worker: Worker) -> None:
         """Redeliver what a dead worker held."""
         self.scheduler.sleep(LEASE_S)
@@ -236,7 +249,7 @@ class Run:
 
     def start_housekeeper(self, name: str) -> None:
         """Start a housekeeper, which is started again when it dies."""
-        keeper = Housekeeper(self.world.apps[name], self.scheduler)
+        keeper = Housekeeper(self.world.apps[name], self.broker, self.scheduler)
         process = self.scheduler.start(name, keeper.run, background=True)
         process.on_crash.append(lambda: self.restart(name, self.start_housekeeper))
 
@@ -319,7 +332,7 @@ class Run:
 
     def forget(self) -> None:
         """Lose every message, as FLUSHALL does."""
-        step("forgets everything", lambda: (self.broker.waiting.clear(), self.broker.held.clear()))
+        step("forgets everything", self.broker.forget)
 
     # What is watched
 
@@ -374,6 +387,7 @@ class Run:
             self.scheduler.sleep(SESSION_S)
             for connection in connections:
                 if hanging and not process.dead and not connection.closed:
+                    process.faults += 1
                     step(f"the idle session of {process.name} ends", lambda one=connection: one.lose())
 
         hanging = [process]
@@ -522,7 +536,7 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         run.send_mail(mail)
 
     def timer(seconds: float, do: Any) -> Any:
-        return SimpleNamespace(start=lambda: None, daemon=True)
+        return SimpleNamespace(start=lambda: run.start_timer(seconds, do), daemon=True)
 
     state = random.getstate()
     random.seed(seed)

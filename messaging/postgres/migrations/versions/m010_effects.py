@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "m008"
-down_revision = "m007"
+revision = "m010"
+down_revision = "m009"
 branch_labels = None
 depends_on = None
 
