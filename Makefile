@@ -39,7 +39,7 @@ help: ## list these commands
 	@echo "make simulate [SEED=N] [STEPS=N] [MINUTES=N] [REDIS=1]   run random schedules of every step; SEED repeats one"
 	@echo "make demo-vip [PURCHASES=FILE]         run real purchases through the example project"
 	@echo "make check    check lint, format, types, layer contracts, pinned versions, secrets"
-	@echo "make docs     generate docs/asyncapi.yaml and the tables of settings from the code"
+	@echo "make docs     generate docs/asyncapi.yaml, the tables of settings and the Grafana dashboard from the code"
 	@echo "make docs-site                         build the documentation into site/; warnings are errors"
 	@echo "make format   format the code"
 	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, default .data)"
@@ -76,6 +76,7 @@ clean: $(RUN)
 docs: $(DEV)
 	$(PY) -m allocation.contract
 	$(PY) -m scripts.settings_page
+	$(PY) -m scripts.dashboard
 
 docs-site: $(DOCS)
 	$(VENV)/bin/zensical build --clean --strict
