@@ -147,15 +147,19 @@ class Client:
                 progress(answered)
             yield from outcomes
 
-    def send_lines(self, task_id: str, lines: Sequence[Sequence[Any]]) -> None:
+    def send_lines(
+        self, task_id: str, lines: Sequence[Sequence[Any]], traces: Sequence[str | None] = ()
+    ) -> None:
         """Send commands as `[task, fields, key]` in one message of this id; the broker has confirmed it.
+
+        `traces` are the traces that the commands belong to, in the same order.
 
         Raises:
             Unavailable: the broker stayed away for some seconds.
         """
         shown = f"([{cut(repr(lines[0]))}, …{len(lines)} commands],)"
         with self._clear_errors(""):  # each command has a key of its own
-            self._send(f"{self.project}.many", task_id, task_id, shown, args=(lines,))
+            self._send(f"{self.project}.many", task_id, task_id, shown, args=(lines,), traces=traces)
 
     def told(self, task_ids: Sequence[str]) -> dict[str, Told]:
         """Return the answers that have come to messages of `send_lines`, by task id, without waiting.
@@ -198,8 +202,13 @@ class Client:
             time.sleep(pause_s)
         return self._send_once(task, task_id, key, shown, **message)
 
-    def _send_once(self, task: str, task_id: str, key: str, shown: str, **message: Any) -> Answer:
-        with tracing.sending(self._system, f"{self.project}.commands", task_id, task_id) as headers:
+    def _send_once(
+        self, task: str, task_id: str, key: str, shown: str, traces: Sequence[str | None] = (), **message: Any
+    ) -> Answer:
+        with tracing.sending(
+            self._system, f"{self.project}.commands", task_id, task_id, links=traces
+        ) as headers:
+            traced: dict[str, Any] = {tracing.TRACES: list(traces)} if tracing.worth_sending(traces) else {}
             answer: Answer = self.app.send_task(
                 task,
                 task_id=task_id,
@@ -208,7 +217,7 @@ class Client:
                 argsrepr=shown,
                 kwargsrepr="{}",
                 confirm_timeout=topology.CONFIRM_TIMEOUT_S,
-                headers={IDEMPOTENCY_KEY: key, SENT_AT: time.time(), **headers},
+                headers={IDEMPOTENCY_KEY: key, SENT_AT: time.time(), **headers, **traced},
                 **message,
             )
         answer.key = key

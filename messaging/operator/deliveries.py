@@ -194,7 +194,7 @@ class DeliveryQueries:
         causation = delivery.causation_id
         for _ in range(MAX_CHAIN):
             cause = self._answered(causation)
-            above = None if cause or not _is_id(causation) else self.get(causation)
+            above = None if cause or not is_id(causation) else self.get(causation)
             if above is None:
                 return through, cause
             through.append(above)
@@ -208,7 +208,7 @@ class DeliveryQueries:
         return Cause(*row) if row else None
 
 
-def _is_id(name: str) -> bool:
+def is_id(name: str) -> bool:
     """Return whether a text may be a delivery's id; a sender may give its command any id."""
     try:
         return str(UUID(name)) == name

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from messaging.delivery import Delivery, Failure, Status, Waits, new_id
+from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Statement, Transaction
 from messaging.postgres.waiting import Wait, hold
 from messaging.retry import RetryPolicy
@@ -28,9 +29,9 @@ CLAIM = Statement(f"SELECT {CLAIM_COLUMNS} {CLAIM_FROM}", "uuid")
 
 DONE = Statement(
     """
-UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = $1
+UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = $1, effects = $3
 WHERE id = $2""",
-    *("text", "uuid"),
+    *("text", "uuid", "json"),
 )
 
 #: `run` and `attempts` are those that the caller has read; NULL matches any.
@@ -68,11 +69,12 @@ INSERT INTO open_attempts (token, delivery_id, run, state, worker)
 VALUES (:token, :id, :run, 'begun', :worker)
 """)
 
-#: The same attempt may repeat this if it does not know whether it was committed.
+#: The same attempt may repeat this if it does not know whether it was committed. The delivery may have been
+#: put aside meanwhile.
 NOTE_FAILED = text("""
 INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback, fingerprint)
 SELECT :token, id, reruns, 'failed', :worker, :error, :traceback, :fingerprint FROM deliveries
-WHERE id = :id AND status = 'pending' AND reruns = :run
+WHERE id = :id AND finished_at IS NULL AND reruns = :run
 ON CONFLICT (token) DO UPDATE SET
     state = 'failed', error = excluded.error, traceback = excluded.traceback,
     fingerprint = excluded.fingerprint
@@ -138,6 +140,7 @@ class Attempt:
     has_open: bool = False  # earlier attempts of this run are open
     waited_s: float | None = None  # since its event was raised; None if it is not the first attempt
     failure: Failure | None = None  # if the handler failed
+    effects: Effects = field(default_factory=Effects)
 
     @property
     def correlation_id(self) -> str:
@@ -165,7 +168,7 @@ class Attempt:
     def finish(self, transaction: Transaction, _result: object) -> None:
         """Write `done` beside the handler's own effects."""
         transaction.release()
-        transaction.write(DONE, (self.worker, self.id))
+        transaction.write(DONE, (self.worker, self.id, self.effects.stored()))
         if self.is_doubtful:
             transaction.write(FORGET_OPEN, self._facts())
 

@@ -21,6 +21,7 @@ from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
 from messaging.postgres.audit import NOTE, Entry
 from messaging.postgres.breakers import NOT_OPEN
+from messaging.postgres.effects import Effects
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.order import INSERT_IN_ORDER, lane_of, lock_lanes
 from messaging.postgres.pauses import NOT_PAUSED
@@ -159,7 +160,12 @@ class Outbox:
     in_order_by: Mapping[str, str] = field(default_factory=dict)  # handler → field of its event
 
     def write(
-        self, transaction: Transaction, raised: list[Raised], correlation_id: str, causation_id: str
+        self,
+        transaction: Transaction,
+        raised: list[Raised],
+        correlation_id: str,
+        causation_id: str,
+        effects: Effects | None = None,
     ) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send after the commit."""
         deliveries, trace = [], tracing.current()
@@ -167,6 +173,8 @@ class Outbox:
         for event, key in ((one.event, one.key) for one in raised):
             event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
             payload, causes = json.dumps(values), (correlation_id, causation_id)
+            if effects is not None:
+                effects.events.append((event_id, kind))
             if self.announced:
                 transaction.write(INSERT_ANNOUNCEMENT, (event_id, kind, payload, *causes, key, trace))
             for handler in self.handlers_of(event):

@@ -93,6 +93,12 @@ class MessagingSettings(BaseSettings):
         ge=1,
         description="attempts at a command on transient database errors before its sender gets the error",
     )
+    group_max: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="most waiting commands that share a transaction; 1: each has its own",
+    )
     max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")
     bulk_max: int = Field(1000, ge=1, description="most commands in one message of `many`")
 

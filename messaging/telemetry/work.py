@@ -92,6 +92,11 @@ class Work:
 
         return noted
 
+    def was_done(self, message: object, seconds: float) -> None:
+        """Note the message and how long its work has taken, where that was done beforehand."""
+        self.message = message
+        self._began -= seconds
+
     def end(self, error: BaseException | None = None) -> None:
         """Note the end, and the error that ended it."""
         self.seconds = time.perf_counter() - self._began

@@ -21,7 +21,8 @@ from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.telemetry.work import NOBODY, Kind, Watch
 from messaging.wire.validation import from_dict
-from messaging.worker.commands import Answered, handle, logger
+from messaging.worker.answers import Answered
+from messaging.worker.commands import handle, logger
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandRequest, CommandTask

@@ -241,6 +241,20 @@ def test_commands_of_other_apps_are_shown_as_messages(page, flower, shop, sku):
     screenshot(page, "flower-task")
 
 
+def test_the_page_of_an_order_tells_everything_that_it_caused(page, flower, fail_for, sku):
+    delivery_id = fail_for("o-whole")
+
+    page.goto(f"{flower}/deliveries/{delivery_id}")
+    page.locator("#order").click()
+    page.wait_for_url("**/orders/*")
+
+    told = page.locator("main").inner_text()
+    assert f"Allocate(orderid='o-whole', sku='{sku}', qty=2): None" in told
+    assert f"OutOfStock(sku='{sku}')" in told
+    assert f"delivery {delivery_id}" in told
+    assert "ConnectionRefusedError" in told
+
+
 def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
     fail_for("o1")
 
@@ -261,7 +275,9 @@ def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
     assert "flower_events_total" in text
 
 
-@pytest.mark.parametrize("path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}"])
+@pytest.mark.parametrize(
+    "path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}", "/orders/any"]
+)
 def test_the_pages_require_the_login(flower, path):
     assert request(f"{flower}{path}").status == 401
     assert request(f"{flower}{path}", "operator:wrong").status == 401

@@ -215,6 +215,7 @@ class Run:
         """Start a worker, which is started again when it dies."""
         app = self.world.apps[name]
         app.dispatcher.nudged_until = 0.0
+        app.runtime.pauses.forget()
         worker = Worker(app, self.broker, self.scheduler, f"{name}#{self.scheduler.steps}")
         worker.after = self.handled
         worker.before = self.taken
@@ -229,6 +230,19 @@ class Run:
 
         process.on_crash.append(died)
 
+    def start_timer(self, seconds: float, do: Any) -> None:
+        """Do something later, in the process that runs; it dies with it."""
+        process, scheduler = current(), self.scheduler
+        if process is None:
+            return
+
+        def run() -> None:
+            scheduler.sleep(seconds)
+            do()
+
+        timer = scheduler.start(f"timer of {process.name}", run, background=True)
+        process.on_crash.append(lambda: setattr(timer, "dead", True))
+
     def end_lease(self, worker: Worker) -> None:
         """Redeliver what a dead worker held."""
         self.scheduler.sleep(LEASE_S)
@@ -236,7 +250,7 @@ class Run:
 
     def start_housekeeper(self, name: str) -> None:
         """Start a housekeeper, which is started again when it dies."""
-        keeper = Housekeeper(self.world.apps[name], self.scheduler)
+        keeper = Housekeeper(self.world.apps[name], self.broker, self.scheduler)
         process = self.scheduler.start(name, keeper.run, background=True)
         process.on_crash.append(lambda: self.restart(name, self.start_housekeeper))
 
@@ -319,7 +333,7 @@ class Run:
 
     def forget(self) -> None:
         """Lose every message, as FLUSHALL does."""
-        step("forgets everything", lambda: (self.broker.waiting.clear(), self.broker.held.clear()))
+        step("forgets everything", self.broker.forget)
 
     # What is watched
 
@@ -374,6 +388,7 @@ class Run:
             self.scheduler.sleep(SESSION_S)
             for connection in connections:
                 if hanging and not process.dead and not connection.closed:
+                    process.faults += 1
                     step(f"the idle session of {process.name} ends", lambda one=connection: one.lose())
 
         hanging = [process]
@@ -420,7 +435,7 @@ class Run:
             "SELECT EXISTS (SELECT FROM attempts WHERE token = %(token)s)"
             " OR EXISTS (SELECT FROM open_attempts WHERE token = %(token)s AND state = 'failed')"
             " OR NOT EXISTS (SELECT FROM deliveries"
-            "                WHERE id = %(id)s AND status = 'pending' AND reruns = %(run)s)",
+            "                WHERE id = %(id)s AND finished_at IS NULL AND reruns = %(run)s)",
             {"token": token, "id": delivery_id, "run": self.books.runs[token]},
         )
         if rows != [(True,)]:
@@ -522,7 +537,7 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         run.send_mail(mail)
 
     def timer(seconds: float, do: Any) -> Any:
-        return SimpleNamespace(start=lambda: None, daemon=True)
+        return SimpleNamespace(start=lambda: run.start_timer(seconds, do), daemon=True)
 
     state = random.getstate()
     random.seed(seed)

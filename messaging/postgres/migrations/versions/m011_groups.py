@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "m010"
-down_revision = "m009"
+revision = "m011"
+down_revision = "m010"
 branch_labels = None
 depends_on = None
 
