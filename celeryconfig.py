@@ -29,8 +29,6 @@ task_reject_on_worker_lost = True
 # work may be committed, so the message is redelivered to find out.
 task_acks_on_failure = True
 task_acks_on_timeout = False
-# A worker holds few messages that another could run.
-worker_prefetch_multiplier = 4
 # Children are not restarted regularly, but a leak in a handler must not grow for ever.
 worker_max_memory_per_child = 400_000  # KiB
 
@@ -112,6 +110,10 @@ def of_project(project: Project) -> dict[str, Any]:
         "message_max_bytes": settings.message_max_bytes,
         # So does one with a later ETA.
         "message_max_eta_s": settings.message_max_eta_s,
+        # Commands that have arrived may share a transaction.
+        "message_group_max": settings.group_max,
+        # A worker holds few messages that another could run, but enough for a group.
+        "worker_prefetch_multiplier": max(4, settings.group_max),
         # How long senders can read their results.
         "result_expires": settings.result_expires_s,
         # Commands, deliveries, and housekeeping in its own queue, so that a backlog cannot starve it.

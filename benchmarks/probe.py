@@ -37,3 +37,5 @@ class Began(logging.Handler):
 
 for name in ("messaging.bus", "benchmarks.peers.plain_celery"):
     logging.getLogger(name).addHandler(Began())
+logging.getLogger("messaging.bus").setLevel(logging.DEBUG)
+logging.getLogger("messaging.bus").propagate = False

@@ -30,6 +30,11 @@ class Waits(StrEnum):
     """What a waiting delivery waits for; docs/adr/023 says what ends each wait."""
 
     PAUSE = "pause"
+    ORDER = "order"
+    BREAKER = "breaker"
+    PLACE = "place"
+    RATE = "rate"
+    TIME = "time"
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Delivery:
     edited_from: str | None = None
     reason: str | None = None
     waits_for: str | None = None
+    limit_key: str | None = None  # whose place it waits for
+    wait_s: float = 0.0  # seconds before its message may be taken
     traceparent: str | None = None  # the trace that its event was raised in
     #: The event itself, if it was raised in this process.
     event: Event | None = field(default=None, repr=False, compare=False)

@@ -6,6 +6,9 @@ A sender without this package sees the class name and `args`; with it, the error
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
+
 from messaging.texts import MAX_ERROR, class_name, storable
 
 
@@ -40,6 +43,28 @@ class WorkerCrashed(MessagingError):
 
 class AttemptsUsedUp(MessagingError):
     """A handler failed for the last time; its delivery is failed and waits for a re-run."""
+
+
+class RetryAfter(MessagingError):
+    """A handler raises it to be called again not before a time; that uses up no attempt.
+
+    The argument is a number of seconds or a time with a time zone, at most a week away: what the header
+    `Retry-After` of an HTTP answer with the status 429 or 503 says. Nothing of the handler's work is kept.
+    """
+
+    LONGEST_S = 7 * 86400.0
+
+    def __init__(self, when: float | datetime) -> None:
+        if isinstance(when, datetime):
+            if when.tzinfo is None:
+                raise ValueError(f"RetryAfter needs a time with a time zone, not {when!r}")
+            wait_s = (when - datetime.now(UTC)).total_seconds()
+        else:
+            wait_s = float(when)
+        if math.isnan(wait_s):
+            raise ValueError(f"RetryAfter needs a number of seconds, not {when!r}")
+        self.wait_s = min(max(0.0, wait_s), self.LONGEST_S)
+        super().__init__(f"not before {self.wait_s:g} s have passed")
 
 
 def describe(error: BaseException) -> str:

@@ -19,6 +19,9 @@ class Command(Message):
 
     #: The meaning of the result None, for people; senders and scripts get None.
     none_means: ClassVar[str] = "done"
+    #: The field with the key of the aggregate that it locks, if it has one: commands that share a transaction
+    #: lock in the order of these keys.
+    locks: ClassVar[str | None] = None
 
 
 @dataclass(frozen=True)

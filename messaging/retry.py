@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -31,6 +31,6 @@ def retrying(**options: Any) -> Callable[[Handler], Handler]:
 
 
 def policy_of(handler: Callable[..., Any], default: RetryPolicy) -> RetryPolicy:
-    """Return the policy that `retrying` set on a handler, else the default."""
-    policy: RetryPolicy = getattr(handler, "retry_policy", default)
-    return policy
+    """Return the policy that `retrying` set on a handler, else the default with what `handler` changes."""
+    policy: RetryPolicy | None = getattr(handler, "retry_policy", None)
+    return policy or replace(default, **getattr(handler, "retry_changes", {}))

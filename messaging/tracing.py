@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,11 @@ from messaging.texts import class_name
 TRACEPARENT = "traceparent"
 #: The header of a re-run's message: the trace of the first run, to which the new trace links.
 RERUN_OF = "rerun_of_traceparent"
+
+#: The header of a message with many commands: the trace of each, or null.
+TRACES = "traceparents"
+#: Traces of commands in one message; more would make its headers too long.
+MAX_TRACES = 500
 
 _FORMAT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
@@ -38,9 +43,14 @@ def checked(value: object) -> str | None:
     return value if isinstance(value, str) and _FORMAT.fullmatch(value) else None
 
 
-def trace_id(traceparent: str | None) -> str | None:
-    """Return the id by which a tool finds the trace."""
-    return traceparent.split("-")[1] if traceparent else None
+def worth_sending(traces: Sequence[str | None]) -> bool:
+    """Tell whether a message with many commands carries their traces."""
+    return any(traces) and len(traces) <= MAX_TRACES
+
+
+def checked_many(value: object) -> tuple[str | None, ...]:
+    """Return the traces of a message with many commands."""
+    return tuple(map(checked, value[:MAX_TRACES])) if isinstance(value, list) else ()
 
 
 @contextmanager
@@ -53,23 +63,25 @@ def sending(
     of: str | None = None,
     rerun: bool = False,
     operation: str = "send",
+    links: Sequence[str | None] = (),
 ) -> Iterator[dict[str, str]]:
     """Trace the sending of one message, and yield the headers that carry its trace to whoever handles it.
 
     `of` is the trace that it belongs to, else the current one. A re-run begins a new trace, with a link.
+    `links` are the traces of what is sent together.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         yield {RERUN_OF if rerun else TRACEPARENT: of} if of else {}
         return
     above = span_context(of)
-    links = [trace.Link(above)] if rerun and above else []
+    linked = [above] if rerun and above else [span_context(link) for link in links[:MAX_TRACES] if link]
     parent = _empty_context() if rerun else context_of(above)
     span = trace.get_tracer(__name__).start_span(
         f"{operation} {destination}",
         parent,
         kind=trace.SpanKind.PRODUCER,
-        links=links,
+        links=[trace.Link(context) for context in linked],
         attributes={
             "messaging.system": system,
             "messaging.operation.name": operation,
@@ -98,6 +110,17 @@ def within(span: Any) -> Iterator[None]:
             span.set_attribute("error.type", class_name(error))
             span.set_status(trace.StatusCode.ERROR)
             raise
+
+
+@contextmanager
+def below(traceparent: str | None) -> Iterator[None]:
+    """Let what is raised and sent in this block belong to the trace of a message, which has no span yet."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or traceparent is None:
+        yield
+        return
+    with trace.use_span(trace.NonRecordingSpan(span_context(traceparent)), end_on_exit=False):
+        yield
 
 
 def span_context(traceparent: str | None) -> Any:

@@ -18,9 +18,9 @@ from celery.utils.objects import Bunch
 from reliable_celery.checks import MAX_NAME, RUNS_OTHERS, Limits, check_message, timestamp
 from reliable_celery.dead_letters import DeadLetter, DeadLetterStore
 from reliable_celery.errors import InvalidMessage, MessageRefused
+from reliable_celery.groups.consumer import GroupingConsumer
 from reliable_celery.letters import MAX_KEPT_BYTES, fields_of, letter_of, short_text
 from reliable_celery.poison import PoisonCount
-from reliable_celery.pools.solo import SoloConsumer
 from reliable_celery.reconnecting import ReconnectingConsumer
 from reliable_celery.requests import Request
 from reliable_celery.routing import was_delayed_by_broker
@@ -33,7 +33,7 @@ MAX_ERROR = 1_000  # characters
 TRY_AGAIN_S = 30.0  # seconds until an unrecorded message is requeued where there is no visibility timeout
 
 
-class Consumer(BatchingConsumer, SoloConsumer, ReconnectingConsumer):
+class Consumer(BatchingConsumer, GroupingConsumer, ReconnectingConsumer):
     """Checks each message before Celery sees it, and records those that it refuses."""
 
     def __init__(self, on_task_request: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
@@ -41,6 +41,7 @@ class Consumer(BatchingConsumer, SoloConsumer, ReconnectingConsumer):
         max_crashes = self.app.conf.get("message_max_crashes")
         if max_crashes is not None:
             self.on_task_request = PoisonCount(self, max_crashes).counting(on_task_request)
+        self.groups = self.open_groups(self.app.conf.get("message_group_max") or 1)
         self.dead_letters = self.open_dead_letters()
 
     # What a subclass may decide

@@ -6,7 +6,8 @@ announcements stay Celery's, so a sender keeps its plain `redis://` address. (do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import BackendError, BackendStoreError
 from kombu.utils.encoding import bytes_to_str
 from redis import Connection, SSLConnection
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from reliable_celery import failover, sentinel
 
@@ -31,10 +32,9 @@ redis.call('PUBLISH', KEYS[1], ARGV[1])
 
 @dataclass
 class Unconfirmed:
-    """A result that was sent, whose replies from Redis have not been read yet."""
+    """A result whose replies from Redis have not been read yet."""
 
     task_id: str
-    connection: Connection
     key: str | bytes
     value: str | bytes
     stored: Callable[[], object] = lambda: None
@@ -50,7 +50,9 @@ class ResultBackend(RedisBackend):
 
     connection_class_ssl: type[SSLConnection] = failover.SSLConnection
     _call_soon: Callable[[Callable[[], None]], object] | None = None
-    _unconfirmed: Unconfirmed | None = None
+    _connection: Connection | None = None  # on which the replies to `_unconfirmed` will come
+    _unconfirmed: Sequence[Unconfirmed] = ()
+    _held: list[Unconfirmed] | None = None  # collected by `together`, not yet sent
 
     def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:
         """Connect by connections that notice a failover."""
@@ -71,34 +73,72 @@ class ResultBackend(RedisBackend):
         self, task_id: str, stored: Callable[[], object], lost: Callable[[Exception], object]
     ) -> bool:
         """Call one of the two when Redis has replied about this result; False when that is already known."""
-        waiting = self._unconfirmed
-        if waiting is None or waiting.task_id != task_id:
+        last = self._held or self._unconfirmed
+        if not last or last[-1].task_id != task_id:
             return False
-        waiting.stored, waiting.lost = stored, lost
+        last[-1].stored, last[-1].lost = stored, lost
         return True
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Send the successes that are stored in this block in one message, at its end."""
+        self.confirm()
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if held and not self._send(held):
+                for one in held:
+                    self._store_now(one)
+            if self._call_soon is None:
+                self.confirm()
+
+    def _store_now(self, one: Unconfirmed) -> None:
+        try:
+            self._set_with_state(one.key, one.value, states.SUCCESS)
+        except (BackendError, RedisError, OSError) as error:
+            one.lost(error)
+        else:
+            one.stored()
+
     def confirm(self) -> None:
-        """Read Redis' replies to the last result."""
-        waiting, self._unconfirmed = self._unconfirmed, None
-        if waiting is None:
+        """Read Redis' replies to the last results."""
+        connection, waiting = self._connection, self._unconfirmed
+        self._connection, self._unconfirmed = None, ()
+        if connection is None:
             return
         try:
-            self._read_replies(waiting)
-        except (RedisError, OSError) as error:
-            # The other reply may be on its way.
-            waiting.connection.disconnect()  # type: ignore[no-untyped-call]
-            waiting.lost(error)
-        else:
-            waiting.stored()
+            for one in waiting:
+                self._confirm_one(one, connection)
         finally:
-            self.client.connection_pool.release(waiting.connection)
+            self.client.connection_pool.release(connection)
 
-    def _read_replies(self, waiting: Unconfirmed) -> None:
+    def _confirm_one(self, one: Unconfirmed, connection: Connection) -> None:
         try:
-            waiting.connection.read_response()  # to SET
-        except OutOfMemoryError as error:
-            self._set_though_full(waiting.key, waiting.value, self.expires, error)
-        waiting.connection.read_response()  # to PUBLISH
+            self._read_replies(one, connection)
+        except ResponseError as error:
+            one.lost(error)
+        except (RedisError, OSError) as error:
+            # The other replies may be on their way; they are lost as well.
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            one.lost(error)
+        else:
+            one.stored()
+
+    def _read_replies(self, one: Unconfirmed, connection: Connection) -> None:
+        if not connection.is_connected:
+            raise ConnectionResetError("the connection was lost before Redis confirmed the result")
+        refusal: ResponseError | None = None
+        try:
+            connection.read_response()  # to SET
+        except ResponseError as error:
+            refusal = error
+        connection.read_response()  # to PUBLISH
+        if isinstance(refusal, OutOfMemoryError):
+            self._set_though_full(one.key, one.value, self.expires, refusal)
+        elif refusal is not None:
+            raise refusal
 
     def _set_though_full(
         self, key: str | bytes, value: str | bytes, life: int | None, error: OutOfMemoryError
@@ -121,14 +161,15 @@ class ResultBackend(RedisBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        self.confirm()
+        if self._held is None:
+            self.confirm()
         try:
             if state != states.SUCCESS:
                 return super()._store_result(task_id, result, state, traceback, request=request, **kwargs)
             meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
             meta["task_id"] = bytes_to_str(task_id)
             key, value = self.get_key_for_task(task_id), self.encode(meta)
-            if self._call_soon is None or not self._send(task_id, key, value, self._call_soon):
+            if not self._stored_later(Unconfirmed(task_id, key, value)):
                 self._set_with_state(key, value, state)
         except (BackendError, RedisError, OSError, failover.UnfitServer) as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
@@ -152,22 +193,29 @@ class ResultBackend(RedisBackend):
         """
         return None if request is None else super().mark_as_revoked(task_id, reason, request, *args, **kwargs)
 
-    def _send(
-        self, task_id: str, key: str | bytes, value: str | bytes, call_soon: Callable[..., object]
-    ) -> bool:
-        """Send a result and let `confirm` read the replies; False when it could not be sent."""
+    def _stored_later(self, result: Unconfirmed) -> bool:
+        """Send a result, or keep it for the end of `together`; False when it has to be stored at once."""
+        if self._held is not None:
+            self._held.append(result)
+            return True
+        return self._call_soon is not None and self._send([result])
+
+    def _send(self, results: Sequence[Unconfirmed]) -> bool:
+        """Send results and let `confirm` read the replies; False when they could not be sent."""
         pool = self.client.connection_pool
+        commands = [command for one in results for command in self._commands(one.key, one.value)]
         try:
             connection = pool.get_connection()
         except (RedisError, OSError):
             return False
         try:
-            connection.send_packed_command(connection.pack_commands(self._commands(key, value)))
+            connection.send_packed_command(connection.pack_commands(commands))
         except (RedisError, OSError):
             pool.release(connection)
             return False
-        self._unconfirmed = Unconfirmed(task_id, connection, key, value)
-        call_soon(self.confirm)
+        self._connection, self._unconfirmed = connection, results
+        if self._call_soon is not None:
+            self._call_soon(self.confirm)
         return True
 
     def _set(self, key: str | bytes, value: str | bytes, expires: int | None = None) -> None:

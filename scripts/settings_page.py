@@ -12,8 +12,9 @@ BEGIN, END = "<!-- tables: written by make docs -->", "<!-- end of tables -->"
 TOPICS = {
     "Addresses": ("database_", "broker_url", "result_backend_url", "sentinel_", "tls_"),
     "Mail": ("smtp_", "mail_", "stock_team"),
-    "Commands": ("command_", "bulk_", "max_crashes", "result_expires"),
+    "Commands": ("command_", "group_", "bulk_", "max_crashes", "result_expires"),
     "Retries of event handlers": ("event_",),
+    "Circuit breakers of event handlers": ("breaker_",),
     "Relay": ("relay_",),
     "Scheduled re-runs": ("rerun_",),
     "Announcements": ("announce",),
@@ -22,7 +23,7 @@ TOPICS = {
     "Limits of a message": ("message_",),
     "Signed messages": ("signing_",),
     "Flower": ("flower_",),
-    "Traces and logs": ("traces_", "log_"),
+    "Traces, metrics and logs": ("traces_", "metrics_", "log_"),
 }
 
 

@@ -22,7 +22,9 @@ class PostgresAllocationUnitOfWork(PostgresUnitOfWork, UnitOfWork):
 
     def __init__(self, settings: Settings, engine: Engine, job: Job, outbox: Outbox) -> None:
         super().__init__(engine, job, outbox)
-        self.notifications = MailNotifications(mails_of(settings, job.id), settings.stock_team)
+        self.notifications = MailNotifications(
+            mails_of(settings, job.id, job.effects.mails), settings.stock_team
+        )
 
     def __enter__(self) -> Self:
         """Begin with no product loaded."""

@@ -13,6 +13,8 @@ from messaging.messages import Command, Name, Whole
 class CreateBatch(Command):
     """Register purchased stock; `eta=None` means that it is already on the shelf."""
 
+    locks: ClassVar[str | None] = "sku"
+
     ref: Name
     sku: Name
     qty: Annotated[int, Whole(1)]
@@ -24,6 +26,7 @@ class Allocate(Command):
     """Reserve stock for an order line; the result is the batch reference, None when out of stock."""
 
     none_means: ClassVar[str] = "out of stock"
+    locks: ClassVar[str | None] = "sku"
 
     orderid: Name
     sku: Name

@@ -14,10 +14,18 @@ import json
 import os
 import sqlite3
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from kombu import Connection, Exchange, Message, Queue, binding
 from kombu.mixins import ConsumerMixin
+
+try:  # where it is installed and set up, the event's trace goes on here
+    from opentelemetry import propagate, trace
+
+    TRACED = True
+except ImportError:
+    TRACED = False
 
 BROKER_URL = os.environ.get("BROKER_URL", "redis://127.0.0.1:6390/0")
 QUEUE = os.environ.get("QUEUE", "warehouse.stock-news")
@@ -74,6 +82,15 @@ class Memory:
         return not self.database.execute(NOTE_SEQUENCE, event).rowcount
 
 
+def traced(event: dict[str, Any]) -> AbstractContextManager[object]:
+    """Return a span in the trace of the order that raised the event."""
+    if not TRACED:
+        return nullcontext()
+    return trace.get_tracer("listener").start_as_current_span(
+        f"process {QUEUE}", context=propagate.extract(event), kind=trace.SpanKind.CONSUMER
+    )
+
+
 class Listener(ConsumerMixin):
     """Prints each event as a line of JSON; reconnects by itself."""
 
@@ -99,7 +116,7 @@ class Listener(ConsumerMixin):
     def receive(self, message: Message) -> None:
         """Handle the event and remember it in one transaction, and only then acknowledge it."""
         event = json.loads(message.body)
-        with self.memory.database:
+        with traced(event), self.memory.database:
             if not self.is_dropped(event):
                 print(json.dumps(event), flush=True)
         message.ack()

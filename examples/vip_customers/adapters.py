@@ -57,4 +57,4 @@ class PostgresShop(PostgresUnitOfWork, ShopUnitOfWork):
         super().__init__(engine, job, outbox)
         self.orders = PostgresOrders(self.transaction)
         self.histories = PostgresHistories(self.transaction)
-        self.mails = mails_of(settings, job.id)
+        self.mails = mails_of(settings, job.id, job.effects.mails)

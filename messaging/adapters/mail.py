@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import EmailMessage
 from itertools import count
 from typing import Any, Protocol, TypeVar
@@ -231,6 +231,7 @@ class JobMails:
     sender: str
     job_id: str
     ends_at: float = math.inf  # monotonic seconds; when all mails must be sent
+    sent: list[str] = field(default_factory=list)  # ids of mails that were sent
 
     def __post_init__(self) -> None:
         """Number the mails from 1."""
@@ -241,13 +242,15 @@ class JobMails:
         message_id = f"{self.job_id}.{next(self._numbers)}"
         mail = compose(message_id, self.sender, recipient, subject, text)
         self.server.send(mail, self.ends_at - time.monotonic())
+        self.sent.append(str(mail["Message-ID"]))
 
 
-def mails_of(settings: MessagingSettings, job_id: str) -> JobMails:
+def mails_of(settings: MessagingSettings, job_id: str, sent: list[str] | None = None) -> JobMails:
     """Return the mails of a job that starts now, through the server in the settings.
 
-    All of them end before the job's time limit, at which its process is killed.
+    `sent` gets the ids of those that were sent. All of them end before the job's time limit, at which its
+    process is killed.
     """
     server = SmtpServer(settings.smtp_url, settings.smtp_timeout_s)
     ends_at = time.monotonic() + settings.task_time_limit_s * SHARE
-    return JobMails(server, settings.mail_from, job_id, ends_at)
+    return JobMails(server, settings.mail_from, job_id, ends_at, [] if sent is None else sent)

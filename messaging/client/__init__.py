@@ -3,6 +3,8 @@
 `client` sends at once. `outbox` sends from inside the app's own database transaction.
 """
 
-from messaging.client.client import Answer, Client, CommandFailed, NotAnswered, Outcome, close_app
+from messaging.client.answers import Answer, CommandFailed, NotAnswered, Outcome
+from messaging.client.app import close_app
+from messaging.client.client import Client
 
 __all__ = ["Answer", "Client", "CommandFailed", "NotAnswered", "Outcome", "close_app"]

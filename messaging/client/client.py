@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,78 +14,31 @@ from typing import Any, Self
 from uuid import uuid4
 
 from amqp.exceptions import MessageNacked, NotFound
-from celery import Celery, states
-from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as NoResultInTime
-from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 
-from messaging import errors, tracing
-from messaging.brokers import tls, topology
+from messaging import tracing
+from messaging.brokers import topology
 from messaging.brokers.signing import Signing
-from messaging.errors import MessagingError, Unavailable
+from messaging.client.answers import (
+    Answer,
+    CommandFailed,
+    NotAnswered,
+    Outcome,
+    Told,
+    declared_errors,
+    send_again,
+)
+from messaging.client.app import close_app, make_app
+from messaging.errors import Unavailable
 from messaging.messages import IDEMPOTENCY_KEY, SENT_AT, Command, task_name, to_dict
 from messaging.texts import cut
-from reliable_celery.sentinel import Sentinel, is_sentinel
+from reliable_celery.sentinel import Sentinel
 
-#: Publishing gives up after some seconds: a clear error is better than a hang.
-PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
 #: Seconds between attempts to send what the broker has refused to store; a new leader takes about one.
 NACKED_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)
-#: Time limits on a connection's waits; Celery itself would wait for longer.
-CONNECT_TIMEOUT_S = 4
 #: Raised by kombu when the broker is unavailable, does not confirm, or was never set up by a worker.
 CONNECTION_ERRORS = (KombuError, OSError, NotFound)
-
-
-class NotAnswered(MessagingError):
-    """A command was sent, and its answer did not come in time; it is safe to send it again with `key`.
-
-    `key` is empty when only the message's id was known: its sender has the key.
-    """
-
-    def __init__(self, text: str, key: str = "") -> None:
-        super().__init__(text)
-        self.key = key
-
-
-class CommandFailed(MessagingError):
-    """The handler raised an unexpected error; the text names its class."""
-
-
-class Answer(AsyncResult):  # type: ignore[misc]  # Celery is untyped
-    """Celery's `AsyncResult`, but silent when it is discarded while its backend is unavailable.
-
-    `key` is the idempotency key that the command was sent with.
-    """
-
-    key = ""
-
-    def __del__(self) -> None:
-        """Stop listening for the answer."""
-        with suppress(Exception):
-            super().__del__()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of one of many commands: a result, or an error."""
-
-    key: str  # its idempotency key
-    command: Command
-    result: Any = None
-    error: Exception | None = None
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a message with many commands was answered: a line for each of them, or an error for all."""
-
-    lines: Sequence[
-        Mapping[str, Any]
-    ] = ()  # {"id": key, "result"} or {"id": key, "error": {"type", "message"}}
-    error: Mapping[str, str] | None = None  # {"type", "message"}
-
 
 Batch = tuple[list[tuple[str, Command]], Answer]  # commands with their keys, sent in one message
 
@@ -113,16 +65,7 @@ class Client:
         """
         self.project = project
         self.timeout_s = timeout_s
-        self.app = Celery(
-            f"{project}.client",
-            broker=topology.address(broker_url),
-            backend=topology.address(backend_url) if is_sentinel(backend_url) else backend_url,
-            set_as_current=False,
-        )
-        self.app.conf.update(
-            _settings(broker_url, backend_url, sentinel or Sentinel(), ca_file)
-            | tls.settings(broker_url, backend_url, ca_file)
-        )
+        self.app = make_app(project, broker_url, backend_url, sentinel or Sentinel(), ca_file)
         if signing is not None:
             signing.switch_on(self.app)
         self._system = topology.system(broker_url)
@@ -172,7 +115,7 @@ class Client:
                 )
         except NoResultInTime:
             raise NotAnswered(
-                f"Sent, not answered in {timeout_s:g} s; {_again(result.key)}", result.key
+                f"Sent, not answered in {timeout_s:g} s; {send_again(result.key)}", result.key
             ) from None
         if isinstance(value, BaseException):
             raise self._rebuilt(type(value).__name__, str(value))
@@ -204,15 +147,19 @@ class Client:
                 progress(answered)
             yield from outcomes
 
-    def send_lines(self, task_id: str, lines: Sequence[Sequence[Any]]) -> None:
+    def send_lines(
+        self, task_id: str, lines: Sequence[Sequence[Any]], traces: Sequence[str | None] = ()
+    ) -> None:
         """Send commands as `[task, fields, key]` in one message of this id; the broker has confirmed it.
+
+        `traces` are the traces that the commands belong to, in the same order.
 
         Raises:
             Unavailable: the broker stayed away for some seconds.
         """
         shown = f"([{cut(repr(lines[0]))}, …{len(lines)} commands],)"
         with self._clear_errors(""):  # each command has a key of its own
-            self._send(f"{self.project}.many", task_id, task_id, shown, args=(lines,))
+            self._send(f"{self.project}.many", task_id, task_id, shown, args=(lines,), traces=traces)
 
     def told(self, task_ids: Sequence[str]) -> dict[str, Told]:
         """Return the answers that have come to messages of `send_lines`, by task id, without waiting.
@@ -227,7 +174,7 @@ class Client:
                 metas = [backend.decode(value) if value else {} for value in values]
             else:
                 metas = [backend.get_task_meta(task_id, cache=False) for task_id in task_ids]
-        answers = zip(task_ids, map(_told, metas), strict=True)
+        answers = zip(task_ids, map(Told.of, metas), strict=True)
         return {task_id: told for task_id, told in answers if told is not None}
 
     def close(self) -> None:
@@ -255,8 +202,13 @@ class Client:
             time.sleep(pause_s)
         return self._send_once(task, task_id, key, shown, **message)
 
-    def _send_once(self, task: str, task_id: str, key: str, shown: str, **message: Any) -> Answer:
-        with tracing.sending(self._system, f"{self.project}.commands", task_id, task_id) as headers:
+    def _send_once(
+        self, task: str, task_id: str, key: str, shown: str, traces: Sequence[str | None] = (), **message: Any
+    ) -> Answer:
+        with tracing.sending(
+            self._system, f"{self.project}.commands", task_id, task_id, links=traces
+        ) as headers:
+            traced: dict[str, Any] = {tracing.TRACES: list(traces)} if tracing.worth_sending(traces) else {}
             answer: Answer = self.app.send_task(
                 task,
                 task_id=task_id,
@@ -265,7 +217,7 @@ class Client:
                 argsrepr=shown,
                 kwargsrepr="{}",
                 confirm_timeout=topology.CONFIRM_TIMEOUT_S,
-                headers={IDEMPOTENCY_KEY: key, SENT_AT: time.time(), **headers},
+                headers={IDEMPOTENCY_KEY: key, SENT_AT: time.time(), **headers, **traced},
                 **message,
             )
         answer.key = key
@@ -325,25 +277,8 @@ class Client:
             if not isinstance(cause, away):
                 raise
             raise Unavailable(
-                f"The {_server(error)} is unavailable ({type(cause).__name__}); {_again(key)}"
+                f"The {_server(error)} is unavailable ({type(cause).__name__}); {send_again(key)}"
             ) from None
-
-
-def _again(key: str) -> str:
-    """Say how to send a command again; with any other key it could be carried out twice."""
-    named = f"the idempotency key {key!r}" if key else "its idempotency key"
-    return f"send it again with {named}"
-
-
-def close_app(app: Celery) -> None:
-    """Close a sender's app with its connections to the results, which Celery itself never closes."""
-    if isinstance(app.backend, RedisBackend):
-        consumer = app.backend.result_consumer
-        consumer.stop()
-        # A result that is discarded later would open a connection to end its subscription.
-        consumer.subscribed_to.clear()
-        app.backend.client.connection_pool.disconnect()
-    app.close()
 
 
 def _server(error: Exception) -> str:
@@ -365,51 +300,3 @@ def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         yield from waiting
         raise
     yield from waiting
-
-
-def _settings(broker_url: str, backend_url: str, sentinel: Sentinel, ca_file: Path | None) -> dict[str, Any]:
-    secure = tls.redis(ca_file)
-    return {
-        # JSON only: no result is ever loaded as code.
-        "task_serializer": "json",
-        "accept_content": ["json"],
-        "result_accept_content": ["json"],
-        "broker_transport_options": topology.transport_options(
-            broker_url, sentinel=sentinel.options(broker_url, secure)
-        ),
-        # A clear error after some seconds is better than a hang.
-        "broker_connection_timeout": CONNECT_TIMEOUT_S,
-        "task_publish_retry_policy": PUBLISH_RETRY,
-        "redis_socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "redis_socket_timeout": 10,
-        "redis_socket_keepalive": not topology.is_redis_socket(backend_url),
-        "result_backend_transport_options": {
-            "retry_policy": {"timeout": 3.0},
-            **sentinel.options(backend_url, secure),
-        },
-    }
-
-
-def _told(meta: Mapping[str, Any]) -> Told | None:
-    """Read what Celery stored of a task; None while it has not ended."""
-    state = meta.get("status")
-    result: Any = meta.get("result")
-    if state == states.SUCCESS:
-        if isinstance(result, list) and all(isinstance(line, dict) and "id" in line for line in result):
-            return Told(lines=result)
-        return Told(error={"type": "UnreadableAnswer", "message": cut(repr(result))})
-    if state not in states.PROPAGATE_STATES:
-        return None
-    if isinstance(result, BaseException):  # a backend that rebuilds it
-        return Told(error={"type": type(result).__name__, "message": str(result)})
-    texts = result.get("exc_message") or ""
-    text = texts if isinstance(texts, str) else str(next(iter(texts), ""))
-    return Told(error={"type": str(result.get("exc_type")), "message": text})
-
-
-def declared_errors(refusals: Iterable[type[Exception]]) -> dict[str, type[Exception]]:
-    """Return the errors that a sender is told, by name: those of every project, and a project's own."""
-    found: list[type[Exception]] = [
-        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MessagingError)
-    ]
-    return {kind.__name__: kind for kind in (*found, *refusals)}

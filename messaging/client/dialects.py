@@ -24,6 +24,8 @@ class Dialect:
     newest: str
     #: What each transaction of the relay begins with.
     begin: str | None
+    #: Finds a column of a table: the values are both names.
+    column: str
     partial_indexes: bool = True
 
 
@@ -38,6 +40,8 @@ POSTGRESQL = Dialect(
     for_update="FOR UPDATE SKIP LOCKED",
     newest="",
     begin=None,
+    column="SELECT 1 FROM pg_attribute"
+    " WHERE attrelid = to_regclass(%s) AND attname = %s AND NOT attisdropped",
 )
 MYSQL = Dialect(
     "mysql",
@@ -52,6 +56,8 @@ MYSQL = Dialect(
     newest="FOR UPDATE",
     # Under the default level a claim would lock the gap into which apps insert.
     begin="SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    column="SELECT 1 FROM information_schema.columns"
+    " WHERE table_schema = database() AND table_name = %s AND column_name = %s",
     partial_indexes=False,
 )
 SQLITE = Dialect(
@@ -66,6 +72,7 @@ SQLITE = Dialect(
     newest="",
     # Changes nothing and takes the write lock: one that is taken after a read is not waited for.
     begin="UPDATE {table} SET attempts = attempts WHERE position < 0",
+    column="SELECT 1 FROM pragma_table_info(%s) WHERE name = %s",
 )
 
 _BY_NAME = {
@@ -131,6 +138,7 @@ def ddl(dialect: Dialect, table: str) -> list[str]:
         f"answer {text}",  # JSON: {"result": …} or {"error": {"type", "message"}}
         f"answered_at {time}",
         f"handled_at {time}",  # written in the app's own transaction
+        "traceparent varchar(55)",  # the trace that it was sent in; tables of earlier releases lack it
     ]
     body = ",\n    ".join(columns)
     return [f"CREATE TABLE {table} (\n    {body}\n)", *_indexes(dialect, table)]

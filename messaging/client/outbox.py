@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import date
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from messaging.client.client import Client, CommandFailed, Outcome, declared_errors
-from messaging.client.connections import check_transaction, statements
+from messaging import tracing
+from messaging.client.answers import CommandFailed, Outcome, declared_errors
+from messaging.client.client import Client
+from messaging.client.connections import Statements, check_transaction, statements
 from messaging.client.databases import Database
 from messaging.client.dialects import ddl, dialect_named
 from messaging.client.pace import Pace
@@ -91,11 +94,18 @@ class Outbox:
         fields = json.dumps(to_dict(command), sort_keys=True)
         if len(fields) > MAX_BYTES:
             raise InvalidMessage("fields", f"must be at most {MAX_BYTES} bytes of JSON")
-        if not self.table.add(run, key, task, fields, group):
+        if not self.table.add(run, key, task, fields, group, self._trace(run)):
             there = self.table.find(run, key)
             if there is None or (there.key, there.task, there.fields) != (key, task, fields):
                 raise KeyTaken(f"the key {key!r} is that of another command")
         return key
+
+    def _trace(self, run: Statements) -> str | None:
+        """Return the current trace, if the table keeps it."""
+        traceparent = tracing.current()
+        if traceparent is not None and not self.table.traced and self.table.has_traces(run):
+            self.table = replace(self.table, traced=True)
+        return traceparent if self.table.traced else None
 
     def on_answer(self, handler: Handler) -> Handler:
         """Have a function called with each `Outcome` and the transaction in which that is noted.

@@ -11,10 +11,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from messaging.client.client import Client, Outcome, Told
+from messaging.client.answers import Outcome, Told
+from messaging.client.client import Client
 from messaging.client.connections import Statements, statements
 from messaging.client.databases import Database
 from messaging.client.pace import Pace, Pause
@@ -62,6 +64,7 @@ class Relay:
         self._broker, self._results = Pause(pace.pause_max_s), Pause(pace.pause_max_s)
         self._trouble = Pause(pace.pause_max_s)
         self._prune_at = 0.0
+        self._looks_for_traces = True
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; nothing that fails ends it."""
@@ -145,7 +148,7 @@ class Relay:
     def _publish(self, task_id: str, entries: Sequence[Entry]) -> bool:
         lines = [[entry.task, json.loads(entry.fields), entry.key] for entry in entries]
         try:
-            self._sender.send_lines(task_id, lines)
+            self._sender.send_lines(task_id, lines, [entry.traceparent for entry in entries])
         except Unavailable as error:
             if self._broker.failed():
                 logger.warning("%s; the commands wait", error)
@@ -271,6 +274,9 @@ class Relay:
     def _begin(self, transaction: Any) -> Statements:
         run = statements(transaction)
         self._table.begin(run)
+        if self._looks_for_traces:
+            self._looks_for_traces = False
+            self._table = replace(self._table, traced=self._table.has_traces(run))
         return run
 
 

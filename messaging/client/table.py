@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from messaging.client.connections import Row, Statements
+from messaging.tracing import TRACEPARENT
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class Entry:
     fields: str  # JSON
     attempts: int
     answer: str | None = None  # JSON
+    traceparent: str | None = None  # the trace that it was sent in
 
     @classmethod
     def of(cls, row: Row) -> Entry:
-        """Read a row of `_ENTRY`."""
-        return cls(int(row[0]), row[1], row[2], row[3], int(row[4]), row[5])
+        """Read a row of `_ENTRY`, with or without the trace."""
+        return cls(int(row[0]), row[1], row[2], row[3], int(row[4]), *row[5:])
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,35 @@ class CommandTable:
     """A table in the caller's database; each method is a part of a transaction of the caller's."""
 
     name: str
+    #: Whether the relay reads traces: a table of an earlier release lacks their column.
+    traced: bool = False
 
-    def add(self, run: Statements, key: str, task: str, fields: str, group: str | None) -> bool:
+    @property
+    def _entry(self) -> str:
+        return f"{_ENTRY}, {TRACEPARENT}" if self.traced else _ENTRY
+
+    def has_traces(self, run: Statements) -> bool:
+        """Return whether the table has the column of traces."""
+        return bool(run.read(run.dialect.column, (self.name, TRACEPARENT)))
+
+    def add(
+        self,
+        run: Statements,
+        key: str,
+        task: str,
+        fields: str,
+        group: str | None,
+        traceparent: str | None = None,
+    ) -> bool:
         """Insert a command; False when the key is taken."""
         before, after = run.dialect.insert
         now = run.dialect.now
+        column, value = ("", ()) if traceparent is None else (f", {TRACEPARENT}", (traceparent,))
         sql = (
-            f"{before} {self.name} (idempotency_key, task, fields, order_group, created_at, due_at)"
-            f" VALUES (%s, %s, %s, %s, {now}, {now}) {after}"
+            f"{before} {self.name} (idempotency_key, task, fields, order_group, created_at, due_at{column})"
+            f" VALUES (%s, %s, %s, %s, {now}, {now}{', %s' if value else ''}) {after}"
         )
-        return run.write(sql, (key, task, fields, group)) == 1
+        return run.write(sql, (key, task, fields, group, *value)) == 1
 
     def find(self, run: Statements, key: str) -> Entry | None:
         """Return the command under a key."""
@@ -85,7 +106,7 @@ class CommandTable:
         """Put commands that may go into a message; other relays leave it alone until the lease is over."""
         now = run.dialect.now
         rows = run.read(
-            f"SELECT {_ENTRY} FROM {self.name} command WHERE task_id IS NULL AND due_at <= {now}"
+            f"SELECT {self._entry} FROM {self.name} command WHERE task_id IS NULL AND due_at <= {now}"
             f" AND (order_group IS NULL OR NOT {_BEHIND.format(table=self.name)})"
             f" ORDER BY position LIMIT %s {run.dialect.for_update}",
             (size,),
@@ -118,7 +139,7 @@ class CommandTable:
         if not claimed:
             return None
         rows = run.read(
-            f"SELECT {_ENTRY} FROM {self.name} WHERE task_id = %s ORDER BY position",
+            f"SELECT {self._entry} FROM {self.name} WHERE task_id = %s ORDER BY position",
             (task_id,),
         )
         return task_id, [Entry.of(row) for row in rows]

@@ -68,8 +68,13 @@ class Page(BaseHandler):
         return found
 
     async def pauses(self) -> list[str]:
-        """Return what is paused, to be shown on every page of deliveries."""
-        return [shown(one) for one in await self.work(active, self.runtime)]
+        """Return what is stopped, to be shown on every page of deliveries."""
+        stopped = await self.work(self.runtime.breakers.stopped)
+        paused = await self.work(active, self.runtime)
+        return [
+            *(f"Paused: {shown(one)}" for one in paused),
+            *(f"Breaker: {one}" for one in stopped.values()),
+        ]
 
     def field(self, name: str) -> str:
         """Return the text of a form field; templates escape it."""

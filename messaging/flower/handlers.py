@@ -11,11 +11,15 @@ from messaging.errors import MessagingError
 from messaging.flower.base import Page
 from messaging.operator.pausing import Pausing, active
 from messaging.operator.stats import Counts, Statistics
+from messaging.postgres.breakers import Stopped
 from messaging.postgres.pauses import Pause, Scope
 from messaging.texts import storable
 
 #: The states that are counted on the page.
 COUNTED = (Status.PENDING, Status.WAITING, Status.FAILED)
+
+
+SHOWN_LANES = 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Line:
     name: str
     counts: tuple[int, ...] = ()  # of each state in `COUNTED`
     pause: Pause | None = None
+    stopped: Stopped | None = None  # by its breaker
 
 
 class HandlersPage(Page):
@@ -37,7 +42,12 @@ class HandlersPage(Page):
         counts = (await self.work(Statistics(self.runtime.engine).open)).deliveries
         self.render(
             "handlers.html",
-            lines=self._lines(counts, await self.work(active, self.runtime)),
+            lines=self._lines(
+                counts,
+                await self.work(active, self.runtime),
+                await self.work(self.runtime.breakers.stopped),
+            ),
+            blocked=await self.work(self.runtime.lanes.blocked, SHOWN_LANES),
             counted=COUNTED, pauses=[], said=self.said(), read_only=self.read_only,
         )  # fmt: skip
 
@@ -63,7 +73,7 @@ class HandlersPage(Page):
             return await self.work(pausing.pause, scope, name, self.actor, reason)
         raise tornado.web.HTTPError(400, "Unknown action")
 
-    def _lines(self, counts: Counts, pauses: list[Pause]) -> list[Line]:
+    def _lines(self, counts: Counts, pauses: list[Pause], stopped: dict[str, Stopped]) -> list[Line]:
         project = self.runtime.project
         paused = {(one.scope, one.name): one for one in pauses}
         handlers = {name: project.all_names(name) for name in sorted(project.bus.event_handlers)}
@@ -78,6 +88,7 @@ class HandlersPage(Page):
                 name,
                 tuple(sum(counts.get((status, one), 0) for one in names) for status in COUNTED),
                 paused.get((Scope.HANDLER, name)),
+                stopped.get(name),
             )
             for name, names in handlers.items()
         ]

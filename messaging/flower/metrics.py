@@ -12,16 +12,23 @@ from typing import Any, Self
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from messaging.brokers.topology import is_rabbitmq
 from messaging.delivery import Status
+from messaging.errors import describe
+from messaging.operator import queues
+from messaging.operator.health import Health, Lags
+from messaging.operator.queues import Backlog
 from messaging.operator.stats import Counts, Overview, Statistics
 from messaging.postgres.transaction import DATABASE_ERRORS
-from messaging.project.runtime import Runtime
+from messaging.worker.app import MessagingApp
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 10.0
 #: Counting done deliveries scans the table, so it happens rarely.
 REFRESH_DONE_S = 300.0
+#: Queues of other apps that are counted; their number is not ours to limit.
+MAX_LISTENERS = 50
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,16 @@ class Snapshot:
     overview: Overview | None = None
     done: Counts = field(default_factory=dict)
     heartbeats: Mapping[str, float] = field(default_factory=dict)  # seconds since each job's last run
+    lags: Lags | None = None
+    dead_rows: Mapping[str, int] = field(default_factory=dict)  # by table
+    backlogs: Mapping[str, Backlog] = field(default_factory=dict)  # by queue; empty while the broker is away
 
 
 class DeliveryCollector(Collector):
     """Returns the last snapshot: a scrape runs on Flower's event loop and must neither wait nor fail."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, app: MessagingApp) -> None:
+        self._app, self._runtime = app, app.runtime
         self._snapshot = Snapshot()
         self._done_at = float("-inf")
 
@@ -72,8 +82,14 @@ class DeliveryCollector(Collector):
         yield _gauge(f"{name}_dead_letters", "Open dead letters by reason", ["reason"], letters)
         reruns = {("schedule",): 0, ("operator",): 0} | {(by,): n for by, n in overview.reruns.items()}
         yield _gauge(f"{name}_reruns_last_hour", "Re-runs of the last hour, by whom", ["by"], reruns)
-        ages = {(job,): age for job, age in snapshot.heartbeats.items()}
-        yield _gauge(f"{name}_housekeeping_age_seconds", "Time since each job last ran", ["job"], ages)
+        # Prometheus renames `job` to `exported_job`, since its own label has that name; `task` stays.
+        ages = {(job, job): age for job, age in snapshot.heartbeats.items()}
+        yield _gauge(
+            f"{name}_housekeeping_age_seconds", "Time since each job last ran", ["job", "task"], ages
+        )
+
+        yield from _lags(name, snapshot)
+        yield from _backlogs(name, snapshot.backlogs)
 
     def _zeros(self) -> Counts:
         """Return a zero for every state of every handler: an alert sees a series before the first failure."""
@@ -98,7 +114,51 @@ class DeliveryCollector(Collector):
         if time.monotonic() - self._done_at > REFRESH_DONE_S:
             done, self._done_at = statistics.done(), time.monotonic()
         heartbeats = {job: beat.age_s for job, beat in self._runtime.heartbeats.read().items()}
-        self._snapshot = Snapshot(statistics.open(), done, heartbeats)
+        health = Health(self._runtime.engine)
+        self._snapshot = Snapshot(
+            statistics.open(), done, heartbeats, health.lags(), health.dead_rows(), self._backlogs()
+        )
+
+    def _backlogs(self) -> Mapping[str, Backlog]:
+        try:
+            names = set(self._runtime.project.queues)
+            if not is_rabbitmq(self._runtime.settings.broker_url):
+                names |= set(sorted(queues.listeners(self._app))[:MAX_LISTENERS])
+            return queues.backlogs(self._app, sorted(names))
+        except Exception as error:  # noqa: BLE001  the deliveries are counted without the broker
+            logger.warning("The queues cannot be counted: %s", describe(error))
+            return {}
+
+
+def _lags(name: str, snapshot: Snapshot) -> Iterable[Metric]:
+    lags = snapshot.lags
+    if lags is None:
+        return
+    for metric, text, value in (
+        (
+            "relay_lag_seconds",
+            "Time since the oldest delivery that the relay has to send was due",
+            lags.relay_s,
+        ),
+        ("announcements", "Events not yet published to other apps", lags.announcements),
+        ("announcements_oldest_seconds", "Age of the oldest unpublished event", lags.announcements_s),
+        ("database_oldest_snapshot_seconds", "Age of the oldest open snapshot", lags.snapshot_s),
+        ("database_blocked_sessions", "Sessions that wait for a lock", lags.blocked),
+    ):
+        yield GaugeMetricFamily(f"{name}_{metric}", text, value=value)
+    tables = {(table,): count for table, count in snapshot.dead_rows.items()}
+    yield _gauge(f"{name}_database_dead_rows", "Rows that a vacuum could remove, by table", ["table"], tables)
+
+
+def _backlogs(name: str, backlogs: Mapping[str, Backlog]) -> Iterable[Metric]:
+    counts = {(queue,): backlog.count for queue, backlog in backlogs.items()}
+    ages = {
+        (queue,): backlog.oldest_s or 0
+        for queue, backlog in backlogs.items()
+        if backlog.oldest_s or not backlog.count
+    }
+    yield _gauge(f"{name}_queue_messages", "Messages that wait in a queue", ["queue"], counts)
+    yield _gauge(f"{name}_queue_oldest_seconds", "Age of a queue's oldest message", ["queue"], ages)
 
 
 def _gauge(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> GaugeMetricFamily:

@@ -15,7 +15,7 @@ from messaging.flower.handlers import HandlersPage
 from messaging.operator.deliveries import DeliveryQueries, FailureCause, UnknownName
 from messaging.operator.filters import parse_age, parse_moment
 from messaging.operator.reruns import outcome
-from messaging.operator.waits import why
+from messaging.operator.waits import Waits
 from messaging.postgres.dead_letters import STATES, DeadLetters
 from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
@@ -52,7 +52,7 @@ class DeliveriesPage(Page):
             rows=rows, matching=matching, causes=causes, only=only, filters=filters, statuses=list(Status),
             problem=problem, said=self.said(),
             shown=SHOWN, at_once=AT_ONCE, read_only=self.read_only, event_of=self.event_of,
-            pauses=await self.pauses(), waits_of=self.waits_of,
+            pauses=await self.pauses(), waits_of=(await self.work(Waits, self.runtime, rows)).of,
         )  # fmt: skip
 
     @tornado.web.authenticated
@@ -75,10 +75,6 @@ class DeliveriesPage(Page):
     def event_of(self, row: Delivery) -> str:
         """Return a delivery's event as text."""
         return shown_event(self.runtime.project, row)
-
-    def waits_of(self, row: Delivery) -> str:
-        """Return why a delivery waits; empty if it does not."""
-        return why(self.runtime.project, row, self.runtime.pauses.seen())
 
     def filters(self) -> dict[str, str]:
         """Return the filter fields; the default state is `failed`."""
@@ -141,7 +137,8 @@ class DeliveryPage(DeliveriesPage):
             raise tornado.web.HTTPError(404, f"Unknown delivery '{delivery_id}'")
         self.render(
             "delivery.html", story=story, row=story.delivery, read_only=self.read_only, said=self.said(),
-            event_of=self.event_of, pauses=await self.pauses(), waits_of=self.waits_of,
+            event_of=self.event_of, pauses=await self.pauses(),
+            waits_of=(await self.work(Waits, self.runtime, [story.delivery])).of,
         )  # fmt: skip
 
     @tornado.web.authenticated

@@ -18,6 +18,7 @@ from messaging.brokers.topology import is_rabbitmq
 from messaging.delivery import Status
 from messaging.errors import describe
 from messaging.operator import queues
+from messaging.operator.health import Health
 from messaging.operator.pausing import active, shown
 from messaging.operator.stats import Overview, Statistics
 from messaging.postgres.heartbeats import Heartbeat
@@ -31,10 +32,21 @@ ANSWER_S = 3.0
 CLOCK_S = 5.0
 #: How many intervals the relay may miss before it counts as dead.
 MISSED_BEATS = 4
+#: Seconds that sessions may wait for a lock before its holder is named, and how many are named.
+BLOCKED_S, NAMED = 2.0, 5
+#: Seconds that an event may wait for another app that listens.
+LISTENER_S = 60.0
 
 
 #: The check whose remedy is shown if this one cannot be made.
-NEEDS = {"queues": "broker", "clocks": "database", "deliveries": "database", "dead letters": "database"}
+NEEDS = {
+    "queues": "broker",
+    "locks": "database",
+    "listeners": "broker",
+    "clocks": "database",
+    "deliveries": "database",
+    "dead letters": "database",
+}
 
 DATABASE_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())::float")
 
@@ -80,11 +92,13 @@ class Checkup:
             "settings": self.settings,
             "database": self.database,
             "migrations": self.migrations,
+            "locks": self.locks,
             "broker": self.broker,
             "results": self.results,
             "mail": self.mail,
             "workers": self.workers,
             "queues": self.queues,
+            "listeners": self.listeners,
             "beat": self.beat,
             "clocks": self.clocks,
             "deliveries": self.deliveries,
@@ -124,6 +138,13 @@ class Checkup:
         if lacking:
             raise Problem(f"lacks {', '.join(sorted(lacking))}", self._remedy("migrations"))
         return "the schema matches this release"
+
+    def locks(self) -> str:
+        """Look for a session for whose locks others have waited for seconds."""
+        blockers = Health(self.runtime.engine).blockers(BLOCKED_S)
+        if blockers:
+            raise Problem("; ".join(map(str, blockers[:NAMED])), self._remedy("locks"))
+        return "no session blocks others"
 
     def broker(self) -> str:
         """Connect to the broker."""
@@ -167,6 +188,20 @@ class Checkup:
         if unread:
             raise Problem(f"no worker reads {_counts(unread)}", self._remedy("queues"))
         return f"waiting: {_counts({name: n for name, n in waiting.items() if name in known}) or 'nothing'}"
+
+    def listeners(self) -> str:
+        """Look for queues of other apps whose events nobody takes."""
+        if is_rabbitmq(self.runtime.settings.broker_url):
+            return "RabbitMQ itself lists them, like the queues"
+        found = queues.backlogs(self.app(), sorted(queues.listeners(self.app())))
+        stopped = [
+            f"{name} ({backlog.count:,}, the oldest {backlog.oldest_s:.0f} s old)"
+            for name, backlog in found.items()
+            if backlog.oldest_s is not None and backlog.oldest_s > LISTENER_S
+        ]
+        if stopped:
+            raise Notice(f"nobody takes the events in {', '.join(stopped)}", self._remedy("listeners"))
+        return f"{', '.join(found)} have taken their events" if found else "no other app listens"
 
     def deliveries(self) -> str:
         """Count the deliveries that failed, by handler."""
@@ -230,6 +265,9 @@ class Checkup:
             "beat": f"start beat ({celery} beat) and a worker for the housekeeping queue",
             "queues": f"commands belong in {self.runtime.project.commands_queue}: fix the app that sends"
             " them elsewhere, send them again, then delete the queue",
+            "locks": "see what it does (SELECT * FROM pg_stat_activity WHERE pid = …); if it is to end:"
+            " SELECT pg_terminate_backend(…)",
+            "listeners": "start the app that reads it; if it is gone for good, delete its queue, which grows",
             "clocks": "synchronise the clocks (NTP)",
             "deliveries": "see why: deliveries list; once that is fixed: deliveries rerun",
             "pauses": "end it, once its reason is gone: deliveries resume",

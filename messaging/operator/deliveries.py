@@ -18,7 +18,7 @@ from messaging.texts import storable
 
 COLUMNS = """
 id::text, event_type, payload, handler, status, attempts, reruns, created_at, finished_at, due_at, worker,
-last_error, correlation_id, causation_id, edited_from::text, reason, waits_for"""
+last_error, correlation_id, causation_id, edited_from::text, reason, waits_for, limit_key"""
 
 #: Characters of an error that distinguish causes.
 CAUSE = 120
@@ -171,7 +171,7 @@ class DeliveryQueries:
         causation = delivery.causation_id
         for _ in range(MAX_CHAIN):
             cause = self._answered(causation)
-            above = None if cause or not _is_id(causation) else self.get(causation)
+            above = None if cause or not is_id(causation) else self.get(causation)
             if above is None:
                 return through, cause
             through.append(above)
@@ -185,7 +185,7 @@ class DeliveryQueries:
         return Cause(*row) if row else None
 
 
-def _is_id(name: str) -> bool:
+def is_id(name: str) -> bool:
     """Return whether a text may be a delivery's id; a sender may give its command any id."""
     try:
         return str(UUID(name)) == name

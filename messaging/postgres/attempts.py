@@ -12,23 +12,26 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from messaging.delivery import Delivery, Failure, Status, new_id
+from messaging.delivery import Delivery, Failure, Status, Waits, new_id
+from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Statement, Transaction
+from messaging.postgres.waiting import Wait, hold
 from messaging.retry import RetryPolicy
 
-CLAIM = Statement(
-    """
-SELECT id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
-       EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns)
-FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED""",
-    "uuid",
-)
+CLAIM_COLUMNS = """
+id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns),
+CASE WHEN attempts + reruns = 0 THEN extract(epoch FROM clock_timestamp() - created_at)::float END"""
+
+CLAIM_FROM = "FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED"
+
+CLAIM = Statement(f"SELECT {CLAIM_COLUMNS} {CLAIM_FROM}", "uuid")
 
 DONE = Statement(
     """
-UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = $1
+UPDATE deliveries SET status = 'done', finished_at = now(), attempts = attempts + 1, worker = $1, effects = $3
 WHERE id = $2""",
-    *("text", "uuid"),
+    *("text", "uuid", "json"),
 )
 
 #: `run` and `attempts` are those that the caller has read; NULL matches any.
@@ -65,11 +68,12 @@ INSERT INTO open_attempts (token, delivery_id, run, state, worker)
 VALUES (:token, :id, :run, 'begun', :worker)
 """)
 
-#: The same attempt may repeat this if it does not know whether it was committed.
+#: The same attempt may repeat this if it does not know whether it was committed. The delivery may have been
+#: put aside meanwhile.
 NOTE_FAILED = text("""
 INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback)
 SELECT :token, id, reruns, 'failed', :worker, :error, :traceback FROM deliveries
-WHERE id = :id AND status = 'pending' AND reruns = :run
+WHERE id = :id AND finished_at IS NULL AND reruns = :run
 ON CONFLICT (token) DO UPDATE SET state = 'failed', error = excluded.error, traceback = excluded.traceback
 """)
 
@@ -107,6 +111,8 @@ SELECT coalesce((SELECT status FROM counted), 'pending'),
         WHERE delivery_id = %(id)s AND run = %(run)s AND state = 'begun')
 """
 
+CLOSE = "DELETE FROM open_attempts WHERE token = %(token)s"
+
 FORGET_OPEN = "DELETE FROM open_attempts WHERE delivery_id = %(id)s"
 
 #: The policy of the last attempt.
@@ -128,7 +134,9 @@ class Attempt:
     delivery: Delivery | None = None  # when it was claimed
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
+    waited_s: float | None = None  # since its event was raised; None if it is not the first attempt
     failure: Failure | None = None  # if the handler failed
+    effects: Effects = field(default_factory=Effects)
 
     @property
     def correlation_id(self) -> str:
@@ -144,7 +152,7 @@ class Attempt:
         """Lock the delivery and return it; None when it is done, or another worker has locked it."""
         rows = transaction.read(CLAIM, (self.id,))
         if rows:
-            *facts, self.has_open = rows[0]
+            *facts, self.has_open, self.waited_s = rows[0]
             self.delivery = Delivery(*facts)
         return self.delivery
 
@@ -156,12 +164,17 @@ class Attempt:
     def finish(self, transaction: Transaction, _result: object) -> None:
         """Write `done` beside the handler's own effects."""
         transaction.release()
-        transaction.write(DONE, (self.worker, self.id))
+        transaction.write(DONE, (self.worker, self.id, self.effects.stored()))
         if self.is_doubtful:
             transaction.write(FORGET_OPEN, self._facts())
 
     def fail(
-        self, transaction: Transaction, failure: Failure, policy: RetryPolicy, grace_s: float
+        self,
+        transaction: Transaction,
+        failure: Failure,
+        policy: RetryPolicy,
+        grace_s: float,
+        error: BaseException | None = None,  # noqa: ARG002  a breaker looks at it
     ) -> Status | None:
         """Undo the handler's effects and count the attempt, while the row is still locked.
 
@@ -171,6 +184,13 @@ class Attempt:
         status = self.count_failure(transaction, failure, policy, grace_s)
         transaction.commit()
         return status
+
+    def postpone(self, transaction: Transaction, wait_s: float) -> None:
+        """Undo the handler's effects and put the delivery aside for so many seconds, without an attempt."""
+        transaction.undo()
+        if self.is_doubtful:
+            transaction.write(CLOSE, self._facts())
+        hold(transaction, self.id, Wait(Waits.TIME, wait_s=wait_s))
 
     def park(self, transaction: Transaction, failure: Failure, deaths: int) -> None:
         """Fail the delivery for good because it killed workers."""

@@ -1,29 +1,57 @@
-"""An attempt that asks first whether its delivery may run now, and puts it aside if not."""
+"""An attempt that asks first whether its delivery may run now, and puts it aside if not. (docs/adr/023)"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-from messaging.delivery import Delivery, Waits
-from messaging.postgres.attempts import Attempt
+from messaging.delivery import Delivery, Failure, Status, Waits
+from messaging.options import NO_OPTIONS, HandlerOptions, Rate
+from messaging.postgres import breakers
+from messaging.postgres.attempts import CLAIM_COLUMNS, CLAIM_FROM, Attempt
+from messaging.postgres.limits import Limits, take_place
+from messaging.postgres.order import OPEN
 from messaging.postgres.pauses import Pause, first_stop
-from messaging.postgres.transaction import Transaction
+from messaging.postgres.transaction import Statement, Transaction
 from messaging.postgres.waiting import Wait, hold
+from messaging.retry import RetryPolicy
+
+#: As `CLAIM`, with what holds the delivery back. That need not be as fresh as the lock: an earlier delivery
+#: of the lane that was open may be done by now, but none becomes open again, and none is inserted before it.
+CLAIM_GATED = Statement(
+    f"""
+SELECT {CLAIM_COLUMNS}, lane, waits_for, EXISTS (
+    SELECT FROM deliveries earlier WHERE earlier.lane = deliveries.lane AND earlier.handler = ANY($2)
+    AND earlier.position < deliveries.position AND earlier.{OPEN}),
+    (SELECT until FROM breakers WHERE breakers.handler = $3),
+    (SELECT until > clock_timestamp() FROM breakers WHERE breakers.handler = $3)
+{CLAIM_FROM}""",
+    *("uuid", "text[]", "text"),
+)
+
+NEEDS_NEW_TIME = "UPDATE deliveries SET waits_for = NULL WHERE id = %(id)s AND waits_for = 'rate'"
+
+#: Retries of a handler whose breaker is half-open.
+NEVER_THE_LAST = 10**9
 
 
 @dataclass(frozen=True)
 class Gate:
     """What may make a handler's deliveries wait."""
 
-    names: Sequence[str]  # the handler's, with those that it had before
+    names: Sequence[str]  # the handler's current one, and those that it had before
+    options: HandlerOptions = NO_OPTIONS  # with the settings' values where the handler has none
     pauses: Sequence[Pause] = ()
 
-    def wait(self, _transaction: Transaction, delivery: Delivery) -> Wait | None:
-        """Return why a claimed delivery must wait; None if it may run."""
-        if first_stop(self.pauses, self.names, delivery.event_type):
-            return Wait(Waits.PAUSE)
-        return None
+    def limit_key(self, delivery: Delivery) -> str:
+        """Return the value whose limits count; empty if those of the handler do."""
+        name = self.options.limit_by
+        return str(delivery.payload.get(name, ""))[:200] if name else ""
+
+    def limit(self, key: str) -> str:
+        """Return the name under which places and times are taken."""
+        return f"{self.names[0]}:{key}"
 
 
 @dataclass
@@ -31,14 +59,92 @@ class GatedAttempt(Attempt):
     """An attempt of a handler that has a gate."""
 
     gate: Gate = field(default_factory=lambda: Gate(()))
+    limits: Limits | None = None
+    lane: str | None = None
+    key: str = ""  # whose limits count
+    has_place: bool = False  # whether it took one, or waits for one
+    is_trial: bool = False  # its handler's breaker is half-open
+    ended_pause: bool = False  # it succeeded as a trial
 
     def claim(self, transaction: Transaction) -> Delivery | None:
         """Lock the delivery and return it; None also when it has to wait, which uses up no attempt."""
-        delivery = super().claim(transaction)
-        if delivery is None or delivery.handler not in self.gate.names:
+        names = list(self.gate.names)
+        rows = transaction.read(CLAIM_GATED, (self.id, names, names[0]))
+        if not rows:
+            return None
+        *facts, self.has_open, self.waited_s, self.lane, waits_for, is_blocked, until, is_open = rows[0]
+        self.delivery = delivery = Delivery(*facts)
+        if delivery.handler not in names:
             return delivery
-        wait = self.gate.wait(transaction, delivery)
+        wait = self._stopped(delivery, is_blocked, until if is_open else None) or self._limited(
+            transaction, delivery, until, has_time=waits_for == Waits.RATE
+        )
         if wait is None:
             return delivery
         hold(transaction, self.id, wait)
+        self.delivery = None
+        return None
+
+    def finish(self, transaction: Transaction, result: object) -> None:
+        """Write `done`, and tell the breaker."""
+        super().finish(transaction, result)
+        if self.gate.options.breaker is not None:
+            succeeded = breakers.TRIAL_SUCCEEDED if self.is_trial else breakers.SUCCEEDED
+            transaction.write(succeeded, {"handler": self.gate.names[0]})
+            self.ended_pause = self.is_trial
+
+    def fail(
+        self,
+        transaction: Transaction,
+        failure: Failure,
+        policy: RetryPolicy,
+        grace_s: float,
+        error: BaseException | None = None,
+    ) -> Status | None:
+        """Count the attempt, and tell the breaker; while that is open, the delivery waits."""
+        options = self.gate.options
+        breaker = None if options.breaker and isinstance(error, options.breaker.ignore) else options.breaker
+        transaction.undo()
+        if options.rate is not None:
+            transaction.write(NEEDS_NEW_TIME, {"id": self.id})
+        if breaker is not None and self.is_trial:
+            policy = replace(policy, max_retries=NEVER_THE_LAST)
+        status = self.count_failure(transaction, failure, policy, grace_s)
+        if breaker is not None:
+            facts = (self.gate.names, breaker, failure.error)
+            until = breakers.count_failure(transaction, *facts, is_trial=self.is_trial)
+            if until is not None and status is Status.PENDING:
+                hold(transaction, self.id, Wait(Waits.BREAKER, until))
+        transaction.commit()
+        return status
+
+    def _stopped(self, delivery: Delivery, is_blocked: bool, open_until: datetime | None) -> Wait | None:
+        """Return what stops the handler, or blocks the delivery's key."""
+        options = self.gate.options
+        if first_stop(self.gate.pauses, self.gate.names, delivery.event_type):
+            return Wait(Waits.PAUSE)
+        if options.breaker is not None and open_until is not None:
+            return Wait(Waits.BREAKER, open_until)
+        if options.in_order_by is not None and is_blocked:
+            return Wait(Waits.ORDER)
+        return None
+
+    def _limited(
+        self, transaction: Transaction, delivery: Delivery, until: datetime | None, *, has_time: bool
+    ) -> Wait | None:
+        """Take what is limited: a trial, a place, a time. Return what there is none of."""
+        gate, options = self.gate, self.gate.options
+        if options.breaker is not None and until is not None:
+            self.is_trial = take_place(transaction, f"{gate.names[0]} trial", options.breaker.trials)
+            if not self.is_trial:
+                return Wait(Waits.BREAKER)
+        self.key = gate.limit_key(delivery)
+        if options.max_concurrent is not None:
+            self.has_place = True
+            if not take_place(transaction, gate.limit(self.key), options.max_concurrent):
+                return Wait(Waits.PLACE, key=self.key)
+        if options.rate is not None and not has_time and self.limits is not None:
+            at = self.limits.reserve(gate.limit(self.key), Rate.parse(options.rate))
+            if at is not None:
+                return Wait(Waits.RATE, at)
         return None

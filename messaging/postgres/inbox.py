@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from messaging.bus import MessageBus
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
+from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Row, Statement, Transaction
 from messaging.texts import cut
 from messaging.wire.replay import same_message
@@ -39,8 +40,8 @@ ON CONFLICT (task_id) DO NOTHING RETURNING true""",
 
 
 ANSWER = Statement(
-    "INSERT INTO inbox (task_id, idempotency_key, command, result) VALUES ($1, $2, $3, $4)",
-    *("text", "text", "text", "jsonb"),
+    "INSERT INTO inbox (task_id, idempotency_key, command, result, effects) VALUES ($1, $2, $3, $4, $5)",
+    *("text", "text", "text", "jsonb", "json"),
 )
 
 
@@ -52,6 +53,7 @@ class CommandJob:
     command: Command
     correlation_id: str
     idempotency_key: str | None = None  # the sender's, else the id
+    effects: Effects = field(default_factory=Effects, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -68,7 +70,7 @@ class CommandJob:
 
         Nothing is claimed in advance: a copy waits for the aggregate's lock, then finds its id or key taken.
         """
-        answer = (self.id, self.stored_key, repr(self.command), json.dumps(result))
+        answer = self.id, self.stored_key, repr(self.command), json.dumps(result), self.effects.stored()
         transaction.write(ANSWER, answer)
 
 
@@ -116,7 +118,7 @@ class Inbox:
         answers: dict[str, Answer] = {}
         with Transaction(self.engine) as transaction:
             for job in jobs:
-                if transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error)))):
+                if self.record_refusal(transaction, job, error):
                     answers[job.id] = Answer(error=error)
             transaction.commit()
         if others := [job for job in jobs if job.id not in answers]:
@@ -124,6 +126,10 @@ class Inbox:
         if lost := [job.id for job in jobs if job.id not in answers]:
             raise LookupError(f"the answer to {lost[0]} was pruned while it was read")
         return answers
+
+    def record_refusal(self, transaction: Transaction, job: CommandJob, error: Exception) -> bool:
+        """Write an error as a message's answer; False if the message or its key has an answer."""
+        return bool(transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error)))))
 
     def _find(self, ids: list[str], keys: list[str]) -> list[Row]:
         with Transaction(self.engine) as transaction:

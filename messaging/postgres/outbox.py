@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,10 @@ from messaging.errors import MessagingError
 from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
+from messaging.postgres.breakers import NOT_OPEN
+from messaging.postgres.effects import Effects
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.order import INSERT_IN_ORDER, lane_of, lock_lanes
 from messaging.postgres.pauses import NOT_PAUSED
 from messaging.postgres.transaction import Statement, Transaction
 from messaging.unit_of_work import Raised
@@ -80,7 +83,7 @@ ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
 #: The rows that the schedule may re-run. Checked when a row is found, and again once it is locked: an
 #: operator may have re-run it in between, and it may have failed again.
 HAS_COOLED = f"""
-{NOT_PAUSED} AND status = 'failed' AND auto_reruns < :rerun_max
+{NOT_PAUSED} AND {NOT_OPEN} AND status = 'failed' AND auto_reruns < :rerun_max
 AND crashes = 0  -- what kills its workers waits for an operator
 AND finished_at < now() - make_interval(secs =>
     least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
@@ -112,10 +115,12 @@ SELECT id, 'discard', :actor, :reason FROM gone RETURNING delivery_id::text AS i
 REPLACE = text("""
 WITH copy AS (
     INSERT INTO deliveries (id, event_id, event_type, payload, handler, due_at, grace_s,
-                            correlation_id, causation_id, edited_from, traceparent)
-    VALUES (:id, :event_id, :event_type, :payload, :handler,
-            now() + make_interval(secs => :grace_s), :grace_s, :correlation_id, :causation_id, :old,
-            :traceparent)
+                            correlation_id, causation_id, edited_from, traceparent, lane, position)
+    SELECT :id, :event_id, :event_type, :payload, :handler, now() + make_interval(secs => :grace_s), :grace_s,
+           :correlation_id, :causation_id, id, :traceparent, CAST(:lane AS text),
+           CASE WHEN CAST(:lane AS text) IS NOT NULL
+               THEN coalesce(position, nextval('deliveries_position')) END
+    FROM deliveries WHERE id = :old
 ), original AS (
     UPDATE deliveries SET status = 'discarded', finished_at = now(), reason = :reason WHERE id = :old
 )
@@ -150,21 +155,34 @@ class Outbox:
     handlers_of: Callable[[Event], list[str]] = lambda _event: []  # by name
     grace_s: float = 15.0  # seconds before the relay sends another message
     announced: bool = False  # whether events are published to other apps
+    in_order_by: Mapping[str, str] = field(default_factory=dict)  # handler → field of its event
 
     def write(
-        self, transaction: Transaction, raised: list[Raised], correlation_id: str, causation_id: str
+        self,
+        transaction: Transaction,
+        raised: list[Raised],
+        correlation_id: str,
+        causation_id: str,
+        effects: Effects | None = None,
     ) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send after the commit."""
         deliveries, trace = [], tracing.current()
+        lock_lanes(transaction, self.in_order_by, self.handlers_of, raised)
         for event, key in ((one.event, one.key) for one in raised):
             event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
             payload, causes = json.dumps(values), (correlation_id, causation_id)
+            if effects is not None:
+                effects.events.append((event_id, kind))
             if self.announced:
                 transaction.write(INSERT_ANNOUNCEMENT, (event_id, kind, payload, *causes, key, trace))
             for handler in self.handlers_of(event):
                 delivery = Delivery(new_id(), kind, values, handler, *causes, event=event, traceparent=trace)
                 row = (delivery.id, event_id, kind, payload, handler, self.grace_s, *causes, trace)
-                transaction.write(INSERT_DELIVERY, row)
+                lane = lane_of(self.in_order_by.get(handler), event)
+                if lane is None:
+                    transaction.write(INSERT_DELIVERY, row)
+                else:
+                    transaction.write(INSERT_IN_ORDER, (*row, lane))
                 deliveries.append(delivery)
         return deliveries
 
@@ -275,6 +293,7 @@ class Outbox:
                 "grace_s": self.grace_s,
                 "actor": actor,
                 "payload": json.dumps(copy.payload),
+                "lane": lane_of(self.in_order_by.get(copy.handler), event),
                 "reason": f"replaced by {copy.id}, in which {edited}",
             }
             connection.execute(REPLACE, {**vars(copy), **facts})

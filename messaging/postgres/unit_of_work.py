@@ -7,6 +7,7 @@ from typing import Protocol, Self
 from sqlalchemy import Engine
 
 from messaging.delivery import Delivery
+from messaging.postgres.effects import Effects
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.transaction import Transaction
 from messaging.unit_of_work import UnitOfWork
@@ -23,6 +24,10 @@ class Job(Protocol):
     def correlation_id(self) -> str:
         """Return the id of the original command."""
 
+    @property
+    def effects(self) -> Effects:
+        """Return what it has caused so far."""
+
     def finish(self, transaction: Transaction, result: object, /) -> None:
         """Record that the job is done, in the same transaction as its effects."""
 
@@ -37,6 +42,7 @@ class PostgresUnitOfWork(UnitOfWork):
 
     def __enter__(self) -> Self:
         """Get a connection."""
+        self.job.effects.clear()
         self.transaction.open()
         return self
 
@@ -45,8 +51,8 @@ class PostgresUnitOfWork(UnitOfWork):
         self.require_ended()
         for repository in self.repositories():
             repository.save()
-        job = self.job
-        deliveries = self._outbox.write(self.transaction, self.take_events(), job.correlation_id, job.id)
+        job, events = self.job, self.take_events()
+        deliveries = self._outbox.write(self.transaction, events, job.correlation_id, job.id, job.effects)
         job.finish(self.transaction, result)
         self.transaction.commit()
         return deliveries

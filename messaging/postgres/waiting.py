@@ -6,7 +6,7 @@ A waiting delivery uses up no attempt. Workers claim pending deliveries only, al
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Engine, text
@@ -16,7 +16,8 @@ from messaging.postgres.transaction import Transaction
 
 #: The caller has locked the row.
 HOLD = """
-UPDATE deliveries SET status = 'waiting', waits_for = %(why)s, due_at = coalesce(%(until)s, due_at)
+UPDATE deliveries SET status = 'waiting', waits_for = %(why)s, limit_key = %(key)s,
+    due_at = coalesce(%(until)s, clock_timestamp() + make_interval(secs => %(wait_s)s), due_at)
 WHERE id = %(id)s AND status = 'pending'"""
 
 PUT_ASIDE = text("""
@@ -27,10 +28,12 @@ WITH chosen AS (
         OR :everything OR handler = ANY(:handlers) OR event_type = ANY(:events))
     LIMIT :limit FOR UPDATE SKIP LOCKED
 )
-UPDATE deliveries SET status = 'waiting', waits_for = :why FROM chosen
-WHERE deliveries.id = chosen.id AND deliveries.status = 'pending'
-RETURNING deliveries.id::text
+UPDATE deliveries SET status = 'waiting', waits_for = :why WHERE id = ANY(ARRAY(SELECT id FROM chosen))
+RETURNING id::text
 """)
+
+#: A time that everything is due within.
+FOR_EVER_S = 1e9
 
 #: What waits for what: one step of the index for each combination, however many rows wait.
 QUEUES = text("""
@@ -47,17 +50,21 @@ WITH RECURSIVE queues AS (
 SELECT waits_for, handler, event_type FROM queues
 """)
 
+#: `before_s`: only those whose time comes within so many seconds.
 WAKE = text("""
 WITH chosen AS (
-    SELECT id FROM deliveries
+    SELECT id, due_at FROM deliveries
     WHERE status = 'waiting' AND waits_for = :why AND handler = :handler AND event_type = :event_type
+      AND due_at <= now() + make_interval(secs => CAST(:before_s AS double precision))
     ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 UPDATE deliveries SET
-    status = 'pending', grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
-FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'waiting'
+    status = 'pending', grace_s = :grace_s,
+    due_at = CASE WHEN :early THEN greatest(deliveries.due_at, now()) ELSE now() END
+             + make_interval(secs => :grace_s)
+FROM chosen WHERE deliveries.id = chosen.id AND deliveries.id = ANY(ARRAY(SELECT id FROM chosen))
 RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
-          traceparent
+          traceparent, greatest(0, extract(epoch FROM chosen.due_at - now()))::float
 """)
 
 
@@ -67,6 +74,8 @@ class Wait:
 
     why: Waits
     until: datetime | None = None
+    wait_s: float | None = None  # the same in seconds from now
+    key: str | None = None  # whose place it waits for
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Queue:
 
 def hold(transaction: Transaction, delivery_id: str, wait: Wait) -> None:
     """Put aside a delivery whose row the caller has locked, and commit."""
-    transaction.write(HOLD, {"id": delivery_id, "why": wait.why, "until": wait.until})
+    transaction.write(HOLD, {"id": delivery_id, **vars(wait)})
     transaction.commit()
 
 
@@ -118,8 +127,20 @@ class Waiting:
         with self.engine.connect() as connection:
             return [Queue(*row) for row in connection.execute(QUEUES)]
 
-    def wake(self, queue: Queue, limit: int) -> list[Delivery]:
-        """Set the first of them back to pending, and return them for sending."""
+    def wake(self, queue: Queue, limit: int, within_s: float | None = None) -> list[Delivery]:
+        """Set the first of them back to pending, and return them for sending.
+
+        `within_s`: only those whose time comes within so many seconds, to be sent with that delay.
+        """
+        facts = {
+            **vars(queue),
+            "limit": limit,
+            "grace_s": self.grace_s,
+            "early": within_s is not None,
+            "before_s": FOR_EVER_S if within_s is None else within_s,
+        }
         with self.engine.begin() as connection:
-            rows = connection.execute(WAKE, {**vars(queue), "limit": limit, "grace_s": self.grace_s})
-            return [Delivery.to_send(row) for row in rows]
+            rows = connection.execute(WAKE, facts).all()
+        if within_s is None:
+            return [Delivery.to_send(row[:-1]) for row in rows]
+        return [replace(Delivery.to_send(row[:-1]), wait_s=row[-1]) for row in rows]

@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from messaging.errors import MessagingError
+from messaging.options import options_of
 from messaging.postgres.announcements import Announcements
+from messaging.postgres.breakers import Breakers
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
+from messaging.postgres.limits import Limits
+from messaging.postgres.order import Lanes
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.pauses import Pauses
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
@@ -86,6 +90,21 @@ class Runtime:
         """Return the deliveries that wait."""
         return self._once("waiting", lambda: Waiting(self.engine, self.settings.relay_grace_s))
 
+    @property
+    def lanes(self) -> Lanes:
+        """Return the deliveries that keep an order."""
+        return self._once("lanes", lambda: Lanes(self.engine, self.settings.relay_grace_s))
+
+    @property
+    def breakers(self) -> Breakers:
+        """Return the breakers of handlers."""
+        return self._once("breakers", lambda: Breakers(self.engine))
+
+    @property
+    def limits(self) -> Limits:
+        """Return the limits of handlers."""
+        return self._once("limits", lambda: Limits(self.engine, self.settings.relay_grace_s))
+
     def unit_of_work(self, job: Job) -> PostgresUnitOfWork:
         """Return a unit of work for one command or one delivery."""
         return self.project.unit_of_work(self.settings, self.engine, job, self.outbox)
@@ -107,7 +126,12 @@ class Runtime:
 
     def _outbox(self) -> Outbox:
         bus, settings = self.project.bus, self.settings
-        return Outbox(self.engine, bus.handlers_of, settings.relay_grace_s, settings.announce)
+        in_order_by = {
+            name: field
+            for name, handler in bus.event_handlers.items()
+            if (field := options_of(handler).in_order_by)
+        }
+        return Outbox(self.engine, bus.handlers_of, settings.relay_grace_s, settings.announce, in_order_by)
 
     def _once(self, name: str, build: Callable[[], T]) -> T:
         key = os.getpid(), name

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messaging.brokers.signing import Signing
 from messaging.brokers.topology import is_rabbitmq
+from messaging.options import HandlerOptions
 from messaging.retry import RetryPolicy
 from messaging.settings.rules import broken_rules
 from reliable_celery.sentinel import Sentinel
@@ -78,10 +80,24 @@ class MessagingSettings(BaseSettings):
     )
     event_jitter: bool = Field(True, description="draw each wait at random from 0 to its longest value")
 
+    breaker_failures: int = Field(
+        5, ge=1, description="failures in a row that open a handler's breaker, if it has one"
+    )
+    breaker_pause_s: float = Field(
+        30, gt=0, description="first pause of an open breaker; doubles with each trial that fails"
+    )
+    breaker_pause_max_s: float = Field(600, gt=0, description="longest pause of an open breaker")
+
     command_attempts: int = Field(
         4,
         ge=1,
         description="attempts at a command on transient database errors before its sender gets the error",
+    )
+    group_max: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="most waiting commands that share a transaction; 1: each has its own",
     )
     max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")
     bulk_max: int = Field(1000, ge=1, description="most commands in one message of `many`")
@@ -146,6 +162,14 @@ class MessagingSettings(BaseSettings):
         description="collector of traces (OTLP over HTTP), such as `http://127.0.0.1:4318`; default:"
         " `OTEL_EXPORTER_OTLP_ENDPOINT`, else none",
     )
+    metrics_address: str | None = Field(
+        None,
+        pattern=r"^\S+:\d{1,5}$",
+        description="where a worker serves its metrics, as `host:port`; default: nowhere",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json` writes the log as one JSON object a line"
+    )
     log_slow_s: float = Field(1, gt=0, description="a message that takes longer is logged as a warning")
     flower_hosts: str | None = Field(
         None, description="Flower's host names besides `localhost`, comma-separated; others are refused"
@@ -196,6 +220,19 @@ class MessagingSettings(BaseSettings):
         if is_rabbitmq(self.broker_url):
             every["collect_dead_letters"] = self.rerun_interval_s
         return every
+
+    def completed(self, options: HandlerOptions) -> HandlerOptions:
+        """Return a handler's options with our values where its breaker has none."""
+        breaker = options.breaker
+        if breaker is None:
+            return options
+        breaker = replace(
+            breaker,
+            failures=breaker.failures or self.breaker_failures,
+            pause_s=breaker.pause_s or self.breaker_pause_s,
+            pause_max_s=breaker.pause_max_s or self.breaker_pause_max_s,
+        )
+        return replace(options, breaker=breaker)
 
     @property
     def retry_policy(self) -> RetryPolicy:

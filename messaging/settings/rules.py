@@ -78,6 +78,7 @@ def _waits(settings: MessagingSettings) -> Iterator[str]:
         ("event_backoff_s", "event_backoff_max_s"),
         ("relay_grace_s", "relay_grace_max_s"),
         ("rerun_cooldown_s", "rerun_cooldown_max_s"),
+        ("breaker_pause_s", "breaker_pause_max_s"),
     ):
         yield from _at_most(settings, first, longest, "the first wait cannot be longer than the longest")
     for interval, longest in (

@@ -10,8 +10,8 @@ from celery import signals
 from messaging.brokers.topology import system
 from messaging.extras import needs
 from messaging.project.runtime import Runtime
-from messaging.telemetry.log import Lines
-from messaging.telemetry.work import Watch, Watcher
+from messaging.telemetry import log
+from messaging.telemetry.work import Deferred, Watch, Watcher
 
 #: The standard variables that name a collector of traces.
 COLLECTOR = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -23,10 +23,13 @@ def install(runtime: Runtime) -> Watch:
     Raises:
         MissingExtra: the settings ask for something that is not installed.
     """
+    log.set_up(runtime.project.name, runtime.settings.log_format == "json")
     watchers: list[Watcher] = []
+    if runtime.settings.metrics_address:
+        watchers.append(_metrics(runtime, runtime.settings.metrics_address))
     if is_traced(runtime):
         watchers.append(_traces(runtime))
-    watchers.append(Lines(runtime))  # within the span, whose id its lines have
+    watchers.append(log.Lines(runtime))  # within the span, whose id its lines have
     return Watch(watchers)
 
 
@@ -51,3 +54,22 @@ def _traces(runtime: Runtime) -> Watcher:
     signals.worker_process_shutdown.connect(flush, weak=False)
     signals.worker_shutdown.connect(flush, weak=False)
     return Spans(system(settings.broker_url))
+
+
+def _metrics(runtime: Runtime, address: str) -> Watcher:
+    """Measure in the processes of a worker; beat, Flower and the operator's tool measure nothing."""
+    with needs("telemetry"):
+        from messaging.telemetry import scrape
+
+    measures = Deferred()
+
+    def prepare(**_: Any) -> None:
+        """Open the files, before the worker forks its children."""
+        files = scrape.Files()
+        from messaging.telemetry.metrics import Measures  # after the files: its values are kept there
+
+        counted = measures.real = Measures(runtime.project)
+        scrape.serve_while_it_runs(files, address, counted.has_pool)
+
+    signals.worker_init.connect(prepare, weak=False)
+    return measures

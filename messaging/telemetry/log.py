@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+from celery import signals
 
 from messaging.project.runtime import Runtime
+from messaging.telemetry.json_lines import JsonLines
 from messaging.telemetry.work import Kind, Outcome, Work
 from messaging.texts import cut
 
@@ -20,6 +24,10 @@ WORDS = {
     Outcome.FAILED: "Failed for good:",
     Outcome.ERROR: "Could not handle",
 }
+
+
+#: Celery's loggers of the lines "received" and "succeeded", which ours replaces.
+REPLACED = ("celery.worker.strategy", "celery.app.trace")
 
 
 class Lines:
@@ -39,15 +47,16 @@ class Lines:
         slow = work.seconds >= self._slow_s
         level = logging.WARNING if slow or work.error is not None else logging.INFO
         if logger.isEnabledFor(level):
-            logger.log(level, "%s", self._line(work, slow))
+            logger.log(level, "%s", self._line(work, slow), extra={"work": work})
 
     def _line(self, work: Work, slow: bool) -> str:
+        name = f"{work.task}[{work.task_id}]"
         if work.outcome is Outcome.SKIPPED:
-            return f"Delivery {work.task_id} is done or has to wait, or another worker has it"
+            return f"{name} Delivery {work.task_id} is done or has to wait, or another worker has it"
         taken = f"{'slowly, ' if slow else ''}in {work.seconds:.3f} s"
-        line = f"{WORDS[work.outcome]} {self._shown(work)} {taken}"
+        line = f"{name} {WORDS[work.outcome]} {self._shown(work)} {taken}"
         if work.delivery is not None:
-            line += f", attempt {work.delivery.attempts + 1}"
+            line += f", attempt {work.attempt_number}"
         if work.error is not None:
             line += f": {work.why}"
             if work.claim is not None and work.claim.failure is not None:
@@ -65,3 +74,16 @@ class Lines:
             return f"delivery {work.task_id}"
         event = delivery.event or f"{delivery.event_type}(**{delivery.payload!r})"
         return f"{event} with {delivery.handler}"
+
+
+def set_up(service: str, as_json: bool) -> None:
+    """Write the log of a worker or of beat in the chosen format, and without the lines that ours replaces."""
+
+    def choose(logger: logging.Logger, loglevel: int | None = None, **_: Any) -> None:
+        for name in REPLACED if (loglevel or logging.INFO) >= logging.INFO else ():
+            logging.getLogger(name).setLevel(logging.WARNING)
+        for handler in logger.handlers if as_json else ():
+            handler.setFormatter(JsonLines(service))
+
+    signals.after_setup_logger.connect(choose, weak=False)
+    signals.after_setup_task_logger.connect(choose, weak=False)

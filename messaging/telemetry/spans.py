@@ -84,7 +84,7 @@ def _conclude(span: Span, work: Work) -> None:
     span.set_attribute("bus.outcome", work.outcome.value)
     if work.delivery is not None:
         span.set_attribute("bus.event", work.delivery.event_type)
-        span.set_attribute("bus.attempt", work.delivery.attempts + 1)
+        span.set_attribute("bus.attempt", work.attempt_number)
     if work.error is not None:
         span.set_attribute("error.type", class_name(work.error))
         if work.outcome in FAILURES:

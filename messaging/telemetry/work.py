@@ -61,6 +61,7 @@ class Work:
     rerun_of: str | None = None
     sent_at: float | None = None  # seconds since 1970, by the sender's clock
     count: int | None = None  # commands in a batch
+    in_batch: bool = False
 
     message: object = None  # a command, once it is read
     answer: Answer | None = None  # to a command
@@ -77,6 +78,11 @@ class Work:
         """Return the delivery, once it is claimed."""
         return self.claim.delivery if self.claim else None
 
+    @property
+    def attempt_number(self) -> int:
+        """Return which attempt it is; the row of a delivery knows it better than the message."""
+        return self.delivery.attempts + 1 if self.delivery else self.attempt
+
     def reading(self, read: Callable[[], M]) -> Callable[[], M]:
         """Return `read`; it also notes the message that it returns."""
 
@@ -85,6 +91,11 @@ class Work:
             return message
 
         return noted
+
+    def was_done(self, message: object, seconds: float) -> None:
+        """Note the message and how long its work has taken, where that was done beforehand."""
+        self.message = message
+        self._began -= seconds
 
     def end(self, error: BaseException | None = None) -> None:
         """Note the end, and the error that ended it."""
@@ -140,6 +151,22 @@ class Watch:
 
 
 NOBODY = Watch()
+
+
+@dataclass
+class Deferred:
+    """A watcher that is known later, when a worker starts."""
+
+    real: Watcher | None = None
+
+    def begin(self, work: Work) -> object:
+        """Pass it on."""
+        return self.real.begin(work) if self.real else None
+
+    def end(self, work: Work, begun: Any) -> None:
+        """Pass it on."""
+        if self.real:
+            self.real.end(work, begun)
 
 
 def _safely(function: Callable[..., object], *args: object) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from celery import Celery
 
 from messaging.bus import Handler, MessageBus
+from messaging.options import options_of
 from messaging.project import Project
 from messaging.project.runtime import Runtime
 from messaging.retry import policy_of
@@ -60,6 +62,23 @@ def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
             raise ValueError(problem)
 
 
+def check_options(bus: MessageBus) -> None:
+    """Refuse options of a handler that do not fit its events.
+
+    Raises:
+        ValueError: an event lacks the field that a handler's order or limit depends on.
+    """
+    for kind, handlers in bus.events.items():
+        for handler in handlers:
+            options, known = options_of(handler), {field.name for field in fields(kind)}
+            for option, name in (("in_order_by", options.in_order_by), ("limit_by", options.limit_by)):
+                if name is not None and name not in known:
+                    raise ValueError(
+                        f"{option} of the handler {handler.__name__} is {name!r}, but the event"
+                        f" {kind.__name__} has no such field"
+                    )
+
+
 def check_handlers(project: Project, taken: Iterable[str]) -> None:
     """Refuse event handlers that would get no event, or another handler's; `taken` are other tasks' names.
 
@@ -88,6 +107,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app.conf.update(config.of_project(project))
     settings = project.settings()
     check_retry_policies(project.bus, settings)
+    check_options(project.bus)
     if settings.signing:
         settings.signing.switch_on(app)
     app.steps["consumer"].add(DeclareForOthers)

@@ -21,7 +21,8 @@ from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.telemetry.work import NOBODY, Kind, Watch
 from messaging.wire.validation import from_dict
-from messaging.worker.commands import Answered, handle, logger
+from messaging.worker.answers import Answered
+from messaging.worker.commands import handle, logger
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.received import Received
 from messaging.worker.request import CommandRequest, CommandTask
@@ -165,7 +166,7 @@ def _refuse_whole(runtime: Runtime, message: Received) -> Answer:
 
 def _handle_one(runtime: Runtime, item: Item, watch: Watch) -> Answered:
     try:
-        with watch.over(item.received.work()) as work:
+        with watch.over(replace(item.received.work(), in_batch=True)) as work:
             work.answer, deliveries = handle(runtime, item.received, work.reading(item.read))
         return work.answer, deliveries
     finally:

@@ -18,13 +18,15 @@ from kombu.serialization import dumps
 
 from messaging.dead_letters import PARKED, DeadLetter
 from messaging.delivery import Delivery, new_id
-from messaging.errors import Expired, MessagingError, Unavailable, WorkerCrashed
+from messaging.errors import Expired, Unavailable, WorkerCrashed
 from messaging.messages import IDEMPOTENCY_KEY, Command, to_dict
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WAITED_TOO_LONG
 from messaging.project.runtime import Runtime
 from messaging.wire.validation import parse
+from messaging.worker.answers import Answered, log_unexpected
 from messaging.worker.dispatcher import Dispatcher
+from messaging.worker.group import CommandGroup
 from messaging.worker.received import Received
 from messaging.worker.request import CommandTask
 
@@ -33,16 +35,15 @@ logger = logging.getLogger(__name__)
 #: The longest wait before the second attempt after a transient database error; it doubles with each attempt.
 FIRST_PAUSE_S = 0.05
 
-Answered = tuple[Answer, list[Delivery]]  # with the deliveries to send now
-
 
 def add_command_tasks(dispatcher: Dispatcher) -> None:
     """Register a task for every command of the project."""
+    group = CommandGroup(dispatcher.runtime)
     for name, kind in dispatcher.project.command_tasks.items():
-        _add_command_task(dispatcher, name, kind)
+        _add_command_task(dispatcher, group, name, kind)
 
 
-def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) -> None:
+def _add_command_task(dispatcher: Dispatcher, group: CommandGroup, name: str, kind: type[Command]) -> None:
     # typing=False: `parse` checks the arguments; its errors name the field and the rule.
     # throws: errors are answers, and unexpected ones are logged here; Celery must not log them again.
     @dispatcher.app.task(
@@ -53,13 +54,17 @@ def _add_command_task(dispatcher: Dispatcher, name: str, kind: type[Command]) ->
         typing=False,
         throws=(Exception,),
         command=kind,
+        together=group,
         __doc__=kind.__doc__,
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
         message = Received.of(task.name, task.request)
         with dispatcher.watch.over(message.work()) as work:
-            read = work.reading(lambda: parse(kind, args, kwargs))
-            work.answer, deliveries = handle(dispatcher.runtime, message, read)
+            answered = group.take(work)
+            if answered is None:
+                read = work.reading(lambda: parse(kind, args, kwargs))
+                answered = handle(dispatcher.runtime, message, read)
+            work.answer, deliveries = answered
         dispatcher.after_commit(deliveries)
         return work.answer.given()
 
@@ -136,7 +141,7 @@ def _refuse(runtime: Runtime, job: CommandJob, error: Exception, patience: Patie
     refusal = _without_database_text(error)
     answer = _recorded(runtime, job, refusal, patience)
     if answer.error is refusal:
-        _log_unexpected(runtime, job, error)
+        log_unexpected(runtime, job, error)
     return answer
 
 
@@ -155,11 +160,6 @@ def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception, patience: P
             f" carried out; send it again with the idempotency key {job.key!r}"
         )
     )
-
-
-def _log_unexpected(runtime: Runtime, job: CommandJob, error: Exception) -> None:
-    if not isinstance(error, (MessagingError, *runtime.project.refusals)):
-        logger.error("Unexpected error while handling %r", job.command, exc_info=error)
 
 
 def _begin_again(runtime: Runtime, received: Received, job: CommandJob) -> Answer | None:

@@ -30,6 +30,7 @@ from messaging.telemetry.work import Watch
 from messaging.texts import cut
 from messaging.wire.cloud_events import CONTENT_TYPE, Announcement, cloud_event
 from messaging.wire.validation import from_dict
+from reliable_celery.checks import MAX_COUNT
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +260,8 @@ class Dispatcher:
                 producer=producer,
                 headers=headers,
                 # The row counts the attempts, so the back-off continues where it was.
-                retries=delivery.attempts,
+                retries=min(delivery.attempts, MAX_COUNT),
+                countdown=delivery.wait_s or None,
                 root_id=delivery.correlation_id,
                 parent_id=delivery.causation_id,
                 argsrepr=cut(shown_event(self.project, delivery)),

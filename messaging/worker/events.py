@@ -13,7 +13,14 @@ from celery import Task
 from messaging import tracing
 from messaging.bus import Handler
 from messaging.delivery import Delivery, Failure, Status
-from messaging.errors import AttemptsUsedUp, MessagingError, UnknownMessage, WorkerCrashed, describe
+from messaging.errors import (
+    AttemptsUsedUp,
+    MessagingError,
+    RetryAfter,
+    UnknownMessage,
+    WorkerCrashed,
+    describe,
+)
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
@@ -22,7 +29,7 @@ from messaging.retry import RetryPolicy, policy_of
 from messaging.telemetry.work import ENDS, Kind, Work
 from messaging.wire.validation import from_dict
 from messaging.worker.dispatcher import Dispatcher
-from messaging.worker.gates import attempt_at
+from messaging.worker.gates import attempt_at, wake_next
 from messaging.worker.handler_task import HandlerTask
 
 logger = logging.getLogger(__name__)
@@ -63,9 +70,12 @@ def _add_handler_task(dispatcher: Dispatcher, handler: Handler) -> None:
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
         delivery_id = _checked_id(request.id)
         attempt = attempt_at(runtime, handler, delivery_id, request.hostname, redelivered=redelivered)
-        with dispatcher.watch.over(_work(task, handler, attempt)):
-            deliveries = deliver(runtime, handler, policy, attempt)
-        dispatcher.after_commit(deliveries)
+        try:
+            with dispatcher.watch.over(_work(task, handler, attempt)):
+                deliveries = deliver(runtime, handler, policy, attempt)
+            dispatcher.after_commit(deliveries)
+        finally:
+            wake_next(dispatcher, attempt)
 
 
 def _work(task: Task, handler: Handler, attempt: Attempt) -> Work:
@@ -113,6 +123,10 @@ def deliver(runtime: Runtime, handler: Handler, policy: RetryPolicy, attempt: At
             event = from_dict(bus.event_types[delivery.event_type], delivery.payload, ignore_unknown=True)
             attempt.delivery = replace(delivery, event=event)
             _, deliveries = bus.run(handler, event, uow)
+        except RetryAfter as told:
+            logger.info("Delivery %s waits: %s", attempt.id, told)
+            attempt.postpone(uow.transaction, told.wait_s)
+            return []
         except BaseException as error:
             _count_failure(runtime, uow, attempt, policy, error)
             raise  # errors that end the process
@@ -164,7 +178,7 @@ def _count_failure(
     failure, status = Failure.of(attempt.worker, error), None
     attempt.failure = failure
     try:
-        status = attempt.fail(uow.transaction, failure, policy, runtime.settings.relay_grace_s)
+        status = attempt.fail(uow.transaction, failure, policy, runtime.settings.relay_grace_s, error)
     except Exception as lost:  # noqa: BLE001  the attempt counts, whatever the error
         logger.warning("Delivery %s lost its transaction: %s", attempt.id, describe(lost))
         uow.rollback()

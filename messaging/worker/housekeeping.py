@@ -13,6 +13,7 @@ from celery import Task
 
 from messaging.errors import describe
 from messaging.project.runtime import Runtime
+from messaging.telemetry.work import Kind, Work
 from messaging.worker import rabbitmq
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.waking import wake, without_paused
@@ -41,7 +42,16 @@ def _add_housekeeping_task(dispatcher: Dispatcher, job: Any) -> None:
         bind=True, shared=False, name=name, ignore_result=True, send_events=False, __doc__=job.__doc__
     )
     def housekeeping_task(task: Task) -> int:
-        count: int = job(dispatcher)
+        request = task.request
+        work = Work(
+            Kind.HOUSEKEEPING,
+            job.__name__,
+            request.id or "",
+            dispatcher.project.housekeeping_queue,
+            request.id or "",
+        )
+        with dispatcher.watch.over(work):
+            count: int = job(dispatcher)
         dispatcher.runtime.heartbeats.note(job.__name__, task.request.hostname or "here")
         return count
 
@@ -111,6 +121,7 @@ def _prunings(runtime: Runtime) -> list[Pruning]:
     return [
         Pruning(partial(outbox.prune, settings.done_retention_s), PRUNE_BATCH),
         Pruning(outbox.prune_open_attempts, PRUNE_BATCH),
+        Pruning(runtime.limits.prune, PRUNE_BATCH),
         Pruning(partial(runtime.inbox.prune, settings.inbox_retention_s), PRUNE_BATCH),
         # Each may be megabytes in size.
         Pruning(partial(runtime.dead_letters.prune, settings.dead_letter_retention_s), PRUNE_BATCH // 10),

@@ -32,6 +32,7 @@ class Received:
     queue: str | None
     traceparent: str | None = None
     sent_at: float | None = None  # seconds since 1970, by the sender's clock
+    traces: tuple[str | None, ...] = ()  # of many commands
 
     @classmethod
     def of(cls, task: str, request: Context) -> Self:
@@ -52,6 +53,7 @@ class Received:
             queue_of(delivery),
             tracing.checked(request.get(tracing.TRACEPARENT)),
             _time(request.get(SENT_AT)),
+            tracing.checked_many(request.get(tracing.TRACES)),
         )
 
     def one_of_many(self, position: int, task: str, key: str | None) -> Self:
@@ -64,7 +66,8 @@ class Received:
         if key is None and self.key:
             key = f"{self.key}.{position}"
         key = None if key is None else checked_name(IDEMPOTENCY_KEY, key)
-        return replace(self, task_id=task_id, task=task, key=key, traceparent=None)
+        own = self.traces[position] if position < len(self.traces) else None
+        return replace(self, task_id=task_id, task=task, key=key, traceparent=own)
 
     def work(self) -> Work:
         """Return what is to be noted about its handling."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from messaging.delivery import Delivery, Waits
 from messaging.errors import describe
+from messaging.options import NO_OPTIONS, HandlerOptions, options_of
+from messaging.postgres.breakers import Stopped
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.waiting import Queue
 from messaging.worker.dispatcher import Dispatcher, logger
@@ -18,16 +21,27 @@ BACKLOG = 400
 #: Seconds before the queue's length is read again.
 LOOK_S = 0.2
 
+#: As many as there is room for.
+ALL = 10**9
+
+#: Deliveries that are woken in one run to see whether their key has a place: usually whoever leaves a place
+#: wakes the next one.
+KEYED = 50
+
+#: Seconds by which the relay's next run may be late.
+LATE_S = 1.0
+
 #: Longest run in seconds; another one is requested, so that other housekeeping gets its turn in between.
 WAKE_FOR_S = 3.0
 
 
 def wake(dispatcher: Dispatcher) -> int:
     """Send what no longer has to wait, only as fast as workers take it; return how many."""
-    sent, until = 0, time.monotonic() + WAKE_FOR_S
-    while ready := _ready(dispatcher):
+    sent, until, first = 0, time.monotonic() + WAKE_FOR_S, True
+    while queues := dispatcher.runtime.waiting.queues():
         room = BACKLOG - dispatcher.waiting_events()
-        woken = _wake(dispatcher, ready, room)
+        woken = _wake(dispatcher, queues, room, first) if room > 0 else []
+        first = first and room <= 0
         sent += dispatcher.send_known(woken)
         if not woken and room > 0:
             break
@@ -39,24 +53,52 @@ def wake(dispatcher: Dispatcher) -> int:
     return sent
 
 
-def _ready(dispatcher: Dispatcher) -> list[Queue]:
-    """Return the queues of what may go on."""
-    queues = dispatcher.runtime.waiting.queues()
-    pauses = dispatcher.runtime.pauses.active() if queues else []
-    return [queue for queue in queues if _may_go_on(dispatcher, queue, pauses)]
+def _wake(dispatcher: Dispatcher, queues: Sequence[Queue], room: int, first: bool) -> list[Delivery]:
+    """Wake about `room` of those deliveries that may go on, the same number from each queue."""
+    runtime, each = dispatcher.runtime, max(1, room // len(queues))
+    stops = Stops(runtime.pauses.active(), runtime.breakers.stopped())
+    woken: list[Delivery] = []
+    soon_s = runtime.settings.relay_interval_s + LATE_S
+    for queue in queues:
+        names, options = _handler_of(dispatcher, queue)
+        allowed = min(each, stops.allowed(queue, names, options, first))
+        if allowed > 0:
+            timed = queue.why in (Waits.TIME, Waits.RATE)
+            woken += runtime.waiting.wake(queue, allowed, soon_s if timed else None)
+    if any(queue.why == Waits.ORDER for queue in queues):
+        woken += runtime.lanes.wake_heads(each)
+    return woken
 
 
-def _may_go_on(dispatcher: Dispatcher, queue: Queue, pauses: Sequence[Pause]) -> bool:
+def _handler_of(dispatcher: Dispatcher, queue: Queue) -> tuple[tuple[str, ...], HandlerOptions]:
+    """Return the handler's names, and its options in this release."""
     names = dispatcher.project.all_names(queue.handler)
-    return queue.why != Waits.PAUSE or first_stop(pauses, names, queue.event_type) is None
+    handler = dispatcher.project.bus.event_handlers.get(names[0])
+    return names, options_of(handler) if handler else NO_OPTIONS
 
 
-def _wake(dispatcher: Dispatcher, queues: Sequence[Queue], room: int) -> list[Delivery]:
-    """Wake about `room` deliveries, the same number from each queue."""
-    if room <= 0:
-        return []
-    each = max(1, room // len(queues))
-    return [row for queue in queues for row in dispatcher.runtime.waiting.wake(queue, each)]
+@dataclass(frozen=True)
+class Stops:
+    """What is stopped now."""
+
+    pauses: Sequence[Pause]
+    breakers: Mapping[str, Stopped]
+
+    def allowed(self, queue: Queue, names: Sequence[str], options: HandlerOptions, first: bool) -> int:
+        """Return how many deliveries of a queue may go on.
+
+        Some are woken only to have a worker look whether there is a place, and only once in a run.
+        """
+        match queue.why:
+            case Waits.PAUSE:
+                return 0 if first_stop(self.pauses, names, queue.event_type) else ALL
+            case Waits.ORDER if options.in_order_by is not None:
+                return 0  # one by one, the first of each lane
+            case Waits.PLACE if options.max_concurrent is not None:
+                return first * (options.max_concurrent if options.limit_by is None else KEYED)
+            case Waits.BREAKER if options.breaker is not None and names[0] in self.breakers:
+                return 0 if self.breakers[names[0]].is_open else first * options.breaker.trials
+        return ALL
 
 
 def _ask_to_go_on(dispatcher: Dispatcher) -> None:

@@ -16,7 +16,7 @@ from django.test import Client
 from django.urls import path
 
 from allocation.client import Allocate, outbox
-from messaging.client.client import Outcome
+from messaging.client.answers import Outcome
 from messaging.client.connections import NoTransaction, statements
 from messaging.client.databases import DjangoDatabase
 

@@ -240,6 +240,20 @@ def test_commands_of_other_apps_are_shown_as_messages(page, flower, shop, sku):
     screenshot(page, "flower-task")
 
 
+def test_the_page_of_an_order_tells_everything_that_it_caused(page, flower, fail_for, sku):
+    delivery_id = fail_for("o-whole")
+
+    page.goto(f"{flower}/deliveries/{delivery_id}")
+    page.locator("#order").click()
+    page.wait_for_url("**/orders/*")
+
+    told = page.locator("main").inner_text()
+    assert f"Allocate(orderid='o-whole', sku='{sku}', qty=2): None" in told
+    assert f"OutOfStock(sku='{sku}')" in told
+    assert f"delivery {delivery_id}" in told
+    assert "ConnectionRefusedError" in told
+
+
 def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
     fail_for("o1")
 
@@ -250,13 +264,19 @@ def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):
 
     text = eventually(seen, 60, "a failed delivery in the metrics", every=0.5)
     assert "allocation_database_up 1.0" in text
-    for name in ("deliveries_oldest_pending_seconds", "reruns_last_hour", "housekeeping_age_seconds"):
+    for name in (
+        "deliveries_oldest_pending_seconds", "reruns_last_hour", "housekeeping_age_seconds",
+        "relay_lag_seconds", "announcements", "announcements_oldest_seconds", "queue_messages",
+        "database_oldest_snapshot_seconds", "database_blocked_sessions", "database_dead_rows",
+    ):  # fmt: skip
         assert re.search(rf"^allocation_{name}.* [\d.e-]+$", text, re.MULTILINE), name
     assert 'allocation_deliveries{handler="reallocate",state="failed"} 0.0' in text
     assert "flower_events_total" in text
 
 
-@pytest.mark.parametrize("path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}"])
+@pytest.mark.parametrize(
+    "path", ["/deliveries", "/dead-letters", f"/deliveries/{UUID(int=0)}", "/orders/any"]
+)
 def test_the_pages_require_the_login(flower, path):
     assert request(f"{flower}{path}").status == 401
     assert request(f"{flower}{path}", "operator:wrong").status == 401

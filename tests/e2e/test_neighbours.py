@@ -83,11 +83,11 @@ def test_a_neighbours_sweep_does_not_requeue_our_messages(
             lock.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": sku})
             began = database.time()[0]
             sent = shop.send("allocate", orderid="o1", sku=sku, qty=1)
-            eventually(lambda: runs(worker, "received")[sent.id], 30)
+            eventually(lambda: database.llen("allocation.commands") == 0, 30)
             eventually(lambda: database.time()[0] >= began + 4, 10, "time for two sweeps")
 
         assert sent.get(timeout=30) == f"batch-{sku}"
-        assert runs(worker, "received")[sent.id] == 1
+        assert runs(worker, "Handled")[sent.id] == 1
     finally:
         engine.dispose()
         neighbour.stop()

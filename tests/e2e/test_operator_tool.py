@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 import redis
 from kombu import Connection, Exchange, Queue
+from sqlalchemy import create_engine, text
 
 from local import ROOT
 from local.servers.mail_server import MailSink
@@ -430,6 +431,74 @@ def test_check_does_not_report_the_queue_of_a_listener(tool, broker):
             queue(connection).delete()
 
     assert re.search(r"queues +ok +waiting: shop.news \(1\)", said)
+
+
+def test_trace_tells_the_whole_story_of_an_order(tool, shop, sku, mail_is_down, failed):
+    sent = shop.send("allocate", orderid="o1", sku=sku, qty=2)
+    sent.get(timeout=30)
+    row = failed(sku)
+    mail_is_down.start()
+    tool("deliveries", "rerun", row["id"], "--wait", "30")
+
+    lines = tool("trace", sent.id).stdout.splitlines()
+    by_delivery = tool("trace", row["id"]).stdout.splitlines()
+
+    assert lines == by_delivery
+    story = [re.sub(r"^[ │├└─]*", "", line) for line in lines[2:]]
+    assert story[0].startswith(f"+0.000 s  Allocate(orderid='o1', sku='{sku}', qty=2): None  done")
+    assert re.match(rf"\+\d\.\d+ s  OutOfStock\(sku='{sku}'\)", story[1])
+    assert f"send_out_of_stock_notification, delivery {row['id']}  done" in story[2]
+    assert [("failed  ConnectionRefusedError" in line, f"attempt {n} on" in line) for n, line in
+            enumerate(story[3:6], 1)] == [(True, True)] * 3  # fmt: skip
+    assert "rerun by" in story[6]
+    assert "attempt 1 after re-run 1 on" in story[7]
+    assert f"mail <{row['id']}.1@example.com>  sent" in story[8]
+    assert json.loads(tool("trace", sent.id, "--json").stdout)["correlation_id"] == sent.id
+
+
+def test_trace_tells_of_a_refusal_and_of_what_is_unknown(tool, shop, sku):
+    sent = shop.send("allocate", orderid="o1", sku=f"no {sku}", qty=2)
+    sent.get(timeout=30, propagate=False)
+
+    assert f"refused  InvalidSku: Invalid sku no {sku}" in tool("trace", sent.id).stdout
+    assert tool("trace", "nobody's", status=1).stderr == "Error: Nothing is stored about nobody's\n"
+
+
+def test_check_names_a_listener_that_stopped(tool, broker):
+    queue = Queue("shop.news", Exchange("allocation.events", type="topic"), routing_key="OutOfStock")
+    with Connection(broker.broker_url) as connection:
+        queue(connection).declare()
+        connection.Producer().publish({"time": "2026-01-01T00:00:00+00:00"}, routing_key="shop.news")
+        try:
+            said = what_check_says(tool)
+        finally:
+            queue(connection).delete()
+
+    assert re.search(
+        r"listeners +look +nobody takes the events in shop.news \(1, the oldest \d+ s old\)", said
+    )
+
+
+def test_check_names_the_session_whose_locks_others_wait_for(tool, backend, sku):
+    query = "SELECT FROM products WHERE sku = :sku FOR UPDATE"
+    engine = create_engine(
+        backend.addresses.database_url, connect_args={"application_name": "forgotten psql"}
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as holder:
+            holder.execute(text(query), {"sku": sku})
+            waiting = pool.submit(backend.sql, query.replace("SELECT", "SELECT 1"), sku=sku)
+            said = eventually(
+                lambda: next((s for s in [tool("check", status=1).stdout] if "forgotten" in s), None),
+                60,
+                "it",
+            )
+        waiting.result(30)
+    engine.dispose()
+
+    assert re.search(r"locks +wrong +session \d+ of allocation \(forgotten psql\)", said)
+    assert "idle in transaction" in said
+    assert "pg_terminate_backend" in said
 
 
 def test_check_names_failed_deliveries_and_open_dead_letters(tool, shop, sku, mail_is_down, failed):

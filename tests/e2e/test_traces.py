@@ -16,6 +16,12 @@ from tests.e2e.conftest import Backend
 
 
 @pytest.fixture(scope="module")
+def broker(broker_of):
+    """Redis; test_see_what_happens.py has both brokers."""
+    return broker_of("redis")
+
+
+@pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     """A collector of traces for this file."""
     with collecting() as collector:

@@ -25,7 +25,7 @@ from allocation.domain.errors import InvalidSku
 from local.processes import programs
 from local.processes.child import Child
 from local.waiting import eventually
-from messaging.client.client import Outcome
+from messaging.client.answers import Outcome
 from messaging.client.databases import SqlAlchemyDatabase
 from messaging.client.pace import Pace
 from messaging.client.relay import Relay

@@ -145,6 +145,49 @@ def test_a_message_is_requeued_when_the_connection_ends_before_the_reply(
     assert after.fate == ["acknowledged"]
 
 
+def test_the_results_of_a_group_are_sent_when_its_last_task_has_ended(
+    backend: ResultBackend, client: redis.Redis, loop: Loop
+):
+    with backend.together():
+        messages = [store(backend, task_id) for task_id in ("first", "second")]
+        assert client.keys() == []
+
+    loop.turn()
+    assert [message.fate for message in messages] == [["acknowledged"]] * 2
+    assert len(client.keys("celery-task-meta-*")) == 2
+
+
+def test_only_the_messages_of_a_group_whose_answers_redis_refuses_are_requeued(
+    backend: ResultBackend, client: redis.Redis, loop: Loop
+):
+    first, second = (backend.get_key_for_task(task_id) for task_id in ("first", "second"))
+    client.acl_setuser(
+        "default", enabled=True, nopass=True, keys=[second], reset_keys=True
+    )  # the first may not be written
+    with backend.together():
+        messages = [store(backend, task_id) for task_id in ("first", "second")]
+    loop.turn()
+    client.acl_setuser("default", enabled=True, nopass=True, keys=["*"])
+
+    assert messages[0].fate == [redis.exceptions.NoPermissionError]
+    assert messages[1].fate == ["acknowledged"]
+    assert (client.exists(first), client.exists(second)) == (0, 1)
+
+
+def test_every_message_of_a_group_is_requeued_when_the_connection_ends_before_the_replies(
+    backend: ResultBackend, client: redis.Redis, loop: Loop
+):
+    client.execute_command("CLIENT PAUSE", 60_000, "WRITE")
+    with backend.together():
+        messages = [store(backend, task_id) for task_id in ("first", "second")]
+    client.client_kill_filter(_type="normal", skipme=True)
+    client.client_unpause()
+    loop.turn()
+
+    for message in messages:
+        assert issubclass(message.fate.pop(), (redis.exceptions.ConnectionError, ConnectionError))
+
+
 def test_only_unconfirmed_successes_are_deferred(backend: ResultBackend, loop: Loop):
     backend.store_result("failed", ValueError("no"), states.FAILURE)
     store(backend, "first")

@@ -3,6 +3,7 @@
 python -m tests.simulation --minutes 10                    fresh seeds
 python -m tests.simulation --seed 7 --without 0,2 --choices 12:1,40:3    one, as a failing run prints it
 python -m tests.simulation --mutations --minutes 1         find each planted bug
+python -m tests.simulation --redis --minutes 10            the Redis transport, in a world of its own
 python -m tests.simulation --small                         all schedules of a small case
 """
 
@@ -10,12 +11,17 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
+from collections.abc import Mapping
 from itertools import count
+from typing import Any
 
 from tests.simulation.choices import recorded
 from tests.simulation.mutations import MUTATIONS
+from tests.simulation.redis.mutations import MUTATIONS as REDIS_MUTATIONS
+from tests.simulation.redis.world import redis_world
 from tests.simulation.run import Schedule, hunt, shrunk, story
 from tests.simulation.server import simulated_world
 from tests.simulation.small import play_all
@@ -25,14 +31,20 @@ from tests.simulation.world import World
 def main() -> int:
     """Return 0 when every invariant held, or every planted bug was found."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes the servers down
+    if options.redis:
+        with redis_world() as world:
+            return _run(world, options, REDIS_MUTATIONS)
     with simulated_world() as world:
-        if options.mutations:
-            return _find_bugs(world, options)
-        if options.small:
-            return _play_small(world)
-        if options.choices is not None or (options.seed is not None and not options.minutes):
-            return _replay(world, options)
-        return _hunt(world, options)
+        return _play_small(world) if options.small else _run(world, options, MUTATIONS)
+
+
+def _run(world: Any, options: argparse.Namespace, mutations: Mapping[str, Any]) -> int:
+    if options.mutations is not None:
+        return _find_bugs(world, options, mutations)
+    if options.choices is not None or (options.seed is not None and not options.minutes):
+        return _replay(world, options)
+    return _hunt(world, options)
 
 
 def _options() -> argparse.Namespace:
@@ -47,11 +59,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--without", default="", help="numbers of commands that are left out")
     parser.add_argument("--choices", help="decisions that are not calm, as position:option,…")
     parser.add_argument("--mutations", nargs="?", const="", help="find planted bugs whose words contain this")
+    parser.add_argument("--redis", action="store_true", help="play the Redis transport's world")
     parser.add_argument("--small", action="store_true", help="play all schedules of a small case")
     return parser.parse_args()
 
 
-def _hunt(world: World, options: argparse.Namespace) -> int:
+def _hunt(world: Any, options: argparse.Namespace) -> int:
     first = random.randrange(10**9) if options.seed is None else options.seed
     print(f"seeds from {first}", flush=True)
     seconds, begun = 60 * (options.minutes or 2.0), time.monotonic()
@@ -63,18 +76,22 @@ def _hunt(world: World, options: argparse.Namespace) -> int:
         print(total, flush=True)
         if some.found and some.outcome:
             print(
-                f"python -m tests.simulation {some.found}\n{some.outcome.failure}\nmaking it smaller …",
+                f"{_command(options)} {some.found}\n{some.outcome.failure}\nmaking it smaller …",
                 flush=True,
             )
             found, outcome = shrunk(world, some.found, some.outcome)
-            print(f"{story(outcome)}\n\npython -m tests.simulation {found}")
+            print(f"{story(outcome)}\n\n{_command(options)} {found}")
             return 1
         if options.steps and total.steps >= options.steps:
             break
     return 0
 
 
-def _replay(world: World, options: argparse.Namespace) -> int:
+def _command(options: argparse.Namespace) -> str:
+    return f"python -m tests.simulation{' --redis' if options.redis else ''}"
+
+
+def _replay(world: Any, options: argparse.Namespace) -> int:
     left_out = tuple(int(number) for number in options.without.split(",") if number)
     choices = None if options.choices is None else recorded(options.choices)
     outcome = Schedule(options.seed or 0, left_out, choices).play(world, thoroughly=True)
@@ -91,9 +108,9 @@ def _play_small(world: World) -> int:
     return 0
 
 
-def _find_bugs(world: World, options: argparse.Namespace) -> int:
+def _find_bugs(world: Any, options: argparse.Namespace, mutations: Mapping[str, Any]) -> int:
     missed = 0
-    for words, plant in MUTATIONS.items():
+    for words, plant in mutations.items():
         if options.mutations not in words:
             continue
         with plant(world):

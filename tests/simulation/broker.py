@@ -67,6 +67,7 @@ class Broker:
     clock: Clock
     waiting: list[Message] = field(default_factory=list)
     held: list[Message] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)  # housekeeping's jobs
     announced: list[dict[str, Any]] = field(default_factory=list)
     accepted: set[str] = field(default_factory=set)  # ids of messages that a publisher was told are safe
     on_publish: Callable[[Message], object] = lambda _message: None
@@ -84,7 +85,8 @@ class Broker:
         due = datetime.fromisoformat(eta).timestamp() if eta else 0.0
         headers["eta"] = None  # the broker has it wait
         if queue.endswith(".housekeeping"):
-            return  # beat asks too
+            self.asked.append(str(headers["task"]).rpartition(".")[2])
+            return
         message = Message(queue, headers, body, properties, due=due)
         self.waiting.append(message)
         self.on_publish(message)
@@ -112,6 +114,11 @@ class Broker:
             back = copy.deepcopy(message)
             back.redelivered, back.holder = True, None
             self.waiting.append(back)
+
+    def forget(self) -> None:
+        """Lose every message, as FLUSHALL does."""
+        for messages in (self.waiting, self.held, self.asked):
+            messages.clear()
 
     def lost(self, worker: str) -> None:
         """Redeliver all that a dead worker held."""
@@ -151,8 +158,8 @@ class Channel(virtual.Channel):
         )
         step(name, do, *FAULTS)
 
-    def _size(self, _queue: str) -> int:
-        return 0
+    def _size(self, queue: str) -> int:
+        return len(current_broker[-1].asked) if queue.endswith(".housekeeping") else 0
 
     def _has_queue(self, _queue: str, **_kwargs: Any) -> bool:
         return True

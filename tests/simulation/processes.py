@@ -16,12 +16,14 @@ from messaging.client import NotAnswered
 from messaging.dead_letters import PARKED
 from messaging.errors import MessagingError, Unavailable
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.operator.pausing import Pausing
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from tests.simulation.broker import FAULTS, Broker, Message
-from tests.simulation.plan import Order
+from tests.simulation.plan import FAILING, Order
 from tests.simulation.scheduler import Scheduler, step
 
 QUEUES = ("allocation.commands", "allocation.events")
@@ -125,21 +127,29 @@ class Worker:
 
 
 class Housekeeper:
-    """Runs what beat asks for."""
+    """Runs what beat asks for, and what workers do."""
 
-    def __init__(self, app: MessagingApp, scheduler: Scheduler) -> None:
-        self.app, self.scheduler = app, scheduler
+    def __init__(self, app: MessagingApp, broker: Broker, scheduler: Scheduler) -> None:
+        self.app, self.broker, self.scheduler = app, broker, scheduler
 
     def run(self) -> None:
-        """Run all jobs every few seconds, for ever."""
+        """Run all jobs every few seconds, and those that are asked for in between, for ever."""
         for number in count():
-            self.scheduler.sleep(5)
-            for job in JOBS[2:] if number % 4 == 3 else JOBS[:2]:
-                step(f"begins {job.__name__}", lambda: None, changes=False)
-                try:
-                    job(self.app.dispatcher)
-                except TROUBLE as error:
-                    self.scheduler.tell(f"{job.__name__} ended with {type(error).__name__}")
+            beat_at = self.scheduler.clock.at + 5
+            while (left_s := beat_at - self.scheduler.clock.at) > 0:
+                if self.scheduler.wait_until(lambda: bool(self.broker.asked), "waits for requests", left_s):
+                    name = self.broker.asked.pop(0)
+                    self.do(*(job for job in JOBS if job.__name__ == name))
+            self.do(*(JOBS[2:] if number % 4 == 3 else JOBS[:2]))
+
+    def do(self, *jobs: Any) -> None:
+        """Run jobs one after the other."""
+        for job in jobs:
+            step(f"begins {job.__name__}", lambda: None, changes=False)
+            try:
+                job(self.app.dispatcher)
+            except TROUBLE as error:
+                self.scheduler.tell(f"{job.__name__} ended with {type(error).__name__}")
 
 
 class Operator:
@@ -154,7 +164,8 @@ class Operator:
         """Look after what failed every few seconds, for ever."""
         while True:
             self.scheduler.sleep(5)
-            act = self.scheduler.choices.pick((self.rerun, self.discard, self.edit, self.replay), 0.6)
+            acts = (self.rerun, self.discard, self.edit, self.replay, self.pause, self.resume)
+            act = self.resume if self.scheduler.calm else self.scheduler.choices.pick(acts, 0.5)
             try:
                 act()
             except (MessagingError, *TROUBLE) as error:
@@ -183,6 +194,16 @@ class Operator:
         letters = self.app.runtime.dead_letters.find(reason=PARKED)
         for letter in letters[:1]:
             self.app.dispatcher.replay(self.app.runtime.dead_letters, letter.id)
+
+    def pause(self) -> None:
+        """Pause a handler of events."""
+        handler = self.scheduler.choices.pick(FAILING, 0.5)
+        Pausing(self.app.dispatcher).pause(Scope.HANDLER, handler, self.name, "it fails")
+
+    def resume(self) -> None:
+        """Resume all that is paused."""
+        for pause in self.app.runtime.pauses.active():
+            Pausing(self.app.dispatcher).resume(pause.scope, pause.name, self.name)
 
     def _failed(self) -> list[tuple[str, str, str]]:
         with self.app.runtime.engine.connect() as connection:

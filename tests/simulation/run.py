@@ -6,13 +6,24 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from tests.simulation.choices import Choices, Replayed, Seeded, line
 from tests.simulation.clock import EPOCH
-from tests.simulation.plan import random_plan
-from tests.simulation.world import Outcome, World
+from tests.simulation.world import Outcome
 
 IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
+
+
+class World(Protocol):
+    """One of the two worlds."""
+
+    def plan_of(self, seed: int) -> Any:
+        """Return the plan that a seed makes."""
+
+    def play(self, plan: Any, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
+        """Play a plan."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Schedule:
     def play(self, world: World, *, thoroughly: bool = False) -> Outcome:
         """Play it."""
         choices: Choices = Seeded(self.seed) if self.choices is None else Replayed(self.choices)
-        plan = random_plan(self.seed).without(self.left_out)
+        plan = world.plan_of(self.seed).without(self.left_out)
         return world.play(plan, choices, self.seed, thoroughly=thoroughly)
 
 
@@ -87,7 +98,7 @@ def shrunk(
         played = schedule.play(world, thoroughly=True)
         return played if played.failure is not None and kind_of(played) == kind else None
 
-    for number in range(random_plan(found.seed).size):
+    for number in range(world.plan_of(found.seed).size):
         smaller = Schedule(found.seed, (*found.left_out, number))
         if played := fails(smaller):
             found, outcome = smaller, played

@@ -35,7 +35,7 @@ from tests.simulation.choices import Choices
 from tests.simulation.clock import EPOCH, Clock
 from tests.simulation.database import Database
 from tests.simulation.invariants import Books
-from tests.simulation.plan import POISON, Order, Plan
+from tests.simulation.plan import POISON, Order, Plan, random_plan
 from tests.simulation.processes import QUEUES, Housekeeper, Operator, Sender, Worker
 from tests.simulation.results import Results
 from tests.simulation.scheduler import Broken, Crash, Fault, Process, Scheduler, current, step
@@ -86,6 +86,7 @@ class World:
         self.played = 0
         gc.collect()
         gc.freeze()  # a collection looks only at what schedules have made
+        gc.disable()  # and never in the middle of one
 
     def close(self) -> None:
         """Close all connections."""
@@ -96,6 +97,8 @@ class World:
         for client in self.clients.values():
             client.app.close()
         self.database.close()
+        gc.enable()
+        gc.unfreeze()
         logging.disable(logging.NOTSET)
 
     def _connect_again(self) -> None:
@@ -104,16 +107,19 @@ class World:
         A pool asks a connection that it kept whether it is alive, which is a step, and a new one it does not.
         """
         for engine in self.engines:
-            with engine.connect() as connection:
-                kept: Any = connection.connection.dbapi_connection
-                is_alive = not (kept.closed or kept.abandoned)
-            if not is_alive or engine.pool.checkedin() != 1:  # type: ignore[attr-defined]  # a QueuePool
+            if not self.database.has_one(engine):
                 engine.dispose()
                 engine.connect().close()
+
+    def plan_of(self, seed: int) -> Plan:
+        """Return the plan that a seed makes."""
+        return random_plan(seed)
 
     def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
         """Play one schedule."""
         self.played += 1
+        if self.played % 20 == 0:
+            gc.collect()
         thoroughly = thoroughly or self.played % 200 == 1
         self.database.empty(thoroughly=thoroughly)
         self._connect_again()
@@ -209,6 +215,7 @@ class Run:
         """Start a worker, which is started again when it dies."""
         app = self.world.apps[name]
         app.dispatcher.nudged_until = 0.0
+        app.runtime.pauses.forget()
         worker = Worker(app, self.broker, self.scheduler, f"{name}#{self.scheduler.steps}")
         worker.after = self.handled
         worker.before = self.taken
@@ -223,6 +230,19 @@ class Run:
 
         process.on_crash.append(died)
 
+    def start_timer(self, seconds: float, do: Any) -> None:
+        """Do something later, in the process that runs; it dies with it."""
+        process, scheduler = current(), self.scheduler
+        if process is None:
+            return
+
+        def run() -> None:
+            scheduler.sleep(seconds)
+            do()
+
+        timer = scheduler.start(f"timer of {process.name}", run, background=True)
+        process.on_crash.append(lambda: setattr(timer, "dead", True))
+
     def end_lease(self, worker: Worker) -> None:
         """Redeliver what a dead worker held."""
         self.scheduler.sleep(LEASE_S)
@@ -230,7 +250,7 @@ class Run:
 
     def start_housekeeper(self, name: str) -> None:
         """Start a housekeeper, which is started again when it dies."""
-        keeper = Housekeeper(self.world.apps[name], self.scheduler)
+        keeper = Housekeeper(self.world.apps[name], self.broker, self.scheduler)
         process = self.scheduler.start(name, keeper.run, background=True)
         process.on_crash.append(lambda: self.restart(name, self.start_housekeeper))
 
@@ -242,8 +262,10 @@ class Run:
 
     def restart(self, name: str, start: Any) -> None:
         """Begin anew with fresh connections, a while later."""
-        runtime = self.world.apps[name].runtime
+        runtime, database = self.world.apps[name].runtime, self.world.database
         for engine in (runtime.engine, runtime.dead_letters.engine):
+            if idle := database.connection_of(engine):
+                database.release(idle)
             engine.dispose(close=False)
 
         def come_back() -> None:
@@ -254,12 +276,16 @@ class Run:
 
     def abandon(self, process: Process, slowly: bool) -> None:
         """End the sessions of a dead process, now or later."""
-        connections = [one for one in process.connections if not one.abandoned and not one.closed]
+        connections = [
+            one
+            for one in process.connections
+            if one.owner is process and not one.abandoned and not one.closed
+        ]
         for connection in connections:
             connection.abandoned = True
         if not slowly:
             for connection in connections:
-                self.world.database.end(connection)
+                self.world.database.release(connection)
             return
         self.zombies += connections
 
@@ -274,7 +300,7 @@ class Run:
         """End the session of a dead process."""
         if connection in self.zombies:
             self.zombies.remove(connection)
-            self.world.database.end(connection)
+            self.world.database.release(connection)
 
     def trouble(self) -> None:
         """Repeat messages that are held or wait, and forget all, as often as the plan says."""
@@ -307,7 +333,7 @@ class Run:
 
     def forget(self) -> None:
         """Lose every message, as FLUSHALL does."""
-        step("forgets everything", lambda: (self.broker.waiting.clear(), self.broker.held.clear()))
+        step("forgets everything", self.broker.forget)
 
     # What is watched
 
@@ -362,6 +388,7 @@ class Run:
             self.scheduler.sleep(SESSION_S)
             for connection in connections:
                 if hanging and not process.dead and not connection.closed:
+                    process.faults += 1
                     step(f"the idle session of {process.name} ends", lambda one=connection: one.lose())
 
         hanging = [process]
@@ -408,7 +435,7 @@ class Run:
             "SELECT EXISTS (SELECT FROM attempts WHERE token = %(token)s)"
             " OR EXISTS (SELECT FROM open_attempts WHERE token = %(token)s AND state = 'failed')"
             " OR NOT EXISTS (SELECT FROM deliveries"
-            "                WHERE id = %(id)s AND status = 'pending' AND reruns = %(run)s)",
+            "                WHERE id = %(id)s AND finished_at IS NULL AND reruns = %(run)s)",
             {"token": token, "id": delivery_id, "run": self.books.runs[token]},
         )
         if rows != [(True,)]:
@@ -486,10 +513,9 @@ class Run:
                 if connection.closed or connection.abandoned:
                     continue
                 if connection.status != psycopg2.extensions.STATUS_READY or connection.in_use():
-                    connection.abandoned = True
-                    self.world.database.end(connection)
+                    self.world.database.release(connection)
         for connection in self.zombies:
-            self.world.database.end(connection)
+            self.world.database.release(connection)
         for process in list(scheduler.processes):
             if process.greenlet:
                 process.greenlet.throw(Crash)
@@ -511,7 +537,7 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         run.send_mail(mail)
 
     def timer(seconds: float, do: Any) -> Any:
-        return SimpleNamespace(start=lambda: None, daemon=True)
+        return SimpleNamespace(start=lambda: run.start_timer(seconds, do), daemon=True)
 
     state = random.getstate()
     random.seed(seed)
@@ -524,7 +550,6 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         return uuid.UUID(int=ids.getrandbits(128), version=4)
 
     urandom = SimpleNamespace(urandom=lambda size: ids.randbytes(size), getpid=messaging.delivery.os.getpid)
-    gc.disable()
     try:
         with (
             warnings.catch_warnings(
@@ -541,7 +566,6 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
         ):
             yield
     finally:
-        gc.enable()
         random.setstate(state)
         for stack in (brokers.current_broker, stores.current_results, slots.watch_begin, slots.watch_end):
             stack.pop()

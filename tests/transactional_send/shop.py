@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from allocation.client import Allocate, outbox
-from messaging.client.client import Outcome
+from messaging.client.answers import Outcome
 from messaging.client.databases import DriverDatabase
 from messaging.client.pace import Pace
 from messaging.client.tool import run

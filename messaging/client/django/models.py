@@ -24,6 +24,7 @@ class QueuedCommand(models.Model):
     answer = models.TextField(null=True, blank=True)  # null: none yet
     answered_at = models.FloatField(null=True, blank=True)
     handled_at = models.FloatField(null=True, blank=True)
+    traceparent = models.CharField(max_length=55, null=True, blank=True)  # null: in no trace
 
     class Meta:
         """Names."""

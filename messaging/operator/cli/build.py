@@ -14,6 +14,7 @@ from messaging.operator.cli.load import load
 from messaging.operator.cli.migrate import migrate
 from messaging.operator.cli.replay import replay
 from messaging.operator.cli.tool import EXIT_STATUSES, Tool, ToolGroup
+from messaging.operator.cli.trace import trace
 from messaging.project import Project
 
 
@@ -36,6 +37,7 @@ def operator_tool(project: Project, app: str, version: str | None = None) -> cli
         epilog=f"""Example:
   {{prog}} check
   {{prog}} deliveries list
+  {{prog}} trace ID
   {{prog}} deliveries COMMAND --help
 
 Environment: {{PROJECT}}_DATABASE_URL, {{PROJECT}}_BROKER_URL,
@@ -47,6 +49,6 @@ and every other setting; a .env file is read too. NO_COLOR turns colours off.
     )
     said = f"{project.name} {version}" if version else f"{project.name}, on allocation {__version__}"
     click.version_option(version or __version__, message=said)(tool)
-    for command in (migrate, check, deliveries, dead_letters, replay, load, *commands_of(project)):
+    for command in (migrate, check, trace, deliveries, dead_letters, replay, load, *commands_of(project)):
         tool.add_command(command)
     return tool

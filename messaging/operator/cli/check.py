@@ -25,7 +25,7 @@ Exit status: 0 if everything works, else 1; "look" marks work for an operator.""
 @json_option
 @pass_tool
 def check(tool: Tool, as_json: bool) -> None:
-    """Check settings, servers, schema, workers, queues, beat, clocks, failed deliveries and dead letters."""
+    """Check settings, servers, schema, locks, workers, queues, listeners, beat, clocks, and what failed."""
     findings = list(Checkup(lambda: tool.app, tool.runtime, tool.app_path.partition(":")[0]).run())
     if as_json:
         print_json([asdict(finding) for finding in findings])

@@ -24,7 +24,7 @@ from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.loading import from_text
 from messaging.operator.pausing import active, shown
 from messaging.operator.stats import Statistics
-from messaging.operator.waits import why
+from messaging.operator.waits import Waits
 from messaging.postgres.filters import DeliveryFilter
 from messaging.worker.dispatcher import shown_event
 
@@ -66,20 +66,23 @@ def list_(tool: Tool, /, statuses: tuple[str, ...], limit: int, as_json: bool, *
     """List deliveries, those that ended last first."""
     which = chosen(tool, **options)
     rows = DeliveryQueries(tool.runtime.engine).find(which, _states(statuses, which), limit)
+    waits = Waits(tool.runtime, rows)
     if as_json:
-        print_json([_record(tool, row) for row in rows])
+        print_json([{**_record(tool, row), "waits": waits.of(row)} for row in rows])
         return
     say_pauses(tool)
     if rows:
-        print_table(("id", "status", "since", "what"), (_line(tool, row) for row in rows))
+        print_table(("id", "status", "since", "what"), (_line(tool, row, waits.of(row)) for row in rows))
     else:
         console().print("No deliveries match.")
 
 
 def say_pauses(tool: Tool) -> None:
-    """Print what is paused."""
+    """Print what is paused, and what its breaker has stopped."""
     for pause in active(tool.runtime):
         console().print(Text(f"Paused: {printable(shown(pause))}", "yellow"), soft_wrap=True)
+    for stopped in tool.runtime.breakers.stopped().values():
+        console().print(Text(f"Breaker: {printable(str(stopped))}", "yellow"), soft_wrap=True)
 
 
 def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
@@ -88,10 +91,9 @@ def _states(statuses: tuple[str, ...], which: DeliveryFilter) -> list[Status]:
     return [Status(status) for status in dict.fromkeys(statuses)] or [Status.FAILED]
 
 
-def _line(tool: Tool, row: Delivery) -> tuple[object, ...]:
+def _line(tool: Tool, row: Delivery, waits: str) -> tuple[object, ...]:
     tries = f"{row.attempts} tries" + (f", re-run {row.reruns}" if row.reruns else "")
     error = f"\n{row.last_error[:SHOWN_ERROR]}" if row.last_error else ""
-    waits = why(tool.project, row, tool.runtime.pauses.seen())
     what = f"{_event(tool, row)} for {row.handler}, {tries}{f', {waits}' if waits else ''}{error}"
     return row.id, row.status, row.finished_at or row.created_at, what
 
@@ -101,8 +103,7 @@ def _event(tool: Tool, row: Delivery) -> str:
 
 
 def _record(tool: Tool, row: Delivery) -> dict[str, Any]:
-    waits = why(tool.project, row, tool.runtime.pauses.seen())
-    return {**asdict(row), "event": _event(tool, row), "waits": waits}
+    return {**asdict(row), "event": _event(tool, row)}
 
 
 @deliveries.command(epilog="Example:\n  {prog} deliveries show 0198c6a2-0000-7000-8000-000000000000")
@@ -122,7 +123,8 @@ def show(tool: Tool, delivery_id: UUID, as_json: bool) -> None:
         }
         print_json({**asdict(found), **shown, "event": _event(tool, found.delivery)})
     else:
-        story.print_story(tool.project, found, why(tool.project, found.delivery, tool.runtime.pauses.seen()))
+        waits = Waits(tool.runtime, [found.delivery]).of(found.delivery)
+        story.print_story(tool.project, found, waits)
 
 
 @deliveries.command(

@@ -1,4 +1,4 @@
-"""`deliveries pause`, `resume` and `pauses`."""
+"""`deliveries pause`, `resume`, `pauses` and `blocked`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from rich.text import Text
 
-from messaging.operator.cli.deliveries import deliveries
-from messaging.operator.cli.options import REASON, TEXT, json_option
-from messaging.operator.cli.output import console, print_json, print_table
+from messaging.operator.cli.deliveries import SHOWN_ERROR, deliveries
+from messaging.operator.cli.options import REASON, TEXT, json_option, list_limit_option
+from messaging.operator.cli.output import console, print_json, print_table, printable
 from messaging.operator.cli.tool import Tool
 from messaging.operator.pausing import Pausing, active
+from messaging.postgres.order import BlockedLane
 from messaging.postgres.pauses import Scope
 
 pass_tool = click.make_pass_decorator(Tool)
@@ -72,12 +74,47 @@ def resume(tool: Tool, handler: str | None, event: str | None, everything: bool,
 @json_option
 @pass_tool
 def pauses(tool: Tool, as_json: bool) -> None:
-    """List what is paused, by whom, why and since when."""
-    found = active(tool.runtime)
+    """List what is paused, by whom, why and since when, and which handlers their breakers have stopped."""
+    found, stopped = active(tool.runtime), tool.runtime.breakers.stopped().values()
+    if as_json:
+        print_json({"pauses": [asdict(one) for one in found], "breakers": [asdict(one) for one in stopped]})
+        return
+    if found:
+        rows = ((one.subject, one.at, one.actor, one.reason) for one in found)
+        print_table(("paused", "since", "by", "why"), rows)
+    for one in stopped:
+        console().print(Text(printable(str(one))), soft_wrap=True)
+    if not found and not stopped:
+        console().print("Nothing is paused.")
+
+
+@deliveries.command(epilog="Example:\n  {prog} deliveries blocked")
+@list_limit_option
+@json_option
+@pass_tool
+def blocked(tool: Tool, limit: int, as_json: bool) -> None:
+    """List what waits for its turn: of which handler and key, how many, and what blocks them.
+
+    A handler that keeps an order waits until the earlier deliveries of the same key are done or discarded.
+    """
+    found = tool.runtime.lanes.blocked(limit)
     if as_json:
         print_json([asdict(one) for one in found])
     elif found:
-        rows = ((one.subject, one.at, one.actor, one.reason) for one in found)
-        print_table(("paused", "since", "by", "why"), rows)
+        rows = (
+            (
+                one.blocked_by,
+                one.status,
+                f"{one.waiting:,}",
+                one.since,
+                f"{one.key} for {one.handler}{_error(one)}",
+            )
+            for one in found
+        )
+        print_table(("blocked by", "which is", "waiting", "since", "what"), rows)
     else:
-        console().print("Nothing is paused.")
+        console().print("No deliveries wait for their turn.")
+
+
+def _error(lane: BlockedLane) -> str:
+    return f"\n{lane.last_error[:SHOWN_ERROR]}" if lane.last_error else ""

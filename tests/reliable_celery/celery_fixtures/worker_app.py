@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis
@@ -19,6 +20,7 @@ from celery import Celery, Task
 from celery.exceptions import Reject
 
 from reliable_celery.dead_letters import DeadLetter
+from reliable_celery.groups.member import Member
 
 
 class LetterFile:
@@ -72,6 +74,36 @@ def reject(task: Task, number: int, times: int) -> None:
 def add(x: int, y: int) -> int:
     """Return the sum."""
     return x + y
+
+
+class Sharing:
+    """The shared work of `fixture.share`: notes the numbers; a negative one kills the process."""
+
+    def __init__(self) -> None:
+        self.done: set[str] = set()
+
+    def prepare(self, members: Sequence[Member]) -> set[str]:
+        numbers = [member.kwargs["number"] for member in members]
+        with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
+            client.rpush("groups", json.dumps(numbers))
+        if min(numbers) < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 0 in numbers:
+            raise ValueError("no group with 0")
+        self.done = {member.context.id for member in members if member.kwargs["number"] % 2}
+        return self.done
+
+
+sharing = Sharing()
+
+
+@app.task(name="fixture.share", bind=True, together=sharing)
+def share(task: Task, number: int) -> str:
+    """Return whether a group has done the work."""
+    if task.request.id in sharing.done:
+        return "together"
+    die(number) if number < 0 else mark(number)
+    return "alone"
 
 
 @app.task(name="fixture.collect_garbage")

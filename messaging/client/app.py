@@ -1,0 +1,67 @@
+"""The Celery app of a sender."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.backends.redis import RedisBackend
+
+from messaging.brokers import tls, topology
+from reliable_celery.sentinel import Sentinel, is_sentinel
+
+#: Publishing gives up after some seconds: a clear error is better than a hang.
+PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
+#: Time limits on a connection's waits; Celery itself would wait for longer.
+CONNECT_TIMEOUT_S = 4
+
+
+def make_app(
+    project: str, broker_url: str, backend_url: str, sentinel: Sentinel, ca_file: Path | None
+) -> Celery:
+    """Return an app that sends a project's commands; it connects on first use."""
+    app = Celery(
+        f"{project}.client",
+        broker=topology.address(broker_url),
+        backend=topology.address(backend_url) if is_sentinel(backend_url) else backend_url,
+        set_as_current=False,
+    )
+    app.conf.update(
+        _settings(broker_url, backend_url, sentinel, ca_file) | tls.settings(broker_url, backend_url, ca_file)
+    )
+    return app
+
+
+def close_app(app: Celery) -> None:
+    """Close a sender's app with its connections to the results, which Celery itself never closes."""
+    if isinstance(app.backend, RedisBackend):
+        consumer = app.backend.result_consumer
+        consumer.stop()
+        # A result that is discarded later would open a connection to end its subscription.
+        consumer.subscribed_to.clear()
+        app.backend.client.connection_pool.disconnect()
+    app.close()
+
+
+def _settings(broker_url: str, backend_url: str, sentinel: Sentinel, ca_file: Path | None) -> dict[str, Any]:
+    secure = tls.redis(ca_file)
+    return {
+        # JSON only: no result is ever loaded as code.
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "broker_transport_options": topology.transport_options(
+            broker_url, sentinel=sentinel.options(broker_url, secure)
+        ),
+        # A clear error after some seconds is better than a hang.
+        "broker_connection_timeout": CONNECT_TIMEOUT_S,
+        "task_publish_retry_policy": PUBLISH_RETRY,
+        "redis_socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "redis_socket_timeout": 10,
+        "redis_socket_keepalive": not topology.is_redis_socket(backend_url),
+        "result_backend_transport_options": {
+            "retry_policy": {"timeout": 3.0},
+            **sentinel.options(backend_url, secure),
+        },
+    }

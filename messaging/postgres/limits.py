@@ -1,0 +1,79 @@
+"""How many deliveries of a handler, or of one key of its events, may run at once and per time.
+
+A place is an advisory lock of the delivery's transaction: it is free again when that ends, also by its
+worker's death. A rate is one row, the time from which the next delivery may run: each takes its own time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, text
+
+from messaging.delivery import Delivery
+from messaging.options import Rate
+from messaging.postgres.order import BACK, ROW
+from messaging.postgres.transaction import Transaction
+
+#: The filter is called for one place after the other, until one is free.
+TAKE_PLACE = """
+SELECT place FROM generate_series(1, %(places)s) place
+WHERE pg_try_advisory_xact_lock(hashtextextended(%(name)s || ':' || place, 0)) LIMIT 1"""
+
+RESERVE = """
+INSERT INTO rates AS rate (name, next_at)
+VALUES (%(name)s, clock_timestamp() + make_interval(secs => %(every_s)s))
+ON CONFLICT (name) DO UPDATE SET
+    next_at = greatest(rate.next_at, clock_timestamp()) + make_interval(secs => %(every_s)s)
+RETURNING next_at - make_interval(secs => %(every_s)s),
+          next_at - make_interval(secs => %(every_s)s) <= clock_timestamp()"""
+
+#: Only if a place is free; the lock is given up at once.
+WAKE_FOR_PLACE = f"""
+UPDATE deliveries SET {BACK.format(grace_s="%(grace_s)s")}
+WHERE id = (
+    SELECT id FROM deliveries
+    WHERE status = 'waiting' AND waits_for = 'place' AND handler = ANY(%(names)s) AND limit_key = %(key)s
+    ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+) AND EXISTS ({TAKE_PLACE}) RETURNING {ROW}"""
+
+PRUNE = text("""
+DELETE FROM rates WHERE name = ANY(ARRAY(
+    SELECT name FROM rates WHERE next_at < now() - interval '1 hour' LIMIT :limit FOR UPDATE SKIP LOCKED))
+""")
+
+
+def take_place(transaction: Transaction, name: str, places: int) -> bool:
+    """Take one of so many places until the end of the transaction; return False if all are taken."""
+    return bool(transaction.read(TAKE_PLACE, {"name": name, "places": places}))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one database."""
+
+    engine: Engine
+    grace_s: float
+
+    def reserve(self, name: str, rate: Rate) -> datetime | None:
+        """Take the next free time; return it, or None if it is now."""
+        with Transaction(self.engine) as transaction:
+            [(at, is_now)] = transaction.read(RESERVE, {"name": name, "every_s": rate.every_s})
+            transaction.commit()
+        return None if is_now else at
+
+    def wake_for_place(self, names: Sequence[str], key: str, place: str, places: int) -> list[Delivery]:
+        """Set the first that waits for a place back to pending, if one is free; return it."""
+        facts = {"names": list(names), "key": key, "name": place, "places": places, "grace_s": self.grace_s}
+        with Transaction(self.engine) as transaction:
+            rows = transaction.read(WAKE_FOR_PLACE, facts)
+            if rows:
+                transaction.commit()
+        return [Delivery.to_send(row) for row in rows]
+
+    def prune(self, limit: int) -> int:
+        """Delete rates that were not used for an hour, at most `limit`; return their number."""
+        with self.engine.begin() as connection:
+            return connection.execute(PRUNE, {"limit": limit}).rowcount

@@ -1,0 +1,188 @@
+"""Order per handler and key: a delivery waits until the earlier ones are done or discarded. (docs/adr/023)
+
+A lane is the deliveries of one handler whose events have the same value in the field `in_order_by`. Positions
+are drawn under a lock of the lane, which is kept until the commit: they rise in the order of the commits, and
+whoever sees a position has seen those before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from messaging.delivery import Delivery
+from messaging.messages import Event
+from messaging.postgres.transaction import Statement, Transaction
+from messaging.texts import storable
+from messaging.unit_of_work import Raised
+
+#: Characters of a key; a longer one is shortened to its hash, since index entries are limited.
+MAX_LANE = 200
+
+LOCK_LANE = Statement("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", "text")
+
+INSERT_IN_ORDER = Statement(
+    """
+INSERT INTO deliveries
+    (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id, causation_id,
+     traceparent, lane, position)
+VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8,
+        $9, $10, nextval('deliveries_position'))""",
+    *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text", "text", "text"),
+)
+
+OPEN = "status IN ('pending', 'waiting', 'failed')"
+
+#: The first delivery of a lane that is neither done nor discarded.
+HEAD = f"""
+SELECT id FROM deliveries WHERE lane = $1 AND handler = ANY($2) AND {OPEN} ORDER BY position LIMIT 1"""
+
+BACK = """
+status = 'pending', grace_s = {grace_s}, due_at = now() + make_interval(secs => {grace_s})"""
+
+ROW = """
+deliveries.id::text, event_type, payload, handler, correlation_id, causation_id, attempts, reruns,
+traceparent"""
+
+#: Two who wake the same one: the second finds it pending.
+WAKE_HEAD = Statement(
+    f"""
+UPDATE deliveries SET {BACK.format(grace_s="$3")}
+WHERE id = ({HEAD}) AND status = 'waiting' AND waits_for = 'order' RETURNING {ROW}""",
+    *("text", "text[]", "double precision"),
+)
+
+#: One step of the index for each lane, however many deliveries wait in it. Rows are taken by their ids alone:
+#: with a condition on the state, the planner may read all that wait.
+WAKE_HEADS = text(f"""
+WITH RECURSIVE lanes AS (
+    (SELECT lane, handler FROM deliveries WHERE lane IS NOT NULL AND {OPEN} ORDER BY 1, 2 LIMIT 1)
+    UNION ALL
+    SELECT following.* FROM lanes, LATERAL (
+        SELECT d.lane, d.handler FROM deliveries d
+        WHERE (d.lane, d.handler) > (lanes.lane, lanes.handler) AND d.lane IS NOT NULL AND d.{OPEN}
+        ORDER BY 1, 2 LIMIT 1
+    ) following
+), heads AS (
+    SELECT head.id FROM lanes, LATERAL (
+        SELECT d.id, d.status, d.waits_for FROM deliveries d
+        WHERE d.lane = lanes.lane AND d.handler = lanes.handler AND d.{OPEN} ORDER BY d.position LIMIT 1
+    ) head WHERE head.status = 'waiting' AND head.waits_for = 'order' LIMIT :limit
+), locked AS (
+    SELECT id, status, waits_for FROM deliveries WHERE id = ANY(ARRAY(SELECT id FROM heads))
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE deliveries SET {BACK.format(grace_s=":grace_s")}
+WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE status = 'waiting' AND waits_for = 'order')) RETURNING {ROW}
+""")
+
+#: The lanes in which deliveries wait, with the delivery that blocks each.
+BLOCKED = text(f"""
+SELECT behind.handler, behind.lane, behind.count, behind.since, head.id::text, head.status, head.waits_for,
+       head.attempts, head.last_error
+FROM (
+    SELECT handler, lane, count(*) AS count, min(created_at) AS since FROM deliveries
+    WHERE status = 'waiting' AND waits_for = 'order' GROUP BY 1, 2
+) behind, LATERAL (
+    SELECT * FROM deliveries d
+    WHERE d.lane = behind.lane AND d.handler = behind.handler AND d.{OPEN} ORDER BY d.position LIMIT 1
+) head
+ORDER BY behind.count DESC, behind.since LIMIT :limit
+""")
+
+#: The first of its lane, for each of these deliveries.
+BLOCKERS = text(f"""
+SELECT own.id::text, own.lane, head.id::text, head.status FROM deliveries own, LATERAL (
+    SELECT d.id, d.status FROM deliveries d
+    WHERE d.lane = own.lane AND d.handler = own.handler AND d.{OPEN} ORDER BY d.position LIMIT 1
+) head WHERE own.id = ANY(CAST(:ids AS uuid[])) AND own.id <> head.id
+""")
+
+
+@dataclass(frozen=True)
+class BlockedLane:
+    """Deliveries of one handler and key that wait, and the one that they wait for."""
+
+    handler: str
+    key: str
+    waiting: int
+    since: Any  # when the event of the first of them was raised
+    blocked_by: str
+    status: str
+    waits_for: str | None
+    attempts: int
+    last_error: str | None
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """The first delivery of a lane."""
+
+    key: str
+    id: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes of one database."""
+
+    engine: Engine
+    grace_s: float
+
+    def wake_head(self, lane: str, names: Sequence[str]) -> list[Delivery]:
+        """Set the first delivery of a lane back to pending, if it waits for its turn; return it."""
+        with Transaction(self.engine) as transaction:
+            rows = transaction.read(WAKE_HEAD, (lane, list(names), self.grace_s))
+            if rows:
+                transaction.commit()
+        return [Delivery.to_send(row) for row in rows]
+
+    def wake_heads(self, limit: int) -> list[Delivery]:
+        """Do so in all lanes: the worker that should have done it may have died."""
+        with self.engine.begin() as connection:
+            rows = connection.execute(WAKE_HEADS, {"limit": limit, "grace_s": self.grace_s})
+            return [Delivery.to_send(row) for row in rows]
+
+    def blocked(self, limit: int) -> list[BlockedLane]:
+        """Return the lanes in which deliveries wait, those with the most first."""
+        with self.engine.connect() as connection:
+            return [BlockedLane(*row) for row in connection.execute(BLOCKED, {"limit": limit})]
+
+    def blockers(self, ids: Iterable[str]) -> dict[str, Blocker]:
+        """Return what these deliveries wait for, by their ids."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(BLOCKERS, {"ids": list(ids)})
+            return {own: Blocker(*facts) for own, *facts in rows}
+
+
+def lane_of(field: str | None, event: Event) -> str | None:
+    """Return the lane of an event for a handler that is in order by this field; None without a value."""
+    value = getattr(event, field) if field else None
+    if value is None:
+        return None
+    key = storable(str(value))
+    return key if len(key) <= MAX_LANE else hashlib.sha256(key.encode()).hexdigest()
+
+
+def lock_lanes(
+    transaction: Transaction,
+    in_order_by: Mapping[str, str],
+    handlers_of: Callable[[Event], list[str]],
+    raised: Iterable[Raised],
+) -> None:
+    """Lock the lanes of all new deliveries until the commit, always in the same order."""
+    if not in_order_by:
+        return
+    lanes = {
+        f"{handler}:{lane}"
+        for one in raised
+        for handler in handlers_of(one.event)
+        if (lane := lane_of(in_order_by.get(handler), one.event)) is not None
+    }
+    for lane in sorted(lanes):
+        transaction.write(LOCK_LANE, (lane,))

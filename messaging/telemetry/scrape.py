@@ -1,0 +1,112 @@
+"""The `/metrics` of a worker: its main process adds up the files of all its processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from celery import signals
+from prometheus_client import CollectorRegistry, Metric, start_http_server, values
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+logger = logging.getLogger(__name__)
+
+#: Files of these kinds outlive their process: what a dead child has counted still counts.
+LASTING = ("counter", "histogram")
+#: Stands in a file's name for all processes that have ended.
+ENDED = "0"
+
+
+class Files(Collector):
+    """The files of one worker's processes, in a folder that ends with the worker."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="metrics-"))
+        self._lock = threading.Lock()
+        # Read whenever a process opens its file.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
+        values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # also where the library was imported before
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the sums over all processes."""
+        with self._lock:
+            self.put_together()
+            return list(MultiProcessCollector(None, str(self.folder)).collect())  # type: ignore[no-untyped-call]
+
+    def put_together(self) -> None:
+        """Add the files of processes that have ended to one: a worker may have had thousands of children."""
+        for path in self.folder.glob("*.db"):
+            kind, pid = path.stem.rsplit("_", 1)
+            if pid == ENDED or _runs(int(pid)):
+                continue
+            if kind in LASTING:
+                _add(path, self.folder / f"{kind}_{ENDED}.db")
+            path.unlink()
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def serve_while_it_runs(files: Files, address: str, has_pool: Callable[[int], object]) -> None:
+    """Serve the files of this worker from the time that it is ready to its end."""
+    servers: list[Any] = []
+
+    def ready(sender: Any, **_: Any) -> None:
+        has_pool(sender.controller.concurrency)
+        servers.append(serve(files, address))
+
+    def leave_socket(**_: Any) -> None:
+        """A child that outlives its parent must not keep the port."""
+        for server in filter(None, servers):
+            server.socket.close()
+
+    def end(**_: Any) -> None:
+        files.remove()
+
+    signals.worker_ready.connect(ready, weak=False)
+    signals.worker_process_init.connect(leave_socket, weak=False)
+    signals.worker_shutdown.connect(end, weak=False)
+
+
+def serve(files: Files, address: str) -> Any:
+    """Serve `/metrics` at `host:port`; None if the port is taken: the worker then works without."""
+    host, _, port = address.rpartition(":")
+    registry = CollectorRegistry()
+    registry.register(files)
+    try:
+        server, _ = start_http_server(int(port), host.strip("[]"), registry)
+    except OSError as error:
+        logger.error("No metrics: %s cannot be served: %s", address, error)  # noqa: TRY400  one line says it
+        return None
+    logger.info("Metrics at http://%s/metrics", address)
+    return server
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _add(path: Path, total: Path) -> None:
+    """Add one file's values to those of another."""
+    sums = MmapedDict(str(total))  # type: ignore[no-untyped-call]
+    try:
+        for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
+            so_far, _ = sums.read_value(key)  # type: ignore[no-untyped-call]
+            sums.write_value(key, so_far + value, 0.0)  # type: ignore[no-untyped-call]
+    finally:
+        sums.close()  # type: ignore[no-untyped-call]

@@ -1,0 +1,78 @@
+"""Collect the requests that have arrived together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery.worker import state
+
+
+class Groups:
+    """Holds requests until the event loop turns; a subclass for each pool then runs them."""
+
+    def __init__(self, consumer: Any, limit: int) -> None:
+        self.consumer = consumer
+        self.limit = limit
+        self.run: Callable[[Any], object] = consumer.on_task_request
+        self.waiting: deque[Any] = deque()
+        self._alone: deque[Any] = deque()
+
+    def on_task_request(self, request: Any) -> object:
+        """Run a request at once, or soon with others that have arrived."""
+        if not _may_join(request):
+            return self.run(request)
+        self.waiting.append(request)
+        if len(self.waiting) == 1:
+            self.consumer.call_soon(self._run_waiting)
+        self.arrived()
+        return None
+
+    def arrived(self) -> None:
+        """Called for each request that waits."""
+
+    def run_waiting(self) -> None:
+        """Run the requests that wait."""
+
+    def forget(self) -> None:
+        """Leave waiting requests to the broker: their connection is lost."""
+        self.waiting.clear()
+        self._alone.clear()
+
+    def take(self, most: int) -> list[Any]:
+        """Remove and return the first of the waiting requests."""
+        return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+
+    def run_alone(self, requests: Sequence[Any]) -> None:
+        """Run requests one by one; between two of them the event loop turns, as between single messages."""
+        idle = not self._alone
+        self._alone.extend(requests)
+        if idle:
+            self._run_next()
+
+    def _run_waiting(self) -> None:
+        if not stopping():  # else the messages go back to the broker
+            self.run_waiting()
+
+    def _run_next(self) -> None:
+        if not self._alone or stopping():
+            return
+        request = self._alone.popleft()
+        if self._alone:
+            self.consumer.call_soon(self._run_next)
+        self.run(request)
+
+
+def stopping() -> bool:
+    """Whether the worker is stopping: a loop that is being closed still makes its calls."""
+    return state.should_stop is not None or state.should_terminate is not None
+
+
+def _may_join(request: Any) -> bool:
+    return (
+        getattr(request.task, "together", None) is not None
+        and not request.delivery_info["redelivered"]
+        and request.id not in state.revoked
+        and not request.stamped_headers
+    )

@@ -1,0 +1,305 @@
+"""Commands that have arrived share a transaction; each keeps its own answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from local.processes import programs
+from local.processes.child import Child
+from local.waiting import eventually
+from tests.e2e.conftest import Backend, Broker, Shop
+
+pytestmark = pytest.mark.timeout(200)
+
+GROUP_MAX = 8
+
+#: The commands of a transaction have the same time in the inbox.
+TRANSACTIONS = "SELECT count(DISTINCT at), count(*) FROM inbox WHERE task_id = ANY(:ids)"
+LINES = "SELECT orderid FROM allocations WHERE sku = ANY(:skus) ORDER BY orderid"
+
+
+@pytest.fixture(scope="module")
+def broker(broker_of: Callable[[str], Broker]) -> Broker:
+    """Redis, on which solo workers take several messages at a time."""
+    return broker_of("redis")
+
+
+def grouping_worker(backend: Backend, pool: str, name: str) -> Child:
+    """Return a running worker that carries out commands in groups."""
+    env = {**backend.env, "ALLOCATION_GROUP_MAX": str(GROUP_MAX)}
+    worker = programs.worker(name, programs.WORK_QUEUES, backend.folder, env, 1, f"--pool={pool}")
+    worker.start()
+    backend.wait_for_worker(worker)
+    return worker
+
+
+@pytest.fixture(scope="module", params=["solo", "prefork"])
+def pool(request: pytest.FixtureRequest) -> str:
+    """Each pool that forms groups."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def worker(backend: Backend, pool: str) -> Iterator[Child]:
+    """The worker of this file."""
+    worker = grouping_worker(backend, pool, "grouping")
+    yield worker
+    worker.stop()
+
+
+@contextmanager
+def paused(worker: Child) -> Iterator[None]:
+    """What is sent in this block is there when the worker looks again."""
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def skus(shop: Shop, worker: Child) -> list[str]:
+    """Four products in the order in which a group locks them, each with ten pieces in stock."""
+    skus = [f"{letter}-{uuid4()}" for letter in "ABCD"]
+    for sku in skus:
+        shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=10)
+    return skus
+
+
+def allocate(shop: Shop, skus: list[str]) -> list[Any]:
+    """Send a command for each SKU; the order ids are `order-0`, `order-1`, …"""
+    return [
+        shop.send("allocate", orderid=f"order-{n}", sku=sku, qty=1) for n, sku in enumerate(skus)
+    ]  # fmt: skip
+
+
+def ids(results: list[Any]) -> list[str]:
+    """Return the ids of the messages."""
+    return [result.id for result in results]
+
+
+def outcome(result: Any) -> Any:
+    """Return a result, or the name of the error's class."""
+    try:
+        return result.get(timeout=30)
+    except Exception as error:  # noqa: BLE001  Celery creates the class at run time
+        return type(error).__name__
+
+
+@contextmanager
+def failing_order(backend: Backend, orderid: str, statement: str) -> Iterator[None]:
+    """Run a PL/pgSQL statement in the database whenever this order is allocated."""
+    backend.sql(f"""
+        CREATE SEQUENCE hampered;
+        CREATE FUNCTION hamper() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            {statement}; RETURN new; END $$;
+        CREATE TRIGGER hamper BEFORE INSERT ON allocations FOR EACH ROW WHEN (new.orderid = '{orderid}')
+            EXECUTE FUNCTION hamper();
+        SELECT 1""")
+    try:
+        yield
+    finally:
+        backend.sql(
+            "DROP TRIGGER hamper ON allocations; DROP FUNCTION hamper; DROP SEQUENCE hampered; SELECT 1"
+        )
+
+
+def test_commands_that_wait_share_one_transaction(shop: Shop, worker: Child, backend: Backend, skus):
+    with paused(worker):
+        sent = allocate(shop, [*skus, *skus])
+
+    assert [outcome(result) for result in sent] == [f"batch-{sku}" for sku in [*skus, *skus]]
+    assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(1, 8)]
+
+
+def test_a_refused_command_is_undone_alone(shop: Shop, worker: Child, backend: Backend, skus):
+    """`get_or_create` has inserted the new product by the time the domain refuses the batch."""
+    new = f"B-{uuid4()}"
+    with paused(worker):
+        before = shop.send("allocate", orderid="order", sku=skus[0], qty=1)
+        refused = shop.send("create_batch", ref=f"batch-{skus[0]}", sku=new, qty=1)
+        unknown = shop.send("allocate", orderid="order", sku="NONE", qty=1)
+        after = shop.send("allocate", orderid="order", sku=skus[3], qty=1)
+
+    sent = [before, refused, unknown, after]
+    assert [outcome(result) for result in sent] == [
+        f"batch-{skus[0]}", "BatchAlreadyExists", "InvalidSku", f"batch-{skus[3]}"
+    ]  # fmt: skip
+    assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(1, 4)]
+    assert backend.sql("SELECT FROM products WHERE sku = :sku", sku=new) == []
+
+
+def test_a_key_that_is_used_twice_in_a_group_takes_effect_once(
+    shop: Shop, other_shop: Shop, worker: Child, backend: Backend, skus
+):
+    key = f"key-{uuid4()}"
+    fields = {"orderid": "order", "sku": skus[0], "qty": 1}
+    with paused(worker):
+        sent = [one.send("allocate", key=key, **fields) for one in (shop, other_shop, shop)]
+
+    assert [outcome(result) for result in sent] == [f"batch-{skus[0]}"] * 3
+    assert backend.sql(LINES, skus=skus) == [("order",)]
+
+
+def test_an_error_of_the_database_affects_no_other_command(shop: Shop, worker: Child, backend: Backend, skus):
+    with failing_order(backend, "order-1", "RAISE 'no'"):
+        with paused(worker):
+            sent = allocate(shop, skus)
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{skus[0]}", "Unavailable", f"batch-{skus[2]}", f"batch-{skus[3]}"]
+    assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-2",), ("order-3",)]
+
+
+def test_a_group_that_lost_a_deadlock_is_run_one_by_one(shop: Shop, worker: Child, backend: Backend, skus):
+    deadlock = "RAISE EXCEPTION USING ERRCODE = 'deadlock_detected'"
+    with failing_order(backend, "order-2", f"IF nextval('hampered') = 1 THEN {deadlock}; END IF"):
+        with paused(worker):
+            sent = allocate(shop, skus)
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{sku}" for sku in skus]
+    assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(4, 4)]
+
+
+def test_a_group_does_not_wait_for_a_lock_while_it_holds_others(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    """What is done is committed, so that others can go on; the rest waits for the lock without any."""
+    engine = create_engine(backend.addresses.database_url)
+    with engine.begin() as holder:
+        holder.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": skus[2]})
+        with paused(worker):
+            sent = allocate(shop, skus)
+        eventually(lambda: len(backend.sql(LINES, skus=skus)) == 2, what="the first two commands")
+        free = "SELECT count(*) FROM (SELECT FROM products WHERE sku = ANY(:skus) FOR UPDATE NOWAIT) AS free"
+        assert backend.sql(free, skus=skus[:2]) == [(2,)]
+    engine.dispose()
+
+    assert [outcome(result) for result in sent] == [f"batch-{sku}" for sku in skus]
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_group_has_done_nothing(
+    shop: Shop, worker: Child, backend: Backend, pool: str, skus
+):
+    """Its messages are redelivered, and each runs alone: one of them may have killed the worker."""
+    with failing_order(backend, "order-2", "PERFORM pg_sleep(1)"):
+        with paused(worker):
+            sent = allocate(shop, skus)
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        eventually(lambda: backend.sql(waits) == [(1,)], what="a group that is under way")
+        worker.kill()
+        assert backend.sql(LINES, skus=skus) == []
+    parked = "SELECT count(*) FROM dead_letters"
+    before = backend.sql(parked)
+    successor = grouping_worker(backend, pool, "successor")
+    try:
+        outcomes = [outcome(result) for result in sent]
+    finally:
+        successor.stop()
+        worker.start()
+        backend.wait_for_worker(worker)
+
+    assert outcomes == [f"batch-{sku}" for sku in skus]
+    assert backend.sql(LINES, skus=skus) == [(f"order-{n}",) for n in range(4)]
+    assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(4, 4)]
+    assert backend.sql(parked) == before
+
+
+def test_a_revoked_command_is_left_out_of_its_group(shop: Shop, worker: Child, backend: Backend, skus):
+    task_id = str(uuid4())
+    shop.app.control.revoke(task_id)
+    eventually(lambda: f"Tasks flagged as revoked: {task_id}" in worker.log_text(), what="the revocation")
+
+    with paused(worker):
+        first = shop.send("allocate", orderid="order-0", sku=skus[0], qty=1)
+        revoked = shop.send("allocate", orderid="order-1", sku=skus[1], qty=1, task_id=task_id)
+        last = shop.send("allocate", orderid="order-2", sku=skus[2], qty=1)
+
+    assert [outcome(each) for each in (first, revoked, last)] == [
+        f"batch-{skus[0]}", "TaskRevokedError", f"batch-{skus[2]}"
+    ]  # fmt: skip
+    assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-2",)]
+
+
+def test_a_single_command_has_its_own_transaction(shop: Shop, worker: Child, backend: Backend, skus):
+    """With an empty queue nothing waits for a group."""
+    sent = []
+    for result in (shop.send("allocate", orderid=f"order-{n}", sku=sku, qty=1) for n, sku in enumerate(skus)):
+        outcome(result)
+        sent.append(result)
+
+    assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(4, 4)]
+
+
+def test_each_command_of_a_group_is_an_event_for_flower(shop: Shop, worker: Child, skus):
+    seen: dict[str, set[str]] = {}
+
+    def note(event: dict[str, Any]) -> None:
+        seen.setdefault(event["uuid"], set()).add(event["type"])
+
+    handlers = {f"task-{kind}": note for kind in ("received", "started", "succeeded", "failed")}
+    with shop.app.connection() as connection:
+        receiver = shop.app.events.Receiver(connection, handlers=handlers)
+        with receiver.consumer_context() as (listening, _, _):
+            with suppress(TimeoutError):
+                listening.drain_events(timeout=0.5)  # subscribes
+            with paused(worker):
+                sent = allocate(shop, [*skus, "NONE"])
+            ends = {"task-succeeded", "task-failed"}
+
+            def all_ended() -> bool:
+                with suppress(TimeoutError):
+                    listening.drain_events(timeout=0.5)
+                return all(seen.get(result.id, set()) & ends for result in sent)
+
+            eventually(all_ended, what="the end of each task")
+
+    assert [sorted(seen[result.id]) for result in sent] == [
+        *[["task-received", "task-started", "task-succeeded"]] * 4,
+        ["task-failed", "task-received", "task-started"],
+    ]
+
+
+@pytest.mark.parametrize("pool", ["prefork"], indirect=True)
+def test_a_group_that_takes_too_long_is_killed_and_run_one_by_one(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    with failing_order(backend, "order-2", "IF nextval('hampered') = 1 THEN PERFORM pg_sleep(6.5); END IF"):
+        with paused(worker):
+            sent = allocate(shop, skus)
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{sku}" for sku in skus]
+    assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(4, 4)]
+    for result in sent:
+        assert f"allocation.allocate[{result.id}] took longer than" in worker.log_text()
+
+
+@pytest.mark.parametrize("pool", ["prefork"], indirect=True)
+def test_terminating_a_command_of_a_running_group_revokes_no_other(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    with failing_order(backend, "order-2", "IF nextval('hampered') = 1 THEN PERFORM pg_sleep(4); END IF"):
+        with paused(worker):
+            sent = allocate(shop, skus)
+        node = f"{worker.name}@"
+
+        def active() -> set[str]:
+            replies = shop.app.control.inspect(timeout=0.5).active() or {}
+            return {task["id"] for name, tasks in replies.items() if name.startswith(node) for task in tasks}
+
+        eventually(lambda: active() == set(ids(sent)), what="a group that is under way")
+        shop.app.control.revoke(sent[1].id, terminate=True, signal="SIGKILL")
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{skus[0]}", "TaskRevokedError", f"batch-{skus[2]}", f"batch-{skus[3]}"]
+    assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-2",), ("order-3",)]

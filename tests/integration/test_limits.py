@@ -1,0 +1,292 @@
+"""Limits of a handler or of each key of its events, and handlers that say when to be called again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from allocation.domain.events import OutOfStock
+from local import ROOT
+from local.waiting import eventually
+from messaging.errors import RetryAfter
+from messaging.options import HandlerOptions, handler
+from messaging.worker import housekeeping
+from messaging.worker.app import MessagingApp
+from tests.integration.outbox import app_on, ask, put, receive, sent, state
+
+#: What happens while the handler runs, and how often it was called for each SKU.
+during: list[Callable[[], None]] = []
+calls: list[str] = []
+
+
+def app_with(database_url: str, **options: Any) -> Iterator[MessagingApp]:
+    during.clear()
+    calls.clear()
+
+    @handler(max_retries=2, **options)
+    def limited(event: OutOfStock, _uow: Any) -> None:
+        calls.append(event.sku)
+        if during:
+            during.pop()()
+
+    def unlimited(_event: OutOfStock, _uow: Any) -> None:
+        calls.append("unlimited")
+
+    yield from app_on(
+        database_url, events={OutOfStock: [limited, unlimited]}, relay_grace_s=30, relay_interval_s=1
+    )
+
+
+def pending(app: MessagingApp, sku: str = "LAMP", of: str = "limited") -> str:
+    delivery_id = put(app, handler=of, status="pending", sku=sku)
+    ask(app, "UPDATE deliveries SET attempts = 0 WHERE id = CAST(:id AS uuid) RETURNING 1", id=delivery_id)
+    return delivery_id
+
+
+def deliver(app: MessagingApp, *ids: str) -> None:
+    for delivery_id in ids:
+        receive(app, delivery_id, "limited")
+
+
+def waits_for(app: MessagingApp, delivery_id: str) -> tuple[str, float]:
+    """Return what a delivery waits for, and for how many seconds."""
+    [row] = ask(
+        app,
+        "SELECT waits_for, extract(epoch FROM due_at - clock_timestamp())::float FROM deliveries"
+        " WHERE id = CAST(:id AS uuid) AND status = 'waiting' AND attempts = 0",
+        id=delivery_id,
+    )
+    return row  # type: ignore[return-value]
+
+
+def test_a_delivery_without_a_place_waits_and_the_next_free_place_is_its(clean_database: str):
+    for app in app_with(clean_database, max_concurrent=2):
+        first, second, third, other = *(pending(app) for _ in range(3)), pending(app, of="unlimited")
+
+        def when_two_run(app: MessagingApp = app, third: str = third, other: str = other) -> None:
+            deliver(app, third)
+            assert waits_for(app, third)[0] == "place"
+            receive(app, other, "unlimited")
+
+        during.append(when_two_run)
+        during.append(lambda app=app, second=second: deliver(app, second))  # type: ignore[misc]
+        deliver(app, first)
+
+        assert calls == ["LAMP", "LAMP", "unlimited"]
+        assert [state(app, one) for one in (first, second, other)] == ["done"] * 3
+        assert sent(app) == [third]  # by whoever left a place first
+        deliver(app, third)
+        assert state(app, third) == "done"
+
+
+def test_each_key_has_places_of_its_own(clean_database: str):
+    for app in app_with(clean_database, max_concurrent=1, limit_by="sku"):
+        first, same, other = pending(app, "A"), pending(app, "A"), pending(app, "B")
+        during.append(lambda app=app, same=same, other=other: deliver(app, same, other))  # type: ignore[misc]
+
+        deliver(app, first)
+
+        assert calls == ["A", "B"]
+        assert sent(app) == [same]
+
+
+def test_a_handler_that_fails_leaves_its_place_to_the_next(clean_database: str):
+    def fail() -> None:
+        raise RuntimeError("x")
+
+    for app in app_with(clean_database, max_concurrent=1):
+        first, second = pending(app), pending(app)
+        during.append(fail)
+        during.append(lambda app=app, second=second: deliver(app, second))  # type: ignore[misc]
+        deliver(app, first)
+        assert state(app, first) == "done"
+        assert sent(app) == [second]
+
+        third = pending(app)
+        during.append(lambda app=app, third=third: (deliver(app, third), fail()))  # type: ignore[misc]
+        deliver(app, second)
+        assert sent(app) == [third]
+
+
+HOLD_A_PLACE = """
+import sys, time
+from messaging.postgres.engine import connect
+from messaging.postgres.limits import take_place
+from messaging.postgres.transaction import Transaction
+transaction = Transaction(connect(sys.argv[1], 30, 1))
+transaction.open()
+print(take_place(transaction, "limited:", 1), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_worker_leaves_its_place(clean_database: str):
+    for app in app_with(clean_database, max_concurrent=1):
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD_A_PLACE, clean_database], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "True\n"
+            one = pending(app)
+            deliver(app, one)
+            assert waits_for(app, one)[0] == "place"
+            worker.kill()
+
+        def runs(app: MessagingApp = app, one: str = one) -> bool:
+            housekeeping.relay(app.dispatcher)
+            deliver(app, *sent(app))
+            return state(app, one) == "done"
+
+        assert eventually(runs, 20, "a free place", every=0.2)
+
+
+def test_the_relay_wakes_those_whose_turn_was_forgotten(clean_database: str):
+    for app in app_with(clean_database, max_concurrent=2):
+        ids = [pending(app) for _ in range(5)]
+        ask(app, "UPDATE deliveries SET status = 'waiting', waits_for = 'place', limit_key = '' RETURNING 1")
+
+        housekeeping.relay(app.dispatcher)
+
+        assert len(sent(app)) == 2
+        assert sum(state(app, one) == "waiting" for one in ids) == 3
+
+
+def test_deliveries_are_spread_over_time_and_take_their_time_once(clean_database: str):
+    for app in app_with(clean_database, rate="6/min"):
+        first, second, third = (pending(app) for _ in range(3))
+        deliver(app, first, second, third)
+        assert calls == ["LAMP"]
+        assert waits_for(app, second) == ("rate", pytest.approx(10, abs=3))
+        assert waits_for(app, third) == ("rate", pytest.approx(20, abs=3))
+
+        ask(
+            app,
+            "UPDATE deliveries SET due_at = now() - interval '1 s' WHERE id = CAST(:id AS uuid) RETURNING 1",
+            id=second,
+        )
+        housekeeping.relay(app.dispatcher)
+        assert sent(app) == [second]
+        deliver(app, second)
+        assert calls == ["LAMP", "LAMP"]
+        later = pending(app)
+        deliver(app, later)
+        assert waits_for(app, later) == ("rate", pytest.approx(30, abs=3))
+
+
+def test_a_retry_takes_a_new_time(clean_database: str):
+    def fail() -> None:
+        raise RuntimeError("x")
+
+    for app in app_with(clean_database, rate="1/h"):
+        one = pending(app)
+        during.append(fail)
+        deliver(app, one)
+        deliver(app, one)
+
+        assert state(app, one) == "waiting"
+        assert calls == ["LAMP"]
+
+
+def test_each_key_has_times_of_its_own_which_are_pruned(clean_database: str):
+    for app in app_with(clean_database, rate="1/h", limit_by="sku"):
+        first, same, other = pending(app, "A"), pending(app, "A"), pending(app, "B")
+        deliver(app, first, same, other)
+        assert calls == ["A", "B"]
+        assert state(app, same) == "waiting"
+
+        ask(app, "UPDATE rates SET next_at = now() - interval '2 h' WHERE name = 'limited:A' RETURNING 1")
+        housekeeping.prune(app.dispatcher)
+        assert ask(app, "SELECT name FROM rates") == [("limited:B",)]
+
+
+def test_many_at_once_never_get_the_same_time(clean_database: str):
+    for app in app_with(clean_database, rate="3600/h"):
+        ids = [pending(app) for _ in range(20)]
+        threads = [threading.Thread(target=deliver, args=(app, *ids[n::4])) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        due = [at for (at,) in ask(app, "SELECT due_at FROM deliveries WHERE status = 'waiting' ORDER BY 1")]
+
+        assert len(calls) + len(due) == 20
+        assert all((later - sooner).total_seconds() > 0.99 for sooner, later in pairwise(due))
+
+
+@pytest.mark.parametrize(
+    ("when", "seconds"),
+    [(90, 90), (timedelta(seconds=300), 300), (-5, 0), (1e12, RetryAfter.LONGEST_S)],
+)
+def test_a_handler_that_says_when_is_not_called_before_and_uses_up_no_attempt(
+    clean_database: str, when: Any, seconds: float
+):
+    def later() -> None:
+        raise RetryAfter(datetime.now(UTC) + when if isinstance(when, timedelta) else when)
+
+    for app in app_with(clean_database):
+        one = pending(app)
+        during.append(later)
+
+        assert receive(app, one, "limited") is None
+        assert waits_for(app, one) == ("time", pytest.approx(seconds, abs=30))
+        deliver(app, one)
+        assert calls == ["LAMP"]
+
+        ask(app, "UPDATE deliveries SET due_at = now() + interval '1 s' RETURNING 1")
+        housekeeping.relay(app.dispatcher)
+        assert sent(app) == [one]  # with a delay: it comes in time for the second
+        deliver(app, one)
+        assert state(app, one) == "done"
+
+
+def test_a_redelivered_message_that_has_to_wait_does_not_count_as_a_crash(clean_database: str):
+    def later() -> None:
+        raise RetryAfter(0)
+
+    for app in app_with(clean_database):
+        one = pending(app)
+        for _ in range(5):
+            during.append(later)
+            receive(app, one, "limited", redelivered=True)
+            housekeeping.relay(app.dispatcher)
+            sent(app)
+        receive(app, one, "limited", redelivered=True)
+
+        assert state(app, one) == "done"
+
+
+@pytest.mark.parametrize("when", [float("nan"), datetime(2026, 1, 1), "soon"])  # noqa: DTZ001
+def test_a_time_that_is_none_is_an_error_of_the_handler(when: Any):
+    with pytest.raises(ValueError, match=r"time zone|number|could not convert"):
+        RetryAfter(when)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": "often"}, {"max_concurrent": 0}, {"limit_by": "sku"}])
+def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"is not a rate|at least 1|needs max_concurrent"):
+        HandlerOptions(**wrong)
+
+
+def test_the_relay_does_not_fill_the_queue_with_what_waited(clean_database: str):
+    for app in app_with(clean_database):
+        ask(
+            app,
+            "INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, waits_for, due_at,"
+            " grace_s, correlation_id, causation_id)"
+            " SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{\"sku\": \"LAMP\"}', 'unlimited',"
+            " 'waiting', 'pause', now(), 1, 'c', 'c' FROM generate_series(1, 2000) RETURNING 1",
+        )
+        began = time.monotonic()
+        housekeeping.relay(app.dispatcher)
+
+        assert time.monotonic() - began < 20
+        assert len(sent(app)) <= 450
+        assert sent(app, "allocation.housekeeping")  # it continues in another run

@@ -1,0 +1,1 @@
+"""Order per key, kept through failures, kills and re-runs."""

@@ -1,0 +1,98 @@
+"""Tasks whose messages arrived together share work; each is answered, and none suffers from another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from local.processes.child import Child
+from local.servers.redis_server import Redis
+from local.waiting import eventually
+from reliable_celery.errors import WorkerCrashed
+from tests.reliable_celery.celery_fixtures.processes import (
+    OUR_CONSUMER,
+    make_worker,
+    marks,
+    running,
+    sender,
+    unfinished,
+)
+from tests.reliable_celery.test_poison import letters, supervised
+
+pytestmark = pytest.mark.timeout(300)
+
+SETTINGS: dict[str, Any] = {
+    "worker_consumer": OUR_CONSUMER,
+    "message_group_max": 4,
+    "message_max_crashes": 1,
+    "task_reject_on_worker_lost": True,
+    "worker_prefetch_multiplier": 8,
+}
+
+
+@pytest.fixture(params=["solo", "prefork"])
+def worker(request: pytest.FixtureRequest, redis_server: Redis, tmp_path: Path) -> Child:
+    """A worker of each pool that forms groups, with one process; not started."""
+    worker = make_worker(redis_server, tmp_path, "sharing", request.param, **SETTINGS)
+    worker.command = [*worker.command, "-c", "1"]
+    return worker
+
+
+def share(server: Redis, *numbers: int) -> list[Any]:
+    """Send a task for each number."""
+    app = sender(server)
+    return [app.send_task("fixture.share", kwargs={"number": number}) for number in numbers]
+
+
+def groups(server: Redis) -> list[list[int]]:
+    """Return the numbers of each group that was begun."""
+    with redis.Redis.from_url(server.url_of(2)) as client:
+        return [json.loads(group) for group in client.lrange("groups", 0, -1)]
+
+
+def test_tasks_that_wait_are_prepared_together_and_the_rest_runs_alone(
+    redis_server: Redis, broker: redis.Redis, worker: Child
+):
+    sent = share(redis_server, 1, 2, 3, 5, 7)
+    with running(worker):
+        assert [each.get(timeout=60) for each in sent] == [
+            "together", "alone", "together", "together", "alone"
+        ]  # fmt: skip
+        eventually(lambda: unfinished(redis_server) == 0, 30, "an empty broker")
+
+    assert groups(redis_server) == [[1, 2, 3, 5]]
+    assert marks(redis_server) == {2: 1, 7: 1}
+
+
+def test_the_tasks_of_a_group_that_fails_run_alone(redis_server: Redis, broker: redis.Redis, worker: Child):
+    sent = share(redis_server, 0, 1, 3)
+    with running(worker):
+        assert [each.get(timeout=60) for each in sent] == ["alone"] * 3
+        assert "A group of 3 tasks is run one by one" in worker.log_text()
+
+    assert marks(redis_server) == {0: 1, 1: 1, 3: 1}
+
+
+def test_only_the_task_that_kills_a_groups_worker_is_set_aside(
+    redis_server: Redis, broker: redis.Redis, worker: Child, tmp_path: Path
+):
+    """Redelivered messages run alone, so the others are not counted with it."""
+    *innocent, poison = share(redis_server, 1, 2, 3, -1)
+    with supervised(worker) as revive:
+        eventually(lambda: revive() and letters(tmp_path), 200, "a dead letter")
+        assert [each.get(timeout=30) for each in innocent] == ["alone"] * 3
+        with pytest.raises(WorkerCrashed):
+            poison.get(timeout=30)
+        eventually(lambda: unfinished(redis_server) == 0, 30, "an empty broker")
+
+    assert groups(redis_server) == [[1, 2, 3, -1]]
+    assert [letter["task_id"] for letter in letters(tmp_path)] == [poison.id]
+    assert {number: count for number, count in marks(redis_server).items() if number > 0} == {
+        1: 1,
+        2: 1,
+        3: 1,
+    }

@@ -1,0 +1,131 @@
+"""What follows the work of a worker, without a worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from messaging import tracing
+from messaging.telemetry.work import Kind, Outcome, Watch, Work
+
+#: Counts something in the folder that it is given, and ends without Python's own exit functions.
+COUNTS = """
+import os, sys
+from messaging.telemetry.scrape import Files
+files = Files()
+from prometheus_client import CollectorRegistry, Counter
+for number in range(int(sys.argv[1])):
+    if os.fork() == 0:
+        Counter("a", "", registry=CollectorRegistry()).inc()
+        os._exit(0)
+    os.wait()
+value = lambda: next(s.value for m in files.collect() for s in m.samples if s.name == "a_total")
+print(value(), value(), len(list(files.folder.glob("*.db"))))
+files.remove()
+print(files.folder.exists())
+"""
+
+
+def order() -> Work:
+    """A command in a worker."""
+    return Work(Kind.COMMAND, "allocation.allocate", "t1", "allocation.commands", "t1")
+
+
+def test_the_files_of_ended_processes_are_added_to_one(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTS, "5"], env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (done.stdout.split(), done.stderr) == (["5.0", "5.0", "1", "False"], "")
+
+
+def test_a_taken_port_is_an_error_in_the_log_alone(caplog, monkeypatch):
+    from messaging.telemetry import scrape
+
+    monkeypatch.setattr(scrape.values, "ValueClass", scrape.values.ValueClass)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    files = scrape.Files()
+    server = scrape.serve(files, "127.0.0.1:0")
+
+    assert scrape.serve(files, f"127.0.0.1:{server.server_port}") is None
+    assert "cannot be served" in caplog.text
+    server.shutdown()
+    server.server_close()
+    files.remove()
+
+
+def test_a_watcher_that_fails_changes_nothing(caplog):
+    class Broken:
+        def begin(self, _work: Work) -> None:
+            raise RuntimeError("begin")
+
+        def end(self, _work: Work, _begun: object) -> None:
+            raise RuntimeError("end")
+
+    with Watch([Broken()]).over(order()) as work:
+        pass
+
+    assert work.outcome is Outcome.DONE
+    assert caplog.text.count("Telemetry failed; the work goes on") == 2
+
+
+def test_an_error_of_the_worker_passes_and_is_noted():
+    with pytest.raises(LookupError), Watch().over(order()) as work:
+        raise LookupError("of the worker")
+
+    assert (work.outcome, work.why) == (Outcome.ERROR, "LookupError: of the worker")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "00-1-2-01", f"00-{'0' * 32}-{'1' * 16}-01", f"00-{'A' * 32}-{'1' * 16}-01", 1, None, [], {}],
+)
+def test_a_header_that_is_no_trace_is_ignored(header: object):
+    assert tracing.checked(header) is None
+    assert tracing.checked_many([header]) == (None,)
+    assert tracing.checked_many(header) == ()
+
+
+def test_a_trace_is_taken_from_its_header():
+    header = f"00-{'a' * 32}-{'1' * 16}-01"
+
+    assert tracing.checked(header) == header
+
+
+def test_what_is_not_switched_on_is_not_loaded():
+    """redis-py loads a part of OpenTelemetry by itself."""
+    code = (
+        "import sys, tasks; from messaging import tracing\n"
+        "ONLY_OURS = ('opentelemetry.exporter', 'opentelemetry.sdk.trace', 'prometheus_client')\n"
+        "assert tracing.current() is None\n"
+        "print([name for name in sys.modules if name.startswith(ONLY_OURS)])"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL", "ALLOCATION_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_an_extra_that_is_asked_for_and_missing_is_named(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['opentelemetry'] = None")
+    env = {**os.environ, "ALLOCATION_TRACES_URL": "http://127.0.0.1:4318", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import tasks"], env=env, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+    assert "opentelemetry" in done.stderr
+    assert done.returncode != 0
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog):
+    caplog.set_level(logging.INFO)
