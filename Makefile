@@ -36,7 +36,7 @@ help: ## list these commands
 	@echo "make test-containers [WRITE_DOCS=1]    test docs/how-to/on-a-server.md with this machine's Docker; 1 updates its figures"
 	@echo "make bench    compare with other task queues (ten minutes); bench-full (an hour) also updates the page in docs/"
 	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
-	@echo "make simulate [SEED=N] [STEPS=N] [MINUTES=N]   run random schedules of every step; SEED repeats one"
+	@echo "make simulate [SEED=N] [STEPS=N] [MINUTES=N] [REDIS=1]   run random schedules of every step; SEED repeats one"
 	@echo "make demo-vip [PURCHASES=FILE]         run real purchases through the example project"
 	@echo "make check    check lint, format, types, layer contracts, pinned versions, secrets"
 	@echo "make docs     generate docs/asyncapi.yaml, the tables of settings and the Grafana dashboard from the code"
@@ -92,7 +92,7 @@ chaos: $(DEV)
 	$(PY) -m tests.chaos
 
 simulate: $(DEV)
-	$(PY) -m tests.simulation$(if $(filter command line environment,$(origin SEED)), --seed $(SEED))$(if $(STEPS), --steps $(STEPS))$(if $(MINUTES), --minutes $(MINUTES))
+	$(PY) -m tests.simulation$(if $(REDIS), --redis)$(if $(filter command line environment,$(origin SEED)), --seed $(SEED))$(if $(STEPS), --steps $(STEPS))$(if $(MINUTES), --minutes $(MINUTES))
 
 demo-vip: $(RUN)
 	$(PY) -m examples.vip_customers.demo --purchases '$(PURCHASES)'

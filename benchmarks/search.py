@@ -42,7 +42,8 @@ def best_clients(servers: Servers, scale: Scale) -> int:
 
 
 def _with(peer: Peer, settings: str, programs: Programs) -> Peer:
-    return replace(peer, settings=settings, workers=lambda _cores: programs)
+    more = next((env for end, env in peer.choices_env.items() if settings.endswith(end)), {})
+    return replace(peer, settings=settings, workers=lambda _cores: programs, env={**peer.env, **more})
 
 
 def _rate(peer: Peer, servers: Servers, scale: Scale) -> float:

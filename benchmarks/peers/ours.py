@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from celery import Celery
 from celery.result import AsyncResult
@@ -33,25 +33,33 @@ def celery_worker(
     ]  # fmt: skip
 
 
-def prefork_choices(app_name: str, node: str, queues: str) -> Callable[[int], dict[str, Programs]]:
+#: Prefetches of a plain worker; ours also with commands in groups, for which it takes as many.
+PREFETCHES = {f"prefetch {count}": count for count in (4, 16)}
+GROUPS = {f"groups of {count}": {"ALLOCATION_GROUP_MAX": str(count)} for count in (8, 16)}
+OUR_PREFETCHES: dict[str, int | None] = {**PREFETCHES, **dict.fromkeys(GROUPS)}
+
+
+def prefork_choices(
+    app_name: str, node: str, queues: str, prefetches: Mapping[str, int | None] = PREFETCHES
+) -> Callable[[int], dict[str, Programs]]:
     """Return the usual settings of a worker with child processes."""
     return lambda cores: {
-        f"{count} processes, prefetch {prefetch}": [
-            celery_worker(app_name, node, queues, "prefork", count, prefetch)
-        ]
+        f"{count} processes, {what}": [celery_worker(app_name, node, queues, "prefork", count, prefetch)]
         for count in (cores, 2 * cores)
-        for prefetch in (4, 16)
+        for what, prefetch in prefetches.items()
     }
 
 
-def solo_choices(app_name: str, node: str, queues: str) -> Callable[[int], dict[str, Programs]]:
+def solo_choices(
+    app_name: str, node: str, queues: str, prefetches: Mapping[str, int | None] = PREFETCHES
+) -> Callable[[int], dict[str, Programs]]:
     """Return the usual settings of workers without a pool."""
     return lambda cores: {
-        f"{count} processes, prefetch {prefetch}": [
+        f"{count} processes, {what}": [
             celery_worker(app_name, f"{node}{number}", queues, "solo", 1, prefetch) for number in range(count)
         ]
         for count in (cores, 2 * cores)
-        for prefetch in (4, 16)
+        for what, prefetch in prefetches.items()
     }
 
 
@@ -77,5 +85,6 @@ peer = Peer(
     "this backend, prefork",
     workers,
     publish,
-    choices=prefork_choices("tasks", "ours", WORK_QUEUES),
+    choices=prefork_choices("tasks", "ours", WORK_QUEUES, OUR_PREFETCHES),
+    choices_env=GROUPS,
 )

@@ -40,7 +40,8 @@ def solo(
             ours.celery_worker("tasks", f"{name}{number}", WORK_QUEUES, "solo", 1)
             for number in range(processes)
         ],
-        choices=ours.solo_choices("tasks", name, WORK_QUEUES),
+        choices=ours.solo_choices("tasks", name, WORK_QUEUES, ours.OUR_PREFETCHES),
+        choices_env=ours.GROUPS,
     )
 
 

@@ -33,6 +33,8 @@ class Peer:
     lines_factor: int = 1  # its lines per turn, as a multiple of the others'
     #: Its usual settings on n cores, by their text in the table: the race is run with the fastest of them.
     choices: Callable[[int], dict[str, Programs]] = lambda _cores: {}
+    #: Environment variables of its usual settings, by the end of their text.
+    choices_env: dict[str, dict[str, str]] = field(default_factory=dict)
     settings: str = ""  # the settings that it runs with, as shown
     lacks: str = ""  # what it does not do that the others do, as shown
 

@@ -68,11 +68,12 @@ INSERT INTO open_attempts (token, delivery_id, run, state, worker)
 VALUES (:token, :id, :run, 'begun', :worker)
 """)
 
-#: The same attempt may repeat this if it does not know whether it was committed.
+#: The same attempt may repeat this if it does not know whether it was committed. The delivery may have been
+#: put aside meanwhile.
 NOTE_FAILED = text("""
 INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback)
 SELECT :token, id, reruns, 'failed', :worker, :error, :traceback FROM deliveries
-WHERE id = :id AND status = 'pending' AND reruns = :run
+WHERE id = :id AND finished_at IS NULL AND reruns = :run
 ON CONFLICT (token) DO UPDATE SET state = 'failed', error = excluded.error, traceback = excluded.traceback
 """)
 

@@ -150,8 +150,10 @@ class World:
                 self.has.add("small disk")
 
     def worker(self, name: str) -> Child:
-        """Return a worker of commands and events, not yet started."""
-        return self.ours(programs.worker(name, programs.WORK_QUEUES, self.folder, self.env, CONCURRENCY))
+        """Return a worker of commands and events, not yet started; the first one runs them in groups."""
+        groups = {"ALLOCATION_GROUP_MAX": "8"} if name == WORKERS[0] else {}
+        env = {**self.env, **groups}
+        return self.ours(programs.worker(name, programs.WORK_QUEUES, self.folder, env, CONCURRENCY))
 
     @staticmethod
     def ours(child: Child) -> Child:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from tests.simulation.world import World
 def main() -> int:
     """Return 0 when every invariant held, or every planted bug was found."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes the servers down
     if options.redis:
         with redis_world() as world:
             return _run(world, options, REDIS_MUTATIONS)

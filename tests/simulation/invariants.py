@@ -21,7 +21,7 @@ USED_BEFORE = "was used before"
 #: States that may follow each state.
 NEXT = {
     "pending": {"pending", "waiting", "done", "failed"},
-    "waiting": {"waiting", "pending", "done", "failed"},  # a worker may be quicker than our next look
+    "waiting": {"waiting", "pending"},
     "failed": {"failed", "pending", "discarded"},
     "done": {"done"},
     "discarded": {"discarded"},

@@ -325,32 +325,3 @@ def _(_world: World, stack: ExitStack) -> None:
         return place(self, line)
 
     put(stack, repository, "Product", type("Product", (Product,), {"_place": place_anew}))
-
-
-#: A seed that finds each bug, or is some schedules before one that does.
-FIRST_SEED = {
-    "commands are compared by their repr, which another release writes differently": 7,
-    "an answer is not compared with the command under the same key": 7,
-    "a refusal is told and not recorded": 2,
-    "a refusal does not look for a result under its key": 26,
-    "messages are acknowledged before they are handled": 2,
-    "success is told although the commit failed": 7,
-    "no unique index on keys": 7,
-    "the idempotency key is ignored": 1,
-    "crashes of a command are forgotten when they are counted": 9,
-    "a parked command leaves no dead letter": 9,
-    "an answer that cannot be stored is told as a failure": 1,
-    "a message whose answer could not be stored is acknowledged": 1,
-    "a relay without row locks": 2,
-    "a claim without a row lock": 6,
-    "a claim that does not look at the state": 8,
-    "done is written in another transaction than the effects": 1,
-    "a failed attempt keeps what its handler wrote": 1,
-    "a re-run without a look at the state": 6,
-    "announcements are deleted by range": 21,
-    "announcements are deleted before they are published": 1,
-    "no lock on the product, and quantities that overwrite": 5,
-    "expiry is ignored": 96,
-    "the relay sends nothing": 66,
-    "a lock that finds nothing, the read after it, and quantities that overwrite": 141,
-}
