@@ -28,6 +28,7 @@ MEASUREMENTS = (
     "memory",
     "flat",
     "settings",
+    "telemetry",
     "brokers",
     "transactional",
     "relay",
