@@ -110,5 +110,5 @@ def without_paused(dispatcher: Dispatcher, due: list[Delivery]) -> list[Delivery
     pauses = runtime.pauses.active() if due else []
     paused = {row.id for row in due if first_stop(pauses, all_names(row.handler), row.event_type)}
     if paused:
-        runtime.waiting.put_aside(Waits.PAUSE, len(paused), ids=list(paused))
+        runtime.waiting.put_these_aside(Waits.PAUSE, list(paused))
     return [row for row in due if row.id not in paused]
