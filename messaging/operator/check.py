@@ -223,6 +223,9 @@ class Checkup:
         paused = [shown(one) for one in active(self.runtime)]
         if paused:
             raise Notice(f"paused: {'; '.join(paused)}", self._remedy("pauses"))
+        stopped = [str(one) for one in self.runtime.breakers.stopped().values()]
+        if stopped:
+            raise Notice(f"stopped by a breaker: {'; '.join(stopped)}", self._remedy("breakers"))
         failed = {handler: n for (status, handler), n in found.items() if status == Status.FAILED}
         if failed:
             raise Notice(f"failed: {_counts(failed)}", self._remedy("deliveries"))
@@ -286,6 +289,7 @@ class Checkup:
             "listeners": "start the app that reads it; if it is gone for good, delete its queue, which grows",
             "clocks": "synchronise the clocks (NTP)",
             "deliveries": "see why: deliveries list; once that is fixed: deliveries rerun",
+            "breakers": "fix what the error names; the breaker closes by itself once a delivery succeeds",
             "pauses": "end it, once its reason is gone: deliveries resume",
             "dead letters": "see them: dead-letters list; then replay or discard each",
         }

@@ -12,8 +12,10 @@ import pytest
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
 from messaging.operator.pausing import Pausing, WrongPause
+from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import SEEN_S, Scope
+from messaging.postgres.transaction import Transaction
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from tests.integration.outbox import app_on, ask, put, receive, sent, state
@@ -180,6 +182,14 @@ def test_a_pause_of_a_renamed_handler_holds_deliveries_under_both_names(clean_da
         pausing.resume(Scope.HANDLER, name, "anna")
         housekeeping.relay(app.dispatcher)
         assert [state(app, one) for one in ids] == ["pending", "pending"]
+
+
+def test_a_worker_of_an_older_release_cannot_run_what_waits(app: MessagingApp, pausing: Pausing):
+    waiting = pending(app)
+    pausing.pause(Scope.HANDLER, STOPPED, "anna", "moving")
+
+    with Transaction(app.runtime.engine) as transaction:
+        assert Attempt(app.runtime.engine, waiting, "an older worker").claim(transaction) is None
 
 
 def test_a_wrong_name_a_second_pause_and_a_missing_pause_are_refused(pausing: Pausing):

@@ -13,6 +13,7 @@ from messaging.errors import MessagingError
 from messaging.operator.cli.options import REASON, TEXT, json_option
 from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
+from messaging.postgres.audit import Entry
 from messaging.postgres.dead_letters import STATES, DeadLetters
 
 #: The fields that a list leaves out, and those that replace them.
@@ -107,6 +108,7 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
     for letter_id in map(str, ids):
         try:
             letter = tool.dispatcher.replay(store, letter_id, anyway=anyway)
+            _note(tool, "replay", letter_id)
             console().print(f"{letter_id} sent to {letter.queue} again ({letter.task}).")
         except MessagingError as error:
             refused = True
@@ -128,4 +130,9 @@ def discard(tool: Tool, ids: tuple[UUID, ...], reason: str) -> None:
     store = DeadLetters(tool.runtime.engine)
     for letter_id in map(str, ids):
         letter = store.discard(letter_id, reason)
+        _note(tool, "discard", letter_id, reason)
         console().print(f"{letter_id} of {when(letter.at)} discarded.")
+
+
+def _note(tool: Tool, action: str, letter_id: str, reason: str | None = None) -> None:
+    tool.runtime.audit.note(Entry(tool.actor, action, f"dead letter {letter_id}", reason, 1, "done"))
