@@ -18,14 +18,14 @@ from local.ports import LOOPBACK, free_port
 from local.processes.child import Child
 from local.waiting import eventually
 from testing.collector import Collector, Span, collecting
-from tests.e2e.conftest import Backend
+from tests.e2e.conftest import Backend, Broker
 
 INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    """A collector of traces for this file."""
+def collector(broker: Broker) -> Iterator[Collector]:
+    """A collector of traces."""
     with collecting() as collector:
         yield collector
 
