@@ -92,6 +92,7 @@ def samples(backend: Backend) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_an_order_whose_mail_fails_is_seen_from_the_shop_to_the_mail(
     worker, housekeeping, backend, collector, traced_program, sku, tmp_path, mail_is_down
