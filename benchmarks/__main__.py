@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "latency",
     "hot",
     "scaling",
+    "snapshot",
     "memory",
     "flat",
     "settings",
