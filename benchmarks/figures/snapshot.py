@@ -54,7 +54,8 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
     return [
         Figure(
             "snapshot_commands", "commands/s with a held snapshot, solo processes", AGAINST, 0.9,
-            at_least=True, ratios=ratios(*commands), measured=per_second(commands[0], commands[1], "commands"),
+            at_least=True, ratios=ratios(*commands),
+            measured=per_second(commands[0], commands[1], "commands"),
             why="A batch's row has a version for each line that was allocated since.",
         ),
         Figure(
