@@ -26,7 +26,7 @@ PURCHASES ?= data/purchases.csv
 # Seed of the random tests; `make test SEED=…` repeats a run.
 SEED := $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: help demo up drill test test-containers check format clean docs docs-site bench bench-full chaos simulate demo-vip
+.PHONY: help demo up drill test test-containers check format clean docs docs-site bench bench-full chaos chaos-cluster simulate demo-vip
 
 help: ## list these commands
 	@echo "make demo [BATCHES=FILE ORDERS=FILE]   run real orders through real servers, then stop them"
@@ -36,10 +36,11 @@ help: ## list these commands
 	@echo "make test-containers [WRITE_DOCS=1]    test docs/how-to/on-a-server.md with this machine's Docker; 1 updates its figures"
 	@echo "make bench    compare with other task queues (ten minutes); bench-full (an hour) also updates the page in docs/"
 	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
-	@echo "make simulate [SEED=N] [STEPS=N] [MINUTES=N]   run random schedules of every step; SEED repeats one"
+	@echo "make chaos-cluster                     the same on real clusters: PostgreSQL with a standby, Sentinel, RabbitMQ"
+	@echo "make simulate [SEED=N] [STEPS=N] [MINUTES=N] [REDIS=1]   run random schedules of every step; SEED repeats one"
 	@echo "make demo-vip [PURCHASES=FILE]         run real purchases through the example project"
 	@echo "make check    check lint, format, types, layer contracts, pinned versions, secrets"
-	@echo "make docs     generate docs/asyncapi.yaml and the tables of settings from the code"
+	@echo "make docs     generate docs/asyncapi.yaml, the tables of settings and the Grafana dashboard from the code"
 	@echo "make docs-site                         build the documentation into site/; warnings are errors"
 	@echo "make format   format the code"
 	@echo "make clean    remove the data folder (ALLOCATION_DATA_DIR, default .data)"
@@ -76,6 +77,7 @@ clean: $(RUN)
 docs: $(DEV)
 	$(PY) -m allocation.contract
 	$(PY) -m scripts.settings_page
+	$(PY) -m scripts.dashboard
 
 docs-site: $(DOCS)
 	$(VENV)/bin/zensical build --clean --strict
@@ -90,8 +92,11 @@ bench-full: $(BENCH)
 chaos: $(DEV)
 	$(PY) -m tests.chaos
 
+chaos-cluster: $(DEV)
+	$(PY) -m tests.cluster $(CLUSTER_ARGS)
+
 simulate: $(DEV)
-	$(PY) -m tests.simulation$(if $(filter command line environment,$(origin SEED)), --seed $(SEED))$(if $(STEPS), --steps $(STEPS))$(if $(MINUTES), --minutes $(MINUTES))
+	$(PY) -m tests.simulation$(if $(REDIS), --redis)$(if $(filter command line environment,$(origin SEED)), --seed $(SEED))$(if $(STEPS), --steps $(STEPS))$(if $(MINUTES), --minutes $(MINUTES))
 
 demo-vip: $(RUN)
 	$(PY) -m examples.vip_customers.demo --purchases '$(PURCHASES)'

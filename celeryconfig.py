@@ -36,7 +36,7 @@ worker_max_memory_per_child = 400_000  # KiB
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 # On RabbitMQ a node that answers nothing is left after two of these (seconds); Celery's own is two minutes.
-broker_heartbeat = 6
+broker_heartbeat = 5
 # The first copy stops when its message is requeued, so that two do not run at once.
 worker_cancel_long_running_tasks_on_connection_loss = True
 # Publishing gives up within seconds: the relay sends the rest.

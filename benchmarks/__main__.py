@@ -29,6 +29,7 @@ MEASUREMENTS = (
     "memory",
     "flat",
     "settings",
+    "telemetry",
     "brokers",
     "transactional",
     "relay",

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from local.data_folder import FolderInUseError, NotOurFolderError
 from local.drill import LOOK_EVERY, MailOutages
-from local.hints import elsewhere, next_steps, server_of
+from local.hints import elsewhere, metrics_hint, next_steps, server_of
 from local.processes.child import ChildFailedError, die_with_parent
 from local.servers.postgres_server import NoPostgresError
 from local.servers.redis_server import NoRedisError
@@ -99,6 +99,8 @@ def _show(stack: Stack) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     _say(elsewhere(stack.settings))
+    if addresses := stack.settings.metrics_addresses:
+        _say(metrics_hint(addresses))
 
 
 def _show_login(stack: Stack) -> None:

@@ -72,3 +72,12 @@ def _python() -> str:
     """Return the running Python, as a relative path if it is the project's own."""
     python = Path(sys.executable)
     return str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else str(python)
+
+
+def metrics_hint(addresses: tuple[str, str]) -> str:
+    """Say where Prometheus finds what, and where its files are."""
+    workers = ", ".join(f"http://{address}/metrics" for address in addresses)
+    return (
+        f"metrics: {workers} and Flower's /metrics; docs/prometheus-alerts.yml has alerts for Prometheus,"
+        " docs/grafana-dashboard.json a dashboard for Grafana"
+    )

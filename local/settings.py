@@ -34,6 +34,9 @@ class LocalSettings(BaseSettings):
     flower_user: str = Field("operator", min_length=1)
     flower_password: SecretStr | None = None
 
+    #: Where the worker of commands serves its metrics; that of housekeeping does at the next port.
+    metrics_address: str | None = Field(None, pattern=r"^\S+:\d{1,5}$")
+
     data_dir: Path = Path(".data")
     worker_concurrency: int = Field(2, ge=1)
 
@@ -74,6 +77,14 @@ class LocalSettings(BaseSettings):
     def needs_redis(self) -> bool:
         """Tell whether the broker or the result backend, or both, are served here."""
         return self.broker_url is None or self.result_backend_url is None
+
+    @property
+    def metrics_addresses(self) -> tuple[str, str] | None:
+        """Return where the two workers serve their metrics, None if they do not."""
+        if self.metrics_address is None:
+            return None
+        host, _, port = self.metrics_address.rpartition(":")
+        return self.metrics_address, f"{host}:{int(port) + 1}"
 
     def own_ports(self) -> dict[str, int]:
         """Return the ports to listen on here, by the names of their variables."""

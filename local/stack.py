@@ -111,7 +111,9 @@ class Stack:
         logs, env, service = self.settings.folder, self.addresses.environment(self.service), self.service
         workers = self.settings.worker_concurrency
         self.commands = programs.commands_worker(logs, env, workers, service=service)
-        self.housekeeping = programs.housekeeping_worker(logs, env, service)
+        metrics = self.settings.metrics_addresses
+        own = {service.variable("metrics_address"): metrics[1]} if metrics else {}
+        self.housekeeping = programs.housekeeping_worker(logs, {**env, **own}, service)
         self.beat = programs.beat(logs, env, service)
         self.flower = programs.flower(logs, env, self.settings.flower_port, service)
 

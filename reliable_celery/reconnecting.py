@@ -21,6 +21,8 @@ from kombu.transport.native_delayed_delivery import (
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
+from reliable_celery.sentinel import is_sentinel
+
 #: Seconds between attempts to connect; Celery waits 2 s, 4 s, 6 s, up to 30 s.
 PAUSES = {"interval_start": 0.2, "interval_step": 0.3, "interval_max": 2.0}
 #: Seconds; a solo worker's task runs inside the event loop, so no heartbeat is sent meanwhile.
@@ -79,6 +81,23 @@ class ReconnectingConsumer(CeleryConsumer):
         super().__init__(*args, **kwargs)
         if self.amqheartbeat and isinstance(self.pool, SoloPool):
             self.amqheartbeat = max(self.amqheartbeat, SOLO_HEARTBEAT_S)
+
+    def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
+        """Return the connection on which Celery sends task events and nothing else.
+
+        The event loop sends them: if it waited for confirmations, a node that answers nothing would stop it.
+        """
+        unconfirmed = {"confirm_publish": False}
+        return self.ensure_connected(
+            self.app.connection_for_write(url=url, heartbeat=heartbeat, transport_options=unconfirmed)
+        )
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Go on with the next node of a list: this one may accept connections and answer nothing."""
+        first, several, others = str(self.app.conf.broker_url).partition(";")
+        if several and not is_sentinel(first):
+            self.app.conf.broker_url = f"{others};{first}"
+        super().on_connection_error_after_connected(exc)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, with short pauses between attempts; neither kombu nor Celery has a setting for them."""

@@ -33,9 +33,19 @@ class Sentinel:
         """
         if not is_sentinel(url):
             return {}
+        # Imported here for senders that use no Redis and need not install it.
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
         login = {"username": self.username, "password": self.password}
         secure = {"ssl": True, **(tls or {})} if uses_tls(url) else {}
-        waits = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+        waits = {
+            "socket_timeout": SENTINEL_TIMEOUT_S,
+            "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+            "retry": Retry(
+                NoBackoff(), 0
+            ),  # redis-py would ask a Sentinel that is away four times, with pauses
+        }
         given = {name: value for name, value in login.items() if value is not None}
         return {"master_name": self.master, "sentinel_kwargs": {**waits, **given, **secure}}
 

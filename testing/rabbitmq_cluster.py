@@ -129,13 +129,13 @@ class RabbitMQCluster:
                 node.kill()
         self._epmd.stop()
 
-    def wait_until_whole(self) -> None:
+    def wait_until_whole(self, timeout_s: float = 120.0) -> None:
         """Wait until every node sees all others."""
         names = [node.name for node in self.nodes]
         for node in self.nodes:
             eventually(
-                lambda node=node: _running(node) >= len(names),  # type: ignore[misc]
-                120,
+                lambda node=node: running_nodes(node) >= len(names),  # type: ignore[misc]
+                timeout_s,
                 f"a cluster of {len(names)} seen from {node.name}",
                 every=1.0,
             )
@@ -148,6 +148,7 @@ class RabbitMQCluster:
         return next(node for node in self.nodes if node.name in line)
 
 
-def _running(node: ClusterNode) -> int:
+def running_nodes(node: ClusterNode) -> int:
+    """Return how many nodes of the cluster a node sees, itself included."""
     status: Any = json.loads(node.ask("cluster_status", "--formatter=json"))
     return len(status["running_nodes"])

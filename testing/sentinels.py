@@ -1,9 +1,10 @@
-"""Redis with a replica and three Sentinels on loopback."""
+"""Redis with two replicas and three Sentinels on loopback."""
 
 from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +44,7 @@ class Node(Redis):
 
     def client(self) -> redis.Redis:
         """Return a client."""
-        return redis.Redis(host=LOOPBACK, port=self.port, password=PASSWORD, socket_timeout=2)
+        return redis.Redis(host=LOOPBACK, port=self.port, password=PASSWORD, socket_timeout=1)
 
     def _answers(self) -> bool:
         with self.client() as client:
@@ -64,7 +65,7 @@ class SentinelServer(Server):
 
     def client(self) -> redis.Redis:
         """Return a client of the Sentinel itself."""
-        return redis.Redis(host=LOOPBACK, port=self.port, password=SENTINEL_PASSWORD, socket_timeout=2)
+        return redis.Redis(host=LOOPBACK, port=self.port, password=SENTINEL_PASSWORD, socket_timeout=1)
 
     def _prepare(self) -> Child:
         if self.watches is None:
@@ -103,7 +104,7 @@ class SentinelServer(Server):
 
 @dataclass
 class Sentinels:
-    """A primary, a replica, three Sentinels; a context manager."""
+    """A primary, two replicas, three Sentinels; a context manager."""
 
     folder: Path
     options: dict[str, str] = field(default_factory=dict)  # of both Redis
@@ -112,7 +113,8 @@ class Sentinels:
     def __post_init__(self) -> None:
         """Plan them."""
         one = Node(self.folder / "one", options=self.options)
-        self.nodes = [one, Node(self.folder / "two", follows=one, options=self.options)]
+        replicas = (Node(self.folder / name, follows=one, options=self.options) for name in ("two", "three"))
+        self.nodes = [one, *replicas]
         self.sentinels = [
             SentinelServer(
                 self.folder / f"sentinel{n}", free_port(), watches=one, down_after_ms=self.down_after_ms
@@ -135,7 +137,7 @@ class Sentinels:
         }
 
     def __enter__(self) -> Self:
-        """Start all, and wait until the Sentinels know each other and the replica."""
+        """Start all, and wait until the Sentinels know each other and the replicas."""
         try:
             for server in (*self.nodes, *self.sentinels):
                 server.start()
@@ -159,10 +161,10 @@ class Sentinels:
                 server.kill()
 
     def wait_until_whole(self) -> None:
-        """Wait until every Sentinel knows the two others and a healthy replica, which follows the primary."""
+        """Wait until every Sentinel knows the others and healthy replicas, which follow the primary."""
         eventually(lambda: all(map(self._is_whole, self.sentinels)), 60, "Sentinels that agree")
         primary = self.primary
-        eventually(lambda: _replicas(primary) == 1, 60, "a replica that follows")
+        eventually(lambda: _replicas(primary) == len(self.nodes) - 1, 60, "replicas that follow")
 
     def _is_whole(self, sentinel: SentinelServer) -> bool:
         with sentinel.client() as client:
@@ -170,24 +172,25 @@ class Sentinels:
             replicas: Any = client.sentinel_slaves(MASTER)
         healthy = [one for one in replicas if not one["is_sdown"] and not one["is_disconnected"]]
         return bool(
-            state["num-other-sentinels"] == len(self.sentinels) - 1 and healthy and not state["is_sdown"]
+            state["num-other-sentinels"] == len(self.sentinels) - 1
+            and len(healthy) == len(self.nodes) - 1
+            and not state["is_sdown"]
         )
 
     @property
     def primary(self) -> Node:
-        """Return the node that the Sentinels name."""
+        """Return the node that the first Sentinel that answers names."""
         for sentinel in self.sentinels:
-            if sentinel.running:
-                with sentinel.client() as client:
-                    _, port = client.sentinel_get_master_addr_by_name(MASTER)
+            with suppress(redis.RedisError), sentinel.client() as client:
+                _, port = client.sentinel_get_master_addr_by_name(MASTER)
                 return next(node for node in self.nodes if node.port == int(port))
-        raise RuntimeError("no Sentinel runs")
+        raise RuntimeError("no Sentinel answers")
 
     @property
-    def replica(self) -> Node:
-        """Return the other one."""
+    def replicas(self) -> list[Node]:
+        """Return the others."""
         primary = self.primary
-        return next(node for node in self.nodes if node is not primary)
+        return [node for node in self.nodes if node is not primary]
 
     def wait_for_failover(self, old: Node) -> None:
         """Wait until the Sentinels name another node, and it is a primary."""

@@ -18,6 +18,9 @@ DELIVERY_LIMIT = 50
 #: How long a publisher waits for RabbitMQ's confirmation; a broker without free memory or disk sends none.
 CONFIRM_TIMEOUT_S = 10.0
 
+#: How long a node of RabbitMQ may send nothing while something is awaited from it; seconds.
+READ_TIMEOUT_S = 6
+
 
 def is_rabbitmq(broker_url: str) -> bool:
     """Return whether this is a RabbitMQ URL: `amqp://`, `amqps://` or `pyamqp://`."""
@@ -116,8 +119,14 @@ def transport_options(
     `sentinel` are the options for Sentinel, if it is asked; the other arguments are for workers only.
     """
     if is_rabbitmq(broker_url):
-        # The broker confirms to the publisher that each message is safe.
-        return {"confirm_publish": True, "connect_timeout": 5}
+        # The broker confirms to the publisher that each message is safe. A node that answers nothing is left:
+        # with heartbeats it sends something twice within the time for a read.
+        return {
+            "confirm_publish": True,
+            "connect_timeout": 3,
+            "read_timeout": READ_TIMEOUT_S,
+            "write_timeout": READ_TIMEOUT_S,
+        }
     options: dict[str, Any] = {
         # Detects half-open connections.
         "socket_timeout": 10,

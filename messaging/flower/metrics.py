@@ -82,8 +82,11 @@ class DeliveryCollector(Collector):
         yield _gauge(f"{name}_dead_letters", "Open dead letters by reason", ["reason"], letters)
         reruns = {("schedule",): 0, ("operator",): 0} | {(by,): n for by, n in overview.reruns.items()}
         yield _gauge(f"{name}_reruns_last_hour", "Re-runs of the last hour, by whom", ["by"], reruns)
-        ages = {(job,): age for job, age in snapshot.heartbeats.items()}
-        yield _gauge(f"{name}_housekeeping_age_seconds", "Time since each job last ran", ["job"], ages)
+        # Prometheus renames `job` to `exported_job`, since its own label has that name; `task` stays.
+        ages = {(job, job): age for job, age in snapshot.heartbeats.items()}
+        yield _gauge(
+            f"{name}_housekeeping_age_seconds", "Time since each job last ran", ["job", "task"], ages
+        )
 
         yield from _lags(name, snapshot)
         yield from _backlogs(name, snapshot.backlogs)

@@ -53,7 +53,7 @@ class Measures:
             ["handler"], buckets=WAIT_S, registry=registry,
         )  # fmt: skip
         self._jobs = Histogram(
-            f"{name}_housekeeping_seconds", "Time of a housekeeping job", ["job", "outcome"],
+            f"{name}_housekeeping_seconds", "Time of a housekeeping job", ["task", "outcome"],
             buckets=WORK_S, registry=registry,
         )  # fmt: skip
         self._busy = Gauge(

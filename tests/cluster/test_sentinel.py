@@ -1,4 +1,4 @@
-"""Redis with a replica and three Sentinels: workers and senders follow the primary."""
+"""Redis with two replicas and three Sentinels: workers and senders follow the primary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASKED = Sentinel(MASTER, password=SENTINEL_PASSWORD)
 
 @pytest.fixture(scope="module")
 def cluster(server_folder: Path) -> Iterator[Sentinels]:
-    """A primary that accepts writes only while its replica follows."""
+    """A primary that accepts writes only while a replica follows."""
     options = {"min-replicas-to-write": "1", "min-replicas-max-lag": "2"}
     with Sentinels(server_folder / f"sentinel-{new_id()}", options, down_after_ms=1000) as servers:
         yield servers
@@ -71,20 +71,22 @@ def test_a_worker_follows_the_primary_and_outlives_a_time_without_replicas(
 ):
     client.create_batch("b1", "LAMP", 10)
     assert readiness.workers_answer(cluster.url(0), "commands", sentinel=ASKED)
-    cluster.replica.kill()
+    replicas = cluster.replicas
+    for replica in replicas:
+        replica.kill()
     with cluster.primary.client() as primary:
         eventually(lambda: _refuses(primary), 20, "NOREPLICAS")
         with pytest.raises((NotAnswered, Unavailable)):
             client.allocate("o1", "LAMP", 1, key="o1")
 
-    cluster.replica.start()
+    for replica in replicas:
+        replica.start()
     cluster.wait_until_whole()
     assert answered(client, "o1") == "b1"
 
     old = cluster.primary
     old.kill()
     cluster.wait_for_failover(old)
-    old.start()  # the new primary refuses writes until it has a replica
     assert answered(client, "o2") == "b1"
     assert worker.running, worker.log_tail()
 

@@ -16,9 +16,12 @@ from allocation.domain.events import OutOfStock
 from local.waiting import eventually
 from messaging.delivery import Failure
 from messaging.operator.deliveries import DeliveryQueries
+from messaging.operator.pausing import Pausing
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import Transaction
+from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from tests.integration.one_attempt import app_with, kills_its_process
 from tests.integration.outbox import ask, put, receive, state
@@ -212,6 +215,29 @@ def test_a_failure_that_is_reported_late_counts_in_its_own_run(app: MessagingApp
 
     assert standing(app) == ("done", 1, 1)
     assert (1, 1) not in attempts(app)
+
+
+def test_a_failure_is_counted_although_its_delivery_was_put_aside_meanwhile(app: MessagingApp):
+    """Found by the simulation: `python -m tests.simulation --seed 4000402`."""
+    delivery_id = owed(app)
+    pausing = Pausing(app.dispatcher)
+
+    def fail(_event: OutOfStock, uow: Any) -> None:
+        lose_session(uow)
+        pausing.pause(Scope.HANDLER, "handle_oddly", "anna", "it fails")
+        raise ValueError("late")
+
+    behaviour.append(fail)
+    receive(app, delivery_id, "handle_oddly")
+    assert standing(app) == ("waiting", 0, 0)
+    pausing.resume(Scope.HANDLER, "handle_oddly", "anna")
+    app.runtime.pauses.forget()
+    housekeeping.relay(app.dispatcher)
+    behaviour.append(lambda _event, _uow: None)
+    receive(app, delivery_id, "handle_oddly")
+
+    assert standing(app) == ("done", 0, 2)
+    assert attempts(app) == [(0, 1)]
 
 
 def test_a_failure_is_counted_although_another_copy_holds_the_row(app: MessagingApp):

@@ -54,7 +54,7 @@ SELECT
     'command', command, 'result', result, 'error', error->>'type')), '[]') FROM inbox),
  (SELECT coalesce(json_agg(json_build_object('id', id, 'type', event_type, 'payload', payload,
     'handler', handler, 'status', status, 'attempts', attempts, 'run', reruns, 'cause', causation_id,
-    'crashes', crashes,
+    'crashes', crashes, 'lane', lane, 'position', position,
     'listed', (SELECT count(*) FROM attempts WHERE delivery_id = deliveries.id AND run = reruns))), '[]')
   FROM deliveries),
  (SELECT coalesce(json_agg(json_build_array(position, event_id, subject, causation_id)
@@ -86,21 +86,26 @@ class Cursor(psycopg2.extensions.cursor):
         """Run statements one by one."""
         connection: Any = self.connection
         if current() is None:
-            super().execute(query, params)
+            self._send(query, params)
             return
         connection.require_alive()
         text = query.decode() if isinstance(query, bytes) else str(query)
         if text.startswith(("PREPARE ", "SET ")):
-            super().execute(query, params)
+            self._send(query, params)
             return
         if params is not None:
             text = self.mogrify(query, params).decode()
         for statement in sql.split(text):
             self._run(connection, statement)
 
+    def _send(self, query: Any, params: Any = None) -> None:
+        connection: Any = self.connection
+        connection.drive(super().execute, query, params)
+
     def _run(self, connection: Any, statement: str) -> None:
         if statement == "ROLLBACK":
-            step("ROLLBACK", lambda: super(Cursor, self).execute(statement))
+            connection.begins = False
+            step("ROLLBACK", lambda: self._send(statement))
             return
         if statement == "BEGIN":
             connection.begins = True
@@ -108,7 +113,7 @@ class Cursor(psycopg2.extensions.cursor):
         ends = statement == "COMMIT"
         connection.step(
             sql.shown(statement),
-            lambda: super(Cursor, self).execute(connection.at_this_time(statement)),
+            lambda: self._send(connection.at_this_time(statement)),
             ends and connection.wrote,
         )
         connection.wrote = not ends and (
@@ -126,11 +131,21 @@ class Connection(psycopg2.extensions.connection):
     pid = 0
     wrote = False  # in this transaction
     begins = False  # with the next statement, which saves a round trip
-    waits = False  # the driver is in the middle of a statement, and will close it itself
+    driven = False  # the driver is in the middle of a statement, and has locked it
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor whose statements are steps."""
         return super().cursor(*args, **{"cursor_factory": Cursor, **kwargs})
+
+    def drive(self, do: Any, *args: Any) -> None:
+        """Have the driver do something; if its process is killed meanwhile, nobody may touch it any more."""
+        self.driven = True
+        try:
+            do(*args)
+        except psycopg2.Error:
+            self.driven = False
+            raise
+        self.driven = False
 
     def at_this_time(self, statement: str) -> str:
         """Return the statement with what has to be sent before it, so that the server knows the time."""
@@ -175,11 +190,12 @@ class Connection(psycopg2.extensions.connection):
     def commit(self) -> None:
         """Commit; a transaction that did something makes a step of it."""
         if current() is None:
-            super().commit()
+            self.drive(super().commit)
             return
         self.require_alive()
         if self.status != psycopg2.extensions.STATUS_READY:
-            self.step("COMMIT", super().commit, self.wrote)
+            commit = super().commit
+            self.step("COMMIT", lambda: self.drive(commit), self.wrote)
             self.wrote = False
 
     def rollback(self) -> None:
@@ -187,7 +203,7 @@ class Connection(psycopg2.extensions.connection):
         process = current()
         if self.abandoned or self.closed or (process is not None and process.dead):
             return
-        super().rollback()
+        self.drive(super().rollback)
 
     def close(self) -> None:
         """Close; the session of a dead process stays until the schedule ends it."""
@@ -205,14 +221,6 @@ class Connection(psycopg2.extensions.connection):
     def in_use(self) -> bool:
         """Tell whether a transaction is open on the server, or a statement is under way."""
         return self.closed or self.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE
-
-    def in_statement(self) -> bool:
-        """Tell whether a statement is under way."""
-        return self.info.transaction_status not in (
-            psycopg2.extensions.TRANSACTION_STATUS_IDLE,
-            psycopg2.extensions.TRANSACTION_STATUS_INTRANS,
-            psycopg2.extensions.TRANSACTION_STATUS_INERROR,
-        )
 
     def begin_anew(self) -> None:
         """Forget everything, as a new session does, without the time that a server takes to start one."""
@@ -313,7 +321,7 @@ class Database:
         @event.listens_for(engine, "connect", insert=True)
         def adopt(connection: Any, _record: Any) -> None:
             connection.database, connection.pid = self, connection.get_backend_pid()
-            connection.abandoned = connection.wrote = connection.begins = connection.waits = False
+            connection.abandoned = connection.wrote = connection.begins = False
             connection.owner = current()
             if connection.owner is not None:
                 connection.owner.connections.append(connection)
@@ -336,7 +344,7 @@ class Database:
     def release(self, connection: Any) -> None:
         """Have a dead process's session end: what it leaves is undone, and the next process gets the rest."""
         connection.abandoned = True
-        if connection.closed or connection.waits or connection.in_statement():
+        if connection.closed or connection.driven:
             self.end(connection)
         else:
             connection.begin_anew()
@@ -351,7 +359,7 @@ class Database:
         while self.ask("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)):
             if time.monotonic() > until:
                 raise Broken(f"session {pid} does not end")
-        if not connection.waits:
+        if not connection.driven:
             connection.really_close()
 
     def cancel(self, connection: Any) -> None:
@@ -377,7 +385,7 @@ class Database:
         scheduler = process.scheduler
         if process.name.startswith("relay"):
             scheduler.break_off(f"housekeeping waits for a lock: {process.name} {process.at}")
-        process.blocked_on, connection.waits = connection, True
+        process.blocked_on = connection
         fault = scheduler.fault((Fault.ERROR_BEFORE, Fault.CRASH_BEFORE, Fault.SLOW_CRASH))
         scheduler.tell("waits for a lock" if fault is Fault.NONE else f"waits for a lock: {fault}")
         if fault is Fault.ERROR_BEFORE:
@@ -386,7 +394,7 @@ class Database:
             process.blocked_on = None
             scheduler.die(process, slowly=fault is Fault.SLOW_CRASH)
         process.pause()
-        process.blocked_on, connection.waits = None, False
+        process.blocked_on = None
         self.blocked.pop(connection.pid, None)
 
     def has_answer(self, connection: Any) -> bool:

@@ -19,10 +19,11 @@ from sqlalchemy import TextClause, text
 import reliable_celery.requests
 from allocation.adapters import repository
 from messaging.bus import MessageBus
-from messaging.postgres import announcements, attempts, inbox, outbox
+from messaging.postgres import announcements, attempts, gate, inbox, outbox
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.inbox import Answer, Inbox
+from messaging.postgres.order import Lanes
 from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.wire.cloud_events import Announcement
@@ -230,6 +231,11 @@ def _(_world: World, stack: ExitStack) -> None:
     without(stack, attempts, "NOTE_FAILED", " AND reruns = :run")
 
 
+@mutation("a late failure is not noted while its delivery is put aside")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "NOTE_FAILED", "finished_at IS NULL", instead="status = 'pending'")
+
+
 @mutation("failures of earlier runs are counted for this one")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, attempts, "CLAIM", " AND run = deliveries.reruns")
@@ -250,6 +256,17 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("the relay sends nothing")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "TAKE_DUE", "due_at <= now()", instead="false")
+
+
+@mutation("a delivery does not wait for the earlier ones of its lane")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, gate, "CLAIM_GATED", "earlier.position < deliveries.position", instead="false")
+
+
+@mutation("nobody wakes the next one of a lane")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, Lanes, "wake_head", lambda *_args: [])
+    put(stack, Lanes, "wake_heads", lambda *_args: [])
 
 
 # Events for other apps
@@ -325,32 +342,3 @@ def _(_world: World, stack: ExitStack) -> None:
         return place(self, line)
 
     put(stack, repository, "Product", type("Product", (Product,), {"_place": place_anew}))
-
-
-#: A seed that finds each bug, or is some schedules before one that does.
-FIRST_SEED = {
-    "commands are compared by their repr, which another release writes differently": 7,
-    "an answer is not compared with the command under the same key": 7,
-    "a refusal is told and not recorded": 2,
-    "a refusal does not look for a result under its key": 26,
-    "messages are acknowledged before they are handled": 2,
-    "success is told although the commit failed": 7,
-    "no unique index on keys": 7,
-    "the idempotency key is ignored": 1,
-    "crashes of a command are forgotten when they are counted": 9,
-    "a parked command leaves no dead letter": 9,
-    "an answer that cannot be stored is told as a failure": 1,
-    "a message whose answer could not be stored is acknowledged": 1,
-    "a relay without row locks": 2,
-    "a claim without a row lock": 6,
-    "a claim that does not look at the state": 8,
-    "done is written in another transaction than the effects": 1,
-    "a failed attempt keeps what its handler wrote": 1,
-    "a re-run without a look at the state": 6,
-    "announcements are deleted by range": 21,
-    "announcements are deleted before they are published": 1,
-    "no lock on the product, and quantities that overwrite": 5,
-    "expiry is ignored": 96,
-    "the relay sends nothing": 66,
-    "a lock that finds nothing, the read after it, and quantities that overwrite": 141,
-}

@@ -16,12 +16,14 @@ from messaging.client import NotAnswered
 from messaging.dead_letters import PARKED
 from messaging.errors import MessagingError, Unavailable
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.operator.pausing import Pausing
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from tests.simulation.broker import FAULTS, Broker, Message
-from tests.simulation.plan import Order
+from tests.simulation.plan import FAILING, Order
 from tests.simulation.scheduler import Scheduler, step
 
 QUEUES = ("allocation.commands", "allocation.events")
@@ -162,7 +164,8 @@ class Operator:
         """Look after what failed every few seconds, for ever."""
         while True:
             self.scheduler.sleep(5)
-            act = self.scheduler.choices.pick((self.rerun, self.discard, self.edit, self.replay), 0.6)
+            acts = (self.rerun, self.discard, self.edit, self.replay, self.pause, self.resume)
+            act = self.resume if self.scheduler.calm else self.scheduler.choices.pick(acts, 0.5)
             try:
                 act()
             except (MessagingError, *TROUBLE) as error:
@@ -191,6 +194,16 @@ class Operator:
         letters = self.app.runtime.dead_letters.find(reason=PARKED)
         for letter in letters[:1]:
             self.app.dispatcher.replay(self.app.runtime.dead_letters, letter.id)
+
+    def pause(self) -> None:
+        """Pause a handler of events."""
+        handler = self.scheduler.choices.pick(FAILING, 0.5)
+        Pausing(self.app.dispatcher).pause(Scope.HANDLER, handler, self.name, "it fails")
+
+    def resume(self) -> None:
+        """Resume all that is paused."""
+        for pause in self.app.runtime.pauses.active():
+            Pausing(self.app.dispatcher).resume(pause.scope, pause.name, self.name)
 
     def _failed(self) -> list[tuple[str, str, str]]:
         with self.app.runtime.engine.connect() as connection:

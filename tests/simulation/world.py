@@ -215,6 +215,7 @@ class Run:
         """Start a worker, which is started again when it dies."""
         app = self.world.apps[name]
         app.dispatcher.nudged_until = 0.0
+        app.runtime.pauses.forget()
         worker = Worker(app, self.broker, self.scheduler, f"{name}#{self.scheduler.steps}")
         worker.after = self.handled
         worker.before = self.taken
@@ -434,7 +435,7 @@ class Run:
             "SELECT EXISTS (SELECT FROM attempts WHERE token = %(token)s)"
             " OR EXISTS (SELECT FROM open_attempts WHERE token = %(token)s AND state = 'failed')"
             " OR NOT EXISTS (SELECT FROM deliveries"
-            "                WHERE id = %(id)s AND status = 'pending' AND reruns = %(run)s)",
+            "                WHERE id = %(id)s AND finished_at IS NULL AND reruns = %(run)s)",
             {"token": token, "id": delivery_id, "run": self.books.runs[token]},
         )
         if rows != [(True,)]:

@@ -35,16 +35,20 @@ COMPOSE_ONLY = SECRETS | {
     "ALLOCATION_PYTHON_VERSION",
     "ALLOCATION_POSTGRES_CONNECTIONS",
     "ALLOCATION_WORKERS",
+    "ALLOCATION_PROMETHEUS_PORT",
+    "ALLOCATION_GRAFANA_PORT",
 }
 #: Services with other people's images.
 SERVERS = {"postgres", "redis"}
+#: Services of the profile `monitoring`, with their users.
+MONITORING = {"prometheus": "nobody", "grafana": "grafana"}
 
 
 def test_every_part_of_the_backend_is_a_service():
     """Servers, migration, workers, beat, Flower and mail."""
     expected = {"postgres", "redis", "migrate", "worker", "housekeeping", "beat", "flower", "mail"}
 
-    assert set(SERVICES) == expected
+    assert set(SERVICES) - MONITORING.keys() == expected
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -121,7 +125,20 @@ def test_a_container_can_write_only_to_its_volume_and_gains_no_privileges(name: 
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"max-size", "max-file"} <= set(service["logging"]["options"])
-    assert service.get("user") == (name if name in SERVERS else None)
+    assert service.get("user") == MONITORING.get(name, name if name in SERVERS else None)
+
+
+def test_monitoring_starts_only_where_it_is_asked_for():
+    """Its files exist, and are read only."""
+    for name, service in SERVICES.items():
+        assert service.get("profiles") == (["monitoring"] if name in MONITORING else None)
+    for name in MONITORING:
+        files = [volume for volume in SERVICES[name]["volumes"] if volume.startswith("./")]
+        assert files
+        for file in files:
+            path, _, mode = file.split(":")
+            assert (ROOT / path).is_file()
+            assert mode == "ro"
 
 
 def test_the_image_is_built_once():

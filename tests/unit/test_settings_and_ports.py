@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from allocation.config import Settings
+from local.hints import metrics_hint
 from local.settings import LocalSettings
 from local.stack import addresses_of
 
@@ -29,6 +30,14 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ignore this machine's variables."""
     for name in ("BROKER_URL", "DATABASE_URL", "RESULT_BACKEND_URL", "SMTP_URL"):
         monkeypatch.delenv(f"ALLOCATION_{name}", raising=False)
+
+
+def test_make_up_gives_each_worker_an_address_for_its_metrics():
+    settings = LocalSettings(metrics_address="127.0.0.1:9540")
+
+    assert settings.metrics_addresses == ("127.0.0.1:9540", "127.0.0.1:9541")
+    assert "http://127.0.0.1:9541/metrics" in metrics_hint(settings.metrics_addresses)
+    assert LocalSettings(metrics_address=None).metrics_addresses is None
 
 
 def test_one_dotenv_file_with_ports_configures_servers_and_tools(tmp_path: Path):
