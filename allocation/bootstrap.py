@@ -18,4 +18,5 @@ project = Project(
     unit_of_work=PostgresAllocationUnitOfWork,
     refusals=(AllocationError,),
     migrations=Path(allocation.adapters.__file__).parent / "migrations",
+    fakes="tests.fakes:FakeUnitOfWork",
 )

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from messaging.errors import describe
+from messaging.fingerprints import fingerprint
 from messaging.messages import Event
 from messaging.texts import trace
 
@@ -81,11 +82,12 @@ class Failure:
     worker: str
     error: str
     traceback: str
+    fingerprint: str | None = None
 
     @classmethod
     def of(cls, worker: str, error: BaseException) -> Self:
         """Describe any error."""
-        return cls(worker, describe(error), trace(error))
+        return cls(worker, describe(error), trace(error), fingerprint(error))
 
 
 def new_id() -> str:

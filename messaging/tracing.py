@@ -101,15 +101,20 @@ def sending(
 
 @contextmanager
 def within(span: Any) -> Iterator[None]:
-    """Make a span current, and end it; of an error it notes the class alone, since its text is a payload."""
+    """Make a span current, and end it; of an error it has the class alone, since its text is a payload."""
     trace = sys.modules["opentelemetry.trace"]
     with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
         try:
             yield
         except BaseException as error:
-            span.set_attribute("error.type", class_name(error))
-            span.set_status(trace.StatusCode.ERROR)
+            note_error(span, error)
             raise
+
+
+def note_error(span: Any, error: BaseException) -> None:
+    """Mark a span as failed."""
+    span.set_attribute("error.type", class_name(error))
+    span.set_status(sys.modules["opentelemetry.trace"].StatusCode.ERROR)
 
 
 @contextmanager

@@ -98,7 +98,7 @@ DEFAULT = Change(
     (),
     lambda crew: (
         _stored_results(crew) > 0
-        and _logged(crew, "Handling ")
+        and _logged(crew, "Handled ")
         and _logged(crew, "mingle: ")
         and _events(crew) > 0
         and _has_hiredis(crew)
@@ -128,7 +128,7 @@ def _changes(processes: int) -> list[Change]:
             lambda crew: _stored_results(crew) == 0,
             _publish_without_results,
         ),
-        Change("log level WARNING", ("--loglevel=WARNING",), lambda crew: not _logged(crew, "Handling ")),
+        Change("log level WARNING", ("--loglevel=WARNING",), lambda crew: not _logged(crew, "Handled ")),
         *(_prefetches(count, processes) for count in (1, 16)),
         Change(
             "without gossip, mingle and heartbeat",

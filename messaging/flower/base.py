@@ -12,6 +12,7 @@ from flower.views import BaseHandler
 
 from messaging.errors import MessagingError
 from messaging.operator.pausing import active, shown
+from messaging.operator.stats import Statistics
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 
@@ -39,8 +40,8 @@ class Page(BaseHandler):
 
     @property
     def read_only(self) -> bool:
-        """Return whether Flower was started with --read-only."""
-        return bool(self.application.options.read_only)
+        """Return whether this login may only look, or Flower was started with --read-only."""
+        return bool(self.application.options.read_only) or not self.application.may_act(self.request)
 
     @property
     def actor(self) -> str:
@@ -66,6 +67,14 @@ class Page(BaseHandler):
         if isinstance(found, MessagingError):
             raise found
         return found
+
+    async def show(self, template: str, **values: Any) -> None:
+        """Render one of our pages, with the summary and with what is stopped."""
+        summary = await self.work(Statistics(self.runtime.engine).summary)
+        stopped = await self.pauses()
+        self.render(
+            template, summary=summary, pauses=stopped, said=self.said(), read_only=self.read_only, **values
+        )
 
     async def pauses(self) -> list[str]:
         """Return what is stopped, to be shown on every page of deliveries."""

@@ -6,6 +6,7 @@ here (DNS rebinding) counts as Flower's own.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -14,8 +15,11 @@ from urllib.parse import urlsplit
 import tornado.web
 from flower.app import Flower
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.web import decode_signed_value
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+#: Methods of requests that change nothing.
+LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Values of `Sec-Fetch-Site` in requests that no other site made.
 OWN = frozenset({"same-origin", "none"})
 
@@ -30,6 +34,8 @@ class GuardedFlower(Flower):
         project = self.capp.runtime.project
         self._variable = f"{project.name}_FLOWER_HOSTS".upper()
         self._hosts = LOOPBACK | host_names(self.capp.runtime.settings.flower_hosts)
+        self._operators_variable = f"{project.name}_FLOWER_OPERATORS".upper()
+        self._operators = names_in(self.capp.runtime.settings.flower_operators)
         self.transforms.append(SafeHeaders)
 
     def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
@@ -43,7 +49,18 @@ class GuardedFlower(Flower):
         host = request.host_name.strip("[]")
         if host not in self._hosts and host != own_address(request):
             return f"{host} is not a name of this Flower: add it to {self._variable}"
-        return "Refused: another web site made this request" if is_cross_site(request) else None
+        if is_cross_site(request):
+            return "Refused: another web site made this request"
+        if request.method not in LOOKING and not self.may_act(request):
+            return f"Refused: this login may only look; {self._operators_variable} names those that may act"
+        return None
+
+    def may_act(self, request: HTTPServerRequest) -> bool:
+        """Return whether the request's login may act, not only look.
+
+        Its password is not checked here: Flower itself does that afterwards.
+        """
+        return not self._operators or user_of(request, self.settings["cookie_secret"]) in self._operators
 
 
 class Refused(tornado.web.RequestHandler):
@@ -89,6 +106,24 @@ def require_login(basic_auth: Iterable[str] | None, oauth: str | None) -> None:
 def host_names(names: str | None) -> frozenset[str]:
     """Return the names in a comma-separated setting."""
     return frozenset(name.strip().lower() for name in (names or "").split(",")) - {""}
+
+
+def names_in(names: str | None) -> frozenset[str]:
+    """Return the names in a comma-separated setting, as they are written."""
+    return frozenset(name.strip() for name in (names or "").split(",")) - {""}
+
+
+def user_of(request: HTTPServerRequest, secret: str) -> str | None:
+    """Return who is logged in, with a password or through OAuth; None if that is nobody."""
+    header = request.headers.get("Authorization", "")
+    if header.startswith("Basic "):
+        try:
+            return b64decode(header[6:]).decode().partition(":")[0]
+        except ValueError:
+            return None
+    cookie = request.cookies.get("user")
+    user = decode_signed_value(secret, "user", cookie.value) if cookie else None
+    return user.decode(errors="replace") if user else None
 
 
 def own_address(request: HTTPServerRequest) -> str | None:

@@ -40,7 +40,7 @@ class HandlersPage(Page):
     async def get(self) -> None:
         """Show the list."""
         counts = (await self.work(Statistics(self.runtime.engine).open)).deliveries
-        self.render(
+        await self.show(
             "handlers.html",
             lines=self._lines(
                 counts,
@@ -48,7 +48,7 @@ class HandlersPage(Page):
                 await self.work(self.runtime.breakers.stopped),
             ),
             blocked=await self.work(self.runtime.lanes.blocked, SHOWN_LANES),
-            counted=COUNTED, pauses=[], said=self.said(), read_only=self.read_only,
+            counted=COUNTED,
         )  # fmt: skip
 
     @tornado.web.authenticated

@@ -12,7 +12,7 @@ from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
 from messaging.flower.base import Page
 from messaging.flower.handlers import HandlersPage
-from messaging.operator.deliveries import DeliveryQueries, FailureCause, UnknownName
+from messaging.operator.deliveries import DeliveryQueries, FailureGroup, UnknownName
 from messaging.operator.filters import parse_age, parse_moment
 from messaging.operator.reruns import outcome
 from messaging.operator.waits import Waits
@@ -22,11 +22,22 @@ from messaging.texts import storable
 from messaging.worker.dispatcher import shown_event
 
 SHOWN = 100  # rows per page
-SHOWN_CAUSES = 20
+SHOWN_GROUPS = 20
+LAST_PAGE = 1000
 #: Deliveries that one click acts on; the operator's tool acts on more, at a limited rate.
 AT_ONCE = 1000
 
-DELIVERY_FIELDS = ("status", "handler", "event", "error", "since", "until", "older_than", "correlation")
+DELIVERY_FIELDS = (
+    "status",
+    "handler",
+    "event",
+    "group",
+    "error",
+    "since",
+    "until",
+    "older_than",
+    "correlation",
+)
 LETTER_FIELDS = ("state", "reason_has", "task")
 #: A UUID; tornado cannot reverse a pattern with nested groups.
 ID = r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
@@ -38,21 +49,21 @@ class DeliveriesPage(Page):
     @tornado.web.authenticated
     async def get(self) -> None:
         """Show the list."""
-        filters, problem, rows, matching, causes = self.filters(), "", [], {}, []
+        filters, problem, rows, matching, groups = self.filters(), "", [], {}, []
         try:
             chosen = await self.chosen(filters)
             statuses = [Status(filters["status"])] if filters["status"] else list(Status)
-            rows = await self.work(self.deliveries.find, chosen, statuses, SHOWN)
+            rows = await self.work(self.deliveries.find, chosen, statuses, SHOWN, SHOWN * (self.number() - 1))
             matching = await self.work(self.deliveries.count_failed, chosen)
-            causes = await self.work(self.deliveries.causes, chosen, SHOWN_CAUSES)
+            groups = await self.work(self.deliveries.groups, chosen, SHOWN_GROUPS)
         except (ValueError, UnknownName) as error:
             problem = str(error)
-        self.render(
+        waits = await self.work(Waits, self.runtime, rows)
+        await self.show(
             "deliveries.html",
-            rows=rows, matching=matching, causes=causes, only=only, filters=filters, statuses=list(Status),
-            problem=problem, said=self.said(),
-            shown=SHOWN, at_once=AT_ONCE, read_only=self.read_only, event_of=self.event_of,
-            pauses=await self.pauses(), waits_of=(await self.work(Waits, self.runtime, rows)).of,
+            rows=rows, matching=matching, groups=groups, only=only, filters=filters, statuses=list(Status),
+            problem=problem, shown=SHOWN, at_once=AT_ONCE, event_of=self.event_of, waits_of=waits.of,
+            number=self.number(), page_of=lambda number: urlencode({**filters, "page": number}),
         )  # fmt: skip
 
     @tornado.web.authenticated
@@ -76,6 +87,11 @@ class DeliveriesPage(Page):
         """Return a delivery's event as text."""
         return shown_event(self.runtime.project, row)
 
+    def number(self) -> int:
+        """Return the number of the page, from 1."""
+        given = self.field("page")
+        return min(max(1, int(given)), LAST_PAGE) if given.isascii() and given.isdigit() else 1
+
     def filters(self) -> dict[str, str]:
         """Return the filter fields; the default state is `failed`."""
         filters = {name: self.field(name) for name in DELIVERY_FIELDS}
@@ -94,6 +110,7 @@ class DeliveriesPage(Page):
         chosen = DeliveryFilter(
             handlers=project.handler_names(handler) if handler else (),
             event=filters["event"] or None,
+            group=filters["group"] or None,
             error=filters["error"] or None,
             since=parse_moment(filters["since"]) if filters["since"] else None,
             until=parse_moment(filters["until"]) if filters["until"] else None,
@@ -135,11 +152,10 @@ class DeliveryPage(DeliveriesPage):
         story = await self.work(self.deliveries.story, delivery_id)
         if story is None:
             raise tornado.web.HTTPError(404, f"Unknown delivery '{delivery_id}'")
-        self.render(
-            "delivery.html", story=story, row=story.delivery, read_only=self.read_only, said=self.said(),
-            event_of=self.event_of, pauses=await self.pauses(),
-            waits_of=(await self.work(Waits, self.runtime, [story.delivery])).of,
-        )  # fmt: skip
+        waits = await self.work(Waits, self.runtime, [story.delivery])
+        await self.show(
+            "delivery.html", story=story, row=story.delivery, event_of=self.event_of, waits_of=waits.of
+        )
 
     @tornado.web.authenticated
     async def post(self, delivery_id: str) -> None:
@@ -159,10 +175,9 @@ class DeadLettersPage(Page):
         letters = await self.work(
             self.letters.find, filters["state"], filters["reason_has"] or None, filters["task"] or None, SHOWN
         )
-        self.render(
-            "dead_letters.html", letters=letters, filters=filters, states=list(STATES), said=self.said(),
-            shown=SHOWN, read_only=self.read_only,
-        )  # fmt: skip
+        await self.show(
+            "dead_letters.html", letters=letters, filters=filters, states=list(STATES), shown=SHOWN
+        )
 
     @tornado.web.authenticated
     async def post(self) -> None:
@@ -200,10 +215,9 @@ class DeadLettersPage(Page):
         raise tornado.web.HTTPError(400, "Unknown action")
 
 
-def only(cause: FailureCause, filters: dict[str, str]) -> str:
-    """Return the query string of the page that shows only this cause."""
-    narrowed = {"status": Status.FAILED.value, "handler": cause.handler, "error": cause.error}
-    return urlencode(filters | {name: value for name, value in narrowed.items() if value})
+def only(group: FailureGroup, filters: dict[str, str]) -> str:
+    """Return the query string of the page that shows only this group."""
+    return urlencode(filters | {"status": Status.FAILED.value, "group": group.id})
 
 
 def _one(delivery_id: str) -> DeliveryFilter:

@@ -20,6 +20,7 @@ from messaging.errors import describe
 from messaging.operator import queues
 from messaging.operator.health import Health
 from messaging.operator.pausing import active, shown
+from messaging.operator.snapshots import holders
 from messaging.operator.stats import Overview, Statistics
 from messaging.postgres.heartbeats import Heartbeat
 from messaging.postgres.migrate import missing
@@ -34,6 +35,8 @@ CLOCK_S = 5.0
 MISSED_BEATS = 4
 #: Seconds that sessions may wait for a lock before its holder is named, and how many are named.
 BLOCKED_S, NAMED = 2.0, 5
+#: Seconds that a transaction may keep dead rows before it is named.
+SNAPSHOT_S = 300.0
 #: Seconds that an event may wait for another app that listens.
 LISTENER_S = 60.0
 
@@ -42,6 +45,7 @@ LISTENER_S = 60.0
 NEEDS = {
     "queues": "broker",
     "locks": "database",
+    "snapshots": "database",
     "listeners": "broker",
     "clocks": "database",
     "deliveries": "database",
@@ -93,6 +97,7 @@ class Checkup:
             "database": self.database,
             "migrations": self.migrations,
             "locks": self.locks,
+            "snapshots": self.snapshots,
             "broker": self.broker,
             "results": self.results,
             "mail": self.mail,
@@ -145,6 +150,15 @@ class Checkup:
         if blockers:
             raise Problem("; ".join(map(str, blockers[:NAMED])), self._remedy("locks"))
         return "no session blocks others"
+
+    def snapshots(self) -> str:
+        """Look for what keeps dead rows from being removed."""
+        found = holders(self.runtime.engine, SNAPSHOT_S)
+        if found:
+            raise Notice(
+                f"dead rows are kept for {'; '.join(map(str, found[:NAMED]))}", self._remedy("snapshots")
+            )
+        return "nothing keeps dead rows"
 
     def broker(self) -> str:
         """Connect to the broker."""
@@ -267,6 +281,8 @@ class Checkup:
             " them elsewhere, send them again, then delete the queue",
             "locks": "see what it does (SELECT * FROM pg_stat_activity WHERE pid = …); if it is to end:"
             " SELECT pg_terminate_backend(…)",
+            "snapshots": "let a backup end, but end what was forgotten: SELECT pg_terminate_backend(…),"
+            " ROLLBACK PREPARED …, SELECT pg_drop_replication_slot(…)",
             "listeners": "start the app that reads it; if it is gone for good, delete its queue, which grows",
             "clocks": "synchronise the clocks (NTP)",
             "deliveries": "see why: deliveries list; once that is fixed: deliveries rerun",

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from messaging.bus import MessageBus
 from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
-from messaging.postgres.filters import SORTED_BY, DeliveryFilter
+from messaging.postgres.filters import GROUP, SORTED_BY, DeliveryFilter
 from messaging.texts import storable
 
 COLUMNS = """
@@ -72,12 +72,16 @@ class Story:
 
 
 @dataclass(frozen=True)
-class FailureCause:
-    """Why deliveries of a handler failed."""
+class FailureGroup:
+    """Failed deliveries of a handler that probably have the same cause."""
 
+    id: str
     handler: str
-    error: str  # the beginning of it
     count: int
+    first: datetime  # when the first of them failed
+    last: datetime
+    example: str  # the id of one of them
+    error: str  # its error's first line
 
 
 class UnknownName(MessagingError):
@@ -112,16 +116,22 @@ class DeliveryQueries:
         raise UnknownName(f"No {what} is called {name!r}; there are {', '.join(sorted(known))}")
 
     def find(
-        self, chosen: DeliveryFilter, statuses: Sequence[Status] = tuple(Status), limit: int = 50
+        self,
+        chosen: DeliveryFilter,
+        statuses: Sequence[Status] = tuple(Status),
+        limit: int = 50,
+        skip: int = 0,
     ) -> list[Delivery]:
-        """Return the newest `limit` deliveries in these states, those that ended last first."""
+        """Return the newest `limit` deliveries in these states, those that ended last first, after `skip`."""
         # One query per state, since each state has an index of its own (done has the primary key).
         parts = " UNION ALL ".join(f"({_of_status(status, chosen)})" for status in statuses)
         query = text(
-            f"SELECT * FROM ({parts}) found ORDER BY coalesce(finished_at, created_at) DESC LIMIT :limit"
+            f"SELECT * FROM ({parts}) found ORDER BY coalesce(finished_at, created_at) DESC"
+            " LIMIT :limit - :skip OFFSET :skip"
         )
+        facts = {**chosen.facts, "limit": limit + skip, "skip": skip}
         with self.engine.connect() as connection:
-            return [_row(row) for row in connection.execute(query, {**chosen.facts, "limit": limit})]
+            return [_row(row) for row in connection.execute(query, facts)]
 
     def count_failed(self, chosen: DeliveryFilter) -> dict[tuple[str, str], int]:
         """Return how many failed deliveries there are by event and handler, most first."""
@@ -132,17 +142,30 @@ class DeliveryQueries:
         with self.engine.connect() as connection:
             return {(event, handler): n for event, handler, n in connection.execute(query, chosen.facts)}
 
-    def causes(self, chosen: DeliveryFilter, limit: int) -> list[FailureCause]:
-        """Return the causes of failures, by handler and first line of the error, most frequent first."""
+    def groups(self, chosen: DeliveryFilter, limit: int) -> list[FailureGroup]:
+        """Return the groups of failed deliveries, the largest first."""
         query = text(
-            "SELECT handler,"
-            f" left(split_part(coalesce(last_error, ''), E'\\n', 1), {CAUSE}) AS error, count(*)"
-            f" FROM deliveries WHERE status = 'failed'{chosen.sql}"
-            " GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT :limit"
+            f"""
+            SELECT found.*, left(split_part(coalesce(last_error, ''), E'\\n', 1), {CAUSE}) FROM (
+                SELECT {GROUP} AS failures, handler, count(*) AS count, min(finished_at), max(finished_at),
+                       (array_agg(id ORDER BY finished_at DESC))[1]::text AS example
+                FROM deliveries WHERE status = 'failed'{chosen.sql}
+                GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT :limit
+            ) found JOIN deliveries ON deliveries.id = CAST(example AS uuid)
+            ORDER BY found.count DESC, failures"""
         )
         with self.engine.connect() as connection:
             rows = connection.execute(query, {**chosen.facts, "limit": limit})
-            return [FailureCause(*row) for row in rows]
+            return [FailureGroup(*row) for row in rows]
+
+    def sample(self, chosen: DeliveryFilter, count: int) -> tuple[str, ...]:
+        """Return the ids of some failed deliveries, chosen at random."""
+        query = text(
+            f"SELECT id::text FROM deliveries WHERE status = 'failed'{chosen.sql}"
+            " ORDER BY random() LIMIT :limit"
+        )
+        with self.engine.connect() as connection:
+            return tuple(connection.execute(query, {**chosen.facts, "limit": count}).scalars())
 
     def get(self, delivery_id: str) -> Delivery | None:
         """Return one delivery."""

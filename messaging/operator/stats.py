@@ -36,6 +36,10 @@ RERUNS = """
 SELECT CASE WHEN actor = 'schedule' THEN actor ELSE 'operator' END, count(*) FROM actions
 WHERE action = 'rerun' AND at > now() - interval '1 hour' GROUP BY 1 ORDER BY 1"""
 
+WAITING = "SELECT waits_for, count(*) FROM deliveries WHERE status = 'waiting' GROUP BY 1 ORDER BY 1"
+
+FAILED = "SELECT count(*) FROM deliveries WHERE status = 'failed'"
+
 Counts = dict[tuple[str, str], int]
 
 
@@ -48,6 +52,21 @@ class Overview:
     failures: dict[datetime, int]  # failed attempts by hour, the last 24 hours
     dead_letters: dict[str, int]  # open ones, by reason
     reruns: dict[str, int]  # of the last hour: by the "schedule", by an "operator"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an operator looks at first."""
+
+    failed: int
+    waiting: dict[str, int]  # by what they wait for
+    oldest_pending_s: float
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        waits = ", ".join(f"{name} {count:,}" for name, count in self.waiting.items())
+        waiting = f"waiting {sum(self.waiting.values()):,}{f' ({waits})' if waits else ''}"
+        return f"failed {self.failed:,} · {waiting} · oldest pending {self.oldest_pending_s:,.0f} s"
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,15 @@ class Statistics:
                 dict(_pairs(connection, FAILURES)),
                 dict(_pairs(connection, DEAD_LETTERS)),
                 dict(_pairs(connection, RERUNS)),
+            )
+
+    def summary(self) -> Summary:
+        """Count what failed and what waits."""
+        with self.engine.connect() as connection:
+            return Summary(
+                connection.execute(text(FAILED)).scalar_one(),
+                dict(_pairs(connection, WAITING)),
+                connection.execute(text(OLDEST_PENDING)).scalar_one(),
             )
 
     def done(self) -> Counts:

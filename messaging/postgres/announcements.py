@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, text
 
+from messaging.postgres.low_water import LowWater
 from messaging.wire.cloud_events import Announcement
 
 #: `position` and `at` are set here, while the event's aggregate is locked: both rise within one aggregate.
@@ -24,10 +25,12 @@ LOCK = 4_177_011
 TAKE = text("""
 WITH taken AS (
     DELETE FROM announcements WHERE position = ANY(ARRAY(
-        SELECT position FROM announcements ORDER BY position LIMIT :limit))
+        SELECT position FROM announcements WHERE position > :low ORDER BY position LIMIT :limit))
     RETURNING *
 )
-SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject, traceparent
+SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject, traceparent,
+       pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 FROM taken ORDER BY position
 """)
 
@@ -37,6 +40,7 @@ class Announcements:
     """Events not yet published to other apps."""
 
     engine: Engine
+    _low: LowWater = field(default_factory=LowWater)
 
     @contextmanager
     def take(self, limit: int) -> Iterator[list[Announcement]]:
@@ -47,8 +51,12 @@ class Announcements:
         """
         with self.engine.begin() as connection:
             alone = connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": LOCK})
-            rows = connection.execute(TAKE, {"limit": limit}).all() if alone.scalar_one() else []
-            yield [Announcement(*row) for row in rows]
+            facts = {"limit": limit, "low": self._low.begin()}
+            rows = connection.execute(TAKE, facts).all() if alone.scalar_one() else []
+            yield [Announcement(*row[:-2]) for row in rows]
+        if rows:
+            last = rows[-1]
+            self._low.taken(last.position, *last[-2:])
 
     def count(self) -> int:
         """Return how many events wait."""

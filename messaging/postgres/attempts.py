@@ -50,7 +50,8 @@ WITH held AS (
             least(%(backoff_max_s)s, %(backoff_s)s * power(2, least(attempts, 30))) + %(grace_s)s),
         grace_s = %(grace_s)s,
         crashes = %(crashes)s,
-        last_error = %(error)s, last_traceback = %(traceback)s, worker = %(worker)s
+        last_error = %(error)s, last_traceback = %(traceback)s, worker = %(worker)s,
+        failure_group = left(md5(handler || %(fingerprint)s), 10)
     FROM held WHERE deliveries.id = held.id
     RETURNING deliveries.id, status, attempts, reruns
 ), listed AS (
@@ -71,10 +72,12 @@ VALUES (:token, :id, :run, 'begun', :worker)
 #: The same attempt may repeat this if it does not know whether it was committed. The delivery may have been
 #: put aside meanwhile.
 NOTE_FAILED = text("""
-INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback)
-SELECT :token, id, reruns, 'failed', :worker, :error, :traceback FROM deliveries
+INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback, fingerprint)
+SELECT :token, id, reruns, 'failed', :worker, :error, :traceback, :fingerprint FROM deliveries
 WHERE id = :id AND finished_at IS NULL AND reruns = :run
-ON CONFLICT (token) DO UPDATE SET state = 'failed', error = excluded.error, traceback = excluded.traceback
+ON CONFLICT (token) DO UPDATE SET
+    state = 'failed', error = excluded.error, traceback = excluded.traceback,
+    fingerprint = excluded.fingerprint
 """)
 
 #: The lock may belong to a dead worker's session, so the next attempt is recorded.
@@ -102,7 +105,8 @@ WITH taken AS (
         attempts = number,
         status = CASE WHEN number >= %(attempts_allowed)s THEN 'failed' ELSE 'pending' END,
         finished_at = CASE WHEN number >= %(attempts_allowed)s THEN clock_timestamp() END,
-        last_error = error, last_traceback = traceback, worker = failed.worker
+        last_error = error, last_traceback = traceback, worker = failed.worker,
+        failure_group = left(md5(handler || fingerprint), 10)
     FROM failed WHERE id = delivery_id AND number = (SELECT max(number) FROM failed)
     RETURNING status
 )

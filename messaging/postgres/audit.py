@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 NOTE = text("""
 INSERT INTO audit (actor, action, subject, reason, count, outcome)
@@ -28,3 +29,72 @@ class Entry:
     def facts(self) -> dict[str, Any]:
         """Return the values of its row."""
         return dict(vars(self))
+
+
+BEGIN = text("""
+INSERT INTO audit (actor, action, subject, reason, count, outcome)
+VALUES (:actor, :action, :subject, :reason, :count, :outcome) RETURNING id
+""")
+
+GO_ON = text("UPDATE audit SET count = :count, outcome = :outcome WHERE id = :id")
+
+LIST = text("""
+SELECT id, at, actor, action, subject, reason, count, outcome FROM audit
+WHERE (CAST(:actor AS text) IS NULL OR actor = :actor) AND (CAST(:action AS text) IS NULL OR action = :action)
+  AND (CAST(:since AS timestamptz) IS NULL OR at >= :since) AND id < coalesce(:before, 9223372036854775807)
+ORDER BY id DESC LIMIT :limit
+""")
+
+#: The outcome of an action until it ends. If it stays, the action was interrupted, after as many as it says.
+UNDER_WAY = "under way"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One entry, as it is listed."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    reason: str | None
+    count: int | None
+    outcome: str | None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The entries of one database."""
+
+    engine: Engine
+
+    def note(self, entry: Entry) -> None:
+        """Write an entry."""
+        with self.engine.begin() as connection:
+            connection.execute(NOTE, entry.facts)
+
+    def begin(self, entry: Entry) -> int:
+        """Write the entry of an action that goes on; return its id."""
+        with self.engine.begin() as connection:
+            number: int = connection.execute(BEGIN, entry.facts).scalar_one()
+        return number
+
+    def go_on(self, entry_id: int, count: int, outcome: str = UNDER_WAY) -> None:
+        """Say where an action stands."""
+        with self.engine.begin() as connection:
+            connection.execute(GO_ON, {"id": entry_id, "count": count, "outcome": outcome})
+
+    def find(
+        self,
+        limit: int,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        since: datetime | None = None,
+        before: int | None = None,
+    ) -> list[Listed]:
+        """Return the newest entries; `before` an entry's id, for the next page."""
+        facts = {"limit": limit, "actor": actor, "action": action, "since": since, "before": before}
+        with self.engine.connect() as connection:
+            return [Listed(*row) for row in connection.execute(LIST, facts)]

@@ -7,10 +7,16 @@ from datetime import datetime
 from typing import Any
 
 from messaging.delivery import Status
-from messaging.texts import storable
+from messaging.texts import cut, storable
+
+#: The group of a failed delivery; for one that an older release has failed, from the error's first line.
+GROUP = r"""
+coalesce(failure_group, left(md5(handler || regexp_replace(
+    split_part(coalesce(last_error, ''), E'\n', 1), '[0-9]+', '#', 'g')), 10))"""
 
 #: One condition per field of `DeliveryFilter`. A delivery's end is the last change of its state.
 CONDITIONS = {
+    "group": f"{GROUP} = :group",
     "handlers": "handler = ANY(:handlers)",
     "event": "event_type = :event",
     "error": "position(lower(:error) in lower(last_error)) > 0",
@@ -33,7 +39,18 @@ class DeliveryFilter:
     until: datetime | None = None  # ended (for pending ones: raised) before this
     older_than_s: float | None = None  # seconds since the event was raised
     correlation: str | None = None  # the id of the original command
+    group: str | None = None  # of failures; `FailureGroup.id`
     ids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the conditions as they are written in the audit."""
+        given = ((one.name, getattr(self, one.name)) for one in fields(self))
+        shown = [
+            f"{name}={', '.join(value) if isinstance(value, tuple) else value}"
+            for name, value in given
+            if value is not None and value != ()
+        ]
+        return cut(" ".join(shown) or "all", 500)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from messaging.errors import MessagingError
 from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
+from messaging.postgres.audit import NOTE, Entry
 from messaging.postgres.breakers import NOT_OPEN
 from messaging.postgres.effects import Effects
 from messaging.postgres.filters import DeliveryFilter
@@ -60,6 +61,7 @@ PUT_BACK = """
 back AS (
     UPDATE deliveries SET
         status = 'pending', finished_at = NULL, attempts = 0, crashes = 0, reruns = reruns + 1,
+        failure_group = NULL,
         auto_reruns = CASE WHEN :automatic THEN auto_reruns + 1 ELSE 0 END,
         grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
     FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
@@ -268,7 +270,9 @@ class Outbox:
         query = text(f"WITH {CHOSEN.format(filter=chosen.sql)}, {DISCARD}")
         facts = {"before": None, "limit": limit, "reason": reason, "actor": actor}
         with self.engine.begin() as connection:
-            return [row.id for row in connection.execute(query, {**chosen.facts, **facts})]
+            gone = [row.id for row in connection.execute(query, {**chosen.facts, **facts})]
+            connection.execute(NOTE, Entry(actor, "discard", str(chosen), reason, len(gone), "done").facts)
+        return gone
 
     def edit(self, delivery_id: str, kind: type[Event], changes: Mapping[str, Any], actor: str) -> Delivery:
         """Replace a failed delivery with a corrected copy, which records its original.
@@ -297,6 +301,8 @@ class Outbox:
                 "reason": f"replaced by {copy.id}, in which {edited}",
             }
             connection.execute(REPLACE, {**vars(copy), **facts})
+            entry = Entry(actor, "edit", delivery_id, f"{edited}, as {copy.id}", 1, "done")
+            connection.execute(NOTE, entry.facts)
         return copy
 
     def prune(self, retention_s: float, limit: int = 1000) -> int:

@@ -60,6 +60,7 @@ class Project(Names):
     migrations: Path  # a folder of Alembic versions
     refusals: tuple[type[Exception], ...] = ()  # business errors, which are sent to the sender
     renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
+    fakes: str = ""  # "module:name" of a unit of work in memory, for tests that `deliveries reproduce` writes
 
     @cached_property
     def command_tasks(self) -> dict[str, type[Command]]:

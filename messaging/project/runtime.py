@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from messaging.errors import MessagingError
 from messaging.options import options_of
 from messaging.postgres.announcements import Announcements
+from messaging.postgres.audit import Audit
 from messaging.postgres.breakers import Breakers
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.engine import connect
@@ -94,6 +95,11 @@ class Runtime:
     def lanes(self) -> Lanes:
         """Return the deliveries that keep an order."""
         return self._once("lanes", lambda: Lanes(self.engine, self.settings.relay_grace_s))
+
+    @property
+    def audit(self) -> Audit:
+        """Return the record of what operators did."""
+        return self._once("audit", lambda: Audit(self.engine))
 
     @property
     def breakers(self) -> Breakers:

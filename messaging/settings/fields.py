@@ -174,6 +174,11 @@ class MessagingSettings(BaseSettings):
         "text", description="`json` writes the log as one JSON object a line"
     )
     log_slow_s: float = Field(1, gt=0, description="a message that takes longer is logged as a warning")
+    flower_operators: str | None = Field(
+        None,
+        description="names of Flower logins that may act, comma-separated; all others may only look;"
+        " default: everyone may act",
+    )
     flower_hosts: str | None = Field(
         None, description="Flower's host names besides `localhost`, comma-separated; others are refused"
     )

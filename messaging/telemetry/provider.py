@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import cache
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -15,6 +16,12 @@ from messaging import __version__
 
 #: Longest wait for the collector when a process ends, in seconds. What it does not take by then is lost.
 FLUSH_S = 3.0
+
+
+@cache
+def tracer() -> trace.Tracer:
+    """Return the tracer of this process and of its children."""
+    return trace.get_tracer("messaging", __version__)
 
 
 def set_up(service: str, collector_url: str | None) -> None:

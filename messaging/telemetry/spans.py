@@ -12,6 +12,7 @@ from typing import Any
 from opentelemetry import context, trace
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 
+from messaging.telemetry.provider import tracer
 from messaging.telemetry.work import Kind, Outcome, Work
 from messaging.texts import class_name
 from messaging.tracing import context_of, span_context
@@ -33,7 +34,7 @@ class Spans:
         """Open a span, below the sender's or in a new trace; SQL and sends within become its children."""
         if work.kind not in TRACED:
             return None
-        span = trace.get_tracer("messaging").start_span(
+        span = tracer().start_span(
             f"process {work.queue}",
             context_of(span_context(work.traceparent)),
             SpanKind.CONSUMER,
@@ -64,7 +65,7 @@ class Spans:
             "bus.handler": work.handler,
             "bus.causation_id": work.causation_id,
             "bus.attempt": work.attempt,
-            "bus.redelivered": work.redelivered,
+            "bus.redelivered": work.redelivered or None,
         }
         return {name: value for name, value in attributes.items() if value is not None}
 

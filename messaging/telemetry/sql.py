@@ -16,7 +16,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from psycopg2.extensions import cursor
 
-from messaging.tracing import within
+from messaging.telemetry.provider import tracer
+from messaging.tracing import note_error
 
 #: Texts of prepared statements, by name.
 _prepared: dict[str, str] = {}
@@ -50,10 +51,18 @@ class TracedCursor(cursor):
         if isinstance(sql, str):
             texts = (*texts, sql)
         steps = _summary(texts, isinstance(sql, bytes) and sql.endswith(b"COMMIT"))
-        attributes = {"db.system.name": "postgresql", "db.query.summary": steps}
-        tracer = trace.get_tracer("messaging")
-        with within(tracer.start_span(steps, kind=SpanKind.CLIENT, attributes=attributes)):
+        span = tracer().start_span(
+            steps,
+            kind=SpanKind.CLIENT,
+            attributes={"db.system.name": "postgresql", "db.query.summary": steps},
+        )
+        try:
             super().execute(sql, params)
+        except BaseException as error:
+            note_error(span, error)
+            raise
+        finally:
+            span.end()
 
 
 @lru_cache(maxsize=1000)

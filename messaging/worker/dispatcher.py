@@ -21,6 +21,7 @@ from messaging.dead_letters import PARKED, DeadLetter
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, UnknownMessage, describe
 from messaging.messages import Event
+from messaging.postgres.audit import UNDER_WAY, Entry
 from messaging.postgres.dead_letters import DeadLetters, NotReplayable
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.transaction import DATABASE_ERRORS
@@ -120,15 +121,18 @@ class Dispatcher:
         ends even if everything fails again.
         """
         outbox, turn = self.runtime.outbox, TURN if rate is None else max(1, min(TURN, int(rate)))
-        before = outbox.clock()
+        before, audit, done = outbox.clock(), self.runtime.audit, 0
+        entry = audit.begin(Entry(actor, "rerun", str(chosen), None, 0, UNDER_WAY))
         while limit > 0:
             started, wanted = time.monotonic(), min(turn, limit)
             deliveries = outbox.rerun(chosen, actor, wanted, before)
+            limit, done = limit - len(deliveries), done + len(deliveries)
+            is_last = limit <= 0 or len(deliveries) < wanted
+            audit.go_on(entry, done, "done" if is_last else UNDER_WAY)
             sent = self.send_known(deliveries)
             if deliveries:
                 yield RerunTurn(deliveries, sent)
-            limit -= len(deliveries)
-            if len(deliveries) < wanted:
+            if is_last:
                 return
             if rate is not None and limit > 0:
                 pause(max(0.0, turn / rate - (time.monotonic() - started)))

@@ -171,7 +171,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert status_of(backend, third) == "discarded"
 
 
-def test_failed_deliveries_are_listed_by_cause(page, flower, backend):
+def test_failed_deliveries_of_an_older_release_are_grouped_by_their_error(page, flower, backend):
     errors = ("TimeoutError: timed out\nafter 10 s", "TimeoutError: timed out", "KeyError: 'a & <b>'")
     for error in errors:
         backend.sql(
@@ -183,12 +183,13 @@ def test_failed_deliveries_are_listed_by_cause(page, flower, backend):
         )
 
     page.goto(f"{flower}/deliveries?status=failed&handler=reallocate")
-    causes = page.locator("#causes")
-    assert "2 \N{MULTIPLICATION SIGN} TimeoutError: timed out in reallocate" in causes.inner_text()
-    causes.get_by_role("link", name="KeyError").click()
+    groups = page.locator("#groups tbody tr")
+    assert groups.count() == 2
+    assert re.match(r"2\s+reallocate\s+TimeoutError: timed out", groups.nth(0).inner_text())
+    groups.filter(has_text="KeyError: 'a & <b>'").get_by_role("link", name="Select").click()
 
     assert page.locator("#matching").inner_text() == "1 failed match the filter."
-    assert causes.count() == 0
+    assert groups.count() == 1
     backend.sql("DELETE FROM deliveries WHERE handler = 'reallocate' AND status = 'failed' RETURNING 1")
 
 
@@ -396,3 +397,66 @@ def test_a_handler_is_paused_and_resumed_by_a_button(page, flower, backend, shop
     assert "is resumed" in page.locator("#said").inner_text()
     eventually(lambda: status_of(backend, delivery_id) == "done", 60, "the delivery done")
     assert f"<{delivery_id}.1@example.com>" in module_mail.mails.message_ids()
+
+
+def test_failures_are_shown_in_groups_and_a_group_is_selected_by_a_click(
+    page, flower, backend, fail_for, sku
+):
+    delivery_id = fail_for("o10")
+    backend.sql(
+        "INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s,"
+        " correlation_id, causation_id, finished_at, last_error)"
+        " SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{\"sku\": \"X\"}', handler, 'failed',"
+        " now(), 1, 'c', 'c', now(), 'PriceUnknown: no price for ' || n FROM deliveries,"
+        " generate_series(1, 250) n WHERE id = CAST(:id AS uuid) RETURNING 1",
+        id=delivery_id,
+    )
+
+    page.goto(f"{flower}/deliveries")
+    rows = page.locator("#groups tbody tr")
+    assert [rows.nth(n).locator("td").first.inner_text() for n in range(2)] == ["250", "1"]
+    assert "failed 251" in page.locator("#summary").inner_text()
+    screenshot(page, "flower-groups")
+    assert "Page 1" in page.locator("nav[aria-label=Pages]").inner_text()
+    for number in (2, 3):
+        page.get_by_role("link", name="Older").click()
+        assert f"Page {number}" in page.locator("nav[aria-label=Pages]").inner_text()
+    assert page.locator("#deliveries tbody tr").count() == 51
+
+    page.goto(f"{flower}/deliveries")
+    rows.nth(0).get_by_role("link", name="Select").click()
+    assert "250 failed match the filter." in page.locator("#matching").inner_text()
+    page.get_by_label("Reason to discard").fill("no list has a price")
+    page.locator("#discard-matching").click()
+    assert "250 discarded." in page.locator("#said").inner_text()
+    assert status_of(backend, delivery_id) == "failed"
+
+
+def test_a_login_that_may_only_look_sees_no_buttons_and_cannot_act(backend, fail_for):
+    delivery_id = fail_for("o11")
+    port = free_port()
+    logins = {"FLOWER_BASIC_AUTH": "ann:secret,bob:secret", "ALLOCATION_FLOWER_OPERATORS": "ann"}
+    child = programs.flower(backend.folder, {**backend.env, **logins}, port)
+    child.start()
+    try:
+        address = wait_for_flower(child, port)
+        url, form = f"{address}/deliveries", b"do=rerun&_xsrf=x"
+
+        def ask(login: str, data: bytes | None = None, path: str = url) -> tuple[int, str]:
+            answer = request(path, login, data)
+            return answer.status, answer.text
+
+        assert "Re-run" in ask("ann:secret")[1]
+        status, shown = ask("bob:secret")
+        assert status == 200
+        assert delivery_id in shown
+        assert "Re-run" not in shown
+        for path in (url, f"{address}/handlers", f"{address}/api/worker/shutdown/x"):
+            status, text = ask("bob:secret", form, path)
+            assert status == 403
+            assert "this login may only look; ALLOCATION_FLOWER_OPERATORS names those that may act" in text
+        status, text = ask("ann:secret", form)
+        assert "may only look" not in text  # its token is wrong, but it may act
+        assert status == 403
+    finally:
+        child.stop()

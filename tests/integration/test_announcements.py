@@ -424,5 +424,5 @@ def test_taking_events_costs_the_same_however_many_wait(app):
 
 def explain(connection: Any) -> str:
     """Return the plan of taking events."""
-    rows = connection.execute(text(f"EXPLAIN {TAKE.text}"), {"limit": 160})
+    rows = connection.execute(text(f"EXPLAIN {TAKE.text}"), {"limit": 160, "low": 0})
     return "\n".join(row[0] for row in rows)

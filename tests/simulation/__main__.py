@@ -2,7 +2,7 @@
 
 python -m tests.simulation --minutes 10                    fresh seeds
 python -m tests.simulation --seed 7 --without 0,2 --choices 12:1,40:3    one, as a failing run prints it
-python -m tests.simulation --mutations --minutes 1         find each planted bug
+python -m tests.simulation --mutations                     find each planted bug
 python -m tests.simulation --redis --minutes 10            the Redis transport, in a world of its own
 python -m tests.simulation --small                         all schedules of a small case
 """
@@ -22,7 +22,7 @@ from tests.simulation.choices import recorded
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.redis.mutations import MUTATIONS as REDIS_MUTATIONS
 from tests.simulation.redis.world import redis_world
-from tests.simulation.run import Schedule, hunt, shrunk, story
+from tests.simulation.run import A_MINUTE, Schedule, hunt, shrunk, story
 from tests.simulation.server import simulated_world
 from tests.simulation.small import play_all
 from tests.simulation.world import World
@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, help="play this schedule, or begin with it (with --minutes)")
     parser.add_argument("--steps", type=int, help="stop after so many steps altogether")
-    parser.add_argument("--minutes", type=float, help="go on for so long (2, or 1 for each planted bug)")
+    parser.add_argument("--minutes", type=float, help="go on for so long (2)")
     parser.add_argument("--without", default="", help="numbers of commands that are left out")
     parser.add_argument("--choices", help="decisions that are not calm, as position:option,…")
     parser.add_argument("--mutations", nargs="?", const="", help="find planted bugs whose words contain this")
@@ -114,7 +114,8 @@ def _find_bugs(world: Any, options: argparse.Namespace, mutations: Mapping[str, 
         if options.mutations not in words:
             continue
         with plant(world):
-            result = hunt(world, count(options.seed or 1), 60 * (options.minutes or 1.0))
+            first, seconds = options.seed or 1, options.minutes and 60 * options.minutes
+            result = hunt(world, range(first, first + A_MINUTE), seconds)
         missed += result.found is None
         what = result.outcome.failure if result.outcome else "NOT FOUND"
         figures = f"{result.found or ''} | {result.schedules} | {result.seconds:.0f}"

@@ -54,7 +54,7 @@ SELECT
     'command', command, 'result', result, 'error', error->>'type')), '[]') FROM inbox),
  (SELECT coalesce(json_agg(json_build_object('id', id, 'type', event_type, 'payload', payload,
     'handler', handler, 'status', status, 'attempts', attempts, 'run', reruns, 'cause', causation_id,
-    'crashes', crashes,
+    'crashes', crashes, 'lane', lane, 'position', position,
     'listed', (SELECT count(*) FROM attempts WHERE delivery_id = deliveries.id AND run = reruns))), '[]')
   FROM deliveries),
  (SELECT coalesce(json_agg(json_build_array(position, event_id, subject, causation_id)

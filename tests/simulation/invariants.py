@@ -118,12 +118,35 @@ class Books:
         yield from (
             f"raised twice: {what}" for what, count in doubles.items() if count > 1 and not self._edited(what)
         )
+        yield from self._in_order(rows)
         for row in rows:
             cause = self.inbox.get(row["cause"])
             if cause and cause["error"]:
                 yield f"{row['cause']} was refused with {cause['error']} and raised {row['type']}"
         self.deliveries = now
         self.ever.update(now)
+
+    def _in_order(self, rows: list[dict[str, Any]]) -> Iterator[str]:
+        """A delivery that is done was the first of its lane."""
+        open_from: dict[tuple[str, str], int] = {}
+        lanes = [row for row in rows if row["lane"] is not None]
+        for row in lanes:
+            if row["status"] not in ("done", "discarded"):
+                lane = row["handler"], row["lane"]
+                open_from[lane] = min(row["position"], open_from.get(lane, row["position"]))
+        for row in lanes:
+            before = self.deliveries.get(row["id"], {"status": "pending"})
+            ends_now = row["status"] == "done" != before["status"]
+            if ends_now and open_from.get((row["handler"], row["lane"]), row["position"]) < row["position"]:
+                yield f"{row['handler']} {row['id']} was done before an earlier one of {row['lane']}"
+
+    def is_blocked(self, row: dict[str, Any]) -> bool:
+        """Tell whether a delivery waits for an earlier one that has failed."""
+        return row["status"] == "waiting" and any(
+            one["status"] == "failed" and one["lane"] == row["lane"] and one["handler"] == row["handler"]
+            for one in self.deliveries.values()
+            if row["lane"] is not None and one["position"] and one["position"] < row["position"]
+        )
 
     #: How many workers may have ended without counting their attempt at a run of a delivery.
     lost: Callable[[str, int], int] = field(default=lambda _delivery_id, _run: 0)
@@ -304,7 +327,10 @@ class Books:
             not self.broker.waiting
             and not self.broker.held
             and not self.waiting
-            and all(row["status"] not in ("pending", "waiting") for row in self.deliveries.values())
+            and all(
+                row["status"] not in ("pending", "waiting") or self.is_blocked(row)
+                for row in self.deliveries.values()
+            )
         )
 
 

@@ -19,10 +19,11 @@ from sqlalchemy import TextClause, text
 import reliable_celery.requests
 from allocation.adapters import repository
 from messaging.bus import MessageBus
-from messaging.postgres import announcements, attempts, inbox, outbox
+from messaging.postgres import announcements, attempts, gate, inbox, outbox
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.inbox import Answer, Inbox
+from messaging.postgres.order import Lanes
 from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.wire.cloud_events import Announcement
@@ -230,6 +231,11 @@ def _(_world: World, stack: ExitStack) -> None:
     without(stack, attempts, "NOTE_FAILED", " AND reruns = :run")
 
 
+@mutation("a late failure is not noted while its delivery is put aside")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "NOTE_FAILED", "finished_at IS NULL", instead="status = 'pending'")
+
+
 @mutation("failures of earlier runs are counted for this one")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, attempts, "CLAIM", " AND run = deliveries.reruns")
@@ -250,6 +256,17 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("the relay sends nothing")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "TAKE_DUE", "due_at <= now()", instead="false")
+
+
+@mutation("a delivery does not wait for the earlier ones of its lane")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, gate, "CLAIM_GATED", "earlier.position < deliveries.position", instead="false")
+
+
+@mutation("nobody wakes the next one of a lane")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, Lanes, "wake_head", lambda *_args: [])
+    put(stack, Lanes, "wake_heads", lambda *_args: [])
 
 
 # Events for other apps

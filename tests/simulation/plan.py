@@ -96,9 +96,9 @@ def random_plan(seed: int) -> Plan:
             used.append(order)
             orders = [*orders, order]
         senders[name] = orders
-    if random.random() < 0.15:
+    if random.random() < 0.22:
         senders = _rush(random)
-    for_good = random.random() < 0.25
+    for_good = random.random() < 0.3
     odds = Odds(
         go_on=random.choice((0.95, 0.8, 0.5, 0.3)),
         slow=random.choice((0.001, 0.01, 0.03)),
@@ -110,7 +110,7 @@ def random_plan(seed: int) -> Plan:
         odds,
         duplicates=random.choice((0, 0, 1, 2)),
         forgets=random.choice((0, 0, 0, 1)),
-        operators=random.choice((0, 1, 2)) if for_good else random.choice((0, 0, 1)),
+        operators=random.choice((0, 1, 2, 2)) if for_good else random.choice((0, 0, 1)),
         workers=random.choice((2, 2, 3)),
         relays=random.choice((1, 2)),
         failing=FAILING[0] if for_good else random.choice(("", "", *FAILING)),

@@ -12,6 +12,9 @@ from tests.simulation.choices import Choices, Replayed, Seeded, line
 from tests.simulation.clock import EPOCH
 from tests.simulation.world import Outcome
 
+#: As many as one free core plays in a minute: a planted bug has to be found by then.
+A_MINUTE = 600
+
 IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 
 

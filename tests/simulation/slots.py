@@ -12,8 +12,9 @@ import celeryconfig
 from allocation.bootstrap import project
 from allocation.client import AllocationClient
 from allocation.config import Settings
-from allocation.domain.events import Allocated
+from allocation.domain.events import Allocated, BatchCreated, BatchQuantityChanged
 from messaging.bus import MessageBus
+from messaging.options import handler
 from messaging.worker.app import MessagingApp, make_app
 from tests.simulation.clock import Clock
 from tests.simulation.database import Database
@@ -58,6 +59,19 @@ def tally_allocation(event: Allocated, uow: Any) -> None:
     """Do nothing but what every simulated handler does: leave a row."""
 
 
+@handler(in_order_by="sku")
+def list_correction(event: BatchCreated | BatchQuantityChanged, uow: Any) -> None:
+    """Do the same, one after the other for each product."""
+
+
+#: Handlers that the product does not have, by event.
+MORE = {
+    Allocated: [tally_allocation],
+    BatchCreated: [list_correction],
+    BatchQuantityChanged: [list_correction],
+}
+
+
 def counted(handler: Callable[[Any, Any], Any], *, of_command: bool) -> Callable[[Any, Any], Any]:
     """Have a handler write a row of `effects` in its own transaction."""
 
@@ -78,12 +92,11 @@ def simulated_bus() -> MessageBus:
     """Return the project's bus, each of whose handlers leaves a row."""
     bus = project.bus
     handlers = {kind: counted(handler, of_command=True) for kind, handler in bus.commands.items()}
+    functions = {one for found in (*bus.events.values(), *MORE.values()) for one in found}
+    reactions = {one: counted(one, of_command=False) for one in functions}
     events = {
-        kind: [
-            counted(one, of_command=False)
-            for one in [*found, *([tally_allocation] if kind is Allocated else [])]
-        ]
-        for kind, found in bus.events.items()
+        kind: [reactions[one] for one in [*bus.events.get(kind, []), *MORE.get(kind, [])]]
+        for kind in {**bus.events, **MORE}
     }
     return MessageBus(handlers, events)
 

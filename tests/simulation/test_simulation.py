@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation.choices import recorded
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.run import Schedule, hunt, shrunk, story
+from tests.simulation.run import A_MINUTE, Schedule, hunt, shrunk, story
 from tests.simulation.server import simulated_world
 from tests.simulation.small import CASES, LEVELS, play_case
 from tests.simulation.world import World
@@ -83,7 +83,7 @@ def test_a_planted_bug_is_found(world: World, words: str):
     first = random.SystemRandom().randrange(10**9)
 
     with MUTATIONS[words](world):
-        result = hunt(world, count(first), 60.0)
+        result = hunt(world, range(first, first + A_MINUTE))
 
     print(f"{words}: {result}, --seed {result.found and result.found.seed}")
     assert result.found, f"not found in {result}"

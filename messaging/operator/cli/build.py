@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from messaging import __version__
-from messaging.operator.cli import pauses, reruns  # noqa: F401  # add to `deliveries`
+from messaging.operator.cli import groups, pauses, reruns  # noqa: F401  # add to `deliveries`
+from messaging.operator.cli.audit import audit
 from messaging.operator.cli.check import backlog, check
 from messaging.operator.cli.commands import commands_of
 from messaging.operator.cli.dead_letters import dead_letters
@@ -49,16 +50,7 @@ and every other setting; a .env file is read too. NO_COLOR turns colours off.
     )
     said = f"{project.name} {version}" if version else f"{project.name}, on allocation {__version__}"
     click.version_option(version or __version__, message=said)(tool)
-    for command in (
-        migrate,
-        check,
-        backlog,
-        trace,
-        deliveries,
-        dead_letters,
-        replay,
-        load,
-        *commands_of(project),
-    ):
+    own = (migrate, check, backlog, trace, deliveries, dead_letters, audit, replay, load)
+    for command in (*own, *commands_of(project)):
         tool.add_command(command)
     return tool

@@ -42,6 +42,7 @@ AGE, MOMENT, TEXT = Parsed("age", parse_age), Parsed("time", parse_moment), Pars
 FILTERS = (
     click.option("--handler", type=TEXT, help="Only this event handler, by its function's name."),
     click.option("--event", type=TEXT, help="Only events of this class."),
+    click.option("--group", type=TEXT, help="Only this group of failures, as `groups` lists it."),
     click.option("--error", type=TEXT, help="Only those whose last error contains this text."),
     click.option(
         "--since", type=MOMENT, help="Failed (done, discarded) at or after this time; or an age: 2h."

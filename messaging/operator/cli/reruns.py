@@ -21,6 +21,9 @@ from messaging.worker.dispatcher import RerunTurn
 
 WAIT_STEP_S = 0.2
 
+#: Seconds that a canary has, unless `--wait` says otherwise.
+CANARY_S = 60.0
+
 pass_tool = click.make_pass_decorator(Tool)
 
 
@@ -28,6 +31,7 @@ pass_tool = click.make_pass_decorator(Tool)
     epilog="""Example:
   {prog} deliveries rerun 0198c6a2-0000-7000-8000-000000000000 --wait 30
   {prog} deliveries rerun --error "Connection refused" --since 2h --dry-run
+  {prog} deliveries rerun --group 0123456789 --canary 5
   {prog} deliveries rerun --all --limit 5000 --rate 20
 
 A delivery that is done or running is never re-run. Ctrl-C stops between two batches: deliveries that were
@@ -41,13 +45,19 @@ requeued will run, the rest stay failed. Run the same command again to continue.
 @click.option(
     "--rate", type=click.FloatRange(min=0.1), metavar="PER_SECOND", help="At most this many per second."
 )
+@click.option(
+    "--canary",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Re-run N at random first, and the others only if all of these succeed.",
+)
 @click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="How long to wait for the outcome.")
 @pass_tool
 def rerun(
     tool: Tool, /, ids: tuple[UUID, ...], everything: bool, dry_run: bool, limit: int, **options: Any
 ) -> None:
     """Re-run failed deliveries, by id or by filter, the earliest failures first."""
-    rate, wait_s = options.pop("rate"), options.pop("wait_s")
+    rate, wait_s, canary = options.pop("rate"), options.pop("wait_s"), options.pop("canary")
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
     counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
@@ -55,6 +65,9 @@ def rerun(
         _say_what_would_happen(counts, limit, "re-run")
         return
     _say_what_is_left_alone(tool, ids)
+    if canary:
+        _try_some(tool, which, min(canary, limit), wait_s or CANARY_S)
+        limit -= min(canary, limit)
     turns = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
     put_back = tuple(delivery.id for turn in turns for delivery in turn.deliveries)
     console().print(outcome(turns))
@@ -66,6 +79,21 @@ def rerun(
         _wait(tool, put_back, wait_s)
     if ids and not put_back:
         raise SystemExit(REFUSED)
+
+
+def _try_some(tool: Tool, which: DeliveryFilter, count: int, wait_s: float) -> None:
+    """Re-run some at random, and end the program unless all of them succeed."""
+    ids = DeliveryQueries(tool.runtime.engine).sample(which, count)
+    if not ids:
+        return
+    for _ in tool.dispatcher.rerun(DeliveryFilter(ids=ids), f"{tool.actor} (canary)", count):
+        pass
+    console().print(f"{len(ids):,} of them are tried first.")
+    try:
+        _wait(tool, ids, wait_s)
+    except SystemExit:
+        console().print("The others were left alone, since not all of these succeeded.")
+        raise
 
 
 def _rerun(
@@ -116,7 +144,7 @@ def _wait(tool: Tool, ids: tuple[str, ...], wait_s: float) -> None:
     """Wait until none of these deliveries is pending, and print how they ended."""
     deadline = time.monotonic() + wait_s
     rows = _rows(tool, ids)
-    while any(row.status is Status.PENDING for row in rows) and time.monotonic() < deadline:
+    while any(row.status in (Status.PENDING, Status.WAITING) for row in rows) and time.monotonic() < deadline:
         time.sleep(WAIT_STEP_S)
         rows = _rows(tool, ids)
     states = [row.status for row in rows]
