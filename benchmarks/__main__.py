@@ -22,6 +22,7 @@ from benchmarks.servers import Servers, servers
 MEASUREMENTS = (
     "commands",
     "events",
+    "options",
     "latency",
     "hot",
     "scaling",

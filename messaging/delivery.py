@@ -36,6 +36,7 @@ class Waits(StrEnum):
     PLACE = "place"
     RATE = "rate"
     TIME = "time"
+    TURN = "turn"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Waits:
                 return f"waits for its time, {_when(row)}"
             case delivery.Waits.TIME:
                 return f"its handler said: not before {_when(row)}"
+            case delivery.Waits.TURN:
+                return "re-run; the relay sends it when workers have taken those before it"
         return f"waits for {row.waits_for}"
 
 

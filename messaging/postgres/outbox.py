@@ -60,8 +60,9 @@ RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, cau
 PUT_BACK = """
 back AS (
     UPDATE deliveries SET
-        status = 'pending', finished_at = NULL, attempts = 0, crashes = 0, reruns = reruns + 1,
-        failure_group = NULL,
+        status = CASE WHEN :aside THEN 'waiting' ELSE 'pending' END,
+        waits_for = CASE WHEN :aside THEN 'turn' END,
+        finished_at = NULL, attempts = 0, crashes = 0, reruns = reruns + 1, failure_group = NULL,
         auto_reruns = CASE WHEN :automatic THEN auto_reruns + 1 ELSE 0 END,
         grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
     FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
@@ -226,7 +227,13 @@ class Outbox:
         return now
 
     def rerun(
-        self, chosen: DeliveryFilter, actor: str, limit: int, before: datetime | None = None
+        self,
+        chosen: DeliveryFilter,
+        actor: str,
+        limit: int,
+        before: datetime | None = None,
+        *,
+        aside: bool = False,
     ) -> list[Delivery]:
         """Set failed deliveries back to pending, oldest failures first, and return them for sending.
 
@@ -235,9 +242,10 @@ class Outbox:
             actor: who re-runs, for the history.
             limit: at most this many.
             before: only those that failed before this time, so that none is re-run twice.
+            aside: have them wait instead: the relay sends them as fast as workers take messages.
         """
         query = text(f"WITH {CHOSEN.format(filter=chosen.sql)}, {PUT_BACK}")
-        facts = {"limit": limit, "before": before, "actor": actor, "automatic": False}
+        facts = {"limit": limit, "before": before, "actor": actor, "automatic": False, "aside": aside}
         with self.engine.begin() as connection:
             rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s})
             return [Delivery.to_send(row) for row in rows]
@@ -258,6 +266,7 @@ class Outbox:
             "cooldown_max_s": cooldown_max_s,
             "grace_s": self.grace_s,
             "automatic": True,
+            "aside": False,
             "actor": SCHEDULE,
         }
         with self.engine.begin() as connection:

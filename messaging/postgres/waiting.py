@@ -23,13 +23,20 @@ WHERE id = %(id)s AND status = 'pending'"""
 PUT_ASIDE = text("""
 WITH chosen AS (
     SELECT id FROM deliveries
-    WHERE status = 'pending' AND (
-        (CAST(:ids AS uuid[]) IS NOT NULL AND id = ANY(CAST(:ids AS uuid[])))
-        OR :everything OR handler = ANY(:handlers) OR event_type = ANY(:events))
+    WHERE status = 'pending' AND (:everything OR handler = ANY(:handlers) OR event_type = ANY(:events))
     LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 UPDATE deliveries SET status = 'waiting', waits_for = :why WHERE id = ANY(ARRAY(SELECT id FROM chosen))
 RETURNING id::text
+""")
+
+#: By their ids alone, as far as no worker is running them.
+PUT_THESE_ASIDE = text("""
+WITH locked AS (
+    SELECT id, status FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) FOR UPDATE SKIP LOCKED
+)
+UPDATE deliveries SET status = 'waiting', waits_for = :why
+WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE status = 'pending')) RETURNING id::text
 """)
 
 #: A time that everything is due within.
@@ -105,7 +112,6 @@ class Waiting:
         why: Waits,
         limit: int,
         *,
-        ids: Sequence[str] | None = None,
         handlers: Sequence[str] = (),
         events: Sequence[str] = (),
         everything: bool = False,
@@ -114,13 +120,17 @@ class Waiting:
         facts = {
             "why": why,
             "limit": limit,
-            "ids": None if ids is None else list(ids),
             "handlers": list(handlers),
             "events": list(events),
             "everything": everything,
         }
         with self.engine.begin() as connection:
             return list(connection.execute(PUT_ASIDE, facts).scalars())
+
+    def put_these_aside(self, why: Waits, ids: Sequence[str]) -> list[str]:
+        """Put aside those of these deliveries that are pending and not running; return their ids."""
+        with self.engine.begin() as connection:
+            return list(connection.execute(PUT_THESE_ASIDE, {"why": why, "ids": list(ids)}).scalars())
 
     def queues(self) -> list[Queue]:
         """Return what waits, and for what."""

@@ -45,6 +45,10 @@ LONGEST_RUN_S = 5.0
 #: Failed deliveries re-run per transaction; a Ctrl-C undoes fewer than that.
 TURN = 200
 
+#: Messages in the events queue above which no more deliveries are woken or re-run: an event that is raised
+#: now has at most about so many before it.
+BACKLOG = 400
+
 #: Properties of the message itself; the others were added by its transport.
 OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
 
@@ -55,6 +59,7 @@ class RerunTurn:
 
     deliveries: list[Delivery]
     sent: int  # how many were sent; the relay will send the others, unless this release lacks their handler
+    waiting: int = 0  # how many the relay sends as fast as workers take messages
 
 
 @dataclass
@@ -117,6 +122,9 @@ class Dispatcher:
     ) -> Iterator[RerunTurn]:
         """Re-run failed deliveries in batches, and yield each batch.
 
+        The first `BACKLOG` are sent at once. The others wait for their turn, unless there is a `rate`, so
+        that what happens now is not delayed by them.
+
         At most `rate` per second and `limit` in total. Only those that failed before the start, so that it
         ends even if everything fails again.
         """
@@ -125,13 +133,15 @@ class Dispatcher:
         entry = audit.begin(Entry(actor, "rerun", str(chosen), None, 0, UNDER_WAY))
         while limit > 0:
             started, wanted = time.monotonic(), min(turn, limit)
-            deliveries = outbox.rerun(chosen, actor, wanted, before)
+            aside = rate is None and done >= BACKLOG
+            deliveries = outbox.rerun(chosen, actor, wanted, before, aside=aside)
             limit, done = limit - len(deliveries), done + len(deliveries)
             is_last = limit <= 0 or len(deliveries) < wanted
             audit.go_on(entry, done, "done" if is_last else UNDER_WAY)
-            sent = self.send_known(deliveries)
-            if deliveries:
-                yield RerunTurn(deliveries, sent)
+            if aside:
+                yield RerunTurn(deliveries, 0, len(deliveries))
+            elif deliveries:
+                yield RerunTurn(deliveries, self.send_known(deliveries))
             if is_last:
                 return
             if rate is not None and limit > 0:

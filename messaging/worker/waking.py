@@ -12,11 +12,7 @@ from messaging.options import NO_OPTIONS, HandlerOptions, options_of
 from messaging.postgres.breakers import Stopped
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.waiting import Queue
-from messaging.worker.dispatcher import Dispatcher, logger
-
-#: Messages in the events queue above which no more deliveries are woken: an event that is raised now has at
-#: most about so many before it.
-BACKLOG = 400
+from messaging.worker.dispatcher import BACKLOG, Dispatcher, logger
 
 #: Seconds before the queue's length is read again.
 LOOK_S = 0.2
@@ -114,5 +110,5 @@ def without_paused(dispatcher: Dispatcher, due: list[Delivery]) -> list[Delivery
     pauses = runtime.pauses.active() if due else []
     paused = {row.id for row in due if first_stop(pauses, all_names(row.handler), row.event_type)}
     if paused:
-        runtime.waiting.put_aside(Waits.PAUSE, len(paused), ids=list(paused))
+        runtime.waiting.put_these_aside(Waits.PAUSE, list(paused))
     return [row for row in due if row.id not in paused]

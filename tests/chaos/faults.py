@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from contextlib import suppress
 
 import psutil
 
+from local import ROOT
 from local.processes import programs
 from local.processes.child import Child
 from local.waiting import eventually
@@ -127,6 +131,27 @@ def clock_jumps(world: World, traffic: Traffic, rng: random.Random) -> None:
     last(rng.uniform(0.02, 0.2))
     world.kill(jumping.name)
     world.remove(jumping.name)
+
+
+# Operators
+
+
+@fault("everything paused and resumed by operators while workers are killed, 3 times")
+def pause_everything(world: World, traffic: Traffic, rng: random.Random) -> None:
+    for _ in range(3):
+        _operator(world, "pause", "--all", "--reason", "a fault")
+        traffic.burst(15)
+        last(rng.uniform(0.1, OUTAGE_S))
+        world.kill(rng.choice(WORKERS))
+        traffic.burst(15)
+        _operator(world, "resume", "--all")
+
+
+def _operator(world: World, *words: str) -> None:
+    tool = [sys.executable, "-m", "allocation", "deliveries", *words]
+    subprocess.run(
+        tool, env={**os.environ, **world.env}, cwd=ROOT, check=True, capture_output=True, timeout=60
+    )
 
 
 # Commands that kill

@@ -19,7 +19,7 @@ RULES = {
     "a line is allocated to a batch of another sku": """
         SELECT orderid FROM allocations JOIN batches ON reference = batch_reference
         WHERE allocations.sku <> batches.sku""",
-    "a delivery is still pending": "SELECT id FROM deliveries WHERE status = 'pending'",
+    "a delivery is still pending or waiting": "SELECT id FROM deliveries WHERE finished_at IS NULL",
     "a delivery has failed": """
         SELECT id, last_error FROM deliveries WHERE status = 'failed' AND handler <> 'swallow_poison'""",
     "an attempt was not counted": """

@@ -17,6 +17,7 @@ from messaging.operator.reruns import outcome
 from messaging.operator.stats import Statistics
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.outbox import NotFailed
+from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from tests.integration.outbox import app_on, ask, put, sent, state
 
@@ -36,6 +37,32 @@ def find(app: MessagingApp) -> Callable[..., list[str]]:
         return [row.id for row in found]
 
     return ids
+
+
+def test_a_large_rerun_does_not_delay_what_happens_now(app: MessagingApp):
+    first = put(app)
+    ask(
+        app,
+        "INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s,"
+        " correlation_id, causation_id, finished_at) SELECT gen_random_uuid(), gen_random_uuid(), event_type,"
+        " payload, handler, status, now(), 30, 'c', 'c', now() FROM deliveries, generate_series(1, 1000)"
+        " RETURNING 1",
+    )
+
+    said = outcome(list(app.dispatcher.rerun(DeliveryFilter(), "ann", 2000)))
+
+    assert said.startswith(
+        "1,001 requeued, 400 of them sent. The relay sends 601 as fast as workers take them"
+    )
+    housekeeping.relay(app.dispatcher)
+    before = sent(app)  # what a new event's message has before it
+    assert len(before) <= 400
+    ask(
+        app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'pending' RETURNING 1"
+    )
+    housekeeping.relay(app.dispatcher)
+    assert 0 < len(sent(app)) <= 450
+    assert first in before
 
 
 def turns(
