@@ -104,6 +104,8 @@ def of_project(project: Project) -> dict[str, Any]:
         },
         # Processes per worker; `--concurrency` on the command line overrides it.
         "worker_concurrency": settings.worker_concurrency,
+        # For a probe; the event loop touches it.
+        "worker_alive_file": str(settings.worker_alive_file or ""),
         # A hung handler is killed; the inbox and the delivery row make its second run harmless.
         "task_time_limit": settings.task_time_limit_s,
         # A larger message becomes a dead letter without being read.

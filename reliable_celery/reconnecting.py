@@ -8,7 +8,6 @@ Setting: comes with `reliable_celery.consumer:Consumer`.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from celery.concurrency.solo import TaskPool as SoloPool
@@ -21,6 +20,7 @@ from kombu.transport.native_delayed_delivery import (
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
+from reliable_celery.alive import Alive, touching
 from reliable_celery.sentinel import is_sentinel
 
 #: Seconds between attempts to connect; Celery waits 2 s, 4 s, 6 s, up to 30 s.
@@ -68,11 +68,12 @@ class ReconnectingConsumer(CeleryConsumer):
     """Connects again within seconds."""
 
     class Blueprint(CeleryConsumer.Blueprint):
-        """Celery's steps, with ours for delayed delivery."""
+        """Celery's steps, with our own for delayed delivery, and the sign of life."""
 
         default_steps = (
             *(step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in step),
             DelayedDelivery,
+            Alive,
         )
 
     amqheartbeat: float
@@ -101,5 +102,10 @@ class ReconnectingConsumer(CeleryConsumer):
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, with short pauses between attempts; neither kombu nor Celery has a setting for them."""
-        conn.ensure_connection = partial(conn.ensure_connection, **PAUSES)
+        connect = conn.ensure_connection
+
+        def ensure_connection(*args: Any, callback: Any = None, **kwargs: Any) -> Any:
+            return connect(*args, callback=touching(self.app, callback), **kwargs, **PAUSES)
+
+        conn.ensure_connection = ensure_connection
         return super().ensure_connected(conn)

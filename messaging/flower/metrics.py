@@ -41,6 +41,7 @@ class Snapshot:
     lags: Lags | None = None
     dead_rows: Mapping[str, int] = field(default_factory=dict)  # by table
     backlogs: Mapping[str, Backlog] = field(default_factory=dict)  # by queue; empty while the broker is away
+    load: int | None = None  # messages of commands and deliveries that wait or are being worked on
 
 
 class DeliveryCollector(Collector):
@@ -90,6 +91,10 @@ class DeliveryCollector(Collector):
 
         yield from _lags(name, snapshot)
         yield from _backlogs(name, snapshot.backlogs)
+        if snapshot.load is not None:
+            yield GaugeMetricFamily(
+                f"{name}_backlog", "Messages that wait or are being worked on", value=snapshot.load
+            )
 
     def _zeros(self) -> Counts:
         """Return a zero for every state of every handler: an alert sees a series before the first failure."""
@@ -116,7 +121,13 @@ class DeliveryCollector(Collector):
         heartbeats = {job: beat.age_s for job, beat in self._runtime.heartbeats.read().items()}
         health = Health(self._runtime.engine)
         self._snapshot = Snapshot(
-            statistics.open(), done, heartbeats, health.lags(), health.dead_rows(), self._backlogs()
+            statistics.open(),
+            done,
+            heartbeats,
+            health.lags(),
+            health.dead_rows(),
+            self._backlogs(),
+            self._load(),
         )
 
     def _backlogs(self) -> Mapping[str, Backlog]:
@@ -128,6 +139,14 @@ class DeliveryCollector(Collector):
         except Exception as error:  # noqa: BLE001  the deliveries are counted without the broker
             logger.warning("The queues cannot be counted: %s", describe(error))
             return {}
+
+    def _load(self) -> int | None:
+        project = self._runtime.project
+        try:
+            return queues.load(self._app, (project.commands_queue, project.events_queue))
+        except Exception as error:  # noqa: BLE001  the deliveries are counted without the broker
+            logger.warning("The messages cannot be counted: %s", describe(error))
+            return None
 
 
 def _lags(name: str, snapshot: Snapshot) -> Iterable[Metric]:

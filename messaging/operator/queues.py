@@ -53,6 +53,19 @@ def backlogs(app: Celery, names: Iterable[str]) -> dict[str, Backlog]:
         return {name: _backlog(connection, name) for name in names}
 
 
+def load(app: Celery, names: Iterable[str]) -> int:
+    """Return how many messages of these queues wait or are being worked on: a number to scale workers by.
+
+    Without messages that wait for their time. RabbitMQ tells a client only what waits, so there the messages
+    that workers hold are not counted.
+    """
+    waits = sum(backlog.count for backlog in backlogs(app, names).values())
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        if not isinstance(channel, Channel):
+            return waits
+        return waits + int(channel.client.zcard(channel.unacked_index_key))
+
+
 def _backlog(connection: Any, name: str) -> Backlog:
     # A channel each: RabbitMQ closes a channel when it is asked for a missing queue.
     with connection.channel() as channel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import psycopg2.errors
+
 from messaging.postgres.transaction import Transaction
 
 #: A unit of work that waits for a lock keeps what the earlier ones have locked, so it waits this long at
@@ -55,8 +57,11 @@ class SharedTransaction(Transaction):
 
         Raises:
             CommitInDoubt: as in `Transaction.commit`.
+            InFailedSqlTransaction: a statement had failed; PostgreSQL rolls back then, without an error.
         """
         super().commit()
+        if self._cursor.statusmessage not in (None, "COMMIT"):
+            raise psycopg2.errors.InFailedSqlTransaction("a statement had failed before the commit")
 
     def end(self) -> None:
         """Roll back everything that is not committed, and return the connection."""

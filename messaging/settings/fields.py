@@ -156,6 +156,9 @@ class MessagingSettings(BaseSettings):
     )
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is killed")
     result_expires_s: int = Field(86400, ge=1, description="how long results are kept for their senders")
+    worker_alive_file: Path | None = Field(
+        None, description="file that a worker touches every 5 s unless it hangs, for a liveness probe"
+    )
     worker_concurrency: int = Field(2, ge=1, description="processes per worker; `--concurrency` overrides it")
     traces_url: str | None = Field(
         None,

@@ -1,4 +1,6 @@
-"""Many commands in one message: each has its own transaction, key and answer; all share one round trip.
+"""Many commands in one message: each has its own key and answer; all share one round trip.
+
+Each also has its own transaction, unless `group_max` lets so many share one, each behind a savepoint.
 
 The task `<project>.many` takes a list of `[task name, fields]` or `[task name, fields, idempotency key]`. The
 default key is `<key or id of the message>.<position from 0>`.
@@ -6,7 +8,8 @@ default key is `<key or id of the message>.<position from 0>`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 from celery import Task
 
 from messaging.delivery import Delivery
-from messaging.errors import InvalidMessage, UnknownMessage
+from messaging.errors import InvalidMessage, MessagingError, UnknownMessage
 from messaging.messages import Command
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
@@ -24,6 +27,7 @@ from messaging.wire.validation import from_dict
 from messaging.worker.answers import Answered
 from messaging.worker.commands import handle, logger
 from messaging.worker.dispatcher import Dispatcher
+from messaging.worker.group import Candidate, Done, carry_out_together
 from messaging.worker.received import Received
 from messaging.worker.request import CommandRequest, CommandTask
 
@@ -91,7 +95,7 @@ def add_bulk_task(dispatcher: Dispatcher) -> None:
         __doc__=__doc__,
     )
     def bulk_task(task: Task, *args: Any, **kwargs: Any) -> list[Outcome]:
-        """Handle a list of commands, each in a transaction of its own."""
+        """Handle a list of commands."""
         message = Received.of(task.name, task.request)
         commands = _commands(args, kwargs)
         with dispatcher.watch.over(replace(message.work(), kind=Kind.BATCH, count=len(commands))):
@@ -116,16 +120,34 @@ def handle_many(
     refused = answers.pop(message.task_id, None)
     if not answers and (refused or len(commands) > runtime.settings.bulk_max):
         _refuse_whole(runtime, message).given()
-    for item in items:
-        if not isinstance(item, Item):
-            outcomes.append(item)
-            continue
-        answer = answers.get(item.received.task_id)
-        if answer is None:
-            answer, raised = _handle_one(runtime, item, watch)
-            deliveries += raised
-        outcomes.append(_outcome(item.key, answer))
+    for chunk in _chunks(items, runtime.settings.group_max):
+        together = _together(runtime, chunk)
+        for item in chunk:
+            if not isinstance(item, Item):
+                outcomes.append(item)
+                continue
+            answer = answers.get(item.received.task_id)
+            if answer is None:
+                answer, raised = _handle_one(runtime, item, watch, together.get(item.received.task_id))
+                deliveries += raised
+            outcomes.append(_outcome(item.key, answer))
     return outcomes, deliveries
+
+
+def _chunks(items: list[Item | Outcome], size: int) -> Iterator[list[Item | Outcome]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _together(runtime: Runtime, chunk: Sequence[Item | Outcome]) -> dict[str, Done]:
+    """Carry out commands in one transaction; return what was done, by id. Those of a redelivery run alone."""
+    items = [item for item in chunk if isinstance(item, Item) and item.received.is_fresh]
+    if len(items) < 2:  # one is no group
+        return {}
+    candidates = []
+    for item in items:
+        with suppress(MessagingError):
+            candidates.append(Candidate(item.received.job(item.read())))
+    return carry_out_together(runtime, candidates)
 
 
 def _items(runtime: Runtime, message: Received, commands: Sequence[Any]) -> list[Item | Outcome]:
@@ -164,10 +186,15 @@ def _refuse_whole(runtime: Runtime, message: Received) -> Answer:
     return answer
 
 
-def _handle_one(runtime: Runtime, item: Item, watch: Watch) -> Answered:
+def _handle_one(runtime: Runtime, item: Item, watch: Watch, done: Done | None) -> Answered:
     try:
         with watch.over(replace(item.received.work(), in_batch=True)) as work:
-            work.answer, deliveries = handle(runtime, item.received, work.reading(item.read))
+            if done is None:
+                answered = handle(runtime, item.received, work.reading(item.read))
+            else:
+                work.was_done(done.command, done.seconds)
+                answered = done.answered
+            work.answer, deliveries = answered
         return work.answer, deliveries
     finally:
         if item.received.redelivered:

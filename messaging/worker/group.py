@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import psycopg2.errors
 
 from messaging import tracing
+from messaging.delivery import Delivery
 from messaging.errors import MessagingError, describe
 from messaging.messages import Command
 from messaging.postgres.inbox import Answer, CommandJob
@@ -32,16 +33,16 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which no further command of a group begins. Locks are held until the group's end, and a time
 #: limit is meant for one command.
-LONGEST_GROUP_S = 0.25
+LONGEST_GROUP_S = 1.0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A command of a group, and the message that it came in."""
+    """A command that may share a transaction."""
 
-    member: Member
     job: CommandJob
-    traceparent: str | None
+    traceparent: str | None = None  # of the message that it came in
+    around: Callable[[], AbstractContextManager[None]] = nullcontext  # entered while its handler runs
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Done:
 
 
 class CommandGroup:
-    """Carries out commands that arrived together in as few transactions as possible."""
+    """The commands of messages that arrived together."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -70,72 +71,90 @@ class CommandGroup:
 
     def prepare(self, members: Sequence[Member]) -> set[str]:
         """Carry out what can be carried out together; return the ids of the messages that have an answer."""
-        self._done.clear()
-        candidates = in_lock_order(self._candidates(members))
-        until = time.monotonic() + LONGEST_GROUP_S
-        while candidates and time.monotonic() < until:
-            done = self._in_one_transaction(candidates, until)
-            if not done:
-                break
-            candidates = candidates[done:]
+        self._done = carry_out_together(self.runtime, self._candidates(members))
         return set(self._done)
 
     def _candidates(self, members: Iterable[Member]) -> Iterator[Candidate]:
-        """Yield first deliveries of valid commands, one per id and key; all others need more care."""
-        names: set[str] = set()
+        """Yield first deliveries of valid commands; all others need more care."""
         for member in members:
             try:
                 received = Received.of(member.task.name, member.context)
                 job = received.job(parse(member.task.command, member.args, member.kwargs))
             except MessagingError:
                 continue
-            if not received.redelivered and not received.expired and not names & {job.id, job.key}:
-                names |= {job.id, job.key}
-                yield Candidate(member, job, received.traceparent)
+            if received.is_fresh:
+                yield Candidate(job, received.traceparent, member.current)
 
-    def _in_one_transaction(self, candidates: Sequence[Candidate], until: float) -> int:
-        """Carry out commands and commit them; return how many, 0 if nothing was committed."""
-        transaction, carried_out, done = SharedTransaction(self.runtime.engine), dict[str, Done](), 0
-        try:
-            for one in candidates:
-                if done and time.monotonic() > until:
-                    break
-                began = time.perf_counter()
-                try:
-                    answered = self._carry_out(one, transaction)
-                except psycopg2.errors.LockNotAvailable:
-                    if not done:
-                        raise
-                    break  # commit, so that nobody waits for our locks while we wait
-                done += 1
-                if answered is not None:
-                    seconds = time.perf_counter() - began
-                    carried_out[one.job.id] = Done(one.job.command, answered, seconds)
-            transaction.commit_all()
-        except DATABASE_ERRORS as error:
-            logger.info("A group of %d commands is run one by one: %s", len(candidates), describe(error))
-            return 0
-        finally:
-            transaction.end()
-        self._done |= carried_out
-        return done
 
-    def _carry_out(self, one: Candidate, transaction: SharedTransaction) -> Answered | None:
-        """Run one command in its place of the transaction; None if its message was answered before."""
-        uow, job = self.runtime.unit_of_work(one.job), one.job
-        uow.transaction = transaction
-        deliveries: list[Any] = []
-        with one.member.current(), tracing.below(one.traceparent):
+def carry_out_together(runtime: Runtime, candidates: Iterable[Candidate]) -> dict[str, Done]:
+    """Carry out commands in as few transactions as possible; return what was committed, by message id.
+
+    The others have to be carried out alone.
+    """
+    left = in_lock_order(_once_each(candidates))
+    done: dict[str, Done] = {}
+    until = time.monotonic() + LONGEST_GROUP_S
+    while left and time.monotonic() < until:
+        begun, some = _in_one_transaction(runtime, left, until)
+        if not begun:
+            break
+        left, done = left[begun:], done | some
+    return done
+
+
+def _once_each(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """Leave out commands with the id or the key of another one."""
+    names: set[str] = set()
+    for one in candidates:
+        if not names & {one.job.id, one.job.key}:
+            names |= {one.job.id, one.job.key}
+            yield one
+
+
+def _in_one_transaction(
+    runtime: Runtime, candidates: Sequence[Candidate], until: float
+) -> tuple[int, dict[str, Done]]:
+    """Carry out commands and commit them; return how many were begun, 0 if nothing was committed."""
+    transaction, done, begun = SharedTransaction(runtime.engine), dict[str, Done](), 0
+    try:
+        for one in candidates:
+            if begun and time.monotonic() > until:
+                break
+            began = time.perf_counter()
             try:
-                result = self.runtime.project.bus.handle_command(job.command, deliveries, uow)
-            except DATABASE_ERRORS:
-                raise
-            except Exception as error:  # noqa: BLE001  any error is the answer
-                if not self.runtime.inbox.record_refusal(transaction, job, error):
-                    return None
-                log_unexpected(self.runtime, job, error)
-                return Answer(error=error), []
-        return Answer(result), deliveries
+                answered = _carry_out(runtime, one, transaction)
+            except psycopg2.errors.LockNotAvailable:
+                if not begun:
+                    raise
+                break  # commit, so that nobody waits for our locks while we wait
+            begun += 1
+            if answered is not None:
+                done[one.job.id] = Done(one.job.command, answered, time.perf_counter() - began)
+        transaction.commit_all()
+    except DATABASE_ERRORS as error:
+        logger.info("A group of %d commands is run one by one: %s", len(candidates), describe(error))
+        return 0, {}
+    finally:
+        transaction.end()
+    return begun, done
+
+
+def _carry_out(runtime: Runtime, one: Candidate, transaction: SharedTransaction) -> Answered | None:
+    """Run one command in its place of the transaction; None if its message was answered before."""
+    uow, job = runtime.unit_of_work(one.job), one.job
+    uow.transaction = transaction
+    deliveries: list[Delivery] = []
+    with one.around(), tracing.below(one.traceparent):
+        try:
+            result = runtime.project.bus.handle_command(job.command, deliveries, uow)
+        except DATABASE_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001  any error is the answer
+            if not runtime.inbox.record_refusal(transaction, job, error):
+                return None
+            log_unexpected(runtime, job, error)
+            return Answer(error=error), []
+    return Answer(result), deliveries
 
 
 def in_lock_order(candidates: Iterable[Candidate]) -> list[Candidate]:

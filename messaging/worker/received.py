@@ -69,6 +69,11 @@ class Received:
         own = self.traces[position] if position < len(self.traces) else None
         return replace(self, task_id=task_id, task=task, key=key, traceparent=own)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Return whether it is a first delivery that has not expired."""
+        return not self.redelivered and not self.expired
+
     def work(self) -> Work:
         """Return what is to be noted about its handling."""
         return Work(

@@ -66,7 +66,7 @@ class Groups:
 
 def stopping() -> bool:
     """Whether the worker is stopping: a loop that is being closed still makes its calls."""
-    return state.should_stop is not None or state.should_terminate is not None
+    return any(wish is not None and wish is not False for wish in (state.should_stop, state.should_terminate))
 
 
 def _may_join(request: Any) -> bool:

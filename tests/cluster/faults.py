@@ -21,6 +21,8 @@ FAILOVER_S, NO_FAILOVER_S = 15.0, 2.0
 LOCKS_S = float(SETTINGS["ALLOCATION_TASK_TIME_LIMIT_S"]) + NO_FAILOVER_S
 #: A node of RabbitMQ that is frozen holds up what the others declare, until they give it up or it is thawed.
 FROZEN_S = 15.0
+#: Without a majority everything waits until a node of RabbitMQ has started, some 10 s on two busy cores.
+BOOT_S = 30.0
 CUT_S = 4.0  # a worker is cut off for so long
 Run = Callable[[Any, Traffic, random.Random], None]
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -266,7 +268,7 @@ def rabbit_follower_killed(world: RabbitWorld, _traffic: Traffic, rng: random.Ra
     rng.choice([node for node in world.rabbits.nodes if node is not leader]).kill()
 
 
-@fault("rabbitmq", "two of three nodes killed, one back after 3 s: a minority confirms nothing")
+@fault("rabbitmq", "two of three nodes killed, one started after 3 s: a minority confirms nothing", BOOT_S)
 def rabbit_two_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> None:
     first, second, _ = world.rabbits.nodes
     first.kill()

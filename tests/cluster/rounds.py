@@ -16,8 +16,9 @@ from tests.cluster.traffic import ClusterTraffic
 from tests.cluster.world import ClusterWorld
 
 RATE = 25.0  # commands a second
-#: How long a sender waits for an answer before it sends again; a broker that forgets makes it do so.
-PATIENCE_S = 8.0
+#: How long a sender waits for an answer before it sends again: longer than a failover takes, since a sender
+#: that is less patient adds to the load just then.
+PATIENCE_S = 15.0
 LONG_PATIENCE_S = 90.0
 NOT_DONE = ", not done:"  # in the finding about a success whose command is not in the database
 

@@ -253,6 +253,7 @@ def test_the_page_of_an_order_tells_everything_that_it_caused(page, flower, fail
     assert f"OutOfStock(sku='{sku}')" in told
     assert f"delivery {delivery_id}" in told
     assert "ConnectionRefusedError" in told
+    screenshot(page, "flower-order")
 
 
 def test_metrics_carry_deliveries_dead_letters_and_reruns(flower, fail_for):

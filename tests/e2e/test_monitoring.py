@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import urllib.parse
@@ -20,9 +21,12 @@ from local.processes import programs, readiness
 from local.processes.child import Child
 from local.waiting import eventually
 from scripts.dashboard import ROWS
+from tests.e2e.browser import chromium
 from tests.e2e.conftest import Backend
 from tests.programs import missing
 
+#: A folder for pictures of the documentation; nothing is taken without it.
+SCREENSHOTS = os.environ.get("ALLOCATION_SCREENSHOTS")
 ALERTS = ROOT / "docs" / "prometheus-alerts.yml"
 RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
 QUERIES = [query for panels in ROWS.values() for panel in panels for query, _ in panel.queries]
@@ -135,6 +139,17 @@ def prometheus(scraped, tmp_path: Path) -> Iterator[str]:
     child.stop()
 
 
+def take_screenshot(address: str, path: Path) -> None:
+    """Show the alerts, for the documentation."""
+    with chromium("any:one") as browser:
+        page = browser.new_page()
+        page.goto(f"{address}/classic/alerts")
+        page.locator("b", has_text="DeadLetters").click()
+        page.locator("code", has_text="alert: DeadLetters").wait_for()
+        page.locator("td", has_text=str(ALERTS)).first.evaluate("cell => cell.textContent = 'allocation'")
+        page.screenshot(path=path)
+
+
 def ask(prometheus: str, path: str, **parameters: str) -> Any:
     """Ask Prometheus' API."""
     answer = json.loads(read(f"{prometheus}/{path}?{urllib.parse.urlencode(parameters)}"))
@@ -150,6 +165,8 @@ def test_prometheus_answers_every_query_of_the_dashboard(traffic, prometheus):
         return [query for query in QUERIES if not found(query)]
 
     eventually(lambda: not unanswered(), 60, f"an answer to every query, also {unanswered()}", every=1)
+    if SCREENSHOTS:
+        take_screenshot(prometheus.removesuffix("/api/v1"), ROOT / SCREENSHOTS / "prometheus-alerts.png")
     rules = ask(prometheus, "rules")["groups"][0]["rules"]
     assert {rule["name"] for rule in rules} == {rule["alert"] for rule in RULES}
     assert {rule["health"] for rule in rules} == {"ok"}

@@ -18,14 +18,14 @@ from local.ports import LOOPBACK, free_port
 from local.processes.child import Child
 from local.waiting import eventually
 from testing.collector import Collector, Span, collecting
-from tests.e2e.conftest import Backend
+from tests.e2e.conftest import Backend, Broker
 
 INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    """A collector of traces for this file."""
+def collector(broker: Broker) -> Iterator[Collector]:
+    """A collector of traces."""
     with collecting() as collector:
         yield collector
 
@@ -92,6 +92,7 @@ def samples(backend: Backend) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_an_order_whose_mail_fails_is_seen_from_the_shop_to_the_mail(
     worker, housekeeping, backend, collector, traced_program, sku, tmp_path, mail_is_down

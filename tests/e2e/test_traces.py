@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from local import ROOT
+from local.processes import programs
 from local.waiting import eventually
 from testing.collector import Collector, Span, collecting
 from tests.e2e.conftest import Backend
@@ -174,3 +177,26 @@ def test_a_sender_cannot_break_the_worker_with_its_headers(worker, shop, sku):
         )  # fmt: skip
         with pytest.raises(Exception, match="qty must be at least 1"):
             sent.get(timeout=30)
+
+
+@pytest.mark.slow
+def test_a_collector_that_is_away_keeps_nobody_waiting(worker, backend, shop, sku, free_port):
+    """Neither senders, nor the tool, nor a worker that stops."""
+    env = {**backend.env, "ALLOCATION_TRACES_URL": f"http://127.0.0.1:{free_port}"}
+    worker.stop()
+    lonely = programs.worker("lonely", programs.WORK_QUEUES, backend.folder, env, 1)
+    lonely.start()
+    backend.wait_for_worker(lonely)
+
+    began = time.monotonic()
+    for number in range(20):
+        shop.ask("allocate", orderid=f"away-{number}", sku=sku, qty=5)
+    answered = time.monotonic()
+    run(replace(backend, env=env), "allocation", "allocate", "away", sku, "1")
+    said = time.monotonic()
+    lonely.stop()
+    stopped = time.monotonic()
+
+    assert (answered - began < 20, said - answered < 20, stopped - said < 20) == (True, True, True)
+    worker.start()
+    backend.wait_for_worker(worker)

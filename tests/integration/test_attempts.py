@@ -218,7 +218,7 @@ def test_a_failure_that_is_reported_late_counts_in_its_own_run(app: MessagingApp
 
 
 def test_a_failure_is_counted_although_its_delivery_was_put_aside_meanwhile(app: MessagingApp):
-    """Found by the simulation: `python -m tests.simulation --seed 4000402`."""
+    """Found by the simulation: its operators pause what fails while an attempt hangs."""
     delivery_id = owed(app)
     pausing = Pausing(app.dispatcher)
 

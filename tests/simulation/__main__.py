@@ -94,7 +94,7 @@ def _command(options: argparse.Namespace) -> str:
 def _replay(world: Any, options: argparse.Namespace) -> int:
     left_out = tuple(int(number) for number in options.without.split(",") if number)
     choices = None if options.choices is None else recorded(options.choices)
-    outcome = Schedule(options.seed or 0, left_out, choices).play(world, thoroughly=True)
+    outcome = Schedule(options.seed or 0, left_out, choices).play(world)
     print(story(outcome))
     return 0 if outcome.failure is None else 1
 

@@ -135,7 +135,7 @@ def _(world: World, stack: ExitStack) -> None:
     world.database.run("DROP INDEX inbox_effects")
 
     def bring_back() -> None:
-        world.database.empty(thoroughly=True)
+        world.database.empty()
         world.database.run(f"CREATE UNIQUE INDEX inbox_effects ON inbox ({definition}")
 
     stack.callback(bring_back)

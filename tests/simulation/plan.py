@@ -116,7 +116,7 @@ def random_plan(seed: int) -> Plan:
         failing=FAILING[0] if for_good else random.choice(("", "", *FAILING)),
         failing_for_s=1000.0 if for_good else random.choice((1.0, 8.0, 40.0)),
         hangs=random.choice((0.0, 0.2, 0.4)),
-        deadly=FAILING[0] if random.random() < 0.12 else "",
+        deadly=FAILING[0] if random.random() < 0.18 else "",
         deadly_for_s=random.choice((15.0, 1000.0)),
         stays_s=random.choice((15.0, 40.0)) if for_good else 0.0,
     )

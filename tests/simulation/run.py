@@ -24,7 +24,7 @@ class World(Protocol):
     def plan_of(self, seed: int) -> Any:
         """Return the plan that a seed makes."""
 
-    def play(self, plan: Any, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
+    def play(self, plan: Any, choices: Choices, seed: int) -> Outcome:
         """Play a plan."""
         ...
 
@@ -45,11 +45,11 @@ class Schedule:
             parts.append(f"--choices {line(self.choices) or '0:0'}")
         return " ".join(parts)
 
-    def play(self, world: World, *, thoroughly: bool = False) -> Outcome:
+    def play(self, world: World) -> Outcome:
         """Play it."""
         choices: Choices = Seeded(self.seed) if self.choices is None else Replayed(self.choices)
         plan = world.plan_of(self.seed).without(self.left_out)
-        return world.play(plan, choices, self.seed, thoroughly=thoroughly)
+        return world.play(plan, choices, self.seed)
 
 
 @dataclass
@@ -70,14 +70,12 @@ class Hunt:
         )
 
 
-def hunt(
-    world: World, seeds: Iterable[int], seconds: float | None = None, *, thoroughly: bool = False
-) -> Hunt:
+def hunt(world: World, seeds: Iterable[int], seconds: float | None = None) -> Hunt:
     """Play the schedules of these seeds until one fails or the time is up."""
     result, begun = Hunt(), time.monotonic()
     for seed in seeds:
         schedule = Schedule(seed)
-        outcome = schedule.play(world, thoroughly=thoroughly)
+        outcome = schedule.play(world)
         result.schedules += 1
         result.steps += outcome.steps
         result.seconds = time.monotonic() - begun
@@ -98,7 +96,7 @@ def shrunk(
     def fails(schedule: Schedule) -> Outcome | None:
         if time.monotonic() > until:
             return None
-        played = schedule.play(world, thoroughly=True)
+        played = schedule.play(world)
         return played if played.failure is not None and kind_of(played) == kind else None
 
     for number in range(world.plan_of(found.seed).size):

@@ -26,6 +26,7 @@ import messaging.delivery
 import messaging.postgres.inbox
 import messaging.worker.dispatcher
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.postgres.announcements import LowWater
 from messaging.wire.validation import from_dict
 from tests.simulation import broker as brokers
 from tests.simulation import results as stores
@@ -106,6 +107,9 @@ class World:
 
         A pool asks a connection that it kept whether it is alive, which is a step, and a new one it does not.
         """
+        for app in self.apps.values():  # what a process remembers
+            app.runtime.pauses.forget()
+            object.__setattr__(app.runtime.announcements, "_low", LowWater())
         for engine in self.engines:
             if not self.database.has_one(engine):
                 engine.dispose()
@@ -115,13 +119,12 @@ class World:
         """Return the plan that a seed makes."""
         return random_plan(seed)
 
-    def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:
+    def play(self, plan: Plan, choices: Choices, seed: int) -> Outcome:
         """Play one schedule."""
         self.played += 1
         if self.played % 20 == 0:
             gc.collect()
-        thoroughly = thoroughly or self.played % 200 == 1
-        self.database.empty(thoroughly=thoroughly)
+        self.database.empty()
         self._connect_again()
         for app in self.apps.values():
             app.runtime.pauses.forget()

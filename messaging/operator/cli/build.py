@@ -7,7 +7,7 @@ import click
 from messaging import __version__
 from messaging.operator.cli import groups, pauses, reruns  # noqa: F401  # add to `deliveries`
 from messaging.operator.cli.audit import audit
-from messaging.operator.cli.check import check
+from messaging.operator.cli.check import backlog, check
 from messaging.operator.cli.commands import commands_of
 from messaging.operator.cli.dead_letters import dead_letters
 from messaging.operator.cli.deliveries import deliveries
@@ -50,7 +50,7 @@ and every other setting; a .env file is read too. NO_COLOR turns colours off.
     )
     said = f"{project.name} {version}" if version else f"{project.name}, on allocation {__version__}"
     click.version_option(version or __version__, message=said)(tool)
-    own = (migrate, check, trace, deliveries, dead_letters, audit, replay, load)
+    own = (migrate, check, backlog, trace, deliveries, dead_letters, audit, replay, load)
     for command in (*own, *commands_of(project)):
         tool.add_command(command)
     return tool

@@ -1,4 +1,4 @@
-"""`check`: run the checks of a deployment and print what each one found."""
+"""`check` and `backlog`: what a deployment is like now."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from messaging.operator.check import Checkup, Finding
 from messaging.operator.cli.options import json_option
 from messaging.operator.cli.output import print_json, print_table
 from messaging.operator.cli.tool import REFUSED, Documented, Tool
+from messaging.operator.queues import load
 
 pass_tool = click.make_pass_decorator(Tool)
 
@@ -33,6 +34,20 @@ def check(tool: Tool, as_json: bool) -> None:
         print_table(("check", "", "what"), map(_finding, findings))
     if not all(finding.ok for finding in findings):
         raise SystemExit(REFUSED)
+
+
+@click.command(
+    cls=Documented,
+    epilog="""Example:
+  {prog} backlog
+
+Environment: {PROJECT}_BROKER_URL.""",
+)
+@pass_tool
+def backlog(tool: Tool) -> None:
+    """Print how many commands and deliveries wait or are being worked on: a number to scale workers by."""
+    project = tool.project
+    click.echo(load(tool.app, (project.commands_queue, project.events_queue)))
 
 
 def _finding(finding: Finding) -> tuple[str, str, str]:

@@ -164,7 +164,7 @@ class RedisWorld:
         """Return the plan that a seed makes."""
         return random_plan(seed)
 
-    def play(self, plan: Plan, choices: Choices, seed: int, *, thoroughly: bool = False) -> Outcome:  # noqa: ARG002  as World
+    def play(self, plan: Plan, choices: Choices, seed: int) -> Outcome:
         """Play one schedule."""
         self.clock.at = EPOCH
         self.server.empty()
