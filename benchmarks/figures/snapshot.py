@@ -18,6 +18,7 @@ from benchmarks.scale import Scale
 from benchmarks.servers import Servers
 from benchmarks.turns import take_turn
 from messaging.postgres.announcements import Announcements
+from messaging.postgres.low_water import LowWater
 from tasks import app
 
 AGAINST = "the same without one"
@@ -85,10 +86,10 @@ def _round(servers: Servers, crew: Crew, scale: Scale, name: str, into: list[lis
 
 def _publish(announcements: Announcements) -> Iterator[float]:
     """Publish all events; yield the milliseconds of each batch."""
-    published = True
+    published, low = True, LowWater()
     while published:
         start = time.perf_counter()
-        with announcements.take(BATCH) as events:
+        with announcements.take(BATCH, low) as events:
             published = bool(events)
         yield (time.perf_counter() - start) * 1000
 

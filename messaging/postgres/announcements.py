@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import Engine, text
 
@@ -40,23 +40,24 @@ class Announcements:
     """Events not yet published to other apps."""
 
     engine: Engine
-    _low: LowWater = field(default_factory=LowWater)
 
     @contextmanager
-    def take(self, limit: int) -> Iterator[list[Announcement]]:
+    def take(self, limit: int, low: LowWater | None = None) -> Iterator[list[Announcement]]:
         """Take the oldest events to publish; they are deleted when the block succeeds.
+
+        A run that takes batch after batch passes the same `low` each time.
 
         Yields none while another process is publishing. After a failure they stay, so they are published at
         least once. If a process freezes, the server ends its session and another process continues.
         """
         with self.engine.begin() as connection:
             alone = connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": LOCK})
-            facts = {"limit": limit, "low": self._low.begin()}
+            facts = {"limit": limit, "low": low.mark if low else 0}
             rows = connection.execute(TAKE, facts).all() if alone.scalar_one() else []
             yield [Announcement(*row[:-2]) for row in rows]
-        if rows:
+        if rows and low is not None:
             last = rows[-1]
-            self._low.taken(last.position, *last[-2:])
+            low.taken(last.position, *last[-2:])
 
     def count(self) -> int:
         """Return how many events wait."""

@@ -24,6 +24,7 @@ from messaging.messages import Event
 from messaging.postgres.audit import UNDER_WAY, Entry
 from messaging.postgres.dead_letters import DeadLetters, NotReplayable
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.low_water import LowWater
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project import Project
 from messaging.project.runtime import Runtime
@@ -171,9 +172,9 @@ class Dispatcher:
     def announce(self) -> int:
         """Publish waiting events, oldest first; return how many."""
         until = time.monotonic() + min(LONGEST_RUN_S, self.runtime.settings.task_time_limit_s / 2)
-        published, size = 0, FIRST_BATCH
+        published, size, low = 0, FIRST_BATCH, LowWater()
         while time.monotonic() < until:
-            with self.runtime.announcements.take(size) as announcements:
+            with self.runtime.announcements.take(size, low) as announcements:
                 self.publish(announcements)
             published += len(announcements)
             if len(announcements) < size:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from local.waiting import eventually
 from messaging.operator.snapshots import holders
 from messaging.postgres.announcements import Announcements
+from messaging.postgres.low_water import LowWater
 
 ADD = text("""
 INSERT INTO announcements (event_id, event_type, payload, correlation_id, causation_id, at)
@@ -43,9 +44,9 @@ def add(engine: Engine, count: int) -> list[int]:
         return sorted(connection.execute(ADD, {"count": count}).scalars())
 
 
-def take(announcements: Announcements, limit: int = 100) -> list[int]:
+def take(announcements: Announcements, low: LowWater, limit: int = 100) -> list[int]:
     """Publish some events and return their positions."""
-    with announcements.take(limit) as taken:
+    with announcements.take(limit, low) as taken:
         return [one.position for one in taken]
 
 
@@ -69,27 +70,27 @@ def test_a_session_that_holds_a_snapshot_is_named(engine: Engine, snapshot: Conn
 
 def test_publishing_does_not_step_over_what_was_published(engine: Engine, snapshot: Connection):
     """Without a mark each batch would read all dead entries of the earlier ones."""
-    announcements = Announcements(engine)
+    announcements, low = Announcements(engine), LowWater()
     add(engine, 3000)
     for _ in range(15):
-        assert len(take(announcements)) == 100
+        assert len(take(announcements, low)) == 100
     before = index_reads(engine)
 
     for _ in range(15):
-        assert len(take(announcements)) == 100
+        assert len(take(announcements, low)) == 100
 
     assert index_reads(engine) - before < 15 * 500
-    assert take(announcements) == []
+    assert take(announcements, low) == []
 
 
 def test_an_event_with_a_lower_position_that_is_committed_late_is_published(engine: Engine):
-    announcements = Announcements(engine)
+    announcements, low = Announcements(engine), LowWater()
     with engine.connect() as slow:
         slow.execute(text("SELECT pg_current_xact_id()"))
         [late] = slow.execute(ADD, {"count": 1}).scalars()
         later = add(engine, 5)
-        published = [*take(announcements, 2), *take(announcements, 2), *take(announcements, 2)]
+        published = [*take(announcements, low, 2), *take(announcements, low, 2), *take(announcements, low, 2)]
         slow.commit()
 
     assert published == later
-    assert take(announcements) == [late]
+    assert take(announcements, low) == [late]
