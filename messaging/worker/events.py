@@ -68,7 +68,7 @@ def _add_handler_task(dispatcher: Dispatcher, handler: Handler) -> None:
         # The message's content is only shown: the event is read from the row.
         request, runtime = task.request, dispatcher.runtime
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        delivery_id = _checked_id(request.id)
+        delivery_id = _checked_id(task.name, request.id)
         attempt = attempt_at(runtime, handler, delivery_id, request.hostname, redelivered=redelivered)
         try:
             with dispatcher.watch.over(_work(task, handler, attempt)):
@@ -96,11 +96,13 @@ def _work(task: Task, handler: Handler, attempt: Attempt) -> Work:
     )
 
 
-def _checked_id(delivery_id: object) -> str:
+def _checked_id(task: str, delivery_id: object) -> str:
     try:
         return str(UUID(str(delivery_id)))
     except ValueError:
-        raise UnknownMessage(f"{delivery_id!r} is not the id of a delivery") from None
+        error = UnknownMessage(f"{delivery_id!r} is not the id of a delivery")
+        logger.warning("%s: %s", task, error)  # nothing else would tell of this message
+        raise error from None
 
 
 def deliver(runtime: Runtime, handler: Handler, policy: RetryPolicy, attempt: Attempt) -> list[Delivery]:

@@ -53,7 +53,7 @@ def accounted(backend: Backend, broker: Broker, worker: Child) -> set[bytes]:
         found.update(MARK.findall(bytes(body)) + MARK.findall(repr(texts).encode()))
     log = worker.log_text().encode()
     found.update(
-        re.findall(rb"Task allocation\.(?:reallocate|send_\w+)\[(mark-\d{6}-)\] (?:raised|failed)", log)
+        re.findall(rb"allocation\.(?:reallocate|send_\w+): '(mark-\d{6}-)' is not the id of a delivery", log)
     )
     return found
 

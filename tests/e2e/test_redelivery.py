@@ -36,7 +36,10 @@ def celery_worker_cluster(backend: Backend) -> Iterator[CeleryWorkerCluster]:
     children = [commands_worker(backend.folder, backend.env, 2) for _ in range(2)]
     for number, child in enumerate(children):
         child.name = f"node{number}"
-        child.command = [part.replace("commands@", f"node{number}@") for part in child.command]
+        # In the debug log a message is named when it arrives, too.
+        changes = {"commands@": f"node{number}@", "=INFO": "=DEBUG"}
+        for old, new in changes.items():
+            child.command = [part.replace(old, new) for part in child.command]
         child.log = backend.folder / f"{child.name}.log"
         child.start()
     cluster = CeleryWorkerCluster(*(CeleryTestWorker(LocalWorker(backend, c), None) for c in children))
