@@ -283,7 +283,8 @@ def test_the_migrations_are_installed(server: Environment, postgres: Postgres):
 def test_the_pages_of_flower_are_installed(server: Environment):
     loaded = server.run(
         "-c",
-        "from messaging.flower import loader, pages; print(*sorted(p.name for p in loader.OURS.glob('*.html')))",
+        "from messaging.flower import loader, pages;"
+        " print(*sorted(page.name for page in loader.OURS.glob('*.html')))",
     )
 
     pages = sorted(Path(page).name for page in _files("messaging/flower/templates/*.html"))
