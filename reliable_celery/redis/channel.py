@@ -32,6 +32,7 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
     """A channel that pops and registers in one step, and waits without popping."""
 
     Message = Message
+    _goes_on = False  # the rest is delivered in the loop's next turn, after it has sent acknowledgements
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
@@ -46,16 +47,18 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ARG002  kombu calls it
         """Handle what Redis sent; raises Empty when that was no message."""
         self.read_socket()
-        if not self.deliver():
+        if self._goes_on or not self.deliver():
             raise Empty
         return True
 
     def deliver(self) -> bool:
         """Deliver arrived messages, without an event loop one per call; True when there was one."""
         loop, until, delivered = self.connection.cycle.loop, monotonic() + SLICE, False
+        self._goes_on = False
         while self.arrived:
             delivered = self._deliver_one(*self.arrived.popleft()) or delivered
             if self.arrived and loop and monotonic() >= until:
+                self._goes_on = True
                 loop.call_soon(self.deliver)
                 break
             if delivered and not loop:

@@ -96,6 +96,10 @@ class SettlingChannel(LaterChannel, LeasingChannel, AdoptingChannel, ConnectedCh
         """Return the acknowledgements for the next trip to carry."""
         return [self.acks.popleft() for _ in range(min(len(self.acks), MAX_ACKS))]
 
+    def held_tags(self) -> list[str]:
+        """Return the tags of all messages that this channel has not yet settled in Redis."""
+        return [*super().held_tags(), *self.acks]
+
     def flush_acks(self) -> None:
         """Send the acknowledgements that wait for a trip."""
         tags = list(self.acks)

@@ -202,7 +202,10 @@ def test_a_task_longer_than_the_visibility_timeout_is_not_redelivered(
 def test_messages_that_wait_in_a_solo_worker_are_not_redelivered(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):
-    """It registers them anew between tasks; the visibility timeout need only be longer than one task."""
+    """It registers them anew between tasks, also those that it could not acknowledge yet.
+
+    Two tasks may run before it does so, hence a visibility timeout of three.
+    """
     app = sender(redis_server, task_ignore_result=True)
     options = CONFIG["broker_transport_options"] | {"visibility_timeout": 9, "lease_s": LEASE_S}
     workers = [

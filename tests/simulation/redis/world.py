@@ -217,7 +217,7 @@ class RedisWorld:
         process.on_crash.append(died)
 
     def _wait(self, scheduler: Scheduler, books: Books) -> None:
-        for _ in range(60):
+        for _ in range(300):  # one worker may have to run every task, the longest ones too
             if books.is_settled():
                 return
             scheduler.sleep(1.0)
