@@ -22,6 +22,11 @@ def cut(text: str, length: int = SHOWN) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def one_line(text: str) -> str:
+    """Return a text from a sender for the log: in one line, without control characters, and not too long."""
+    return cut(text if text.isprintable() else repr(text))
+
+
 def cut_middle(text: str, length: int) -> str:
     """Return the beginning and the end of a text, at most `length` characters in total."""
     half = (length - 3) // 2

@@ -10,7 +10,7 @@ from celery import signals
 from messaging.project.runtime import Runtime
 from messaging.telemetry.json_lines import JsonLines
 from messaging.telemetry.work import Kind, Outcome, Work
-from messaging.texts import cut
+from messaging.texts import cut, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Lines:
             logger.log(level, "%s", self._line(work, slow), extra={"work": work})
 
     def _line(self, work: Work, slow: bool) -> str:
-        name = f"{work.task}[{work.task_id}]"
+        name = one_line(f"{work.task}[{work.task_id}]")
         if work.outcome is Outcome.SKIPPED:
             return f"{name} Delivery {work.task_id} is done or has to wait, or another worker has it"
         taken = f"{'slowly, ' if slow else ''}in {work.seconds:.3f} s"
@@ -68,7 +68,7 @@ class Lines:
     def _shown(self, work: Work) -> str:
         if work.kind is Kind.COMMAND:
             handler = self._commands.get(type(work.message))  # type: ignore[arg-type]
-            return f"{work.message!r} with {handler.__name__}" if handler else f"an unreadable {work.task}"
+            return f"{work.message!r} with {handler.__name__}" if handler else "an unreadable command"
         delivery = work.delivery
         if delivery is None:
             return f"delivery {work.task_id}"

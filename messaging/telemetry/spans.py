@@ -14,7 +14,7 @@ from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 
 from messaging.telemetry.provider import tracer
 from messaging.telemetry.work import Kind, Outcome, Work
-from messaging.texts import class_name
+from messaging.texts import class_name, one_line
 from messaging.tracing import context_of, span_context
 
 #: Work that has a trace. Housekeeping runs every few seconds and belongs to no order.
@@ -60,7 +60,7 @@ class Spans:
             "messaging.message.id": work.task_id,
             "messaging.message.conversation_id": work.correlation_id,
             "messaging.batch.message_count": work.count,
-            "bus.task": work.task,
+            "bus.task": one_line(work.task),
             "bus.kind": work.kind.value,
             "bus.handler": work.handler,
             "bus.causation_id": work.causation_id,

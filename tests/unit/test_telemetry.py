@@ -6,11 +6,16 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from allocation.bootstrap import project
+from allocation.config import Settings
 from messaging import tracing
+from messaging.project.runtime import Runtime
+from messaging.telemetry.log import Lines
 from messaging.telemetry.work import Kind, Outcome, Watch, Work
 
 #: Counts something in the folder that it is given, and ends without Python's own exit functions.
@@ -129,3 +134,17 @@ def test_an_extra_that_is_asked_for_and_missing_is_named(tmp_path: Path):
 @pytest.fixture(autouse=True)
 def _quiet(caplog):
     caplog.set_level(logging.INFO)
+
+
+def test_a_name_from_a_sender_stays_in_its_line(caplog):
+    runtime = Runtime(replace(project, settings=lambda: Settings(_env_file=None)))
+    caplog.set_level(logging.INFO)
+
+    with Watch([Lines(runtime)]).over(
+        Work(Kind.COMMAND, "no\nsuch \ud800", "t1", "allocation.commands", "t1")
+    ):
+        pass
+
+    [record] = caplog.records
+    assert record.getMessage().isprintable()
+    assert "no\\nsuch" in record.getMessage()
