@@ -99,6 +99,7 @@ class Worker:
         self.prefix = ""
         self.channel: Any = None
         self.busy_until = 0.0
+        self.turned_at = 0.0  # set when it begins to consume
 
     def run(self) -> None:
         """Consume, and connect again after an error, for ever."""
@@ -131,6 +132,7 @@ class Worker:
         channel.basic_qos(0, self.plan.prefetch, False)
         channel.basic_consume(QUEUE, False, lambda message: self.receive(channel, loop, message), "consumer")
         self.sweep(cycle, loop)
+        self.turned_at = loop.clock.at
         while not self.scheduler.choices.pick((False, True), 1 - self.plan.stops) or self.scheduler.calm:
             self.turn(cycle, loop)
         self.scheduler.tell("stops")
@@ -142,7 +144,10 @@ class Worker:
         loop.call_later(3.0, lambda: self.sweep(cycle, loop))
 
     def turn(self, cycle: Any, loop: Loop) -> None:
-        """Turn the event loop once."""
+        """Turn the event loop once; after a long while between two it counts as having stood still."""
+        if loop.clock.at - self.turned_at > LEASE_S / 2:
+            self.books.troubles += 1
+        self.turned_at = loop.clock.at
         cycle.on_poll_start()
         ready = self._readable(cycle)
         if ready:
