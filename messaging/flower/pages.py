@@ -12,6 +12,7 @@ from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
 from messaging.flower.base import Page
 from messaging.flower.handlers import HandlersPage
+from messaging.operator import replaying
 from messaging.operator.deliveries import DeliveryQueries, FailureGroup, UnknownName
 from messaging.operator.filters import parse_age, parse_moment
 from messaging.operator.reruns import outcome
@@ -206,7 +207,7 @@ class DeadLettersPage(Page):
     async def act(self, action: str, letter_id: str, reason: str) -> str:
         """Carry out an action and return the text to show."""
         if action == "replay":
-            letter = await self.work(self.capp.dispatcher.replay, self.letters, letter_id)
+            letter = await self.work(replaying.replay, self.capp.dispatcher, self.letters, letter_id)
             await self.note("replay", letter_id)
             return f"Sent to {letter.queue} again: {letter.task}."
         if action == "discard":

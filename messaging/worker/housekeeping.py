@@ -71,7 +71,7 @@ def relay(dispatcher: Dispatcher) -> int:
 
 def announce(dispatcher: Dispatcher) -> int:
     """Publish waiting events to other apps; return how many."""
-    return dispatcher.announce()
+    return dispatcher.announcer.announce()
 
 
 def collect_dead_letters(dispatcher: Dispatcher) -> int:

@@ -94,7 +94,7 @@ def listener(redis_server: Redis, settings: Settings) -> Listener:
 def test_an_event_is_published_as_a_cloud_event(app, listener):
     command_id = handle(app, CreateBatch("b1", "LAMP", 10))
 
-    assert app.dispatcher.announce() == 1
+    assert app.dispatcher.announcer.announce() == 1
     [event] = listener.heard()
 
     assert event == {
@@ -119,8 +119,8 @@ def test_every_event_is_published_once_and_in_order(app, listener):
     handle(app, Allocate("o2", "LAMP", 1))
     handle(app, ChangeBatchQuantity("b1", 5))
 
-    app.dispatcher.announce()
-    app.dispatcher.announce()
+    app.dispatcher.announcer.announce()
+    app.dispatcher.announcer.announce()
 
     told = [event["type"].removeprefix("allocation.") for event in listener.heard()]
     assert told == ["BatchCreated", "Allocated", "OutOfStock", "BatchQuantityChanged", "Deallocated"]
@@ -132,7 +132,7 @@ def test_a_listener_gets_the_events_it_is_bound_to(app, redis_server):
     handle(app, CreateBatch("b1", "LAMP", 10))
     handle(app, Allocate("o1", "LAMP", 11))
 
-    app.dispatcher.announce()
+    app.dispatcher.announcer.announce()
 
     assert [event["data"] for event in listener.heard()] == [{"sku": "LAMP"}]
 
@@ -141,7 +141,7 @@ def test_more_events_than_a_batch_are_all_published(app, listener):
     for number in range(1201):
         handle(app, CreateBatch(f"b{number}", "LAMP", 1))
 
-    assert app.dispatcher.announce() == 1201
+    assert app.dispatcher.announcer.announce() == 1201
 
     assert [event["data"]["ref"] for event in listener.heard()] == [f"b{number}" for number in range(1201)]
 
@@ -158,10 +158,10 @@ def test_events_wait_for_an_unavailable_broker(app, settings, listener):
     nowhere = settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{free_port()}/0"})
     for lost in started(nowhere):
         with pytest.raises(Exception, match="Connection refused"):
-            lost.dispatcher.announce()
+            lost.dispatcher.announcer.announce()
 
     assert app.runtime.announcements.count() == 1
-    app.dispatcher.announce()
+    app.dispatcher.announcer.announce()
     assert len(listener.heard()) == 1
 
 
@@ -169,7 +169,7 @@ def test_only_one_process_publishes_at_a_time(app, listener):
     handle(app, CreateBatch("b1", "LAMP", 10))
 
     with app.runtime.announcements.take(10) as mine:
-        assert app.dispatcher.announce() == 0
+        assert app.dispatcher.announcer.announce() == 0
 
     assert len(mine) == 1
 
@@ -177,7 +177,7 @@ def test_only_one_process_publishes_at_a_time(app, listener):
 def test_without_a_listener_nothing_stays_in_the_broker(app, redis_server):
     handle(app, CreateBatch("b1", "LAMP", 10))
 
-    app.dispatcher.announce()
+    app.dispatcher.announcer.announce()
 
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.keys("*") == []
@@ -212,9 +212,9 @@ def test_the_sequence_rises_with_the_commits_of_one_product_while_others_are_pub
     with ThreadPoolExecutor(4) as pool:
         changes = [pool.submit(change, thread) for thread in range(4)]
         while not all(done.done() for done in changes):
-            app.dispatcher.announce()
+            app.dispatcher.announcer.announce()
     assert [done.result() for done in changes] == [None] * 4
-    app.dispatcher.announce()
+    app.dispatcher.announcer.announce()
 
     events = listener.heard()
     assert len(events) == 163
@@ -247,8 +247,8 @@ def test_listeners_can_drop_a_frozen_announcers_late_events_by_id_or_sequence(ap
         with frozen.runtime.announcements.take(10) as old:
             end_sessions(app)
             handle(app, ChangeBatchQuantity("b1", 30))
-            app.dispatcher.announce()
-            frozen.dispatcher.publish(old)
+            app.dispatcher.announcer.announce()
+            frozen.dispatcher.announcer.publish(old)
 
     with pytest.raises(SQLAlchemyError):
         freeze_and_go_on()
@@ -270,7 +270,7 @@ def test_the_time_of_one_products_events_never_runs_backwards(app, listener):
         early.products.get_or_create("LAMP", "late").add_batch(Batch("late", "LAMP", 1))
         early.commit()
 
-    app.dispatcher.announce()
+    app.dispatcher.announcer.announce()
 
     events = listener.heard()
     assert [event["data"]["ref"] for event in events] == ["b1", "late"]
@@ -287,7 +287,7 @@ def test_an_older_releases_events_are_published_without_a_subject(app, listener,
             )
         )
 
-    app.dispatcher.announce()
+    app.dispatcher.announcer.announce()
 
     [event] = listener.heard()
     assert "subject" not in event
@@ -322,14 +322,14 @@ def test_requests_for_announcements_do_not_pile_up_while_housekeeping_is_down(ha
         queue(connection).purge()
 
         for _ in range(20):
-            hasty.dispatcher.nudge()
+            hasty.dispatcher.announcer.nudge()
             wait_for_timers()
         # RabbitMQ counts published messages with a delay.
         eventually(lambda: queue(connection).queue_declare(passive=True).message_count > 0, 10)
         asked = queue(connection).purge()
         assert 1 <= asked <= 5
 
-        hasty.dispatcher.nudge()
+        hasty.dispatcher.announcer.nudge()
         wait_for_timers()
         eventually(lambda: queue(connection).purge() == 1, 10, "the next one, once that is taken")
 
@@ -342,7 +342,7 @@ def test_an_announcement_is_requested_although_the_pool_has_closed_its_connectio
         with hasty.producer_or_acquire() as producer:
             producer.connection.close()
 
-        hasty.dispatcher.nudge()
+        hasty.dispatcher.announcer.nudge()
         wait_for_timers()
 
         eventually(lambda: queue(connection).purge() == 1, 10, "the request")
@@ -395,7 +395,7 @@ def test_publishing_500_events_makes_progress_even_if_every_connection_breaks(
             waiting = [500]
             while waiting[-1]:
                 with suppress(BatchPublishError, OperationalError, redis.exceptions.ConnectionError):
-                    unlucky.dispatcher.announce()
+                    unlucky.dispatcher.announcer.announce()
                 waiting.append(app.runtime.announcements.count())
                 assert waiting[-1] < waiting[-2]
 

@@ -27,6 +27,7 @@ from local.waiting import eventually
 from messaging.delivery import new_id
 from messaging.errors import Expired, InvalidMessage, Unavailable, WorkerCrashed
 from messaging.messages import Command, to_dict
+from messaging.operator.replaying import replay
 from messaging.postgres.inbox import Answer
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
@@ -267,7 +268,7 @@ def test_the_replay_of_a_parked_command_is_signed_once_where_only_signed_message
         handle(app.runtime, again(killer), lambda: ORDER)
 
         [(letter_id,)] = ask(app, "SELECT id::text FROM dead_letters")
-        app.dispatcher.replay(app.runtime.dead_letters, letter_id)
+        replay(app.dispatcher, app.runtime.dead_letters, letter_id)
 
         with app.connection_for_read() as connection, connection.SimpleQueue("allocation.commands") as queue:
             sent = queue.get(block=False)

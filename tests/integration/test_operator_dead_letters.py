@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from local import ROOT
 from messaging.dead_letters import DeadLetter
+from messaging.operator.replaying import replay
 from messaging.postgres.dead_letters import DeadLetters, NotReplayable
 from messaging.texts import storable
 from messaging.worker.app import MessagingApp
@@ -73,7 +74,7 @@ def test_a_message_is_replayed_unchanged(
         properties={"correlation_id": "t1", "priority": 3, "delivery_tag": "old", "delivery_info": {}},
     )  # fmt: skip
 
-    app.dispatcher.replay(letters, letter_id)
+    replay(app.dispatcher, letters, letter_id)
 
     [message] = taken(app)
     sent = message.body if isinstance(message.body, bytes) else message.body.encode(encoding)
@@ -89,7 +90,7 @@ def test_a_message_is_replayed_once_whatever_the_number_of_operators(app: Messag
 
     def press() -> bool:
         try:
-            app.dispatcher.replay(letters, letter_id)
+            replay(app.dispatcher, letters, letter_id)
         except NotReplayable:
             return False
         return True
@@ -105,10 +106,10 @@ def test_a_message_for_an_unknown_task_is_replayed_only_with_anyway(app: Messagi
     letter_id = keep(app, task="allocation.later", body=b"[[], {}, {}]", headers=HEADERS)
 
     with pytest.raises(NotReplayable, match=r"no task allocation\.later"):
-        app.dispatcher.replay(letters, letter_id)
+        replay(app.dispatcher, letters, letter_id)
     assert letters.find("open")
 
-    app.dispatcher.replay(letters, letter_id, anyway=True)
+    replay(app.dispatcher, letters, letter_id, anyway=True)
     assert len(taken(app)) == 1
 
 

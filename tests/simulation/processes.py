@@ -17,6 +17,7 @@ from messaging.dead_letters import PARKED
 from messaging.errors import MessagingError, Unavailable
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
 from messaging.operator.pausing import Pausing
+from messaging.operator.replaying import replay
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import DATABASE_ERRORS
@@ -193,7 +194,7 @@ class Operator:
         """Send a dead letter again."""
         letters = self.app.runtime.dead_letters.find(reason=PARKED)
         for letter in letters[:1]:
-            self.app.dispatcher.replay(self.app.runtime.dead_letters, letter.id)
+            replay(self.app.dispatcher, self.app.runtime.dead_letters, letter.id)
 
     def pause(self) -> None:
         """Pause a handler of events."""

@@ -24,7 +24,7 @@ import messaging.adapters.mail
 import messaging.client.client
 import messaging.delivery
 import messaging.postgres.inbox
-import messaging.worker.dispatcher
+import messaging.worker.announcer
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
 from messaging.postgres.announcements import LowWater
 from messaging.wire.validation import from_dict
@@ -217,7 +217,7 @@ class Run:
     def start_worker(self, name: str) -> None:
         """Start a worker, which is started again when it dies."""
         app = self.world.apps[name]
-        app.dispatcher.nudged_until = 0.0
+        app.dispatcher.announcer.nudged_until = 0.0
         app.runtime.pauses.forget()
         worker = Worker(app, self.broker, self.scheduler, f"{name}#{self.scheduler.steps}")
         worker.after = self.handled
@@ -565,7 +565,7 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
                 messaging.client.client, "uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4)
             ),
             patch.object(messaging.adapters.mail.SmtpServer, "send", send),
-            patch.object(messaging.worker.dispatcher.threading, "Timer", timer),
+            patch.object(messaging.worker.announcer.threading, "Timer", timer),
         ):
             yield
     finally:

@@ -10,6 +10,7 @@ import click
 
 from messaging.dead_letters import DeadLetter
 from messaging.errors import MessagingError
+from messaging.operator import replaying
 from messaging.operator.cli.options import REASON, TEXT, json_option
 from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
@@ -107,7 +108,7 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
     store, refused = DeadLetters(tool.runtime.engine), False
     for letter_id in map(str, ids):
         try:
-            letter = tool.dispatcher.replay(store, letter_id, anyway=anyway)
+            letter = replaying.replay(tool.dispatcher, store, letter_id, anyway=anyway)
             _note(tool, "replay", letter_id)
             console().print(f"{letter_id} sent to {letter.queue} again ({letter.task}).")
         except MessagingError as error:
