@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from allocation.domain.commands import Allocate
 from allocation.domain.model import Batch, OrderLine, Product
+from messaging.messages import Command
 from messaging.postgres.repository import PostgresRepository
+from messaging.postgres.shared import Read
 from messaging.postgres.transaction import Row, Statement, Transaction
 
 # The product is locked first and read after, so that what is read is as fresh as the lock. A product that
@@ -22,21 +25,42 @@ LOCKED_SKU = "current_setting('allocation.locked_sku', true)"
 LOCK_PRODUCT = Statement(LOCK.format(sku="$1"), "text")
 
 # The first row says that the product exists and whether the line was reported short; the batches follow.
-LOAD_FOR_LINE = Statement(
-    f"""
+LOAD = """
 SELECT NULL AS reference, sku, NULL AS purchased_quantity, NULL::date AS eta, NULL AS allocated_quantity,
        NULL::boolean AS holds,
-       EXISTS (SELECT FROM shortages WHERE orderid = $2 AND sku = $1 AND qty = $3) AS short
-FROM products WHERE sku = $1 AND $1 = {LOCKED_SKU}
+       EXISTS (SELECT FROM shortages WHERE orderid = {orderid} AND sku = {sku} AND qty = {qty}) AS short
+FROM products WHERE sku = {sku} AND {is_locked}
 UNION ALL
 (SELECT reference, batches.sku, purchased_quantity, eta, allocated_quantity, true, NULL
  FROM allocations JOIN batches ON reference = batch_reference
- WHERE orderid = $2 AND allocations.sku = $1 AND qty = $3 AND $1 = {LOCKED_SKU})
+ WHERE orderid = {orderid} AND allocations.sku = {sku} AND qty = {qty} AND {is_locked})
 UNION ALL
 (SELECT reference, sku, purchased_quantity, eta, allocated_quantity, false, NULL FROM batches
- WHERE sku = $1 AND $1 = {LOCKED_SKU} AND open AND purchased_quantity - allocated_quantity >= $3
- ORDER BY eta NULLS FIRST, reference LIMIT 1)""",  # noqa: S608  # put together from constants
+ WHERE sku = {sku} AND {is_locked} AND open AND purchased_quantity - allocated_quantity >= {qty}
+ ORDER BY eta NULLS FIRST, reference LIMIT 1)"""
+
+LOAD_FOR_LINE = Statement(
+    LOAD.format(sku="$1", orderid="$2", qty="$3", is_locked=f"$1 = {LOCKED_SKU}"),
     *("text", "text", "integer"),
+)
+
+# Both for many lines at once, of one product each; a product that another transaction has locked is left out.
+LOCK_FREE_PRODUCTS = Statement(
+    """
+SELECT set_config('allocation.locked_skus', array_agg(sku)::text, true)
+FROM (SELECT sku FROM products WHERE sku = ANY($1) ORDER BY sku FOR NO KEY UPDATE SKIP LOCKED) locked""",
+    "text[]",
+)
+
+LOAD_FOR_LINES = Statement(
+    f"""
+SELECT found.*, number FROM (
+    SELECT * FROM unnest($1, $2, $3) WITH ORDINALITY AS lines (sku, orderid, qty, number)
+    WHERE sku = ANY(nullif(current_setting('allocation.locked_skus', true), '')::text[])
+) line CROSS JOIN LATERAL (
+{LOAD.format(sku="line.sku", orderid="line.orderid", qty="line.qty", is_locked="true")}
+) found""",  # noqa: S608  # put together from constants
+    *("text[]", "text[]", "integer[]"),
 )
 
 # The insert waits for any transaction that is inserting the same product, so the lock always finds a row.
@@ -115,8 +139,11 @@ class PostgresProductRepository(PostgresRepository[Product]):
 
     def get_for_line(self, line: OrderLine) -> Product | None:
         """Load the batch that holds the line, if any, and the soonest one with room for it."""
-        self.transaction.write(LOCK_PRODUCT, (line.sku,))
-        rows = self.transaction.read(LOAD_FOR_LINE, (line.sku, line.orderid, line.qty))
+        wanted = line.sku, line.orderid, line.qty
+        rows = self.transaction.read_before(LOAD_FOR_LINE, wanted)
+        if rows is None:
+            self.transaction.write(LOCK_PRODUCT, (line.sku,))
+            rows = self.transaction.read(LOAD_FOR_LINE, wanted)
         if not rows:
             return None
         # A batch that holds the line is the answer; the query may return it again, as the batch with room.
@@ -186,3 +213,17 @@ def _batch(row: Row, lines: Iterable[OrderLine] = ()) -> Batch:
 
 def _key(line: OrderLine) -> tuple[str, str, int]:
     return line.orderid, line.sku, line.qty
+
+
+def read_ahead(transaction: Transaction, commands: Sequence[Command]) -> dict[int, Read]:
+    """Lock products and read what `get_for_line` will ask for, for many `Allocate` in one round trip."""
+    places = [place for place, command in enumerate(commands) if isinstance(command, Allocate)]
+    wanted = [(one.sku, one.orderid, one.qty) for one in commands if isinstance(one, Allocate)]
+    if not wanted:
+        return {}
+    columns = [list(column) for column in zip(*wanted, strict=True)]
+    transaction.write(LOCK_FREE_PRODUCTS, (columns[0],))
+    found: dict[int, list[Row]] = {}
+    for *row, number in transaction.read(LOAD_FOR_LINES, tuple(columns)):
+        found.setdefault(number - 1, []).append(tuple(row))
+    return {places[number]: Read(LOAD_FOR_LINE, wanted[number], rows) for number, rows in found.items()}

@@ -1,25 +1,67 @@
-"""One transaction for several units of work, each behind a savepoint of its own (docs/adr/012)."""
+"""One transaction for several units of work, each undone alone if it fails (docs/adr/012)."""
 
 from __future__ import annotations
 
-import psycopg2.errors
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from messaging.postgres.transaction import Transaction
+import psycopg2.errors
+from sqlalchemy import Engine
+
+from messaging.messages import Command
+from messaging.postgres.transaction import Params, Row, Statement, Transaction
 
 #: A unit of work that waits for a lock keeps what the earlier ones have locked, so it waits this long at
 #: most; two groups that wait for each other would otherwise wait for PostgreSQL's deadlock detection.
 LOCK_TIMEOUT_MS = 20
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a handler's first read would return; its aggregate is locked."""
+
+    statement: Statement
+    params: Params
+    rows: list[Row]
+
+
+#: Locks the aggregates of commands without waiting, and reads what their handlers will ask for. Returns it by
+#: the command's place in the list, without those whose aggregate is locked by others or does not exist.
+ReadAhead = Callable[[Transaction, Sequence[Command]], Mapping[int, Read]]
+
+
 class SharedTransaction(Transaction):
     """Is given to one unit of work after the other, each of which treats it as its own.
 
-    A unit of work that is rolled back leaves the others' changes alone. Nothing is stored until `commit_all`.
-    The first unit of work waits for locks as long as it would alone, since it holds none yet.
+    A unit of work that is rolled back leaves the others' changes alone: they are behind a savepoint, or not
+    sent yet. Nothing is stored until `commit_all`. The first unit of work waits for locks as long as it would
+    alone, if nothing was read ahead: it holds none yet.
     """
 
-    _number = 0
-    _savepoint = b""  # empty: no unit of work is open
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._ahead: dict[tuple[Statement, Params], list[Row]] = {}
+        self._units = 0
+        self._is_open = False  # a unit of work
+        self._start = 0  # of its statements among the pending ones
+        self._savepoint = b""  # empty: it has sent nothing
+        self._holds_locks = False
+        self._waits_shortly = False
+
+    def read_ahead(self, read: ReadAhead, commands: Sequence[Command]) -> set[int]:
+        """Read in one message what the handlers of these commands will read; return the places of those done.
+
+        Each of them must change another aggregate, and they must be carried out before all others.
+        """
+        super().open()
+        found = read(self, commands)
+        self._ahead = {(one.statement, one.params): one.rows for one in found.values()}
+        self._holds_locks = bool(found)
+        return set(found)
+
+    def read_before(self, sql: Statement, params: Params) -> list[Row] | None:
+        """Return what was read ahead, once: the second time it may have changed."""
+        return self._ahead.pop((sql, params), None)
 
     def open(self) -> None:
         """Begin a unit of work.
@@ -27,30 +69,30 @@ class SharedTransaction(Transaction):
         Raises:
             RuntimeError: the last one is still open.
         """
-        if self._savepoint or self._number == 0:
+        if self._is_open or self._connection is None:
             super().open()
-        if self._number == 1:
+        if self._holds_locks and not self._waits_shortly:
             self._pending.append(b"SET LOCAL lock_timeout = %d" % LOCK_TIMEOUT_MS)
-        self._number += 1
-        self._savepoint = b"unit_%d" % self._number
-        self._pending.append(b"SAVEPOINT " + self._savepoint)
+            self._waits_shortly = True
+        self._units += 1
+        self._is_open, self._start, self._savepoint = True, len(self._pending), b""
 
     def commit(self) -> None:
         """End a unit of work; its changes will be committed with the others'."""
-        self._pending.append(b"RELEASE SAVEPOINT " + self._savepoint)
-        self._savepoint = b""
+        if self._savepoint:
+            self._pending.append(b"RELEASE SAVEPOINT " + self._savepoint)
+        self._is_open, self._holds_locks = False, True
 
     def close(self) -> None:
         """Undo a unit of work that was not committed."""
-        if not self._savepoint:
+        if not self._is_open:
             return
-        begin = b"SAVEPOINT " + self._savepoint
-        if begin in self._pending:
-            del self._pending[self._pending.index(begin) :]
-        else:
+        if self._savepoint:
             # Fails, and all units of work with it, where an earlier one's statement was the one that failed.
-            self._pending = [b"ROLLBACK TO " + begin, b"RELEASE " + begin]
-        self._savepoint = b""
+            self._pending = [b"ROLLBACK TO SAVEPOINT " + self._savepoint, b"RELEASE " + self._savepoint]
+        else:
+            del self._pending[self._start :]
+        self._is_open, self._holds_locks = False, True
 
     def commit_all(self) -> None:
         """Commit all units of work.
@@ -66,3 +108,10 @@ class SharedTransaction(Transaction):
     def end(self) -> None:
         """Roll back everything that is not committed, and return the connection."""
         super().close()
+
+    def _send(self, statement: bytes) -> None:
+        """Set the savepoint of a unit of work before the first of its statements that is sent."""
+        if self._is_open and not self._savepoint:
+            self._savepoint = b"unit_%d" % self._units
+            self._pending.insert(self._start, b"SAVEPOINT " + self._savepoint)
+        super()._send(statement)

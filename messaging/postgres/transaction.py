@@ -139,6 +139,10 @@ class Transaction:
         self._send(self._bound(sql, params))
         return self._cursor.fetchall()  # type: ignore[no-any-return]
 
+    def read_before(self, _sql: Statement, _params: Params) -> list[Row] | None:
+        """Return the rows of a read that was done ahead, with its locks, once; None if it has to be done."""
+        return None
+
     def write(self, sql: str | Statement, params: Params = ()) -> None:
         """Queue a statement for the next `read` or the commit."""
         self._pending.append(self._bound(sql, params))

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from messaging.bus import MessageBus
 from messaging.messages import Command, task_name
 from messaging.postgres.outbox import Outbox
+from messaging.postgres.shared import ReadAhead
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.settings import MessagingSettings
 
@@ -59,6 +60,7 @@ class Project(Names):
     unit_of_work: UnitOfWorkFactory
     migrations: Path  # a folder of Alembic versions
     refusals: tuple[type[Exception], ...] = ()  # business errors, which are sent to the sender
+    read_ahead: ReadAhead | None = None  # for commands that share a transaction
     renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
     fakes: str = ""  # "module:name" of a unit of work in memory, for tests that `deliveries reproduce` writes
 

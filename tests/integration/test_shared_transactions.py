@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg2.errors
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 
+from allocation.adapters.repository import LOCK_FREE_PRODUCTS, read_ahead
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
+from allocation.domain.errors import InvalidSku
+from local.waiting import eventually
 from messaging.delivery import new_id
 from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
 from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.group import Candidate, carry_out_together, in_lock_order
 from messaging.worker.received import Received
 from tests.integration.outbox import app_on, ask
+from tests.integration.statements import recorded
 
 COMMANDS = [
     ["allocation.create_batch", {"ref": "b1", "sku": "LAMP", "qty": 10}],
@@ -143,3 +149,140 @@ def test_a_unit_of_work_that_fails_on_an_earlier_ones_write_undoes_the_whole_gro
         group.commit_all()
     group.end()
     assert ask(app, "SELECT sku FROM products") == []
+
+
+def stock(app: MessagingApp, *skus: str, qty: int = 10) -> None:
+    """Create a batch of each product, with its name in small letters."""
+    for sku in skus:
+        handle_many(
+            app.runtime,
+            message(),
+            [["allocation.create_batch", {"ref": sku.lower(), "sku": sku, "qty": qty}]],
+        )
+
+
+def results(app: MessagingApp, commands: Sequence[Command]) -> list[Any]:
+    """Carry out commands together; return each result, or the class of its error."""
+    candidates = list(map(candidate, commands))
+    done = carry_out_together(app.runtime, candidates)
+    answers = [done[one.job.id].answered[0] for one in candidates]
+    return [type(answer.error) if answer.error else answer.result for answer in answers]
+
+
+@pytest.fixture
+def other(app: MessagingApp) -> Iterator[Connection]:
+    """A transaction of somebody else."""
+    engine = create_engine(app.runtime.settings.database_url)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def test_allocations_of_different_products_go_to_postgresql_in_two_messages(app: MessagingApp):
+    stock(app, "CHAIR", "LAMP", "TABLE")
+    commands = [Allocate("o1", sku, 1) for sku in ("TABLE", "CHAIR", "LAMP")]
+
+    with recorded(app) as messages:
+        assert results(app, commands) == ["table", "chair", "lamp"]
+
+    assert [one[0] for one in messages] == ["BEGIN", "SET LOCAL lock_timeout = 20"]
+    assert messages[-1][-1] == "COMMIT"
+    assert not [one for sent in messages for one in sent if "SAVEPOINT" in one]
+
+
+def test_a_command_sees_what_an_earlier_one_of_its_group_did_to_the_same_product(app: MessagingApp):
+    stock(app, "LAMP", "TABLE", qty=3)
+    commands: list[Command] = [
+        Allocate(f"o{number}", sku, 2) for number in (1, 2) for sku in ("LAMP", "TABLE")
+    ]
+
+    assert results(app, [*commands, Allocate("o3", "LAMP", 1)]) == ["lamp", "table", None, None, "lamp"]
+    assert ask(app, "SELECT allocated_quantity FROM batches ORDER BY 1") == [(2,), (3,)]
+
+
+def test_a_batch_that_a_group_creates_is_there_for_its_next_command(app: MessagingApp):
+    stock(app, "LAMP")
+    commands = [Allocate("o1", "LAMP", 1), CreateBatch("new", "TABLE", 1), Allocate("o1", "TABLE", 1)]
+
+    assert results(app, commands) == ["lamp", None, "new"]
+
+
+def test_a_quantity_that_a_group_corrects_counts_for_its_next_command(app: MessagingApp):
+    """The correction does not say which product it locks."""
+    stock(app, "LAMP", "TABLE")
+    commands = [Allocate("o1", "TABLE", 9), ChangeBatchQuantity("lamp", 1), Allocate("o2", "LAMP", 2)]
+
+    assert results(app, commands) == ["table", None, None]
+    assert ask(app, "SELECT allocated_quantity FROM batches WHERE sku = 'LAMP'") == [(0,)]
+
+
+def test_a_refused_command_of_a_group_changes_nothing_and_the_others_are_committed(app: MessagingApp):
+    stock(app, "CHAIR", "LAMP")
+    commands = [Allocate("o1", sku, 1) for sku in ("CHAIR", "NONE", "LAMP", "NEITHER")]
+
+    assert results(app, commands) == ["chair", InvalidSku, "lamp", InvalidSku]
+    assert ask(app, "SELECT orderid, sku FROM allocations ORDER BY 2") == [("o1", "CHAIR"), ("o1", "LAMP")]
+    assert ask(app, "SELECT count(*) FROM inbox WHERE error IS NOT NULL") == [(2,)]
+
+
+def test_a_handler_that_fails_after_its_read_ahead_undoes_its_own_changes_alone(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    stock(app, "CHAIR", "LAMP", "TABLE")
+    allocate = app.runtime.project.bus.commands[Allocate]
+
+    def fails_for_lamps(command: Allocate, uow: Any) -> Any:
+        result = allocate(command, uow)
+        if command.sku == "LAMP":
+            raise ZeroDivisionError
+        return result
+
+    monkeypatch.setitem(app.runtime.project.bus.commands, Allocate, fails_for_lamps)
+
+    outcomes = results(app, [Allocate("o1", sku, 1) for sku in ("CHAIR", "LAMP", "TABLE")])
+
+    assert outcomes == ["chair", ZeroDivisionError, "table"]
+    assert ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("CHAIR",), ("TABLE",)]
+    assert ask(app, "SELECT allocated_quantity FROM batches WHERE sku = 'LAMP'") == [(0,)]
+
+
+def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingApp, other: Connection):
+    stock(app, "CHAIR", "LAMP", "TABLE")
+    other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
+    commands = [candidate(Allocate("o1", sku, 1)) for sku in ("CHAIR", "LAMP", "TABLE")]
+    # Alone it would wait for longer than a test takes.
+    with ThreadPoolExecutor(1) as thread:
+        group = thread.submit(carry_out_together, app.runtime, commands)
+        eventually(
+            lambda: ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("LAMP",), ("TABLE",)],
+            20,
+            "the commands for other products",
+        )
+        assert not group.done()
+        other.rollback()
+
+        assert len(group.result(20)) == 3
+    assert ask(app, "SELECT count(*) FROM allocations") == [(3,)]
+
+
+def test_what_is_read_ahead_is_as_fresh_as_its_lock(app: MessagingApp, other: Connection):
+    """A product that appears after the locks were taken was not locked, so its batches are not read."""
+    stock(app, "LAMP")
+    lines = [Allocate("o1", "LAMP", 1), Allocate("o1", "NEW", 1)]
+
+    class Late(Transaction):
+        def write(self, sql: Any, params: Any = ()) -> None:
+            super().write(sql, params)
+            if sql is LOCK_FREE_PRODUCTS:
+                self.read("SELECT 1")  # the locks are taken, in a message of their own
+                other.execute(text("INSERT INTO products VALUES ('NEW')"))
+                other.execute(
+                    text("INSERT INTO batches (reference, sku, purchased_quantity) VALUES ('n', 'NEW', 5)")
+                )
+                other.commit()
+
+    with Late(app.runtime.engine) as transaction:
+        found = read_ahead(transaction, lines)
+
+    assert list(found) == [0]
+    assert [row[0] for row in found[0].rows] == [None, "lamp"]
