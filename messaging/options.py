@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -76,6 +76,9 @@ class HandlerOptions:
     max_concurrent: int | None = None  # deliveries that run at once
     rate: str | None = None  # deliveries per time, such as "50/min", spread evenly
     limit_by: str | None = None  # a field of the event: each of its values has these limits of its own
+    #: Its deliveries may share a transaction with others that have arrived (docs/adr/012). One that fails is
+    #: made again, alone, and only that counts: the handler should do nothing outside the database.
+    shares_transaction: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -88,8 +91,8 @@ class HandlerOptions:
 
     @property
     def waits(self) -> bool:
-        """Return whether one of them is set, so that deliveries may have to wait."""
-        return self != NO_OPTIONS
+        """Return whether its deliveries may have to wait."""
+        return replace(self, shares_transaction=False) != NO_OPTIONS
 
 
 NO_OPTIONS = HandlerOptions()

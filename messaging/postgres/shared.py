@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import psycopg2.errors
 from sqlalchemy import Engine
 
-from messaging.messages import Command
+from messaging.messages import Message
 from messaging.postgres.transaction import Params, Row, Statement, Transaction
 
 #: A unit of work that waits for a lock keeps what the earlier ones have locked, so it waits this long at
@@ -25,9 +26,9 @@ class Read:
     rows: list[Row]
 
 
-#: Locks the aggregates of commands without waiting, and reads what their handlers will ask for. Returns it by
-#: the command's place in the list, without those whose aggregate is locked by others or does not exist.
-ReadAhead = Callable[[Transaction, Sequence[Command]], Mapping[int, Read]]
+#: Locks the aggregates of messages without waiting, and reads what their handlers will ask for. Returns it by
+#: the message's place in the list, without those whose aggregate is locked by others or does not exist.
+ReadAhead = Callable[[Transaction, Sequence[Message]], Mapping[int, Read]]
 
 
 class SharedTransaction(Transaction):
@@ -48,15 +49,23 @@ class SharedTransaction(Transaction):
         self._holds_locks = False
         self._waits_shortly = False
 
-    def read_ahead(self, read: ReadAhead, commands: Sequence[Command]) -> set[int]:
-        """Read in one message what the handlers of these commands will read; return the places of those done.
-
-        Each of them must change another aggregate, and they must be carried out before all others.
-        """
+    def __enter__(self) -> Self:
+        """Take a connection from the pool."""
         super().open()
-        found = read(self, commands)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Roll back everything that is not committed, and return the connection."""
+        super().close()
+
+    def read_ahead(self, read: ReadAhead, messages: Sequence[Message]) -> set[int]:
+        """Read in one message what the handlers of these messages will read; return the places of those done.
+
+        Each of them must change another aggregate, and they must be handled before all others.
+        """
+        found = read(self, messages)
         self._ahead = {(one.statement, one.params): one.rows for one in found.values()}
-        self._holds_locks = bool(found)
+        self._holds_locks = self._holds_locks or bool(found)
         return set(found)
 
     def read_before(self, sql: Statement, params: Params) -> list[Row] | None:
@@ -69,8 +78,8 @@ class SharedTransaction(Transaction):
         Raises:
             RuntimeError: the last one is still open.
         """
-        if self._is_open or self._connection is None:
-            super().open()
+        if self._is_open:
+            super().open()  # refuses
         if self._holds_locks and not self._waits_shortly:
             self._pending.append(b"SET LOCAL lock_timeout = %d" % LOCK_TIMEOUT_MS)
             self._waits_shortly = True
@@ -104,10 +113,6 @@ class SharedTransaction(Transaction):
         super().commit()
         if self._cursor.statusmessage not in (None, "COMMIT"):
             raise psycopg2.errors.InFailedSqlTransaction("a statement had failed before the commit")
-
-    def end(self) -> None:
-        """Roll back everything that is not committed, and return the connection."""
-        super().close()
 
     def _send(self, statement: bytes) -> None:
         """Set the savepoint of a unit of work before the first of its statements that is sent."""

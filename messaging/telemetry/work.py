@@ -92,8 +92,8 @@ class Work:
 
         return noted
 
-    def was_done(self, message: object, seconds: float) -> None:
-        """Note the message and how long its work has taken, where that was done beforehand."""
+    def was_done(self, seconds: float, message: object = None) -> None:
+        """Note how long the work has taken, where it was done beforehand, and the command."""
         self.message = message
         self._began -= seconds
 

@@ -25,11 +25,12 @@ from messaging.project.runtime import Runtime
 from messaging.telemetry.work import NOBODY, Kind, Watch
 from messaging.wire.validation import from_dict
 from messaging.worker.answers import Answered
+from messaging.worker.command_group import CommandUnit, once_each
 from messaging.worker.commands import handle, logger
 from messaging.worker.dispatcher import Dispatcher
-from messaging.worker.group import Candidate, Done, carry_out_together
 from messaging.worker.received import Received
 from messaging.worker.request import CommandRequest, CommandTask
+from messaging.worker.sharing import Done, handle_together
 
 Outcome = dict[str, Any]  # {"id", "result"} or {"id", "error": {"type", "message"}}; the id is the key
 
@@ -138,16 +139,16 @@ def _chunks(items: list[Item | Outcome], size: int) -> Iterator[list[Item | Outc
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _together(runtime: Runtime, chunk: Sequence[Item | Outcome]) -> dict[str, Done]:
+def _together(runtime: Runtime, chunk: Sequence[Item | Outcome]) -> dict[str, Done[Answered]]:
     """Carry out commands in one transaction; return what was done, by id. Those of a redelivery run alone."""
     items = [item for item in chunk if isinstance(item, Item) and item.received.is_fresh]
     if len(items) < 2:  # one is no group
         return {}
-    candidates = []
+    units = []
     for item in items:
         with suppress(MessagingError):
-            candidates.append(Candidate(item.received.job(item.read())))
-    return carry_out_together(runtime, candidates)
+            units.append(CommandUnit(runtime, item.received.job(item.read())))
+    return handle_together(runtime, once_each(units))
 
 
 def _items(runtime: Runtime, message: Received, commands: Sequence[Any]) -> list[Item | Outcome]:
@@ -186,14 +187,14 @@ def _refuse_whole(runtime: Runtime, message: Received) -> Answer:
     return answer
 
 
-def _handle_one(runtime: Runtime, item: Item, watch: Watch, done: Done | None) -> Answered:
+def _handle_one(runtime: Runtime, item: Item, watch: Watch, done: Done[Answered] | None) -> Answered:
     try:
         with watch.over(replace(item.received.work(), in_batch=True)) as work:
             if done is None:
                 answered = handle(runtime, item.received, work.reading(item.read))
             else:
-                work.was_done(done.command, done.seconds)
-                answered = done.answered
+                work.was_done(done.seconds, item.read())
+                answered = done.outcome
             work.answer, deliveries = answered
         return work.answer, deliveries
     finally:

@@ -25,8 +25,8 @@ from messaging.postgres.transaction import DATABASE_ERRORS, TRANSIENT_ERRORS, WA
 from messaging.project.runtime import Runtime
 from messaging.wire.validation import parse
 from messaging.worker.answers import Answered, log_unexpected
+from messaging.worker.command_group import CommandGroup
 from messaging.worker.dispatcher import Dispatcher
-from messaging.worker.group import CommandGroup
 from messaging.worker.received import Received
 from messaging.worker.request import CommandTask
 

@@ -125,6 +125,23 @@ def test_commands_that_wait_share_one_transaction(shop: Shop, worker: Child, bac
     assert backend.sql(TRANSACTIONS, ids=ids(sent)) == [(1, 8)]
 
 
+def test_deliveries_that_wait_share_a_transaction(shop: Shop, worker: Child, backend: Backend, skus):
+    for number in range(6):
+        shop.ask("allocate", orderid=f"order-{number}", sku=skus[0], qty=1)
+    shop.ask("create_batch", ref=f"next-{skus[0]}", sku=skus[0], qty=10)
+
+    correction = shop.send("change_batch_quantity", ref=f"batch-{skus[0]}", qty=0)
+
+    made = (
+        "SELECT count(DISTINCT finished_at), count(*) FROM deliveries"
+        " WHERE correlation_id = :id AND status = 'done'"
+    )
+    eventually(lambda: backend.sql(made, id=correction.id)[0][1] == 6, what="the six deliveries")
+    assert backend.sql(made, id=correction.id)[0][0] < 6
+    moved = "SELECT DISTINCT batch_reference FROM allocations WHERE sku = :sku"
+    assert backend.sql(moved, sku=skus[0]) == [(f"next-{skus[0]}",)]
+
+
 def test_a_refused_command_is_undone_alone(shop: Shop, worker: Child, backend: Backend, skus):
     """`get_or_create` has inserted the new product by the time the domain refuses the batch."""
     new = f"B-{uuid4()}"

@@ -21,8 +21,9 @@ from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
-from messaging.worker.group import Candidate, carry_out_together, in_lock_order
+from messaging.worker.command_group import CommandUnit, once_each
 from messaging.worker.received import Received
+from messaging.worker.sharing import handle_together, in_lock_order
 from tests.integration.outbox import app_on, ask
 from tests.integration.statements import recorded
 
@@ -44,15 +45,24 @@ def app(clean_database: str) -> Iterator[MessagingApp]:
         yield app
 
 
+@pytest.fixture
+def group(app: MessagingApp) -> Iterator[SharedTransaction]:
+    """A transaction of several units of work."""
+    with SharedTransaction(app.runtime.engine) as group:
+        yield group
+
+
 def message(**facts: Any) -> Received:
     """Return a message with many commands."""
     given = {"redelivered": False, "expired": False, "queue": None, "key": None, "correlation_id": "c"}
     return Received(task_id=new_id(), task="allocation.many", **given | facts)
 
 
-def candidate(command: Command, task_id: str | None = None, key: str | None = None) -> Candidate:
+def unit(
+    app: MessagingApp, command: Command, task_id: str | None = None, key: str | None = None
+) -> CommandUnit:
     """Return a command of a group."""
-    return Candidate(CommandJob(task_id or new_id(), command, "c", key))
+    return CommandUnit(app.runtime, CommandJob(task_id or new_id(), command, "c", key))
 
 
 def told(outcomes: list[dict[str, Any]]) -> list[Any]:
@@ -78,13 +88,14 @@ def test_the_commands_of_a_redelivered_message_have_transactions_of_their_own(ap
 
 def test_a_repeat_is_left_to_run_alone(app: MessagingApp):
     lamp = CreateBatch("b1", "LAMP", 10)
-    first, copy, repeat = candidate(lamp, "id", "key"), candidate(lamp, "id"), candidate(lamp, key="key")
+    first, copy = unit(app, lamp, "id", "key"), unit(app, lamp, "id")
+    repeat, other = unit(app, lamp, key="key"), unit(app, lamp)
 
-    assert carry_out_together(app.runtime, [first, copy, repeat]).keys() == {"id"}
-    assert carry_out_together(app.runtime, [repeat, candidate(lamp)]) == {}
+    assert handle_together(app.runtime, once_each([first, copy, repeat])).keys() == {"id"}
+    assert handle_together(app.runtime, once_each([repeat, other])) == {}
 
 
-def test_a_group_locks_by_aggregate_and_keeps_the_order_of_each():
+def test_a_group_locks_by_aggregate_and_keeps_the_order_of_each(app: MessagingApp):
     """A command that does not say what it locks keeps its place."""
     commands = [
         Allocate("o1", "TABLE", 1),
@@ -95,14 +106,13 @@ def test_a_group_locks_by_aggregate_and_keeps_the_order_of_each():
         Allocate("o4", "CHAIR", 1),
     ]
 
-    ordered = [one.job.command for one in in_lock_order(map(candidate, commands))]
+    ordered = [one.message for one in in_lock_order(unit(app, command) for command in commands)]
 
     assert ordered == [commands[index] for index in (1, 0, 2, 3, 5, 4)]
 
 
-def test_a_group_whose_session_ends_has_done_nothing(app: MessagingApp):
+def test_a_group_whose_session_ends_has_done_nothing(app: MessagingApp, group: SharedTransaction):
     other = create_engine(app.runtime.settings.database_url)
-    group = SharedTransaction(app.runtime.engine)
     group.open()
     group.read("INSERT INTO products VALUES ('LAMP') RETURNING sku")
     group.commit()
@@ -113,14 +123,15 @@ def test_a_group_whose_session_ends_has_done_nothing(app: MessagingApp):
 
     with pytest.raises(psycopg2.OperationalError):
         group.commit_all()
-    group.end()
+    group.__exit__()
     other.dispose()
     assert ask(app, "SELECT sku FROM products") == []
 
 
-def test_a_commit_that_postgresql_turns_into_a_rollback_is_an_error(app: MessagingApp):
+def test_a_commit_that_postgresql_turns_into_a_rollback_is_an_error(
+    app: MessagingApp, group: SharedTransaction
+):
     """PostgreSQL answers COMMIT with ROLLBACK, and no error, once a statement has failed."""
-    group = SharedTransaction(app.runtime.engine)
     group.open()
     group.read("INSERT INTO products VALUES ('LAMP') RETURNING sku")
     group.commit()
@@ -129,13 +140,14 @@ def test_a_commit_that_postgresql_turns_into_a_rollback_is_an_error(app: Messagi
 
     with pytest.raises(psycopg2.errors.InFailedSqlTransaction):
         group.commit_all()
-    group.end()
+    group.__exit__()
     assert ask(app, "SELECT sku FROM products") == []
 
 
-def test_a_unit_of_work_that_fails_on_an_earlier_ones_write_undoes_the_whole_group(app: MessagingApp):
+def test_a_unit_of_work_that_fails_on_an_earlier_ones_write_undoes_the_whole_group(
+    app: MessagingApp, group: SharedTransaction
+):
     """Its own savepoint was not yet set, so only the group's end can undo the write."""
-    group = SharedTransaction(app.runtime.engine)
     group.open()
     group.read("INSERT INTO products VALUES ('LAMP') RETURNING sku")
     group.write("INSERT INTO products VALUES ('LAMP')")
@@ -147,7 +159,7 @@ def test_a_unit_of_work_that_fails_on_an_earlier_ones_write_undoes_the_whole_gro
 
     with pytest.raises(psycopg2.errors.InvalidSavepointSpecification):
         group.commit_all()
-    group.end()
+    group.__exit__()
     assert ask(app, "SELECT sku FROM products") == []
 
 
@@ -163,9 +175,9 @@ def stock(app: MessagingApp, *skus: str, qty: int = 10) -> None:
 
 def results(app: MessagingApp, commands: Sequence[Command]) -> list[Any]:
     """Carry out commands together; return each result, or the class of its error."""
-    candidates = list(map(candidate, commands))
-    done = carry_out_together(app.runtime, candidates)
-    answers = [done[one.job.id].answered[0] for one in candidates]
+    units = [unit(app, command) for command in commands]
+    done = handle_together(app.runtime, units)
+    answers = [done[one.id].outcome[0] for one in units]
     return [type(answer.error) if answer.error else answer.result for answer in answers]
 
 
@@ -249,10 +261,10 @@ def test_a_handler_that_fails_after_its_read_ahead_undoes_its_own_changes_alone(
 def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingApp, other: Connection):
     stock(app, "CHAIR", "LAMP", "TABLE")
     other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
-    commands = [candidate(Allocate("o1", sku, 1)) for sku in ("CHAIR", "LAMP", "TABLE")]
+    units = [unit(app, Allocate("o1", sku, 1)) for sku in ("CHAIR", "LAMP", "TABLE")]
     # Alone it would wait for longer than a test takes.
     with ThreadPoolExecutor(1) as thread:
-        group = thread.submit(carry_out_together, app.runtime, commands)
+        group = thread.submit(handle_together, app.runtime, units)
         eventually(
             lambda: ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("LAMP",), ("TABLE",)],
             20,

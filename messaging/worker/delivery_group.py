@@ -1,0 +1,138 @@
+"""Deliveries that arrived together share a transaction, if their handlers allow it (docs/adr/012).
+
+A delivery whose handler fails is made again by its task, alone, and only that counts as an attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from messaging import tracing
+from messaging.bus import Handler
+from messaging.delivery import Delivery
+from messaging.errors import MessagingError, describe
+from messaging.messages import Event
+from messaging.options import options_of
+from messaging.postgres.attempts import Attempt, claim_all
+from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.project.runtime import Runtime
+from messaging.wire.validation import from_dict
+from messaging.worker.sharing import LONGEST_GROUP_S, Done, handle_in, log_failed
+from reliable_celery.groups.member import Member
+
+logger = logging.getLogger(__name__)
+
+
+def as_id(value: object) -> str:
+    """Return the id of a delivery as the database writes it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return str(UUID(str(value)))
+
+
+def takes_part(handler: Handler) -> bool:
+    """Return whether a handler's deliveries may share a transaction."""
+    options = options_of(handler)
+    return options.shares_transaction and not options.waits
+
+
+@dataclass(frozen=True)
+class DeliveryUnit:
+    """A claimed delivery that may share a transaction."""
+
+    runtime: Runtime
+    handler: Handler
+    attempt: Attempt
+    message: Event
+    traceparent: str | None  # of the message that it came in
+    around: Callable[[], AbstractContextManager[None]]  # entered while its handler runs
+
+    @property
+    def id(self) -> str:
+        """Return the id of the delivery, which is that of its message."""
+        return self.attempt.id
+
+    def run(self, transaction: SharedTransaction) -> list[Delivery] | None:
+        """Run the handler and return new deliveries; None if it fails."""
+        uow = self.runtime.unit_of_work(self.attempt)
+        uow.transaction = transaction
+        with self.around(), tracing.below(self.traceparent):
+            try:
+                with uow:
+                    _, deliveries = self.runtime.project.bus.run(self.handler, self.message, uow)
+            except DATABASE_ERRORS:
+                raise
+            except Exception as error:  # noqa: BLE001  its task runs it again, and counts that
+                logger.info("Delivery %s is made alone: %s", self.id, describe(error))
+                return None
+        return deliveries
+
+
+@dataclass(frozen=True)
+class Made:
+    """A delivery that is committed: the attempt, the new deliveries, and how long it took."""
+
+    attempt: Attempt
+    done: Done[list[Delivery]]
+
+
+class DeliveryGroup:
+    """The deliveries of messages that arrived together."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._made: dict[str, Made] = {}
+        task_of = runtime.project.handler_task
+        self._handlers = {task_of(name): it for name, it in runtime.project.bus.event_handlers.items()}
+
+    def take(self, delivery_id: str) -> Made | None:
+        """Return what a message came to, once; None if its delivery has yet to be made."""
+        return self._made.pop(delivery_id, None)
+
+    def prepare(self, members: Sequence[Member]) -> set[str]:
+        """Make the deliveries that can be made together; return their ids."""
+        self._made = {}
+        if self.runtime.pauses.seen():  # whether one of them has to wait is decided alone
+            return set()
+        by_id: dict[str, Member] = {}
+        for member in members:
+            with suppress(ValueError):  # its task refuses it
+                by_id[as_id(member.context.id)] = member
+        try:
+            with SharedTransaction(self.runtime.engine) as transaction:
+                units = list(self._units(transaction, by_id))
+                _, done = handle_in(transaction, self.runtime, units, time.monotonic() + LONGEST_GROUP_S)
+        except DATABASE_ERRORS as error:
+            log_failed(len(by_id), error)
+            return set()
+        self._made = {unit.id: Made(unit.attempt, done[unit.id]) for unit in units if unit.id in done}
+        return {by_id[delivery_id].context.id for delivery_id in self._made}
+
+    def _units(self, transaction: SharedTransaction, members: Mapping[str, Member]) -> Iterator[DeliveryUnit]:
+        """Claim the deliveries; yield those of which no earlier attempt may have died."""
+        attempts = [
+            Attempt(self.runtime.engine, delivery_id, member.context.hostname)
+            for delivery_id, member in members.items()
+        ]
+        bus, task_of = self.runtime.project.bus, self.runtime.project.handler_task
+        for attempt in claim_all(transaction, attempts):
+            member, delivery = members[attempt.id], attempt.delivery
+            if delivery is None or attempt.is_doubtful or task_of(delivery.handler) != member.task.name:
+                continue
+            try:
+                event = from_dict(bus.event_types[delivery.event_type], delivery.payload, ignore_unknown=True)
+            except (KeyError, MessagingError):
+                continue
+            attempt.delivery = replace(delivery, event=event)
+            trace = tracing.checked(member.context.get(tracing.TRACEPARENT))
+            yield DeliveryUnit(
+                self.runtime, self._handlers[member.task.name], attempt, event, trace, member.current
+            )
