@@ -261,6 +261,35 @@ def test_a_handler_that_fails_after_its_read_ahead_undoes_its_own_changes_alone(
     assert ask(app, "SELECT allocated_quantity FROM batches WHERE sku = 'LAMP'") == [(0,)]
 
 
+def test_what_was_read_ahead_and_not_used_serves_no_later_command(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    """It may have changed since."""
+    stock(app, "CHAIR", "LAMP")
+    allocate, calls = app.runtime.project.bus.commands[Allocate], list[str]()
+
+    def fails_at_first(command: Allocate, uow: Any) -> Any:
+        calls.append(command.sku)
+        if calls == ["CHAIR", "LAMP"]:
+            raise ZeroDivisionError
+        return allocate(command, uow)
+
+    monkeypatch.setitem(app.runtime.project.bus.commands, Allocate, fails_at_first)
+    lines = [("o1", "LAMP", 10), ("o1", "CHAIR", 1), ("o2", "LAMP", 1), ("o1", "LAMP", 10)]
+
+    outcomes = results(app, [Allocate(*line) for line in lines])
+
+    assert outcomes == [ZeroDivisionError, "chair", "lamp", None]
+
+
+def test_a_read_with_a_list_finds_nothing_that_was_read_ahead(app: MessagingApp, group: SharedTransaction):
+    stock(app, "LAMP")
+    group.read_ahead(read_ahead, [Allocate("o1", "LAMP", 1)])
+    group.open()
+
+    assert group.read_before(LOCK_FREE_PRODUCTS, (["LAMP"],)) is None
+
+
 def test_a_repository_that_is_built_with_its_unit_of_work_takes_part(
     app: MessagingApp, monkeypatch: pytest.MonkeyPatch
 ):
