@@ -22,6 +22,7 @@ from messaging.postgres.limits import Limits
 from messaging.postgres.order import Lanes
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.pauses import Pauses
+from messaging.postgres.reruns import BulkReruns
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.postgres.waiting import Waiting
 from messaging.project.project import Project
@@ -106,6 +107,11 @@ class Runtime:
     def audit(self) -> Audit:
         """Return the record of what operators did."""
         return self._once("audit", lambda: Audit(self.engine))
+
+    @property
+    def bulk_reruns(self) -> BulkReruns:
+        """Return the re-runs that are under way."""
+        return self._once("bulk_reruns", lambda: BulkReruns(self.engine, self.settings.relay_grace_s))
 
     @property
     def breakers(self) -> Breakers:
