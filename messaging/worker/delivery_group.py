@@ -19,7 +19,7 @@ from messaging.errors import MessagingError, describe
 from messaging.messages import Event
 from messaging.options import options_of
 from messaging.postgres.attempts import Attempt, claim_all
-from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.wire.validation import from_dict
@@ -107,7 +107,7 @@ class DeliveryGroup:
             with suppress(ValueError):  # its task refuses it
                 by_id[as_id(member.context.id)] = member
         try:
-            with SharedTransaction(self.runtime.engine) as transaction:
+            with SharedTransaction(self.runtime.engine, PATIENCE_MS) as transaction:
                 units = list(self._units(transaction, by_id))
                 _, done = handle_in(transaction, self.runtime, units, time.monotonic() + LONGEST_GROUP_S)
         except DATABASE_ERRORS as error:
