@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Generic, Protocol, TypeVar
 
@@ -52,7 +52,7 @@ U = TypeVar("U", bound=Unit[object])
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """What a message came to, and how long that took."""
+    """What a message came to, and how long that took with what it shared: the reading ahead, the commit."""
 
     outcome: T
     seconds: float
@@ -87,7 +87,9 @@ def handle_in(
         DATABASE_ERRORS: nothing was committed, or that is not known.
     """
     done: dict[str, Done[T]] = {}
+    started = time.perf_counter()
     begun, ordered = 0, _read_ahead(transaction, runtime, in_lock_order(units))
+    shared = time.perf_counter() - started
     for unit in ordered:
         if begun and time.monotonic() > until:
             break
@@ -101,8 +103,10 @@ def handle_in(
         begun += 1
         if outcome is not None:
             done[unit.id] = Done(outcome, time.perf_counter() - began)
+    ended = time.perf_counter()
     transaction.commit_all()
-    return ordered[begun:], done
+    shared += time.perf_counter() - ended
+    return ordered[begun:], {key: replace(one, seconds=one.seconds + shared) for key, one in done.items()}
 
 
 def log_failed(count: int, error: BaseException) -> None:

@@ -22,6 +22,7 @@ from messaging.postgres.inbox import CommandJob
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
+from messaging.telemetry.work import NOBODY, Kind, Work
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.command_group import CommandUnit, once_each
@@ -65,7 +66,9 @@ def unit(
     app: MessagingApp, command: Command, task_id: str | None = None, key: str | None = None
 ) -> CommandUnit:
     """Return a command of a group."""
-    return CommandUnit(app.runtime, CommandJob(task_id or new_id(), command, "c", key))
+    job = CommandJob(task_id or new_id(), command, "c", key)
+    work = Work(Kind.COMMAND, "allocation.allocate", job.id, "allocation.commands", "c")
+    return CommandUnit(app.runtime, job, work, NOBODY)
 
 
 def told(outcomes: list[dict[str, Any]]) -> list[Any]:
