@@ -16,7 +16,7 @@ import redis
 import redis.retry
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from reliable_celery.redis import adoption, channel, fetch, later, leases, news, settling, trips
+from reliable_celery.redis import adoption, channel, fetch, later, leases, news, rota, settling, trips
 from reliable_celery.redis.channel import Channel
 from reliable_celery.redis.settling import QoS
 from reliable_celery.redis.transport import Transport
@@ -39,6 +39,7 @@ SCRIPTS = (
     (later, "PUT_OFF"),
     (later, "GIVE_BACK_DUE"),
     (adoption, "ADOPT"),
+    (rota, "LEAVE"),
 )
 
 
@@ -156,6 +157,7 @@ NAMES = {
     "PUT_OFF": "local wait =",
     "GIVE_BACK_DUE": "'^(%S+) (.*)$'",
     "MOVE": "HEXISTS",
+    "LEAVE": "local watched =",
 }
 
 
@@ -171,7 +173,7 @@ def in_place(server: Server, clock: Clock, seed: int) -> Iterator[None]:
         for module in (trips, channel):
             sha = fetch.hashlib.sha1(trips.FETCH.encode(), usedforsecurity=False).hexdigest()
             stack.enter_context(patch.object(module, "FETCH_SHA", sha))
-        for module in (adoption, channel, later, leases, news, settling, trips):
+        for module in (adoption, channel, later, leases, news, rota, settling, trips):
             stack.enter_context(patch.object(module, "monotonic", clock.monotonic))
         stack.enter_context(patch.object(leases, "uuid4", lambda: UUID(int=ids.getrandbits(128), version=4)))
         stack.enter_context(patch.object(redis.retry, "sleep", clock.sleep))
