@@ -29,6 +29,7 @@ MEASUREMENTS = (
     "snapshot",
     "memory",
     "flat",
+    "large",
     "settings",
     "telemetry",
     "brokers",

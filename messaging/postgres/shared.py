@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -41,7 +42,8 @@ class SharedTransaction(Transaction):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._ahead: dict[tuple[Statement, Params], list[Row]] = {}
+        self._ahead: deque[Read] = deque()  # of the next units of work, in their order
+        self._read: Read | None = None  # of the unit of work that is open
         self._units = 0
         self._is_open = False  # a unit of work
         self._start = 0  # of its statements among the pending ones
@@ -61,16 +63,20 @@ class SharedTransaction(Transaction):
     def read_ahead(self, read: ReadAhead, messages: Sequence[Message]) -> set[int]:
         """Read in one message what the handlers of these messages will read; return the places of those done.
 
-        Each of them must change another aggregate, and they must be handled before all others.
+        Each of them must change another aggregate, and they must be handled before all others, in this order.
         """
         found = read(self, messages)
-        self._ahead = {(one.statement, one.params): one.rows for one in found.values()}
+        self._ahead = deque(found[place] for place in sorted(found))
         self._holds_locks = self._holds_locks or bool(found)
         return set(found)
 
     def read_before(self, sql: Statement, params: Params) -> list[Row] | None:
-        """Return what was read ahead, once: the second time it may have changed."""
-        return self._ahead.pop((sql, params), None)
+        """Return what was read ahead for this unit of work, once: the second time it may have changed."""
+        read = self._read
+        if read is None or (read.statement, read.params) != (sql, params):
+            return None
+        self._read = None
+        return read.rows
 
     def open(self) -> None:
         """Begin a unit of work.
@@ -85,6 +91,7 @@ class SharedTransaction(Transaction):
             self._waits_shortly = True
         self._units += 1
         self._is_open, self._start, self._savepoint = True, len(self._pending), b""
+        self._read = self._ahead.popleft() if self._ahead else None
 
     def commit(self) -> None:
         """End a unit of work; its changes will be committed with the others'."""

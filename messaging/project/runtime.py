@@ -14,6 +14,7 @@ from messaging.postgres.announcements import Announcements
 from messaging.postgres.audit import Audit
 from messaging.postgres.breakers import Breakers
 from messaging.postgres.dead_letters import DeadLetters
+from messaging.postgres.due import DueDeliveries
 from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
@@ -54,6 +55,11 @@ class Runtime:
     def outbox(self) -> Outbox:
         """Return the outbox of deliveries."""
         return self._once("outbox", self._outbox)
+
+    @property
+    def due(self) -> DueDeliveries:
+        """Return the relay's search for due deliveries."""
+        return self._once("due", lambda: DueDeliveries(self.outbox, self.settings.task_time_limit_s))
 
     @property
     def inbox(self) -> Inbox:

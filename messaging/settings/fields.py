@@ -105,7 +105,7 @@ class MessagingSettings(BaseSettings):
     group_max: int = Field(
         1,
         ge=1,
-        le=16,
+        le=32,
         description="most waiting commands that share a transaction; 1: each has its own",
     )
     max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")

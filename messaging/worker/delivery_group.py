@@ -62,8 +62,8 @@ class DeliveryUnit:
 
     def run(self, transaction: SharedTransaction) -> list[Delivery] | None:
         """Run the handler and return new deliveries; None if it fails."""
+        self.attempt.shares = transaction
         uow = self.runtime.unit_of_work(self.attempt)
-        uow.transaction = transaction
         with self.around(), tracing.below(self.traceparent):
             try:
                 with uow:

@@ -66,7 +66,7 @@ def relay(dispatcher: Dispatcher) -> int:
     settings = runtime.settings
     until = time.monotonic() + min(RELAY_FOR_S, settings.task_time_limit_s / 3)
     while time.monotonic() < until:
-        due = runtime.outbox.take_due(settings.relay_batch, settings.relay_grace_max_s)
+        due = runtime.due.take(settings.relay_batch, settings.relay_grace_max_s)
         sent += dispatcher.send_known(without_paused(dispatcher, due))
         if len(due) < settings.relay_batch:
             break

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import psycopg2.errors
 import pytest
 from sqlalchemy import Connection, create_engine, text
 
-from allocation.adapters.repository import LOCK_FREE_PRODUCTS, read_ahead
+from allocation.adapters.repository import LOCK_FREE_PRODUCTS, PostgresProductRepository, read_ahead
+from allocation.adapters.unit_of_work import PostgresAllocationUnitOfWork
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import InvalidSku
 from local.waiting import eventually
@@ -19,6 +21,7 @@ from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import Transaction
+from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.command_group import CommandUnit, once_each
@@ -256,6 +259,56 @@ def test_a_handler_that_fails_after_its_read_ahead_undoes_its_own_changes_alone(
     assert outcomes == ["chair", ZeroDivisionError, "table"]
     assert ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("CHAIR",), ("TABLE",)]
     assert ask(app, "SELECT allocated_quantity FROM batches WHERE sku = 'LAMP'") == [(0,)]
+
+
+def test_what_was_read_ahead_and_not_used_serves_no_later_command(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    """It may have changed since."""
+    stock(app, "CHAIR", "LAMP")
+    allocate, calls = app.runtime.project.bus.commands[Allocate], list[str]()
+
+    def fails_at_first(command: Allocate, uow: Any) -> Any:
+        calls.append(command.sku)
+        if calls == ["CHAIR", "LAMP"]:
+            raise ZeroDivisionError
+        return allocate(command, uow)
+
+    monkeypatch.setitem(app.runtime.project.bus.commands, Allocate, fails_at_first)
+    lines = [("o1", "LAMP", 10), ("o1", "CHAIR", 1), ("o2", "LAMP", 1), ("o1", "LAMP", 10)]
+
+    outcomes = results(app, [Allocate(*line) for line in lines])
+
+    assert outcomes == [ZeroDivisionError, "chair", "lamp", None]
+
+
+def test_a_read_with_a_list_finds_nothing_that_was_read_ahead(app: MessagingApp, group: SharedTransaction):
+    stock(app, "LAMP")
+    group.read_ahead(read_ahead, [Allocate("o1", "LAMP", 1)])
+    group.open()
+
+    assert group.read_before(LOCK_FREE_PRODUCTS, (["LAMP"],)) is None
+
+
+def test_a_repository_that_is_built_with_its_unit_of_work_takes_part(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    """As in docs/how-to/your-own-project.md."""
+
+    class UnitOfWork(PostgresAllocationUnitOfWork):
+        def __init__(self, settings: Any, engine: Any, job: Any, outbox: Any) -> None:
+            super().__init__(settings, engine, job, outbox)
+            self.products = PostgresProductRepository(self.transaction)
+
+        def __enter__(self) -> Self:
+            return PostgresUnitOfWork.__enter__(self)
+
+    stock(app, "CHAIR", "LAMP")
+    monkeypatch.setattr(
+        app.runtime, "project", dataclasses.replace(app.runtime.project, unit_of_work=UnitOfWork)
+    )
+
+    assert results(app, [Allocate("o1", sku, 1) for sku in ("CHAIR", "LAMP")]) == ["chair", "lamp"]
 
 
 def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingApp, other: Connection):
