@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "options",
     "latency",
     "hot",
+    "idle",
     "scaling",
     "snapshot",
     "memory",

@@ -25,6 +25,7 @@ from messaging.postgres.low_water import LowWater
 from messaging.postgres.transaction import Transaction
 from messaging.project.runtime import Runtime
 from messaging.retry import RetryPolicy
+from messaging.telemetry.work import NOBODY, Kind, Work
 from messaging.unit_of_work import Raised
 from messaging.worker.command_group import CommandUnit
 from messaging.worker.events import deliver
@@ -33,6 +34,7 @@ from messaging.worker.sharing import handle_together
 GROUP = 16
 EVENTS = 160  # in one transaction, the most
 SMALL_SKUS = 1_000
+WORK = Work(Kind.COMMAND, "allocation.allocate", "id", "allocation.commands", "c")
 
 STOCK = """
 INSERT INTO products (sku) SELECT 'SKU-' || n FROM generate_series(0, %(skus)s - 1) n;
@@ -148,7 +150,10 @@ def _commands(database: Database, name: str, count: int) -> float:
 
 def _groups(database: Database, name: str, count: int) -> float:
     commands = [Allocate(*line) for line in database.lines(name, count)]
-    units = [CommandUnit(database.runtime, CommandJob(new_id(), command, "c")) for command in commands]
+    units = [
+        CommandUnit(database.runtime, CommandJob(new_id(), command, "c"), WORK, NOBODY)
+        for command in commands
+    ]
     start = time.perf_counter()
     for first in range(0, count, GROUP):
         handle_together(database.runtime, units[first : first + GROUP])

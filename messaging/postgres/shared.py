@@ -17,6 +17,9 @@ from messaging.postgres.transaction import Params, Row, Statement, Transaction
 #: most; two groups that wait for each other would otherwise wait for PostgreSQL's deadlock detection.
 LOCK_TIMEOUT_MS = 20
 
+#: The first one waits this long at most where others wait for its end: enough for another group to commit.
+PATIENCE_MS = 250
+
 
 @dataclass(frozen=True)
 class Read:
@@ -36,12 +39,13 @@ class SharedTransaction(Transaction):
     """Is given to one unit of work after the other, each of which treats it as its own.
 
     A unit of work that is rolled back leaves the others' changes alone: they are behind a savepoint, or not
-    sent yet. Nothing is stored until `commit_all`. The first unit of work waits for locks as long as it would
-    alone, if nothing was read ahead: it holds none yet.
+    sent yet. Nothing is stored until `commit_all`. The first unit of work holds no locks if nothing was read
+    ahead: it waits for `patience_ms`, or as long as it would alone.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, patience_ms: int | None = None) -> None:
         super().__init__(engine)
+        self._patience_ms = patience_ms
         self._ahead: deque[Read] = deque()  # of the next units of work, in their order
         self._read: Read | None = None  # of the unit of work that is open
         self._units = 0
@@ -49,7 +53,7 @@ class SharedTransaction(Transaction):
         self._start = 0  # of its statements among the pending ones
         self._savepoint = b""  # empty: it has sent nothing
         self._holds_locks = False
-        self._waits_shortly = False
+        self._lock_timeout_ms: int | None = None  # None: the session's
 
     def __enter__(self) -> Self:
         """Take a connection from the pool."""
@@ -86,9 +90,10 @@ class SharedTransaction(Transaction):
         """
         if self._is_open:
             super().open()  # refuses
-        if self._holds_locks and not self._waits_shortly:
-            self._pending.append(b"SET LOCAL lock_timeout = %d" % LOCK_TIMEOUT_MS)
-            self._waits_shortly = True
+        timeout_ms = LOCK_TIMEOUT_MS if self._holds_locks else self._patience_ms
+        if timeout_ms is not None and timeout_ms != self._lock_timeout_ms:
+            self._pending.append(b"SET LOCAL lock_timeout = %d" % timeout_ms)
+            self._lock_timeout_ms = timeout_ms
         self._units += 1
         self._is_open, self._start, self._savepoint = True, len(self._pending), b""
         self._read = self._ahead.popleft() if self._ahead else None

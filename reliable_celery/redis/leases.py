@@ -113,6 +113,13 @@ class LeasingChannel(stock.Channel):
         if orphans == MAX_ORPHANS:
             self._tend_leases_at = 0.0
 
+    def lease_was_renewed(self) -> None:
+        """Leave it to trips for messages to renew the lease, and to others to look for expired ones.
+
+        If no more trips follow, this consumer does so itself in time.
+        """
+        self._tend_leases_at = monotonic() + self.lease_s / 2
+
     def _give_back_orphans(self) -> int:
         held = [] if self.own_lease else self.held_tags()
         with self.conn_or_acquire() as client:

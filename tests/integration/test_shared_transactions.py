@@ -22,6 +22,7 @@ from messaging.postgres.inbox import CommandJob
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
+from messaging.telemetry.work import NOBODY, Kind, Work
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.command_group import CommandUnit, once_each
@@ -65,7 +66,9 @@ def unit(
     app: MessagingApp, command: Command, task_id: str | None = None, key: str | None = None
 ) -> CommandUnit:
     """Return a command of a group."""
-    return CommandUnit(app.runtime, CommandJob(task_id or new_id(), command, "c", key))
+    job = CommandJob(task_id or new_id(), command, "c", key)
+    work = Work(Kind.COMMAND, "allocation.allocate", job.id, "allocation.commands", "c")
+    return CommandUnit(app.runtime, job, work, NOBODY)
 
 
 def told(outcomes: list[dict[str, Any]]) -> list[Any]:
@@ -315,19 +318,51 @@ def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingA
     stock(app, "CHAIR", "LAMP", "TABLE")
     other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
     units = [unit(app, Allocate("o1", sku, 1)) for sku in ("CHAIR", "LAMP", "TABLE")]
-    # Alone it would wait for longer than a test takes.
     with ThreadPoolExecutor(1) as thread:
         group = thread.submit(handle_together, app.runtime, units)
-        eventually(
-            lambda: ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("LAMP",), ("TABLE",)],
-            20,
-            "the commands for other products",
-        )
-        assert not group.done()
+        try:
+            done = group.result(4)  # alone it would wait for 6 s
+        finally:
+            other.rollback()
+
+    assert done.keys() == {unit.id for unit in units[1:]}
+    assert ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("LAMP",), ("TABLE",)]
+
+
+def test_a_command_for_a_locked_product_holds_up_no_other_that_comes_first(
+    app: MessagingApp, other: Connection
+):
+    """Nothing is read ahead for them; in the order of the locks it would come first."""
+    stock(app, "CHAIR")
+    other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
+    units = [unit(app, CreateBatch(sku, sku, 1)) for sku in ("LAMP", "CHAIR")]
+
+    with ThreadPoolExecutor(1) as thread:
+        group = thread.submit(handle_together, app.runtime, units)
+        try:
+            done = group.result(4)
+        finally:
+            other.rollback()
+
+    assert done == {}  # so each runs alone, in turn
+
+
+def test_commands_for_one_product_wait_together_for_its_lock(app: MessagingApp, other: Connection):
+    """Nobody else waits for them, and the lock may be another group's."""
+    stock(app, "LAMP")
+    other.execute(text("SELECT FROM products WHERE sku = 'LAMP' FOR NO KEY UPDATE"))
+    units = [unit(app, Allocate(f"o{number}", "LAMP", 1)) for number in range(3)]
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND state_change < now() - interval '0.4 s'"
+    )
+
+    with ThreadPoolExecutor(1) as thread:
+        group = thread.submit(handle_together, app.runtime, units)
+        eventually(lambda: ask(app, waits) == [(1,)], 20, "a group that has waited for long")
         other.rollback()
 
         assert len(group.result(20)) == 3
-    assert ask(app, "SELECT count(*) FROM allocations") == [(3,)]
 
 
 def test_what_is_read_ahead_is_as_fresh_as_its_lock(app: MessagingApp, other: Connection):
