@@ -87,6 +87,20 @@ class Node(Postgres):
             file.write(f"{line}\n")
         self.reload()
 
+    def refuse_replication(self) -> None:
+        """Let no standby follow any more, as after a cut cable. (A superuser needs no role attribute.)"""
+        rules = self.folder / "data" / "pg_hba.conf"
+        line = f"host replication {SUPERUSER} {LOOPBACK}/32 "
+        rules.write_text(rules.read_text().replace(f"{line}trust", f"{line}reject"))
+        self.reload()
+        refused = (
+            "SELECT 1 FROM pg_hba_file_rules WHERE database = '{replication}' AND auth_method = 'reject'"
+        )
+        eventually(lambda: self.ask(refused), what="the rule")
+        self.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        streams = "SELECT 1 FROM pg_stat_replication"
+        eventually(lambda: not self.ask(streams), what="the end of replication")
+
     def reload(self) -> None:
         """Have the server read its configuration again."""
         os.kill(self.pid, signal.SIGHUP)

@@ -48,7 +48,8 @@ class Round:
     @property
     def good(self) -> bool:
         """Return whether nothing was wrong, and nobody waited for longer than promised."""
-        return not self.verdict.findings and self.gap_s <= self.fault.limit_s
+        lost = [*self.verdict.lost, *self.verdict.doubled] if self.fault.loses else self.verdict.findings
+        return not lost and self.gap_s <= self.fault.limit_s
 
 
 def play(world: ClusterWorld, fault: ClusterFault, seed: int) -> Round:
