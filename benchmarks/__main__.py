@@ -30,6 +30,7 @@ MEASUREMENTS = (
     "snapshot",
     "memory",
     "flat",
+    "large",
     "settings",
     "telemetry",
     "brokers",

@@ -12,6 +12,10 @@ from typing import Annotated, Any, ClassVar
 class Message:
     """A command or an event as plain values; `eval(repr(message)) == message`."""
 
+    #: The field with the key of the aggregate that its handlers lock, if it has one: where messages share a
+    #: transaction, they are handled in the order of these keys.
+    locks: ClassVar[str | None] = None
+
 
 @dataclass(frozen=True)
 class Command(Message):
@@ -19,9 +23,6 @@ class Command(Message):
 
     #: The meaning of the result None, for people; senders and scripts get None.
     none_means: ClassVar[str] = "done"
-    #: The field with the key of the aggregate that it locks, if it has one: commands that share a transaction
-    #: lock in the order of these keys.
-    locks: ClassVar[str | None] = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -23,14 +23,12 @@ class Breaker:
     """
 
     failures: int | None = None  # in a row; None: the setting `breaker_failures`
-    share: float | None = (
-        None  # of the attempts in `window_s`, from 0 to 1; None: only failures in a row count
-    )
-    window_s: float = 60  # seconds
-    at_least: int = 20  # attempts in the window before their share counts
+    share: float | None = None  # of the attempts in `window_s`, from 0 to 1; None: `breaker_share`
+    window_s: float | None = None  # seconds; None: the setting `breaker_window_s`
+    at_least: int | None = None  # attempts in the window before their share counts; None: `breaker_at_least`
     pause_s: float | None = None  # seconds, doubles each time; None: the setting `breaker_pause_s`
     pause_max_s: float | None = None  # seconds; None: the setting `breaker_pause_max_s`
-    trials: int = 1  # deliveries that are tried at once
+    trials: int | None = None  # deliveries that are tried at once; None: the setting `breaker_trials`
     ignore: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,6 +74,9 @@ class HandlerOptions:
     max_concurrent: int | None = None  # deliveries that run at once
     rate: str | None = None  # deliveries per time, such as "50/min", spread evenly
     limit_by: str | None = None  # a field of the event: each of its values has these limits of its own
+    #: Its deliveries may share a transaction with others that have arrived (docs/adr/012). One that fails is
+    #: made again, alone, and only that counts: the handler should do nothing outside the database.
+    shares_transaction: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -88,8 +89,8 @@ class HandlerOptions:
 
     @property
     def waits(self) -> bool:
-        """Return whether one of them is set, so that deliveries may have to wait."""
-        return self != NO_OPTIONS
+        """Return whether its deliveries may have to wait."""
+        return replace(self, shares_transaction=False) != NO_OPTIONS
 
 
 NO_OPTIONS = HandlerOptions()

@@ -21,6 +21,7 @@ from reliable_celery.errors import InvalidMessage, MessageRefused
 from reliable_celery.groups.consumer import GroupingConsumer
 from reliable_celery.letters import MAX_KEPT_BYTES, fields_of, letter_of, short_text
 from reliable_celery.poison import PoisonCount
+from reliable_celery.prompt import PromptConsumer
 from reliable_celery.reconnecting import ReconnectingConsumer
 from reliable_celery.requests import Request
 from reliable_celery.routing import was_delayed_by_broker
@@ -33,7 +34,7 @@ MAX_ERROR = 1_000  # characters
 TRY_AGAIN_S = 30.0  # seconds until an unrecorded message is requeued where there is no visibility timeout
 
 
-class Consumer(BatchingConsumer, GroupingConsumer, ReconnectingConsumer):
+class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingConsumer):
     """Checks each message before Celery sees it, and records those that it refuses."""
 
     def __init__(self, on_task_request: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from allocation.domain.commands import Allocate
+from allocation.domain.events import Deallocated
 from allocation.domain.model import Batch, OrderLine, Product
-from messaging.messages import Command
+from messaging.messages import Message
 from messaging.postgres.repository import PostgresRepository
 from messaging.postgres.shared import Read
 from messaging.postgres.transaction import Row, Statement, Transaction
@@ -215,15 +216,19 @@ def _key(line: OrderLine) -> tuple[str, str, int]:
     return line.orderid, line.sku, line.qty
 
 
-def read_ahead(transaction: Transaction, commands: Sequence[Command]) -> dict[int, Read]:
-    """Lock products and read what `get_for_line` will ask for, for many `Allocate` in one round trip."""
-    places = [place for place, command in enumerate(commands) if isinstance(command, Allocate)]
-    wanted = [(one.sku, one.orderid, one.qty) for one in commands if isinstance(one, Allocate)]
-    if not wanted:
+def read_ahead(transaction: Transaction, messages: Sequence[Message]) -> dict[int, Read]:
+    """Lock products and read what `get_for_line` will ask for, for many order lines in one round trip."""
+    of_lines = [
+        (place, (message.sku, message.orderid, message.qty))
+        for place, message in enumerate(messages)
+        if isinstance(message, Allocate | Deallocated)
+    ]
+    if not of_lines:
         return {}
-    columns = [list(column) for column in zip(*wanted, strict=True)]
+    columns = [list(column) for column in zip(*(wanted for _, wanted in of_lines), strict=True)]
     transaction.write(LOCK_FREE_PRODUCTS, (columns[0],))
     found: dict[int, list[Row]] = {}
     for *row, number in transaction.read(LOAD_FOR_LINES, tuple(columns)):
         found.setdefault(number - 1, []).append(tuple(row))
-    return {places[number]: Read(LOAD_FOR_LINE, wanted[number], rows) for number, rows in found.items()}
+    reads = [(*of_lines[number], rows) for number, rows in found.items()]
+    return {place: Read(LOAD_FOR_LINE, wanted, rows) for place, wanted, rows in reads}

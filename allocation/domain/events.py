@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from messaging.messages import Event, Name, Whole
 
@@ -41,6 +41,8 @@ class Allocated(Event):
 @dataclass(frozen=True)
 class Deallocated(Event):
     """An order line lost its stock, since its batch turned out smaller."""
+
+    locks: ClassVar[str | None] = "sku"
 
     orderid: Name
     sku: Name

@@ -6,6 +6,7 @@ from allocation.domain import commands, events
 from allocation.domain.errors import InvalidSku, UnknownBatch
 from allocation.domain.model import Batch, OrderLine
 from allocation.service_layer.unit_of_work import UnitOfWork
+from messaging.options import handler
 
 
 def add_batch(cmd: commands.CreateBatch, uow: UnitOfWork) -> None:
@@ -31,6 +32,7 @@ def change_batch_quantity(cmd: commands.ChangeBatchQuantity, uow: UnitOfWork) ->
     product.change_batch_quantity(cmd.ref, cmd.qty)
 
 
+@handler(shares_transaction=True)
 def reallocate(event: events.Deallocated, uow: UnitOfWork) -> None:
     """Allocate a line again that lost its stock."""
     line = OrderLine(event.orderid, event.sku, event.qty)

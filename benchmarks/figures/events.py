@@ -65,7 +65,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
             ours.peer,
             name="ours_solo",
             publish=publish_deliveries,
-            choices=ours.solo_choices("tasks", "ours_solo", WORK_QUEUES),
+            choices=ours.solo_choices("tasks", "ours_solo", WORK_QUEUES, ours.OUR_PREFETCHES),
         ),
         replace(
             plain_celery.peer, title="a plain Celery task without a row to finish", publish=publish_plain

@@ -23,7 +23,7 @@ from local.waiting import eventually
 
 RESULTS = "celery-task-meta-"
 SOLD_OUT = "SOLD-OUT"
-GROUPS = ours.GROUPS["groups of 8"]  # on: they must not cost latency
+GROUPS = ours.GROUPS["groups of 16"]  # on: they must not cost latency
 WHY_HANDLER = "A delivery is claimed and finished in PostgreSQL, with a commit to disk; a plain task is not."
 
 
@@ -164,7 +164,7 @@ def _figure(key: str, what: str, mine: Sequence[float], others: Sequence[float],
     middle = len(mine) // 2
     return Figure(
         key,
-        f"{what}, groups of 8, half load ({rate:.0f}/s)",
+        f"{what}, groups of 16, half load ({rate:.0f}/s)",
         "plain Celery",
         0.9 if key.startswith("result") else 1.1,
         at_least=False,

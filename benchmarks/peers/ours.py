@@ -33,9 +33,9 @@ def celery_worker(
     ]  # fmt: skip
 
 
-#: Prefetches of a plain worker; ours also with commands in groups, for which it takes as many.
+#: Prefetches of a plain worker; ours also with commands in groups, for which it takes as many by itself.
 PREFETCHES = {f"prefetch {count}": count for count in (4, 16)}
-GROUPS = {f"groups of {count}": {"ALLOCATION_GROUP_MAX": str(count)} for count in (8, 16)}
+GROUPS = {f"groups of {count}": {"ALLOCATION_GROUP_MAX": str(count)} for count in (16, 32)}
 OUR_PREFETCHES: dict[str, int | None] = {**PREFETCHES, **dict.fromkeys(GROUPS)}
 
 

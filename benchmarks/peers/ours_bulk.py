@@ -7,14 +7,17 @@ from dataclasses import replace
 
 from celery import Celery
 
+from benchmarks.peers.ours import GROUPS
 from benchmarks.peers.ours_solo import solo
 from benchmarks.peers.peer import Line
 
 LINES_PER_MESSAGE = 100
+#: Of messages, so that all workers get some.
+PREFETCHES = {"prefetch 1": 1, "prefetch 4": 4} | dict.fromkeys(GROUPS, 1)
 
 
 def publish_bulk(lines: Sequence[Line], sender: Celery) -> None:
-    """Send a hundred lines per message; each still has its own transaction and result."""
+    """Send a hundred lines per message; each still has its own result."""
     for start in range(0, len(lines), LINES_PER_MESSAGE):
         commands = [
             ["allocation.allocate", {"orderid": line.orderid, "sku": line.sku, "qty": line.qty}]
@@ -24,4 +27,6 @@ def publish_bulk(lines: Sequence[Line], sender: Celery) -> None:
 
 
 #: Five times as many lines as others, so that a turn has enough messages for all workers.
-peer = replace(solo("ours_bulk", "this backend, 100 lines a message", 12, publish_bulk), lines_factor=5)
+peer = replace(
+    solo("ours_bulk", "this backend, 100 lines a message", 12, publish_bulk, PREFETCHES), lines_factor=5
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from celery import Celery
@@ -32,6 +32,7 @@ def solo(
     title: str,
     database: int,
     publish: Callable[[Sequence[Line], Celery], object] = ours.publish,
+    prefetches: Mapping[str, int | None] = ours.OUR_PREFETCHES,
 ) -> Peer:
     """Return a peer with solo processes."""
     return replace(
@@ -40,7 +41,7 @@ def solo(
             ours.celery_worker("tasks", f"{name}{number}", WORK_QUEUES, "solo", 1)
             for number in range(processes)
         ],
-        choices=ours.solo_choices("tasks", name, WORK_QUEUES, ours.OUR_PREFETCHES),
+        choices=ours.solo_choices("tasks", name, WORK_QUEUES, prefetches),
         choices_env=ours.GROUPS,
     )
 

@@ -7,6 +7,7 @@ the next worker that locks the delivery. (docs/adr/022)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from messaging.delivery import Delivery, Failure, Status, Waits, new_id
 from messaging.postgres.effects import Effects
-from messaging.postgres.transaction import Statement, Transaction
+from messaging.postgres.transaction import Row, Statement, Transaction
 from messaging.postgres.waiting import Wait, hold
 from messaging.retry import RetryPolicy
 
@@ -23,9 +24,15 @@ id::text, event_type, payload, handler, correlation_id, causation_id, attempts, 
 EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns),
 CASE WHEN attempts + reruns = 0 THEN extract(epoch FROM clock_timestamp() - created_at)::float END"""
 
-CLAIM_FROM = "FROM deliveries WHERE id = $1 AND status = 'pending' FOR UPDATE SKIP LOCKED"
+PENDING = "status = 'pending' FOR UPDATE SKIP LOCKED"
+
+CLAIM_FROM = f"FROM deliveries WHERE id = $1 AND {PENDING}"
 
 CLAIM = Statement(f"SELECT {CLAIM_COLUMNS} {CLAIM_FROM}", "uuid")
+
+CLAIM_ALL = Statement(
+    f"SELECT {CLAIM_COLUMNS} FROM deliveries WHERE id = ANY($1::uuid[]) AND {PENDING}", "text[]"
+)
 
 DONE = Statement(
     """
@@ -141,6 +148,7 @@ class Attempt:
     waited_s: float | None = None  # since its event was raised; None if it is not the first attempt
     failure: Failure | None = None  # if the handler failed
     effects: Effects = field(default_factory=Effects)
+    shares: Transaction | None = None
 
     @property
     def correlation_id(self) -> str:
@@ -156,9 +164,13 @@ class Attempt:
         """Lock the delivery and return it; None when it is done, or another worker has locked it."""
         rows = transaction.read(CLAIM, (self.id,))
         if rows:
-            *facts, self.has_open, self.waited_s = rows[0]
-            self.delivery = Delivery(*facts)
+            self.claimed(rows[0])
         return self.delivery
+
+    def claimed(self, row: Row) -> None:
+        """Note the row that was locked."""
+        *facts, self.has_open, self.waited_s = row
+        self.delivery = Delivery(*facts)
 
     def count_open(self, transaction: Transaction, attempts_allowed: int) -> tuple[Status, int]:
         """Count the open attempts of this run; return the state, and how many workers died."""
@@ -241,3 +253,12 @@ class Attempt:
     def _facts(self, **facts: Any) -> dict[str, Any]:
         run = self.delivery.reruns if self.delivery else None
         return {"token": self.token, "id": self.id, "run": run, "worker": self.worker, **facts}
+
+
+def claim_all(transaction: Transaction, attempts: Iterable[Attempt]) -> list[Attempt]:
+    """Lock the deliveries of attempts that have no gate; return those that were locked."""
+    by_id = {attempt.id: attempt for attempt in attempts}
+    rows = transaction.read(CLAIM_ALL, (list(by_id),))
+    for row in rows:
+        by_id[row[0]].claimed(row)
+    return [by_id[row[0]] for row in rows]

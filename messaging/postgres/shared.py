@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import psycopg2.errors
 from sqlalchemy import Engine
 
-from messaging.messages import Command
+from messaging.messages import Message
 from messaging.postgres.transaction import Params, Row, Statement, Transaction
 
 #: A unit of work that waits for a lock keeps what the earlier ones have locked, so it waits this long at
 #: most; two groups that wait for each other would otherwise wait for PostgreSQL's deadlock detection.
 LOCK_TIMEOUT_MS = 20
+
+#: The first one waits this long at most where others wait for its end: enough for another group to commit.
+PATIENCE_MS = 250
 
 
 @dataclass(frozen=True)
@@ -25,43 +30,57 @@ class Read:
     rows: list[Row]
 
 
-#: Locks the aggregates of commands without waiting, and reads what their handlers will ask for. Returns it by
-#: the command's place in the list, without those whose aggregate is locked by others or does not exist.
-ReadAhead = Callable[[Transaction, Sequence[Command]], Mapping[int, Read]]
+#: Locks the aggregates of messages without waiting, and reads what their handlers will ask for. Returns it by
+#: the message's place in the list, without those whose aggregate is locked by others or does not exist.
+ReadAhead = Callable[[Transaction, Sequence[Message]], Mapping[int, Read]]
 
 
 class SharedTransaction(Transaction):
     """Is given to one unit of work after the other, each of which treats it as its own.
 
     A unit of work that is rolled back leaves the others' changes alone: they are behind a savepoint, or not
-    sent yet. Nothing is stored until `commit_all`. The first unit of work waits for locks as long as it would
-    alone, if nothing was read ahead: it holds none yet.
+    sent yet. Nothing is stored until `commit_all`. The first unit of work holds no locks if nothing was read
+    ahead: it waits for `patience_ms`, or as long as it would alone.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, patience_ms: int | None = None) -> None:
         super().__init__(engine)
-        self._ahead: dict[tuple[Statement, Params], list[Row]] = {}
+        self._patience_ms = patience_ms
+        self._ahead: deque[Read] = deque()  # of the next units of work, in their order
+        self._read: Read | None = None  # of the unit of work that is open
         self._units = 0
         self._is_open = False  # a unit of work
         self._start = 0  # of its statements among the pending ones
         self._savepoint = b""  # empty: it has sent nothing
         self._holds_locks = False
-        self._waits_shortly = False
+        self._lock_timeout_ms: int | None = None  # None: the session's
 
-    def read_ahead(self, read: ReadAhead, commands: Sequence[Command]) -> set[int]:
-        """Read in one message what the handlers of these commands will read; return the places of those done.
-
-        Each of them must change another aggregate, and they must be carried out before all others.
-        """
+    def __enter__(self) -> Self:
+        """Take a connection from the pool."""
         super().open()
-        found = read(self, commands)
-        self._ahead = {(one.statement, one.params): one.rows for one in found.values()}
-        self._holds_locks = bool(found)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Roll back everything that is not committed, and return the connection."""
+        super().close()
+
+    def read_ahead(self, read: ReadAhead, messages: Sequence[Message]) -> set[int]:
+        """Read in one message what the handlers of these messages will read; return the places of those done.
+
+        Each of them must change another aggregate, and they must be handled before all others, in this order.
+        """
+        found = read(self, messages)
+        self._ahead = deque(found[place] for place in sorted(found))
+        self._holds_locks = self._holds_locks or bool(found)
         return set(found)
 
     def read_before(self, sql: Statement, params: Params) -> list[Row] | None:
-        """Return what was read ahead, once: the second time it may have changed."""
-        return self._ahead.pop((sql, params), None)
+        """Return what was read ahead for this unit of work, once: the second time it may have changed."""
+        read = self._read
+        if read is None or (read.statement, read.params) != (sql, params):
+            return None
+        self._read = None
+        return read.rows
 
     def open(self) -> None:
         """Begin a unit of work.
@@ -69,13 +88,15 @@ class SharedTransaction(Transaction):
         Raises:
             RuntimeError: the last one is still open.
         """
-        if self._is_open or self._connection is None:
-            super().open()
-        if self._holds_locks and not self._waits_shortly:
-            self._pending.append(b"SET LOCAL lock_timeout = %d" % LOCK_TIMEOUT_MS)
-            self._waits_shortly = True
+        if self._is_open:
+            super().open()  # refuses
+        timeout_ms = LOCK_TIMEOUT_MS if self._holds_locks else self._patience_ms
+        if timeout_ms is not None and timeout_ms != self._lock_timeout_ms:
+            self._pending.append(b"SET LOCAL lock_timeout = %d" % timeout_ms)
+            self._lock_timeout_ms = timeout_ms
         self._units += 1
         self._is_open, self._start, self._savepoint = True, len(self._pending), b""
+        self._read = self._ahead.popleft() if self._ahead else None
 
     def commit(self) -> None:
         """End a unit of work; its changes will be committed with the others'."""
@@ -104,10 +125,6 @@ class SharedTransaction(Transaction):
         super().commit()
         if self._cursor.statusmessage not in (None, "COMMIT"):
             raise psycopg2.errors.InFailedSqlTransaction("a statement had failed before the commit")
-
-    def end(self) -> None:
-        """Roll back everything that is not committed, and return the connection."""
-        super().close()
 
     def _send(self, statement: bytes) -> None:
         """Set the savepoint of a unit of work before the first of its statements that is sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_the_tasks_of_a_group_that_fails_run_alone(redis_server: Redis, broker: 
         assert "A group of 3 tasks is run one by one" in worker.log_text()
 
     assert marks(redis_server) == {0: 1, 1: 1, 3: 1}
+
+
+def test_tasks_that_run_alone_do_not_wait_for_the_next_message(
+    redis_server: Redis, broker: redis.Redis, worker: Child
+):
+    """Each is asked for by the one before; the event loop would wait for up to a second in between."""
+    with running(worker):
+        share(redis_server, 2)[0].get(timeout=60)
+        began = time.monotonic()
+        sent = share(redis_server, *[2] * 40)
+        assert [each.get(timeout=60) for each in sent] == ["alone"] * 40
+
+    assert time.monotonic() - began < 5
 
 
 def test_only_the_task_that_kills_a_groups_worker_is_set_aside(

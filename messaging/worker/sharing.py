@@ -1,0 +1,155 @@
+"""Messages that arrived together are handled in one transaction, each undone alone (docs/adr/012)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby, takewhile
+from typing import Generic, Protocol, TypeVar
+
+import psycopg2.errors
+
+from messaging.errors import describe
+from messaging.messages import Message
+from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
+from messaging.postgres.transaction import DATABASE_ERRORS
+from messaging.project.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which no further message of a group begins. Locks are held until the group's end, and a time
+#: limit is meant for one message.
+LONGEST_GROUP_S = 1.0
+
+#: What handling a message came to.
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Unit(Protocol[T_co]):
+    """A message that may share a transaction."""
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+
+    @property
+    def message(self) -> Message:
+        """Return the command or the event."""
+
+    def run(self, transaction: SharedTransaction, /) -> T_co | None:
+        """Handle it in its place of the transaction; None if it has to be handled alone.
+
+        Raises:
+            DATABASE_ERRORS: all of the transaction is lost.
+        """
+
+
+U = TypeVar("U", bound=Unit[object])
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """What a message came to, and how long that took with what it shared: the reading ahead, the commit."""
+
+    outcome: T
+    seconds: float
+
+
+def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Done[T]]:
+    """Handle messages in as few transactions as possible; return what was committed, by message id.
+
+    The others have to be handled alone.
+    """
+    left, done = list(units), dict[str, Done[T]]()
+    until = time.monotonic() + LONGEST_GROUP_S
+    while left and time.monotonic() < until:
+        # Others may wait: those that are done for their answers, other aggregates for their turn.
+        patience_ms = PATIENCE_MS if done or len({_aggregate(unit) for unit in left}) > 1 else None
+        try:
+            with SharedTransaction(runtime.engine, patience_ms) as transaction:
+                rest, some = handle_in(transaction, runtime, left, until)
+        except DATABASE_ERRORS as error:
+            log_failed(len(left), error)
+            break
+        left, done = rest, done | some
+    return done
+
+
+def handle_in(
+    transaction: SharedTransaction, runtime: Runtime, units: Iterable[Unit[T]], until: float
+) -> tuple[list[Unit[T]], dict[str, Done[T]]]:
+    """Handle messages in a transaction and commit it; return those that were not begun, and what was done.
+
+    Raises:
+        DATABASE_ERRORS: nothing was committed, or that is not known.
+    """
+    done: dict[str, Done[T]] = {}
+    started = time.perf_counter()
+    begun, ordered = 0, _read_ahead(transaction, runtime, in_lock_order(units))
+    shared = time.perf_counter() - started
+    for unit in ordered:
+        if begun and time.monotonic() > until:
+            break
+        began = time.perf_counter()
+        try:
+            outcome = unit.run(transaction)
+        except psycopg2.errors.LockNotAvailable:
+            if not begun:
+                raise
+            break  # commit, so that nobody waits for our locks while we wait
+        begun += 1
+        if outcome is not None:
+            done[unit.id] = Done(outcome, time.perf_counter() - began)
+    ended = time.perf_counter()
+    transaction.commit_all()
+    shared += time.perf_counter() - ended
+    return ordered[begun:], {key: replace(one, seconds=one.seconds + shared) for key, one in done.items()}
+
+
+def log_failed(count: int, error: BaseException) -> None:
+    """Log why a group was given up."""
+    logger.info("A group of %d messages is handled one by one: %s", count, describe(error))
+
+
+def in_lock_order(units: Iterable[U]) -> list[U]:
+    """Sort by aggregate, so that groups lock in the same order; one aggregate's messages keep theirs.
+
+    A message that does not say what it locks stays where it is, and so does what is on either side of it.
+    """
+    ordered: list[U] = []
+    for says, run in groupby(units, key=lambda one: one.message.locks is not None):
+        some = list(run)
+        ordered += sorted(some, key=lambda one: _key(one.message)) if says else some
+    return ordered
+
+
+def _aggregate(unit: Unit[object]) -> tuple[bool, str]:
+    """Return what a message locks; a message that does not say so counts as another aggregate."""
+    says = unit.message.locks is not None
+    return says, _key(unit.message) if says else unit.id
+
+
+def _key(message: Message) -> str:
+    return str(getattr(message, message.locks or ""))
+
+
+def _read_ahead(transaction: SharedTransaction, runtime: Runtime, units: list[Unit[T]]) -> list[Unit[T]]:
+    """Lock and read for many messages in one trip; return all, those that it was done for first.
+
+    Only for the first message of each aggregate: the next one depends on what it changes. Only for messages
+    before any that does not say what it locks: that one may change the same.
+    """
+    read, first = runtime.project.read_ahead, dict[str, Unit[T]]()
+    if read is None or len(units) < 2:  # alone it is no faster
+        return units
+    for unit in takewhile(lambda one: one.message.locks is not None, units):
+        first.setdefault(_key(unit.message), unit)
+    firsts = list(first.values())
+    served = [
+        firsts[place] for place in sorted(transaction.read_ahead(read, [one.message for one in firsts]))
+    ]
+    ids = {unit.id for unit in served}
+    return served + [unit for unit in units if unit.id not in ids]
