@@ -100,6 +100,6 @@ def _break(
 
 
 def _wait_for_calm(world: ClusterWorld, traffic: ClusterTraffic) -> None:
-    at_work = "SELECT id FROM deliveries WHERE status = 'pending' OR (status = 'failed' AND crashes = 0)"
+    at_work = "SELECT id FROM deliveries WHERE finished_at IS NULL OR (status = 'failed' AND crashes = 0)"
     with suppress(NotInTimeError):
         eventually(lambda: not traffic.open and not world.ask(at_work), CALM_TIMEOUT_S, "calm", every=0.1)
