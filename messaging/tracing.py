@@ -117,17 +117,6 @@ def note_error(span: Any, error: BaseException) -> None:
     span.set_status(sys.modules["opentelemetry.trace"].StatusCode.ERROR)
 
 
-@contextmanager
-def below(traceparent: str | None) -> Iterator[None]:
-    """Let what is raised and sent in this block belong to the trace of a message, which has no span yet."""
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None or traceparent is None:
-        yield
-        return
-    with trace.use_span(trace.NonRecordingSpan(span_context(traceparent)), end_on_exit=False):
-        yield
-
-
 def span_context(traceparent: str | None) -> Any:
     """Return OpenTelemetry's span context of a `traceparent`; None for None."""
     if traceparent is None:

@@ -29,6 +29,13 @@ class Span:
     links: tuple[str, ...]  # ids of traces
     attributes: dict[str, Any] = field(hash=False)
     failed: bool = False
+    began: float = 0.0  # seconds since 1970
+    ended: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return its duration."""
+        return self.ended - self.began
 
 
 @dataclass
@@ -86,6 +93,8 @@ def _span(service: str, span: Any) -> Span:
         tuple(link.trace_id.hex() for link in span.links),
         _attributes(span.attributes),
         span.status.code == 2,
+        span.start_time_unix_nano / 1e9,
+        span.end_time_unix_nano / 1e9,
     )
 
 

@@ -55,6 +55,7 @@ class CommandJob:
     correlation_id: str
     idempotency_key: str | None = None  # the sender's, else the id
     effects: Effects = field(default_factory=Effects, compare=False, repr=False)
+    shares: Transaction | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:

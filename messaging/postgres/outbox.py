@@ -45,7 +45,9 @@ SCHEDULER_LOCK = 4_177_012
 
 TAKE_DUE = text("""
 WITH due AS (
-    SELECT id FROM deliveries WHERE status = 'pending' AND due_at <= now()
+    SELECT id FROM deliveries
+    WHERE status = 'pending' AND due_at <= now()
+      AND due_at > coalesce(CAST(:since AS timestamptz), '-infinity')
     ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 UPDATE deliveries SET
@@ -211,13 +213,15 @@ class Outbox:
             transaction.commit()
         return status
 
-    def take_due(self, limit: int, grace_max_s: float) -> list[Delivery]:
+    def take_due(self, limit: int, grace_max_s: float, since: datetime | None = None) -> list[Delivery]:
         """Take pending deliveries whose message is overdue, and double the grace until their next turn.
 
-        Locked rows are skipped, so any number of relays can share the work.
+        Locked rows are skipped, so any number of relays can share the work. None is taken that was due before
+        `since`.
         """
+        facts = {"limit": limit, "grace_max_s": grace_max_s, "since": since}
         with self.engine.begin() as connection:
-            rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
+            rows = connection.execute(TAKE_DUE, facts).all()
         return [Delivery.to_send(row) for row in rows]
 
     def clock(self) -> datetime:

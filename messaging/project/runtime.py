@@ -14,6 +14,7 @@ from messaging.postgres.announcements import Announcements
 from messaging.postgres.audit import Audit
 from messaging.postgres.breakers import Breakers
 from messaging.postgres.dead_letters import DeadLetters
+from messaging.postgres.due import DueDeliveries
 from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
@@ -21,6 +22,7 @@ from messaging.postgres.limits import Limits
 from messaging.postgres.order import Lanes
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.pauses import Pauses
+from messaging.postgres.reruns import BulkReruns
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.postgres.waiting import Waiting
 from messaging.project.project import Project
@@ -53,6 +55,11 @@ class Runtime:
     def outbox(self) -> Outbox:
         """Return the outbox of deliveries."""
         return self._once("outbox", self._outbox)
+
+    @property
+    def due(self) -> DueDeliveries:
+        """Return the relay's search for due deliveries."""
+        return self._once("due", lambda: DueDeliveries(self.outbox, self.settings.task_time_limit_s))
 
     @property
     def inbox(self) -> Inbox:
@@ -100,6 +107,11 @@ class Runtime:
     def audit(self) -> Audit:
         """Return the record of what operators did."""
         return self._once("audit", lambda: Audit(self.engine))
+
+    @property
+    def bulk_reruns(self) -> BulkReruns:
+        """Return the re-runs that are under way."""
+        return self._once("bulk_reruns", lambda: BulkReruns(self.engine, self.settings.relay_grace_s))
 
     @property
     def breakers(self) -> Breakers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
@@ -11,7 +11,10 @@ from messaging.brokers.topology import system
 from messaging.extras import needs
 from messaging.project.runtime import Runtime
 from messaging.telemetry import log
-from messaging.telemetry.work import Deferred, Watch, Watcher
+from messaging.telemetry.work import Deferred, Tracer, Watch, Watcher
+
+if TYPE_CHECKING:
+    from messaging.telemetry.spans import Spans
 
 #: The standard variables that name a collector of traces.
 COLLECTOR = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -25,12 +28,13 @@ def install(runtime: Runtime) -> Watch:
     """
     log.set_up(runtime.project.name, runtime.settings.log_format == "json")
     watchers: list[Watcher] = []
+    tracer: Tracer | None = None
     if runtime.settings.metrics_address:
         watchers.append(_metrics(runtime, runtime.settings.metrics_address))
     if is_traced(runtime):
-        watchers.append(_traces(runtime))
+        watchers.append(tracer := _traces(runtime))
     watchers.append(log.Lines(runtime))  # within the span, whose id its lines have
-    return Watch(watchers)
+    return Watch(watchers, tracer)
 
 
 def is_traced(runtime: Runtime) -> bool:
@@ -38,7 +42,7 @@ def is_traced(runtime: Runtime) -> bool:
     return bool(runtime.settings.traces_url or any(os.environ.get(name) for name in COLLECTOR))
 
 
-def _traces(runtime: Runtime) -> Watcher:
+def _traces(runtime: Runtime) -> Spans:
     with needs("telemetry"):
         from messaging.telemetry import provider
         from messaging.telemetry.spans import Spans

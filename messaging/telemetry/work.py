@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
@@ -71,6 +71,7 @@ class Work:
     error: BaseException | None = None
     why: str = ""  # the error in a line
     seconds: float = 0.0  # once it has ended
+    ahead: Any = None  # what has followed it in a group, before its task
     _began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -95,7 +96,7 @@ class Work:
     def was_done(self, seconds: float, message: object = None) -> None:
         """Note how long the work has taken, where it was done beforehand, and the command."""
         self.message = message
-        self._began -= seconds
+        self._began = time.perf_counter() - seconds
 
     def end(self, error: BaseException | None = None) -> None:
         """Note the end, and the error that ended it."""
@@ -128,11 +129,33 @@ class Watcher(Protocol):
         """Note that work has ended, in whatever way."""
 
 
+class Tracer(Protocol):
+    """Follows what is done in a group, before the tasks of its messages."""
+
+    def enter(self, work: Work) -> object:
+        """Note that a message is handled; `begin` goes on with it. Return what `leave` needs."""
+
+    def enter_group(self, works: Sequence[Work]) -> object:
+        """Note that what these messages share is done; return what `leave` needs."""
+
+    def leave(self, entered: Any) -> None:
+        """Note the end of either."""
+
+
 @dataclass
 class Watch:
     """Everything that follows the work of one process."""
 
     watchers: Sequence[Watcher] = ()
+    tracer: Tracer | None = None
+
+    def ahead(self, work: Work) -> AbstractContextManager[None]:
+        """Follow work that is done before its task; if `over` does not go on with it, nothing is told."""
+        return _entered(self.tracer, self.tracer.enter, work) if self.tracer else nullcontext()
+
+    def together(self, works: Sequence[Work]) -> AbstractContextManager[None]:
+        """Follow what is done for several messages at once."""
+        return _entered(self.tracer, self.tracer.enter_group, works) if self.tracer else nullcontext()
 
     @contextmanager
     def over(self, work: Work) -> Iterator[Work]:
@@ -167,6 +190,16 @@ class Deferred:
         """Pass it on."""
         if self.real:
             self.real.end(work, begun)
+
+
+@contextmanager
+def _entered(tracer: Tracer, enter: Callable[..., object], what: object) -> Iterator[None]:
+    entered = _safely(enter, what)
+    try:
+        yield
+    finally:
+        if entered is not None:
+            _safely(tracer.leave, entered)
 
 
 def _safely(function: Callable[..., object], *args: object) -> object:

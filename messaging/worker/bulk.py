@@ -22,7 +22,7 @@ from messaging.messages import Command
 from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
-from messaging.telemetry.work import NOBODY, Kind, Watch
+from messaging.telemetry.work import NOBODY, Kind, Watch, Work
 from messaging.wire.validation import from_dict
 from messaging.worker.answers import Answered
 from messaging.worker.command_group import CommandUnit, once_each
@@ -46,6 +46,11 @@ class Item:
     def job(self) -> CommandJob:
         """Return the command's job, even if the command is unreadable."""
         return self.received.readable_job(self.read)
+
+    @property
+    def work(self) -> Work:
+        """Return what is to be noted about its handling."""
+        return replace(self.received.work(), in_batch=True)
 
     @property
     def key(self) -> str:
@@ -122,14 +127,14 @@ def handle_many(
     if not answers and (refused or len(commands) > runtime.settings.bulk_max):
         _refuse_whole(runtime, message).given()
     for chunk in _chunks(items, runtime.settings.group_max):
-        together = _together(runtime, chunk)
+        together = _together(runtime, chunk, watch)
         for item in chunk:
             if not isinstance(item, Item):
                 outcomes.append(item)
                 continue
             answer = answers.get(item.received.task_id)
             if answer is None:
-                answer, raised = _handle_one(runtime, item, watch, together.get(item.received.task_id))
+                answer, raised = _handle_one(runtime, item, watch, *together.get(item.received.task_id, ()))
                 deliveries += raised
             outcomes.append(_outcome(item.key, answer))
     return outcomes, deliveries
@@ -139,7 +144,9 @@ def _chunks(items: list[Item | Outcome], size: int) -> Iterator[list[Item | Outc
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _together(runtime: Runtime, chunk: Sequence[Item | Outcome]) -> dict[str, Done[Answered]]:
+def _together(
+    runtime: Runtime, chunk: Sequence[Item | Outcome], watch: Watch
+) -> dict[str, tuple[Work, Done[Answered]]]:
     """Carry out commands in one transaction; return what was done, by id. Those of a redelivery run alone."""
     items = [item for item in chunk if isinstance(item, Item) and item.received.is_fresh]
     if len(items) < 2:  # one is no group
@@ -147,8 +154,10 @@ def _together(runtime: Runtime, chunk: Sequence[Item | Outcome]) -> dict[str, Do
     units = []
     for item in items:
         with suppress(MessagingError):
-            units.append(CommandUnit(runtime, item.received.job(item.read())))
-    return handle_together(runtime, once_each(units))
+            units.append(CommandUnit(runtime, item.received.job(item.read()), item.work, watch))
+    units = once_each(units)
+    done = handle_together(runtime, units)
+    return {unit.id: (unit.work, done[unit.id]) for unit in units if unit.id in done}
 
 
 def _items(runtime: Runtime, message: Received, commands: Sequence[Any]) -> list[Item | Outcome]:
@@ -187,9 +196,11 @@ def _refuse_whole(runtime: Runtime, message: Received) -> Answer:
     return answer
 
 
-def _handle_one(runtime: Runtime, item: Item, watch: Watch, done: Done[Answered] | None) -> Answered:
+def _handle_one(
+    runtime: Runtime, item: Item, watch: Watch, work: Work | None = None, done: Done[Answered] | None = None
+) -> Answered:
     try:
-        with watch.over(replace(item.received.work(), in_batch=True)) as work:
+        with watch.over(work or item.work) as work:
             if done is None:
                 answered = handle(runtime, item.received, work.reading(item.read))
             else:

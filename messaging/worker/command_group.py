@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from messaging import tracing
 from messaging.delivery import Delivery
 from messaging.errors import MessagingError
 from messaging.messages import Command
@@ -18,7 +17,7 @@ from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
-from messaging.telemetry.work import Work
+from messaging.telemetry.work import Watch, Work
 from messaging.wire.validation import parse
 from messaging.worker.answers import Answered, log_unexpected
 from messaging.worker.received import Received
@@ -32,7 +31,8 @@ class CommandUnit:
 
     runtime: Runtime
     job: CommandJob
-    traceparent: str | None = None  # of the message that it came in
+    work: Work  # what is to be noted about it
+    watch: Watch
     around: Callable[[], AbstractContextManager[None]] = nullcontext  # entered while its handler runs
 
     @property
@@ -48,9 +48,8 @@ class CommandUnit:
     def run(self, transaction: SharedTransaction) -> Answered | None:
         """Carry out the command; None if its message was answered before."""
         runtime, job, deliveries = self.runtime, self.job, list[Delivery]()
-        uow = runtime.unit_of_work(job)
-        uow.transaction = transaction
-        with self.around(), tracing.below(self.traceparent):
+        uow = runtime.unit_of_work(replace(job, shares=transaction))
+        with self.around(), self.watch.ahead(self.work):
             try:
                 result = runtime.project.bus.handle_command(job.command, deliveries, uow)
             except DATABASE_ERRORS:
@@ -66,23 +65,26 @@ class CommandUnit:
 class CommandGroup:
     """The commands of messages that arrived together."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self._done: dict[str, tuple[Command, Done[Answered]]] = {}
+    def __init__(self, runtime: Runtime, watch: Watch) -> None:
+        self.runtime, self.watch = runtime, watch
+        self._done: dict[str, tuple[CommandUnit, Done[Answered]]] = {}
 
-    def take(self, work: Work) -> Answered | None:
+    def take(self, task_id: str) -> tuple[Work, Answered] | None:
         """Return the committed answer to a message, once; None if it has yet to be carried out."""
-        command, done = self._done.pop(work.task_id, (None, None))
-        if done is None:
+        if task_id not in self._done:
             return None
-        work.was_done(done.seconds, command)
-        return done.outcome
+        unit, done = self._done.pop(task_id)
+        unit.work.was_done(done.seconds, unit.message)
+        return unit.work, done.outcome
 
     def prepare(self, members: Sequence[Member]) -> set[str]:
         """Carry out what can be carried out together; return the ids of the messages that have an answer."""
         units = once_each(self._units(members))
-        done = handle_together(self.runtime, units)
-        self._done = {unit.id: (unit.message, done[unit.id]) for unit in units if unit.id in done}
+        if not units:
+            return set()
+        with self.watch.together([unit.work for unit in units]):
+            done = handle_together(self.runtime, units)
+        self._done = {unit.id: (unit, done[unit.id]) for unit in units if unit.id in done}
         return set(self._done)
 
     def _units(self, members: Iterable[Member]) -> Iterator[CommandUnit]:
@@ -94,7 +96,7 @@ class CommandGroup:
             except MessagingError:
                 continue
             if received.is_fresh:
-                yield CommandUnit(self.runtime, job, received.traceparent, member.current)
+                yield CommandUnit(self.runtime, job, received.work(), self.watch, member.current)
 
 
 def once_each(units: Iterable[CommandUnit]) -> list[CommandUnit]:

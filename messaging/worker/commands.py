@@ -38,7 +38,7 @@ FIRST_PAUSE_S = 0.05
 
 def add_command_tasks(dispatcher: Dispatcher) -> None:
     """Register a task for every command of the project."""
-    group = CommandGroup(dispatcher.runtime)
+    group = CommandGroup(dispatcher.runtime, dispatcher.watch)
     for name, kind in dispatcher.project.command_tasks.items():
         _add_command_task(dispatcher, group, name, kind)
 
@@ -59,8 +59,8 @@ def _add_command_task(dispatcher: Dispatcher, group: CommandGroup, name: str, ki
     )
     def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
         message = Received.of(task.name, task.request)
-        with dispatcher.watch.over(message.work()) as work:
-            answered = group.take(work)
+        work, answered = group.take(message.task_id) or (message.work(), None)
+        with dispatcher.watch.over(work):
             if answered is None:
                 read = work.reading(lambda: parse(kind, args, kwargs))
                 answered = handle(dispatcher.runtime, message, read)

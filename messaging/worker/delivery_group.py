@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from celery.app.task import Context
+
 from messaging import tracing
 from messaging.bus import Handler
 from messaging.delivery import Delivery
@@ -19,9 +21,10 @@ from messaging.errors import MessagingError, describe
 from messaging.messages import Event
 from messaging.options import options_of
 from messaging.postgres.attempts import Attempt, claim_all
-from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
+from messaging.telemetry.work import Kind, Watch, Work
 from messaging.wire.validation import from_dict
 from messaging.worker.sharing import LONGEST_GROUP_S, Done, handle_in, log_failed
 from reliable_celery.groups.member import Member
@@ -44,6 +47,24 @@ def takes_part(handler: Handler) -> bool:
     return options.shares_transaction and not options.waits
 
 
+def work_of(runtime: Runtime, task: str, request: Context, handler: Handler, attempt: Attempt) -> Work:
+    """Return what is to be noted about an attempt at a delivery."""
+    return Work(
+        Kind.DELIVERY,
+        task,
+        attempt.id,
+        runtime.project.events_queue,
+        request.root_id or attempt.id,
+        request.parent_id,
+        handler.__name__,
+        (request.retries or 0) + 1,
+        attempt.redelivered,
+        tracing.checked(request.get(tracing.TRACEPARENT)),
+        tracing.checked(request.get(tracing.RERUN_OF)),
+        claim=attempt,
+    )
+
+
 @dataclass(frozen=True)
 class DeliveryUnit:
     """A claimed delivery that may share a transaction."""
@@ -52,7 +73,8 @@ class DeliveryUnit:
     handler: Handler
     attempt: Attempt
     message: Event
-    traceparent: str | None  # of the message that it came in
+    work: Work  # what is to be noted about it
+    watch: Watch
     around: Callable[[], AbstractContextManager[None]]  # entered while its handler runs
 
     @property
@@ -62,9 +84,9 @@ class DeliveryUnit:
 
     def run(self, transaction: SharedTransaction) -> list[Delivery] | None:
         """Run the handler and return new deliveries; None if it fails."""
+        self.attempt.shares = transaction
         uow = self.runtime.unit_of_work(self.attempt)
-        uow.transaction = transaction
-        with self.around(), tracing.below(self.traceparent):
+        with self.around(), self.watch.ahead(self.work):
             try:
                 with uow:
                     _, deliveries = self.runtime.project.bus.run(self.handler, self.message, uow)
@@ -80,15 +102,15 @@ class DeliveryUnit:
 class Made:
     """A delivery that is committed: the attempt, the new deliveries, and how long it took."""
 
-    attempt: Attempt
+    work: Work
     done: Done[list[Delivery]]
 
 
 class DeliveryGroup:
     """The deliveries of messages that arrived together."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+    def __init__(self, runtime: Runtime, watch: Watch) -> None:
+        self.runtime, self.watch = runtime, watch
         self._made: dict[str, Made] = {}
         task_of = runtime.project.handler_task
         self._handlers = {task_of(name): it for name, it in runtime.project.bus.event_handlers.items()}
@@ -107,13 +129,16 @@ class DeliveryGroup:
             with suppress(ValueError):  # its task refuses it
                 by_id[as_id(member.context.id)] = member
         try:
-            with SharedTransaction(self.runtime.engine) as transaction:
+            with SharedTransaction(self.runtime.engine, PATIENCE_MS) as transaction:
                 units = list(self._units(transaction, by_id))
-                _, done = handle_in(transaction, self.runtime, units, time.monotonic() + LONGEST_GROUP_S)
+                if not units:
+                    return set()
+                with self.watch.together([unit.work for unit in units]):
+                    _, done = handle_in(transaction, self.runtime, units, time.monotonic() + LONGEST_GROUP_S)
         except DATABASE_ERRORS as error:
             log_failed(len(by_id), error)
             return set()
-        self._made = {unit.id: Made(unit.attempt, done[unit.id]) for unit in units if unit.id in done}
+        self._made = {unit.id: Made(unit.work, done[unit.id]) for unit in units if unit.id in done}
         return {by_id[delivery_id].context.id for delivery_id in self._made}
 
     def _units(self, transaction: SharedTransaction, members: Mapping[str, Member]) -> Iterator[DeliveryUnit]:
@@ -132,7 +157,6 @@ class DeliveryGroup:
             except (KeyError, MessagingError):
                 continue
             attempt.delivery = replace(delivery, event=event)
-            trace = tracing.checked(member.context.get(tracing.TRACEPARENT))
-            yield DeliveryUnit(
-                self.runtime, self._handlers[member.task.name], attempt, event, trace, member.current
-            )
+            handler = self._handlers[member.task.name]
+            work = work_of(self.runtime, member.task.name, member.context, handler, attempt)
+            yield DeliveryUnit(self.runtime, handler, attempt, event, work, self.watch, member.current)

@@ -9,7 +9,6 @@ from typing import Any
 
 from celery import Task
 
-from messaging import tracing
 from messaging.bus import Handler
 from messaging.delivery import Delivery, Failure, Status
 from messaging.errors import (
@@ -25,9 +24,9 @@ from messaging.postgres.transaction import DATABASE_ERRORS, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.project.runtime import Runtime
 from messaging.retry import RetryPolicy, policy_of
-from messaging.telemetry.work import ENDS, Kind, Work
+from messaging.telemetry.work import ENDS
 from messaging.wire.validation import from_dict
-from messaging.worker.delivery_group import DeliveryGroup, as_id, takes_part
+from messaging.worker.delivery_group import DeliveryGroup, as_id, takes_part, work_of
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.gates import attempt_at, wake_next
 from messaging.worker.handler_task import HandlerTask
@@ -41,7 +40,7 @@ class AttemptFailed(MessagingError):
 
 def add_handler_tasks(dispatcher: Dispatcher) -> None:
     """Register a task for every event handler of the project."""
-    group = DeliveryGroup(dispatcher.runtime)
+    group = DeliveryGroup(dispatcher.runtime, dispatcher.watch)
     for handler in dispatcher.project.bus.event_handlers.values():
         _add_handler_task(dispatcher, group, handler)
 
@@ -73,35 +72,17 @@ def _add_handler_task(dispatcher: Dispatcher, group: DeliveryGroup, handler: Han
         delivery_id = _checked_id(task.name, request.id)
         made = group.take(delivery_id)
         if made is not None:
-            with dispatcher.watch.over(_work(task, handler, made.attempt)) as work:
-                work.was_done(made.done.seconds)
+            with dispatcher.watch.over(made.work):
+                made.work.was_done(made.done.seconds)
             dispatcher.after_commit(made.done.outcome)
             return
         attempt = attempt_at(runtime, handler, delivery_id, request.hostname, redelivered=redelivered)
         try:
-            with dispatcher.watch.over(_work(task, handler, attempt)):
+            with dispatcher.watch.over(work_of(runtime, task.name, request, handler, attempt)):
                 deliveries = deliver(runtime, handler, policy, attempt)
             dispatcher.after_commit(deliveries)
         finally:
             wake_next(dispatcher, attempt)
-
-
-def _work(task: Task, handler: Handler, attempt: Attempt) -> Work:
-    request, runtime = task.request, task.app.runtime
-    return Work(
-        Kind.DELIVERY,
-        task.name,
-        attempt.id,
-        runtime.project.events_queue,
-        request.root_id or attempt.id,
-        request.parent_id,
-        handler.__name__,
-        (request.retries or 0) + 1,
-        attempt.redelivered,
-        tracing.checked(request.get(tracing.TRACEPARENT)),
-        tracing.checked(request.get(tracing.RERUN_OF)),
-        claim=attempt,
-    )
 
 
 def _checked_id(task: str, delivery_id: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Generic, Protocol, TypeVar
 
@@ -13,7 +13,7 @@ import psycopg2.errors
 
 from messaging.errors import describe
 from messaging.messages import Message
-from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 
@@ -52,7 +52,7 @@ U = TypeVar("U", bound=Unit[object])
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """What a message came to, and how long that took."""
+    """What a message came to, and how long that took with what it shared: the reading ahead, the commit."""
 
     outcome: T
     seconds: float
@@ -66,8 +66,10 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
     left, done = list(units), dict[str, Done[T]]()
     until = time.monotonic() + LONGEST_GROUP_S
     while left and time.monotonic() < until:
+        # Others may wait: those that are done for their answers, other aggregates for their turn.
+        patience_ms = PATIENCE_MS if done or len({_aggregate(unit) for unit in left}) > 1 else None
         try:
-            with SharedTransaction(runtime.engine) as transaction:
+            with SharedTransaction(runtime.engine, patience_ms) as transaction:
                 rest, some = handle_in(transaction, runtime, left, until)
         except DATABASE_ERRORS as error:
             log_failed(len(left), error)
@@ -85,7 +87,9 @@ def handle_in(
         DATABASE_ERRORS: nothing was committed, or that is not known.
     """
     done: dict[str, Done[T]] = {}
+    started = time.perf_counter()
     begun, ordered = 0, _read_ahead(transaction, runtime, in_lock_order(units))
+    shared = time.perf_counter() - started
     for unit in ordered:
         if begun and time.monotonic() > until:
             break
@@ -99,8 +103,10 @@ def handle_in(
         begun += 1
         if outcome is not None:
             done[unit.id] = Done(outcome, time.perf_counter() - began)
+    ended = time.perf_counter()
     transaction.commit_all()
-    return ordered[begun:], done
+    shared += time.perf_counter() - ended
+    return ordered[begun:], {key: replace(one, seconds=one.seconds + shared) for key, one in done.items()}
 
 
 def log_failed(count: int, error: BaseException) -> None:
@@ -118,6 +124,12 @@ def in_lock_order(units: Iterable[U]) -> list[U]:
         some = list(run)
         ordered += sorted(some, key=lambda one: _key(one.message)) if says else some
     return ordered
+
+
+def _aggregate(unit: Unit[object]) -> tuple[bool, str]:
+    """Return what a message locks; a message that does not say so counts as another aggregate."""
+    says = unit.message.locks is not None
+    return says, _key(unit.message) if says else unit.id
 
 
 def _key(message: Message) -> str:

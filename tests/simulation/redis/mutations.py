@@ -79,12 +79,12 @@ def _(stack: ExitStack) -> None:
 
 @mutation("overdue messages are taken from workers with a lease")
 def _(stack: ExitStack) -> None:
-    script(stack, leases, "OVERDUE", "if not lease or tonumber(lease) <= now then", "do")
+    script(stack, leases, "OVERDUE", "if not lease or tonumber(lease) < now then", "do")
 
 
 @mutation("a lease counts as expired while it lasts")
 def _(stack: ExitStack) -> None:
-    script(stack, leases, "TEND", "'-inf', now)", "'-inf', now + ARGV[2])")
+    script(stack, leases, "TEND", "'(' .. now)", "'(' .. (now + ARGV[2]))")
 
 
 @mutation("a worker without a lease does not register its messages anew")
