@@ -21,6 +21,10 @@ class Scale:
     flat_commands: int = 300
     relay_pending: int = 20_000
     relay_done: int = 1_000_000
+    large_done: int = 300_000  # deliveries
+    large_pending: int = 30_000  # deliveries, and as many events to publish
+    large_skus: int = 50_000
+    large_work: int = 320  # a turn
     memory_before: int = 1_000
     memory_after: int = 6_000
 
@@ -36,6 +40,10 @@ FULL = Scale(
     flat_commands=2_000,
     relay_pending=100_000,
     relay_done=10_000_000,
+    large_done=10_000_000,
+    large_pending=1_000_000,
+    large_skus=1_000_000,
+    large_work=960,
     memory_before=5_000,
     memory_after=100_000,
 )
@@ -52,6 +60,10 @@ TINY = Scale(
     flat_commands=5,
     relay_pending=50,
     relay_done=100,
+    large_done=100,
+    large_pending=200,
+    large_skus=1_000,
+    large_work=32,
     memory_before=20,
     memory_after=60,
 )

@@ -23,14 +23,12 @@ class Breaker:
     """
 
     failures: int | None = None  # in a row; None: the setting `breaker_failures`
-    share: float | None = (
-        None  # of the attempts in `window_s`, from 0 to 1; None: only failures in a row count
-    )
-    window_s: float = 60  # seconds
-    at_least: int = 20  # attempts in the window before their share counts
+    share: float | None = None  # of the attempts in `window_s`, from 0 to 1; None: `breaker_share`
+    window_s: float | None = None  # seconds; None: the setting `breaker_window_s`
+    at_least: int | None = None  # attempts in the window before their share counts; None: `breaker_at_least`
     pause_s: float | None = None  # seconds, doubles each time; None: the setting `breaker_pause_s`
     pause_max_s: float | None = None  # seconds; None: the setting `breaker_pause_max_s`
-    trials: int = 1  # deliveries that are tried at once
+    trials: int | None = None  # deliveries that are tried at once; None: the setting `breaker_trials`
     ignore: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:

@@ -82,11 +82,12 @@ ROWS: dict[str, Sequence[Panel]] = {
                     "{{state}} {{handler}}",
                 )
             ],
-            width=12,
         ),
         Panel(
-            "Re-runs of the last hour", [("sum by (by) (allocation_reruns_last_hour)", "{{by}}")], width=12
+            "What waits, and why",
+            [("sum by (handler, why) (allocation_deliveries_waiting)", "{{why}} {{handler}}")],
         ),
+        Panel("Re-runs of the last hour", [("sum by (by) (allocation_reruns_last_hour)", "{{by}}")]),
     ],
     "Queues and housekeeping": [
         Panel("Messages that wait", [("max by (queue) (allocation_queue_messages)", "{{queue}}")]),

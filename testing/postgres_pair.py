@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psycopg2
 from psycopg2.extensions import cursor
@@ -35,6 +35,7 @@ class Node(Postgres):
     """One of the two; `follows` is the primary that it copies and follows."""
 
     follows: Node | None = None
+    host: str = LOOPBACK
 
     def _prepare(self) -> Child:
         data = self.folder / "data"
@@ -48,12 +49,12 @@ class Node(Postgres):
         unfinished = data.with_name("data.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         give(unfinished, account)
-        source = ("-h", LOOPBACK, "-p", str(primary.port), "-U", SUPERUSER)
+        source = ("-h", primary.host, "-p", str(primary.port), "-U", SUPERUSER)
         how = ("-D", ".", "--checkpoint=fast", "--no-sync", "--wal-method=stream")
         postgres_server._run("pg_basebackup", *source, *how, cwd=unfinished, account=account)
         (unfinished / "standby.signal").touch()
         with (unfinished / "postgresql.conf").open("a") as file:
-            conninfo = f"host={LOOPBACK} port={primary.port} user={SUPERUSER} application_name=standby"
+            conninfo = f"host={primary.host} port={primary.port} user={SUPERUSER} application_name=standby"
             file.write(f"primary_conninfo = '{conninfo}'\nsynchronous_standby_names = ''\n")
         unfinished.rename(data)
 
@@ -61,7 +62,7 @@ class Node(Postgres):
     def as_superuser(self, database: str = DATABASE) -> Iterator[cursor]:
         """Yield a cursor that commits each statement and waits for no standby."""
         connection = psycopg2.connect(
-            host=LOOPBACK,
+            host=self.host,
             port=self.port,
             user=SUPERUSER,
             dbname=database,
@@ -87,6 +88,20 @@ class Node(Postgres):
             file.write(f"{line}\n")
         self.reload()
 
+    def refuse_replication(self) -> None:
+        """Let no standby follow any more, as after a cut cable. (A superuser needs no role attribute.)"""
+        rules = self.folder / "data" / "pg_hba.conf"
+        line = f"host replication {SUPERUSER} {LOOPBACK}/32 "
+        rules.write_text(rules.read_text().replace(f"{line}trust", f"{line}reject"))
+        self.reload()
+        refused = (
+            "SELECT 1 FROM pg_hba_file_rules WHERE database = '{replication}' AND auth_method = 'reject'"
+        )
+        eventually(lambda: self.ask(refused), what="the rule")
+        self.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        streams = "SELECT 1 FROM pg_stat_replication"
+        eventually(lambda: not self.ask(streams), what="the end of replication")
+
     def reload(self) -> None:
         """Have the server read its configuration again."""
         os.kill(self.pid, signal.SIGHUP)
@@ -98,6 +113,7 @@ class PostgresPair:
 
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
+    rules: ClassVar[str] = _HBA
 
     def __post_init__(self) -> None:
         """Plan both; the second copies the first when it starts."""
@@ -107,7 +123,7 @@ class PostgresPair:
     @property
     def url(self) -> str:
         """Return the address of both."""
-        hosts = ",".join(f"{LOOPBACK}:{port}" for port in self._ports)
+        hosts = ",".join(f"{host}:{port}" for host, port in self._addresses)
         return f"postgresql+psycopg2://{ROLE}@{hosts}/{DATABASE}"
 
     def __enter__(self) -> Self:
@@ -126,10 +142,10 @@ class PostgresPair:
 
     def start(self) -> Self:
         """Start both, and wait until the standby is synchronous."""
-        self._ports = (self.primary.port, self.standby.port)
+        self._addresses = [(node.host, node.port) for node in (self.primary, self.standby)]
         self.primary.start()
         with (self.primary.folder / "data" / "pg_hba.conf").open("a") as file:
-            file.write(_HBA)
+            file.write(self.rules)
         self.primary.reload()
         eventually(lambda: self.primary.ask("SELECT 1"), what="the superuser's login")
         self.follow()

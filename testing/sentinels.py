@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +26,12 @@ MASTER = "stock"
 QUORUM = 2
 SENTINEL_PASSWORD = "not-secret-1"  # noqa: S105  # made up for tests
 PASSWORD = "not-secret-2"  # noqa: S105  # made up for tests
+Front = Callable[[int], int]
+
+
+def same(port: int) -> int:
+    """Return the port itself: no proxy."""
+    return port
 
 
 @dataclass
@@ -32,13 +40,20 @@ class Node(Redis):
 
     follows: Node | None = None
     options: dict[str, str] = field(default_factory=dict)
+    front: Front = same
+
+    @cached_property
+    def announced(self) -> int:
+        """Return the port at which others reach it."""
+        return self.front(self.port)
 
     def _prepare(self) -> Child:
         child = super()._prepare()
         options = {"--requirepass": PASSWORD, "--masterauth": PASSWORD, "--repl-diskless-sync-delay": "0"}
+        options["--replica-announce-port"] = str(self.announced)
         options |= {f"--{name}": value for name, value in self.options.items()}
         if self.follows is not None:
-            options["--replicaof"] = f"{LOOPBACK} {self.follows.port}"
+            options["--replicaof"] = f"{LOOPBACK} {self.follows.announced}"
         child.command = [*child.command, *(part for option in options.items() for part in option)]
         return child
 
@@ -57,6 +72,12 @@ class SentinelServer(Server):
 
     watches: Node | None = None
     down_after_ms: int = 1500
+    front: Front = same
+
+    @cached_property
+    def announced(self) -> int:
+        """Return the port at which clients reach it."""
+        return self.front(self.port)
 
     @property
     def url(self) -> str:
@@ -80,7 +101,7 @@ class SentinelServer(Server):
             config.write_text(
                 f"bind {LOOPBACK}\nport {self.port}\ndir .\nrequirepass {SENTINEL_PASSWORD}\n"
                 f"sentinel sentinel-pass {SENTINEL_PASSWORD}\n"
-                f"sentinel monitor {MASTER} {LOOPBACK} {self.watches.port} {QUORUM}\n"
+                f"sentinel monitor {MASTER} {LOOPBACK} {self.watches.announced} {QUORUM}\n"
                 f"sentinel auth-pass {MASTER} {PASSWORD}\n"
                 f"sentinel down-after-milliseconds {MASTER} {self.down_after_ms}\n"
                 f"sentinel failover-timeout {MASTER} 5000\n"
@@ -109,22 +130,31 @@ class Sentinels:
     folder: Path
     options: dict[str, str] = field(default_factory=dict)  # of both Redis
     down_after_ms: int = 1500
+    #: Opens a proxy to a port and returns its port; clients know no other ports.
+    front: Front = same
+    scheme: str = "sentinel"
 
     def __post_init__(self) -> None:
         """Plan them."""
-        one = Node(self.folder / "one", options=self.options)
-        replicas = (Node(self.folder / name, follows=one, options=self.options) for name in ("two", "three"))
+        common: Any = {"options": self.options, "front": self.front}
+        one = Node(self.folder / "one", **common)
+        replicas = (Node(self.folder / name, follows=one, **common) for name in ("two", "three"))
         self.nodes = [one, *replicas]
         self.sentinels = [
             SentinelServer(
-                self.folder / f"sentinel{n}", free_port(), watches=one, down_after_ms=self.down_after_ms
+                self.folder / f"sentinel{n}",
+                free_port(),
+                watches=one,
+                down_after_ms=self.down_after_ms,
+                front=self.front,
             )
             for n in range(3)
         ]
 
     def url(self, database: int) -> str:
         """Return the address of a database for workers."""
-        return ";".join(f"sentinel://:{PASSWORD}@{LOOPBACK}:{one.port}/{database}" for one in self.sentinels)
+        hosts = (f"{LOOPBACK}:{one.announced}" for one in self.sentinels)
+        return ";".join(f"{self.scheme}://:{PASSWORD}@{host}/{database}" for host in hosts)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -183,7 +213,7 @@ class Sentinels:
         for sentinel in self.sentinels:
             with suppress(redis.RedisError), sentinel.client() as client:
                 _, port = client.sentinel_get_master_addr_by_name(MASTER)
-                return next(node for node in self.nodes if node.port == int(port))
+                return next(node for node in self.nodes if node.announced == int(port))
         raise RuntimeError("no Sentinel answers")
 
     @property
@@ -191,6 +221,13 @@ class Sentinels:
         """Return the others."""
         primary = self.primary
         return [node for node in self.nodes if node is not primary]
+
+    def fail_over(self, *how: str) -> None:
+        """Make another node the primary, and wait for it."""
+        old = self.primary
+        with self.sentinels[0].client() as client:
+            client.execute_command("SENTINEL", "FAILOVER", MASTER, *how)
+        self.wait_for_failover(old)
 
     def wait_for_failover(self, old: Node) -> None:
         """Wait until the Sentinels name another node, and it is a primary."""

@@ -18,6 +18,10 @@ from messaging.project.runtime import Runtime
 
 T = TypeVar("T")
 
+LAST_PAGE = 1000
+#: Digits of a page's number that are read.
+DIGITS = 9
+
 
 class Page(BaseHandler):
     """A page behind Flower's login."""
@@ -88,6 +92,15 @@ class Page(BaseHandler):
     def field(self, name: str) -> str:
         """Return the text of a form field; templates escape it."""
         return str(self.get_argument(name, "", escape=False) or "").strip()
+
+    def number(self) -> int:
+        """Return the number of the list's page, from 1."""
+        given = self.field("page")
+        return min(max(1, int(given[:DIGITS])), LAST_PAGE) if given.isascii() and given.isdigit() else 1
+
+    def page_of(self, filters: Mapping[str, str]) -> Callable[[int], str]:
+        """Return a function that gives the query string of each page of a list."""
+        return lambda number: urlencode({**filters, "page": number})
 
     def say(self, text: str) -> None:
         """Store a text to show on the next page."""

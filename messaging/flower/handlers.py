@@ -11,13 +11,12 @@ from messaging.errors import MessagingError
 from messaging.flower.base import Page
 from messaging.operator.pausing import Pausing, active
 from messaging.operator.stats import Counts, Statistics
-from messaging.postgres.breakers import Stopped
+from messaging.postgres.breakers import Stopped, stop_of
 from messaging.postgres.pauses import Pause, Scope
 from messaging.texts import storable
 
 #: The states that are counted on the page.
 COUNTED = (Status.PENDING, Status.WAITING, Status.FAILED)
-
 
 SHOWN_LANES = 20
 
@@ -53,18 +52,22 @@ class HandlersPage(Page):
 
     @tornado.web.authenticated
     async def post(self) -> None:
-        """Pause or resume one."""
+        """Pause or resume one, or close its breaker."""
         self.require_writable()
         try:
-            scope, name = Scope(self.field("scope")), self.field("name")
-            self.say(await self.act(self.field("do"), scope, name, storable(self.field("reason"))))
+            self.say(await self.act(self.field("do"), storable(self.field("reason"))))
         except (ValueError, MessagingError) as error:
             self.say(str(error))
         self.back_to("handlers", {})
 
-    async def act(self, action: str, scope: Scope, name: str, reason: str) -> str:
+    async def act(self, action: str, reason: str) -> str:
         """Carry out an action and return the text to show."""
         pausing = Pausing(self.capp.dispatcher)
+        if action == "pause-group":
+            return await self.work(pausing.pause_group, self.field("group"), self.actor, reason or None)
+        scope, name = Scope(self.field("scope")), self.field("name")
+        if action == "close":
+            return await self.work(pausing.close, name, self.actor, reason or None)
         if action == "resume":
             return await self.work(pausing.resume, scope, name, self.actor, reason or None)
         if action == "pause":
@@ -79,7 +82,11 @@ class HandlersPage(Page):
         handlers = {name: project.all_names(name) for name in sorted(project.bus.event_handlers)}
         for name in sorted(
             {one.name for one in pauses if one.scope is Scope.HANDLER}
-            | {name for _, name in counts if name not in project.renamed_handlers}
+            | {
+                name
+                for name in (*(name for _, name in counts), *stopped)
+                if name not in project.renamed_handlers
+            }
         ):
             handlers.setdefault(name, (name,))
         lines = [
@@ -88,7 +95,7 @@ class HandlersPage(Page):
                 name,
                 tuple(sum(counts.get((status, one), 0) for one in names) for status in COUNTED),
                 paused.get((Scope.HANDLER, name)),
-                stopped.get(name),
+                stop_of(stopped, names),
             )
             for name, names in handlers.items()
         ]

@@ -20,6 +20,8 @@ from messaging.operator.health import Health, Lags
 from messaging.operator.queues import Backlog
 from messaging.operator.snapshots import holders
 from messaging.operator.stats import Counts, Overview, Statistics
+from messaging.options import options_of
+from messaging.postgres.breakers import Stopped, stop_of
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.worker.app import MessagingApp
 
@@ -45,6 +47,8 @@ class Snapshot:
     held_s: float = 0.0  # age of the oldest transaction that keeps dead rows
     dead_rows: Mapping[str, int] = field(default_factory=dict)  # by table
     backlogs: Mapping[str, Backlog] = field(default_factory=dict)  # by queue; empty while the broker is away
+    waits: Counts = field(default_factory=dict)  # by (handler, what for)
+    stopped: Mapping[str, Stopped] = field(default_factory=dict)  # by its breaker
     load: int | None = None  # messages of commands and deliveries that wait or are being worked on
     at: float = field(default_factory=time.monotonic)
 
@@ -101,12 +105,27 @@ class DeliveryCollector(Collector):
             f"{name}_housekeeping_age_seconds", "Time since each job last ran", ["job", "task"], ages
         )
 
+        yield from self._stops(name, snapshot)
         yield from _lags(name, snapshot)
         yield from _backlogs(name, snapshot.backlogs)
         if snapshot.load is not None:
             yield GaugeMetricFamily(
                 f"{name}_backlog", "Messages that wait or are being worked on", value=snapshot.load
             )
+
+    def _stops(self, name: str, snapshot: Snapshot) -> Iterable[Metric]:
+        yield _gauge(
+            f"{name}_deliveries_waiting", "Waiting deliveries by what they wait for", ["handler", "why"],
+            snapshot.waits,
+        )  # fmt: skip
+        project = self._runtime.project
+        stopped = {
+            (handler,): int(stop_of(snapshot.stopped, project.handler_names(handler)) is not None)
+            for handler, function in project.bus.event_handlers.items()
+            if options_of(function).breaker
+        }
+        text = "1 while a breaker stops its handler, or lets it try again"
+        yield _gauge(f"{name}_breaker_open", text, ["handler"], stopped)
 
     def _zeros(self) -> Counts:
         """Return a zero for every state of every handler: an alert sees a series before the first failure."""
@@ -140,6 +159,8 @@ class DeliveryCollector(Collector):
             max((holder.seconds or 0.0 for holder in holders(self._runtime.engine, 0)), default=0.0),
             health.dead_rows(),
             self._backlogs(),
+            statistics.waits(),
+            self._runtime.breakers.stopped(),
             self._load(),
         )
 

@@ -15,19 +15,22 @@ from messaging.flower.handlers import HandlersPage
 from messaging.operator import replaying
 from messaging.operator.deliveries import DeliveryQueries, FailureGroup, UnknownName
 from messaging.operator.filters import parse_age, parse_moment
-from messaging.operator.reruns import outcome
+from messaging.operator.reruns import begin, listed, outcome, standing
 from messaging.operator.waits import Waits
 from messaging.postgres.audit import Entry
 from messaging.postgres.dead_letters import STATES, DeadLetters
 from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
 from messaging.worker.dispatcher import shown_event
+from messaging.worker.rerunning import take_step
 
 SHOWN = 100  # rows per page
 SHOWN_GROUPS = 20
-LAST_PAGE = 1000
-#: Deliveries that one click acts on; the operator's tool acts on more, at a limited rate.
+SHOWN_RERUNS = 5
+#: Deliveries that one click discards; the operator's tool discards more.
 AT_ONCE = 1000
+#: Digits of a number that nobody means.
+DIGITS = 16
 
 DELIVERY_FIELDS = (
     "status",
@@ -65,7 +68,8 @@ class DeliveriesPage(Page):
             "deliveries.html",
             rows=rows, matching=matching, groups=groups, only=only, filters=filters, statuses=list(Status),
             problem=problem, shown=SHOWN, at_once=AT_ONCE, event_of=self.event_of, waits_of=waits.of,
-            number=self.number(), page_of=lambda number: urlencode({**filters, "page": number}),
+            number=self.number(), page_of=self.page_of(filters),
+            reruns=await self.work(listed, self.runtime, SHOWN_RERUNS),
         )  # fmt: skip
 
     @tornado.web.authenticated
@@ -88,11 +92,6 @@ class DeliveriesPage(Page):
     def event_of(self, row: Delivery) -> str:
         """Return a delivery's event as text."""
         return shown_event(self.runtime.project, row)
-
-    def number(self) -> int:
-        """Return the number of the page, from 1."""
-        given = self.field("page")
-        return min(max(1, int(given)), LAST_PAGE) if given.isascii() and given.isdigit() else 1
 
     def filters(self) -> dict[str, str]:
         """Return the filter fields; the default state is `failed`."""
@@ -130,6 +129,11 @@ class DeliveriesPage(Page):
             return f"Dry run: {sum(counts.values()):,} would be re-run. {'; '.join(parts)}"
         if action == "rerun":
             return await self.work(self._rerun, chosen)
+        if action == "rerun-matching":
+            return await self.work(self._begin, chosen, self._count("first"))
+        if action == "stop":
+            number = self._count("number")
+            return standing(await self.work(self.runtime.bulk_reruns.stop, number, self.actor))
         if action == "discard":
             reason = self.field("reason")
             if not reason:
@@ -140,6 +144,17 @@ class DeliveriesPage(Page):
     def _rerun(self, chosen: DeliveryFilter) -> str:
         turns = list(self.capp.dispatcher.rerun(chosen, self.actor, AT_ONCE))
         return outcome(turns) if turns else "None of these deliveries has failed; nothing was re-run."
+
+    def _begin(self, chosen: DeliveryFilter, first: int) -> str:
+        """Begin a re-run of all that match, and take its first step."""
+        begun = begin(self.capp.dispatcher, chosen, self.actor, canary=first)
+        return standing(take_step(self.capp.dispatcher, begun.id))
+
+    def _count(self, name: str) -> int:
+        given = self.field(name) or "0"
+        if not (given.isascii() and given.isdigit() and len(given) < DIGITS):
+            raise ValueError(f"{given!r} is not a number of deliveries")
+        return int(given)
 
     def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
         return len(self.runtime.outbox.discard(chosen, self.actor, AT_ONCE, storable(reason)))
@@ -174,12 +189,13 @@ class DeadLettersPage(Page):
     async def get(self) -> None:
         """Show the list."""
         filters = self.filters()
-        letters = await self.work(
-            self.letters.find, filters["state"], filters["reason_has"] or None, filters["task"] or None, SHOWN
-        )
+        parts = filters["reason_has"] or None, filters["task"] or None
+        skip = SHOWN * (self.number() - 1)
+        letters = await self.work(self.letters.find, filters["state"], *parts, SHOWN, skip)
         await self.show(
-            "dead_letters.html", letters=letters, filters=filters, states=list(STATES), shown=SHOWN
-        )
+            "dead_letters.html", letters=letters, filters=filters, states=list(STATES), rows=letters,
+            shown=SHOWN, number=self.number(), page_of=self.page_of(filters),
+        )  # fmt: skip
 
     @tornado.web.authenticated
     async def post(self) -> None:

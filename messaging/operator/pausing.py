@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from messaging.delivery import Waits
 from messaging.errors import MessagingError, describe
-from messaging.postgres.pauses import Pause, Scope
+from messaging.operator.deliveries import DeliveryQueries
+from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Pause, Scope, first_stop
 from messaging.project.runtime import Runtime
 from messaging.worker.dispatcher import Dispatcher
 
@@ -39,6 +42,40 @@ class Pausing:
             f"{_subject(scope, name)} is paused. {count:,} pending deliveries wait; what is running finishes."
         )
 
+    def pause_group(self, group: str, actor: str, reason: str | None = None) -> str:
+        """Pause the handler of a group of failures and return what happened.
+
+        Which group a delivery belongs to is known once it has failed, so the handler is paused as a whole.
+        Without a reason, the group's error is the reason.
+
+        Raises:
+            WrongPause: no failed delivery is in the group, or its handler is paused already.
+        """
+        queries = DeliveryQueries(self.dispatcher.runtime.engine)
+        found = next(iter(queries.groups(DeliveryFilter(group=group), 1)), None)
+        if found is None:
+            raise WrongPause(
+                f"No failed delivery is in the group {group}: `deliveries groups` lists them. To stop a"
+                " handler that has nothing failed, name it"
+            )
+        handler = self.dispatcher.project.all_names(found.handler)[0]
+        said = self.pause(Scope.HANDLER, handler, actor, reason or f"group {group}: {found.error}")
+        return f"{said} `deliveries resume {handler}` ends the pause."
+
+    def close(self, handler: str, actor: str, reason: str | None = None) -> str:
+        """Close a handler's breaker and return what happened.
+
+        Raises:
+            WrongPause: its breaker is closed, or no handler has this name.
+        """
+        runtime = self.dispatcher.runtime
+        names = self._names(Scope.HANDLER, handler, runtime.breakers.stopped())
+        if not runtime.breakers.close(names, actor, reason):
+            paused = first_stop(runtime.pauses.active(), names, "")
+            hint = f". It is paused: {shown(paused)}; use `resume`" if paused else ""
+            raise WrongPause(f"The breaker of {handler} has not stopped it{hint}")
+        return f"The breaker of {handler} is closed; {self._wake()}. It opens again if the failures go on."
+
     def resume(self, scope: Scope, name: str, actor: str, reason: str | None = None) -> str:
         """Resume something and return what happened.
 
@@ -48,13 +85,16 @@ class Pausing:
         runtime = self.dispatcher.runtime
         if not runtime.pauses.remove(scope, self._names(scope, name), actor, reason):
             raise WrongPause(f"{_subject(scope, name)} is not paused")
+        return f"{_subject(scope, name)} is resumed; {self._wake()}."
+
+    def _wake(self) -> str:
         try:
             self.dispatcher.ask("relay")
         except Exception as error:  # noqa: BLE001  beat requests it too
-            return f"{_subject(scope, name)} is resumed; the relay sends what waits later: {describe(error)}"
-        return f"{_subject(scope, name)} is resumed; the relay sends what waits."
+            return f"the relay sends what waits later: {describe(error)}"
+        return "the relay sends what waits"
 
-    def _names(self, scope: Scope, name: str) -> tuple[str, ...]:
+    def _names(self, scope: Scope, name: str, stopped: Iterable[str] = ()) -> tuple[str, ...]:
         """Return the names under which deliveries of a handler or an event are stored."""
         project, paused = self.dispatcher.project, self.dispatcher.runtime.pauses.active()
         names = project.all_names(name) if scope is Scope.HANDLER else (name,)
@@ -63,7 +103,7 @@ class Pausing:
             Scope.EVENT: set(project.bus.event_types),
             Scope.ALL: {""},
         }[scope]
-        known |= {one.name for one in paused if one.scope is scope}  # of another release
+        known |= {one.name for one in paused if one.scope is scope} | set(stopped)  # of another release
         if not known & set(names):
             raise WrongPause(f"No {scope} is called {name!r}; there are {', '.join(sorted(known))}")
         return names

@@ -38,6 +38,8 @@ WHERE action = 'rerun' AND at > now() - interval '1 hour' GROUP BY 1 ORDER BY 1"
 
 WAITING = "SELECT waits_for, count(*) FROM deliveries WHERE status = 'waiting' GROUP BY 1 ORDER BY 1"
 
+WAITS = "SELECT handler, waits_for, count(*) FROM deliveries WHERE status = 'waiting' GROUP BY 1, 2"
+
 FAILED = "SELECT count(*) FROM deliveries WHERE status = 'failed'"
 
 Counts = dict[tuple[str, str], int]
@@ -100,6 +102,11 @@ class Statistics:
                 dict(_pairs(connection, WAITING)),
                 connection.execute(text(OLDEST_PENDING)).scalar_one(),
             )
+
+    def waits(self) -> Counts:
+        """Count waiting deliveries by (handler, what they wait for)."""
+        with self.engine.connect() as connection:
+            return {(handler, why): n for handler, why, n in connection.execute(text(WAITS))}
 
     def done(self) -> Counts:
         """Count done deliveries by handler."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from messaging import delivery
 from messaging.delivery import Delivery, Status
 from messaging.operator.pausing import shown
+from messaging.postgres.breakers import stop_of
 from messaging.postgres.pauses import first_stop
 from messaging.project.runtime import Runtime
 
@@ -37,7 +38,7 @@ class Waits:
                     return "its turn has come; the relay sends it soon"
                 return f"waits for its turn: {first.id}, the first of {first.key}, is {first.status}"
             case delivery.Waits.BREAKER:
-                stopped = self._breakers.get(self._project.all_names(row.handler)[0])
+                stopped = stop_of(self._breakers, self._project.all_names(row.handler))
                 return (
                     f"breaker: {stopped}"
                     if stopped

@@ -148,6 +148,7 @@ class Attempt:
     waited_s: float | None = None  # since its event was raised; None if it is not the first attempt
     failure: Failure | None = None  # if the handler failed
     effects: Effects = field(default_factory=Effects)
+    shares: Transaction | None = None
 
     @property
     def correlation_id(self) -> str:

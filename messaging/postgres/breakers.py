@@ -5,13 +5,14 @@ The pattern's source: Nygard, "Release It!", 2nd edition, section 5.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Engine, text
 
 from messaging.options import Breaker
+from messaging.postgres.audit import NOTE, Entry
 from messaging.postgres.transaction import Transaction
 
 #: For queries of deliveries.
@@ -54,9 +55,12 @@ FROM judged WHERE breakers.handler = judged.handler RETURNING breakers.until"""
 SUCCEEDED = """
 UPDATE breakers SET failures = 0 WHERE handler = %(handler)s AND failures > 0 AND until IS NULL"""
 
-TRIAL_SUCCEEDED = """
-UPDATE breakers SET failures = 0, window_failures = 0, opened = 0, since = NULL, until = NULL
-WHERE handler = %(handler)s"""
+CLOSED = "failures = 0, window_failures = 0, opened = 0, since = NULL, until = NULL"
+
+TRIAL_SUCCEEDED = f"UPDATE breakers SET {CLOSED} WHERE handler = ANY(%(names)s)"
+
+#: By an operator.
+CLOSE = text(f"UPDATE breakers SET {CLOSED} WHERE handler = ANY(:names) AND until IS NOT NULL")
 
 STOPPED = text("""
 SELECT handler, failures, opened, since, until, last_error, until > clock_timestamp() FROM breakers
@@ -97,6 +101,20 @@ class Breakers:
         with self.engine.connect() as connection:
             return {row.handler: Stopped(*row) for row in connection.execute(STOPPED)}
 
+    def close(self, names: Sequence[str], actor: str, reason: str | None) -> bool:
+        """Close a handler's breaker, so that all its deliveries go on; return False if it is closed."""
+        with self.engine.begin() as connection:
+            closed = connection.execute(CLOSE, {"names": list(names)}).rowcount > 0
+            if closed:
+                entry = Entry(actor, "close", f"breaker of {names[0]}", reason)
+                connection.execute(NOTE, entry.facts)
+        return closed
+
+
+def stop_of(stopped: Mapping[str, Stopped], names: Sequence[str]) -> Stopped | None:
+    """Return what stops the handler with these names: its breaker opens under its current one."""
+    return next((stopped[name] for name in names if name in stopped), None)
+
 
 def count_failure(
     transaction: Transaction, names: Sequence[str], breaker: Breaker, error: str, *, is_trial: bool
@@ -105,7 +123,7 @@ def count_failure(
     facts = {
         "handler": names[0], "names": list(names), "error": error, "is_trial": is_trial,
         "failures": breaker.failures, "share": breaker.share, "at_least": breaker.at_least,
-        "window_s": float(breaker.window_s),
+        "window_s": float(breaker.window_s or 0),
         "pause_s": float(breaker.pause_s or 0), "pause_max_s": float(breaker.pause_max_s or 0),
     }  # fmt: skip
     [(until,)] = transaction.read(FAILED, facts)

@@ -76,9 +76,14 @@ class DeadLetters:
             connection.execute(INSERT, _row(letter))
 
     def find(
-        self, state: str = "open", reason: str | None = None, task: str | None = None, limit: int = 50
+        self,
+        state: str = "open",
+        reason: str | None = None,
+        task: str | None = None,
+        limit: int = 50,
+        skip: int = 0,
     ) -> list[DeadLetter]:
-        """Return the newest `limit` letters, with only the beginnings of their messages.
+        """Return the newest `limit` letters after `skip`, with only the beginnings of their messages.
 
         `state` is one of `STATES`; `reason` and `task` match parts of the text.
         """
@@ -89,10 +94,11 @@ class DeadLetters:
             f" SELECT id FROM dead_letters WHERE {STATES[state]}"
             "  AND (CAST(:reason AS text) IS NULL OR position(lower(:reason) in lower(reason)) > 0)"
             "  AND (CAST(:task AS text) IS NULL OR position(lower(:task) in lower(task)) > 0)"
-            "  ORDER BY at DESC LIMIT :limit)) ORDER BY at DESC"
+            "  ORDER BY at DESC, id DESC LIMIT :limit OFFSET :skip)) ORDER BY at DESC, id DESC"
         )
         with self.engine.connect() as connection:
-            return [_from_row(row) for row in connection.execute(query, {**parts, "limit": limit})]
+            rows = connection.execute(query, {**parts, "limit": limit, "skip": skip})
+            return [_from_row(row) for row in rows]
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return one letter with its whole message."""

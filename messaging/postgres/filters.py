@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from messaging.delivery import Status
 from messaging.texts import cut, storable
@@ -51,6 +52,30 @@ class DeliveryFilter:
             if value is not None and value != ()
         ]
         return cut(" ".join(shown) or "all", 500)
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """Return the conditions that are set, as JSON values."""
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in self.facts.items()
+        }
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the filter of `stored`.
+
+        Raises:
+            ValueError: it has a condition that this release lacks; without it, more would match.
+        """
+        if unknown := stored.keys() - {field.name for field in fields(cls)}:
+            raise ValueError(f"This release cannot filter by {', '.join(sorted(unknown))}")
+        read: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+        }
+        for moment in read.keys() & {"since", "until"}:
+            read[moment] = datetime.fromisoformat(read[moment])
+        return cls(**read)
 
     @property
     def facts(self) -> dict[str, Any]:

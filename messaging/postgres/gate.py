@@ -24,10 +24,10 @@ CLAIM_GATED = Statement(
 SELECT {CLAIM_COLUMNS}, lane, waits_for, EXISTS (
     SELECT FROM deliveries earlier WHERE earlier.lane = deliveries.lane AND earlier.handler = ANY($2)
     AND earlier.position < deliveries.position AND earlier.{OPEN}),
-    (SELECT until FROM breakers WHERE breakers.handler = $3),
-    (SELECT until > clock_timestamp() FROM breakers WHERE breakers.handler = $3)
+    (SELECT max(until) FROM breakers WHERE breakers.handler = ANY($2)),
+    (SELECT max(until) > clock_timestamp() FROM breakers WHERE breakers.handler = ANY($2))
 {CLAIM_FROM}""",
-    *("uuid", "text[]", "text"),
+    *("uuid", "text[]"),
 )
 
 NEEDS_NEW_TIME = "UPDATE deliveries SET waits_for = NULL WHERE id = %(id)s AND waits_for = 'rate'"
@@ -69,7 +69,7 @@ class GatedAttempt(Attempt):
     def claim(self, transaction: Transaction) -> Delivery | None:
         """Lock the delivery and return it; None also when it has to wait, which uses up no attempt."""
         names = list(self.gate.names)
-        rows = transaction.read(CLAIM_GATED, (self.id, names, names[0]))
+        rows = transaction.read(CLAIM_GATED, (self.id, names))
         if not rows:
             return None
         *facts, self.has_open, self.waited_s, self.lane, waits_for, is_blocked, until, is_open = rows[0]
@@ -90,7 +90,8 @@ class GatedAttempt(Attempt):
         super().finish(transaction, result)
         if self.gate.options.breaker is not None:
             succeeded = breakers.TRIAL_SUCCEEDED if self.is_trial else breakers.SUCCEEDED
-            transaction.write(succeeded, {"handler": self.gate.names[0]})
+            names = list(self.gate.names)
+            transaction.write(succeeded, {"handler": names[0], "names": names})
             self.ended_pause = self.is_trial
 
     def fail(
@@ -135,7 +136,7 @@ class GatedAttempt(Attempt):
         """Take what is limited: a trial, a place, a time. Return what there is none of."""
         gate, options = self.gate, self.gate.options
         if options.breaker is not None and until is not None:
-            self.is_trial = take_place(transaction, f"{gate.names[0]} trial", options.breaker.trials)
+            self.is_trial = take_place(transaction, f"{gate.names[0]} trial", options.breaker.trials or 1)
             if not self.is_trial:
                 return Wait(Waits.BREAKER)
         self.key = gate.limit_key(delivery)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,7 @@ class CommandJob:
     correlation_id: str
     idempotency_key: str | None = None  # the sender's, else the id
     effects: Effects = field(default_factory=Effects, compare=False, repr=False)
+    shares: Transaction | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -82,9 +84,12 @@ class Answer:
     error: Exception | None = None
 
     def given(self) -> Any:
-        """Return the result, or raise the error."""
+        """Return the result, or raise the error.
+
+        Celery tells another error in place of one that cannot be pickled, and a copy could not repeat that.
+        """
         if self.error is not None:
-            raise self.error
+            raise self.error if _can_be_pickled(self.error) else _replaced(self.error)
         return self.result
 
 
@@ -153,7 +158,7 @@ class Inbox:
     def _rebuilt(self, stored: Mapping[str, Any]) -> Exception:
         kind = self.errors.get(stored["type"])
         if kind is None:  # an unexpected error, whose class need not be importable here
-            kind = type(stored["type"], (Exception,), {"__module__": stored["module"]})
+            return rebuilt(stored["type"], stored["module"], *stored["args"])
         return kind(*stored["args"])
 
     def count_crash(self, task_id: str) -> int:
@@ -202,6 +207,30 @@ def _stored(job: CommandJob, error: Exception) -> dict[str, Any]:
         "args": args,
         "command": cut(repr(job.command), MAX_STORED_TEXT),
     }
+
+
+def rebuilt(name: str, module: str, *args: object) -> Exception:
+    """Return an error of a class of this name, which can be pickled although it is not in that module."""
+
+    def reduced(error: Exception) -> tuple[Any, ...]:
+        return rebuilt, (name, module, *error.args)
+
+    kind: type[Exception] = type(name, (Exception,), {"__module__": module, "__reduce__": reduced})
+    return kind(*args)
+
+
+def _can_be_pickled(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  written here
+    except Exception:  # noqa: BLE001  whatever its class does
+        return False
+    return True
+
+
+def _replaced(error: Exception) -> Exception:
+    """Return an error as a copy of the message will find it."""
+    kind = type(error)
+    return rebuilt(kind.__name__, kind.__module__, *map(_storable, error.args))
 
 
 def _storable(argument: object) -> object:

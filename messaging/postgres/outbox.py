@@ -6,7 +6,7 @@ Workers claim deliveries and record their outcome in attempts.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
@@ -45,7 +45,9 @@ SCHEDULER_LOCK = 4_177_012
 
 TAKE_DUE = text("""
 WITH due AS (
-    SELECT id FROM deliveries WHERE status = 'pending' AND due_at <= now()
+    SELECT id FROM deliveries
+    WHERE status = 'pending' AND due_at <= now()
+      AND due_at > coalesce(CAST(:since AS timestamptz), '-infinity')
     ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 UPDATE deliveries SET
@@ -158,7 +160,8 @@ class Outbox:
     handlers_of: Callable[[Event], list[str]] = lambda _event: []  # by name
     grace_s: float = 15.0  # seconds before the relay sends another message
     announced: bool = False  # whether events are published to other apps
-    in_order_by: Mapping[str, str] = field(default_factory=dict)  # handler → field of its event
+    in_order_by: Mapping[str, str] = field(default_factory=dict)  # handler, by any name → field of its event
+    names_of: Callable[[str], Sequence[str]] = lambda handler: (handler,)  # its own and its older ones
 
     def write(
         self,
@@ -170,7 +173,7 @@ class Outbox:
     ) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send after the commit."""
         deliveries, trace = [], tracing.current()
-        lock_lanes(transaction, self.in_order_by, self.handlers_of, raised)
+        lock_lanes(transaction, self.in_order_by, self.handlers_of, self.names_of, raised)
         for event, key in ((one.event, one.key) for one in raised):
             event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
             payload, causes = json.dumps(values), (correlation_id, causation_id)
@@ -211,13 +214,15 @@ class Outbox:
             transaction.commit()
         return status
 
-    def take_due(self, limit: int, grace_max_s: float) -> list[Delivery]:
+    def take_due(self, limit: int, grace_max_s: float, since: datetime | None = None) -> list[Delivery]:
         """Take pending deliveries whose message is overdue, and double the grace until their next turn.
 
-        Locked rows are skipped, so any number of relays can share the work.
+        Locked rows are skipped, so any number of relays can share the work. None is taken that was due before
+        `since`.
         """
+        facts = {"limit": limit, "grace_max_s": grace_max_s, "since": since}
         with self.engine.begin() as connection:
-            rows = connection.execute(TAKE_DUE, {"limit": limit, "grace_max_s": grace_max_s}).all()
+            rows = connection.execute(TAKE_DUE, facts).all()
         return [Delivery.to_send(row) for row in rows]
 
     def clock(self) -> datetime:

@@ -25,11 +25,17 @@ NOT EXISTS (SELECT FROM pauses WHERE scope = 'all' OR (scope = 'handler' AND nam
             OR (scope = 'event' AND name = deliveries.event_type))"""
 
 ADD = text("""
-INSERT INTO pauses (scope, name, actor, reason) SELECT :scope, unnest(CAST(:names AS text[])), :actor, :reason
+INSERT INTO pauses (scope, name, actor, reason, at)
+SELECT :scope, name, :actor, :reason, now() FROM unnest(CAST(:names AS text[])) AS name
+WHERE NOT EXISTS (SELECT FROM pauses WHERE scope = :scope AND pauses.name = ANY(:names))
 ON CONFLICT DO NOTHING
 """)
 
-REMOVE = text("DELETE FROM pauses WHERE scope = :scope AND name = ANY(:names)")
+#: With the other names under which the same pause was written: a newer release may know more of them.
+REMOVE = text("""
+DELETE FROM pauses WHERE scope = :scope AND (at, actor) IN (
+    SELECT at, actor FROM pauses WHERE scope = :scope AND name = ANY(:names))
+""")
 
 ACTIVE = text("SELECT scope, name, actor, reason, at FROM pauses ORDER BY at, name")
 

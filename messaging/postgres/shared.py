@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +16,9 @@ from messaging.postgres.transaction import Params, Row, Statement, Transaction
 #: A unit of work that waits for a lock keeps what the earlier ones have locked, so it waits this long at
 #: most; two groups that wait for each other would otherwise wait for PostgreSQL's deadlock detection.
 LOCK_TIMEOUT_MS = 20
+
+#: The first one waits this long at most where others wait for its end: enough for another group to commit.
+PATIENCE_MS = 250
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,21 @@ class SharedTransaction(Transaction):
     """Is given to one unit of work after the other, each of which treats it as its own.
 
     A unit of work that is rolled back leaves the others' changes alone: they are behind a savepoint, or not
-    sent yet. Nothing is stored until `commit_all`. The first unit of work waits for locks as long as it would
-    alone, if nothing was read ahead: it holds none yet.
+    sent yet. Nothing is stored until `commit_all`. The first unit of work holds no locks if nothing was read
+    ahead: it waits for `patience_ms`, or as long as it would alone.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, patience_ms: int | None = None) -> None:
         super().__init__(engine)
-        self._ahead: dict[tuple[Statement, Params], list[Row]] = {}
+        self._patience_ms = patience_ms
+        self._ahead: deque[Read] = deque()  # of the next units of work, in their order
+        self._read: Read | None = None  # of the unit of work that is open
         self._units = 0
         self._is_open = False  # a unit of work
         self._start = 0  # of its statements among the pending ones
         self._savepoint = b""  # empty: it has sent nothing
         self._holds_locks = False
-        self._waits_shortly = False
+        self._lock_timeout_ms: int | None = None  # None: the session's
 
     def __enter__(self) -> Self:
         """Take a connection from the pool."""
@@ -61,16 +67,20 @@ class SharedTransaction(Transaction):
     def read_ahead(self, read: ReadAhead, messages: Sequence[Message]) -> set[int]:
         """Read in one message what the handlers of these messages will read; return the places of those done.
 
-        Each of them must change another aggregate, and they must be handled before all others.
+        Each of them must change another aggregate, and they must be handled before all others, in this order.
         """
         found = read(self, messages)
-        self._ahead = {(one.statement, one.params): one.rows for one in found.values()}
+        self._ahead = deque(found[place] for place in sorted(found))
         self._holds_locks = self._holds_locks or bool(found)
         return set(found)
 
     def read_before(self, sql: Statement, params: Params) -> list[Row] | None:
-        """Return what was read ahead, once: the second time it may have changed."""
-        return self._ahead.pop((sql, params), None)
+        """Return what was read ahead for this unit of work, once: the second time it may have changed."""
+        read = self._read
+        if read is None or (read.statement, read.params) != (sql, params):
+            return None
+        self._read = None
+        return read.rows
 
     def open(self) -> None:
         """Begin a unit of work.
@@ -80,11 +90,13 @@ class SharedTransaction(Transaction):
         """
         if self._is_open:
             super().open()  # refuses
-        if self._holds_locks and not self._waits_shortly:
-            self._pending.append(b"SET LOCAL lock_timeout = %d" % LOCK_TIMEOUT_MS)
-            self._waits_shortly = True
+        timeout_ms = LOCK_TIMEOUT_MS if self._holds_locks else self._patience_ms
+        if timeout_ms is not None and timeout_ms != self._lock_timeout_ms:
+            self._pending.append(b"SET LOCAL lock_timeout = %d" % timeout_ms)
+            self._lock_timeout_ms = timeout_ms
         self._units += 1
         self._is_open, self._start, self._savepoint = True, len(self._pending), b""
+        self._read = self._ahead.popleft() if self._ahead else None
 
     def commit(self) -> None:
         """End a unit of work; its changes will be committed with the others'."""

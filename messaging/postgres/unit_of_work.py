@@ -28,6 +28,10 @@ class Job(Protocol):
     def effects(self) -> Effects:
         """Return what it has caused so far."""
 
+    @property
+    def shares(self) -> Transaction | None:
+        """Return the transaction that it shares with other jobs; None if it has its own."""
+
     def finish(self, transaction: Transaction, result: object, /) -> None:
         """Record that the job is done, in the same transaction as its effects."""
 
@@ -36,7 +40,7 @@ class PostgresUnitOfWork(UnitOfWork):
     """State, answer and deliveries in one transaction."""
 
     def __init__(self, engine: Engine, job: Job, outbox: Outbox) -> None:
-        self.transaction = Transaction(engine)
+        self.transaction = job.shares or Transaction(engine)
         self.job = job
         self._outbox = outbox
 

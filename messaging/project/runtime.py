@@ -14,6 +14,7 @@ from messaging.postgres.announcements import Announcements
 from messaging.postgres.audit import Audit
 from messaging.postgres.breakers import Breakers
 from messaging.postgres.dead_letters import DeadLetters
+from messaging.postgres.due import DueDeliveries
 from messaging.postgres.engine import connect
 from messaging.postgres.heartbeats import Heartbeats
 from messaging.postgres.inbox import Inbox, known_errors
@@ -21,6 +22,7 @@ from messaging.postgres.limits import Limits
 from messaging.postgres.order import Lanes
 from messaging.postgres.outbox import Outbox
 from messaging.postgres.pauses import Pauses
+from messaging.postgres.reruns import BulkReruns
 from messaging.postgres.unit_of_work import Job, PostgresUnitOfWork
 from messaging.postgres.waiting import Waiting
 from messaging.project.project import Project
@@ -53,6 +55,11 @@ class Runtime:
     def outbox(self) -> Outbox:
         """Return the outbox of deliveries."""
         return self._once("outbox", self._outbox)
+
+    @property
+    def due(self) -> DueDeliveries:
+        """Return the relay's search for due deliveries."""
+        return self._once("due", lambda: DueDeliveries(self.outbox, self.settings.task_time_limit_s))
 
     @property
     def inbox(self) -> Inbox:
@@ -102,6 +109,11 @@ class Runtime:
         return self._once("audit", lambda: Audit(self.engine))
 
     @property
+    def bulk_reruns(self) -> BulkReruns:
+        """Return the re-runs that are under way."""
+        return self._once("bulk_reruns", lambda: BulkReruns(self.engine, self.settings.relay_grace_s))
+
+    @property
     def breakers(self) -> Breakers:
         """Return the breakers of handlers."""
         return self._once("breakers", lambda: Breakers(self.engine))
@@ -132,12 +144,16 @@ class Runtime:
 
     def _outbox(self) -> Outbox:
         bus, settings = self.project.bus, self.settings
+        names_of = self.project.handler_names
         in_order_by = {
             name: field
-            for name, handler in bus.event_handlers.items()
-            if (field := options_of(handler).in_order_by)
+            for handler, function in bus.event_handlers.items()
+            if (field := options_of(function).in_order_by)
+            for name in names_of(handler)
         }
-        return Outbox(self.engine, bus.handlers_of, settings.relay_grace_s, settings.announce, in_order_by)
+        return Outbox(
+            self.engine, bus.handlers_of, settings.relay_grace_s, settings.announce, in_order_by, names_of
+        )
 
     def _once(self, name: str, build: Callable[[], T]) -> T:
         key = os.getpid(), name

@@ -83,6 +83,15 @@ class MessagingSettings(BaseSettings):
     breaker_failures: int = Field(
         5, ge=1, description="failures in a row that open a handler's breaker, if it has one"
     )
+    breaker_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the attempts in a window whose failure opens it, too, such as 0.5",
+    )
+    breaker_window_s: float = Field(60, gt=0, description="length of that window")
+    breaker_at_least: int = Field(20, ge=1, description="attempts in the window before their share counts")
+    breaker_trials: int = Field(1, ge=1, description="deliveries that are tried at once after its pause")
     breaker_pause_s: float = Field(
         30, gt=0, description="first pause of an open breaker; doubles with each trial that fails"
     )
@@ -237,6 +246,10 @@ class MessagingSettings(BaseSettings):
         breaker = replace(
             breaker,
             failures=breaker.failures or self.breaker_failures,
+            share=breaker.share or self.breaker_share,
+            window_s=breaker.window_s or self.breaker_window_s,
+            at_least=breaker.at_least or self.breaker_at_least,
+            trials=breaker.trials or self.breaker_trials,
             pause_s=breaker.pause_s or self.breaker_pause_s,
             pause_max_s=breaker.pause_max_s or self.breaker_pause_max_s,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from messaging.delivery import Delivery
 from messaging.errors import MessagingError
@@ -48,8 +48,7 @@ class CommandUnit:
     def run(self, transaction: SharedTransaction) -> Answered | None:
         """Carry out the command; None if its message was answered before."""
         runtime, job, deliveries = self.runtime, self.job, list[Delivery]()
-        uow = runtime.unit_of_work(job)
-        uow.transaction = transaction
+        uow = runtime.unit_of_work(replace(job, shares=transaction))
         with self.around(), self.watch.ahead(self.work):
             try:
                 result = runtime.project.bus.handle_command(job.command, deliveries, uow)

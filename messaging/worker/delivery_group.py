@@ -21,7 +21,7 @@ from messaging.errors import MessagingError, describe
 from messaging.messages import Event
 from messaging.options import options_of
 from messaging.postgres.attempts import Attempt, claim_all
-from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.telemetry.work import Kind, Watch, Work
@@ -84,8 +84,8 @@ class DeliveryUnit:
 
     def run(self, transaction: SharedTransaction) -> list[Delivery] | None:
         """Run the handler and return new deliveries; None if it fails."""
+        self.attempt.shares = transaction
         uow = self.runtime.unit_of_work(self.attempt)
-        uow.transaction = transaction
         with self.around(), self.watch.ahead(self.work):
             try:
                 with uow:
@@ -129,7 +129,7 @@ class DeliveryGroup:
             with suppress(ValueError):  # its task refuses it
                 by_id[as_id(member.context.id)] = member
         try:
-            with SharedTransaction(self.runtime.engine) as transaction:
+            with SharedTransaction(self.runtime.engine, PATIENCE_MS) as transaction:
                 units = list(self._units(transaction, by_id))
                 if not units:
                     return set()

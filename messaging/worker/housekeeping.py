@@ -16,6 +16,7 @@ from messaging.project.runtime import Runtime
 from messaging.telemetry.work import Kind, Work
 from messaging.worker import rabbitmq
 from messaging.worker.dispatcher import Dispatcher
+from messaging.worker.rerunning import carry_on
 from messaging.worker.waking import wake, without_paused
 
 logger = logging.getLogger(__name__)
@@ -57,12 +58,15 @@ def _add_housekeeping_task(dispatcher: Dispatcher, job: Any) -> None:
 
 
 def relay(dispatcher: Dispatcher) -> int:
-    """Send deliveries whose message was lost or never sent, and those whose wait is over; return how many."""
-    runtime, sent = dispatcher.runtime, wake(dispatcher)
+    """Send deliveries whose message was lost or never sent, or whose wait is over, and go on with re-runs.
+
+    Returns how many were sent.
+    """
+    runtime, sent = dispatcher.runtime, wake(dispatcher) + carry_on(dispatcher)
     settings = runtime.settings
     until = time.monotonic() + min(RELAY_FOR_S, settings.task_time_limit_s / 3)
     while time.monotonic() < until:
-        due = runtime.outbox.take_due(settings.relay_batch, settings.relay_grace_max_s)
+        due = runtime.due.take(settings.relay_batch, settings.relay_grace_max_s)
         sent += dispatcher.send_known(without_paused(dispatcher, due))
         if len(due) < settings.relay_batch:
             break

@@ -82,4 +82,5 @@ class CommandTask(Task):
     """The base of tasks that answer senders."""
 
     abstract = True
+    keeps_its_turn = True  # where commands that arrived before wait for their group
     Request: Any = "messaging.worker.request:CommandRequest"

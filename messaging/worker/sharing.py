@@ -13,7 +13,7 @@ import psycopg2.errors
 
 from messaging.errors import describe
 from messaging.messages import Message
-from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 
@@ -66,8 +66,10 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
     left, done = list(units), dict[str, Done[T]]()
     until = time.monotonic() + LONGEST_GROUP_S
     while left and time.monotonic() < until:
+        # Others may wait: those that are done for their answers, other aggregates for their turn.
+        patience_ms = PATIENCE_MS if done or len({_aggregate(unit) for unit in left}) > 1 else None
         try:
-            with SharedTransaction(runtime.engine) as transaction:
+            with SharedTransaction(runtime.engine, patience_ms) as transaction:
                 rest, some = handle_in(transaction, runtime, left, until)
         except DATABASE_ERRORS as error:
             log_failed(len(left), error)
@@ -122,6 +124,12 @@ def in_lock_order(units: Iterable[U]) -> list[U]:
         some = list(run)
         ordered += sorted(some, key=lambda one: _key(one.message)) if says else some
     return ordered
+
+
+def _aggregate(unit: Unit[object]) -> tuple[bool, str]:
+    """Return what a message locks; a message that does not say so counts as another aggregate."""
+    says = unit.message.locks is not None
+    return says, _key(unit.message) if says else unit.id
 
 
 def _key(message: Message) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from messaging.delivery import Delivery, Waits
 from messaging.errors import describe
 from messaging.options import NO_OPTIONS, HandlerOptions, options_of
-from messaging.postgres.breakers import Stopped
+from messaging.postgres.breakers import Stopped, stop_of
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.waiting import Queue
 from messaging.worker.dispatcher import BACKLOG, Dispatcher, logger
@@ -71,7 +71,8 @@ def _handler_of(dispatcher: Dispatcher, queue: Queue) -> tuple[tuple[str, ...], 
     """Return the handler's names, and its options in this release."""
     names = dispatcher.project.all_names(queue.handler)
     handler = dispatcher.project.bus.event_handlers.get(names[0])
-    return names, options_of(handler) if handler else NO_OPTIONS
+    options = options_of(handler) if handler else NO_OPTIONS
+    return names, dispatcher.runtime.settings.completed(options)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Stops:
                 return 0  # one by one, the first of each lane
             case Waits.PLACE if options.max_concurrent is not None:
                 return first * (options.max_concurrent if options.limit_by is None else KEYED)
-            case Waits.BREAKER if options.breaker is not None and names[0] in self.breakers:
-                return 0 if self.breakers[names[0]].is_open else first * options.breaker.trials
+            case Waits.BREAKER if options.breaker and (stopped := stop_of(self.breakers, names)):
+                return 0 if stopped.is_open else first * (options.breaker.trials or 1)
         return ALL
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 from typing import Any
 
 from celery.worker import state
@@ -21,7 +22,7 @@ class Groups:
 
     def on_task_request(self, request: Any) -> object:
         """Run a request at once, or soon with others that have arrived."""
-        if not _may_join(request):
+        if not may_join(request) and not self._would_overtake(request):
             return self.run(request)
         self.waiting.append(request)
         if len(self.waiting) == 1:
@@ -41,8 +42,9 @@ class Groups:
         self._alone.clear()
 
     def take(self, most: int) -> list[Any]:
-        """Remove and return the first of the waiting requests."""
-        return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+        """Remove and return the first that wait: requests that make a group, or one that runs alone."""
+        group = list(takewhile(may_join, islice(self.waiting, most)))
+        return [self.waiting.popleft() for _ in range(max(len(group), min(1, len(self.waiting))))]
 
     def run_alone(self, requests: Sequence[Any]) -> None:
         """Run requests one by one; between two of them the event loop turns, as between single messages."""
@@ -51,16 +53,19 @@ class Groups:
         if idle:
             self._run_next()
 
+    def _would_overtake(self, request: Any) -> bool:
+        return bool(self.waiting or self._alone) and getattr(request.task, "keeps_its_turn", False)
+
     def _run_waiting(self) -> None:
-        if not stopping():  # else the messages go back to the broker
+        # Those that run alone arrived before. When the worker stops, the messages go back to the broker.
+        if not self._alone and not stopping():
             self.run_waiting()
 
     def _run_next(self) -> None:
         if not self._alone or stopping():
             return
         request = self._alone.popleft()
-        if self._alone:
-            self.consumer.call_soon(self._run_next)
+        self.consumer.call_soon(self._run_next if self._alone else self._run_waiting)
         self.run(request)
 
 
@@ -69,7 +74,8 @@ def stopping() -> bool:
     return any(wish is not None and wish is not False for wish in (state.should_stop, state.should_terminate))
 
 
-def _may_join(request: Any) -> bool:
+def may_join(request: Any) -> bool:
+    """Return whether a request may be part of a group."""
     return (
         getattr(request.task, "together", None) is not None
         and not request.delivery_info["redelivered"]

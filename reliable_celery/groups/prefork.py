@@ -20,7 +20,7 @@ from celery.exceptions import BackendStoreError
 from celery.worker.state import task_ready
 from kombu.serialization import loads, prepare_accept_content
 
-from reliable_celery.groups.collecting import Groups
+from reliable_celery.groups.collecting import Groups, may_join
 from reliable_celery.groups.member import Member, prepare, results_together
 from reliable_celery.requests import error_of
 from reliable_celery.results import ResultBackend
@@ -90,8 +90,11 @@ class PreforkGroups(Groups):
         controller, pool = self.consumer.controller, self.consumer.pool
         share = -(-len(self.waiting) // max(1, pool.num_processes))
         requests = self.take(min(share, self.limit))
-        if len(requests) == 1:
+        if len(requests) == 1 and may_join(requests[0]):
             controller._process_task(requests[0])
+        elif len(requests) == 1:
+            controller._quick_release()
+            self.run(requests[0])
         elif requests := [request for request in requests if not request.revoked()]:
             self._apply(pool, requests)
         else:

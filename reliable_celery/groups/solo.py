@@ -12,11 +12,13 @@ class SoloGroups(Groups):
     def arrived(self) -> None:
         """Do not wait once a group is full."""
         if len(self.waiting) >= self.limit:
-            self.run_waiting()
+            self._run_waiting()
 
     def run_waiting(self) -> None:
         """Run what has arrived: as a group what can be prepared, the rest alone."""
         requests = self.take(self.limit)
+        if self.waiting:
+            self.consumer.call_soon(self._run_waiting)
         if len(requests) < 2:  # one is no group
             for request in requests:
                 self.run(request)

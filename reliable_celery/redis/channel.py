@@ -1,9 +1,9 @@
 """A channel of kombu's Redis transport that loses no message (docs/adr/030).
 
 Each of its parts is a file of its own: `trips` fetches and registers messages in one step, `news` waits for
-them, `unreadable` sets aside items that are no messages, `settling` acknowledges and releases; `leases`,
-`later` and `adoption` requeue messages of dead workers, due messages, and those of earlier releases; `full`
-works on a full Redis, `crashes` counts. This file delivers messages, and closes.
+them, `rota` chooses who is woken, `unreadable` sets aside items that are no messages, `settling` acknowledges
+and releases; `leases`, `later` and `adoption` requeue messages of dead workers, due messages, and those of
+earlier releases; `full` works on a full Redis, `crashes` counts. This file delivers messages, and closes.
 """
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
@@ -111,6 +111,7 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
                 found = client.evalsha(FETCH_SHA, *self.arguments(trip))
             except exceptions.NoScriptError:
                 found = client.eval(FETCH, *self.arguments(trip))
+        found = found[0]
         return (found[0][1].decode(), found[0][2]) if found else None
 
     # Closing
@@ -120,6 +121,7 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
         if not self.active_queues:
             # From here on no trip carries the acknowledgements, and nobody renews the lease.
             self.attempt(self.flush_acks)
+            self.attempt(self.leave_rota)
             if self.own_lease:
                 self.attempt(self.give_up_lease)
         return result
@@ -133,6 +135,7 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
     def _settle(self) -> None:
         self.end_trip(REPLY_GRACE)
         self.flush_acks()
+        self.leave_rota()
         while self.arrived:
             self._give_back(*self.arrived.popleft())
 

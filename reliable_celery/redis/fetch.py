@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from reliable_celery.redis.rota import ROTA, Turn
 
 #: Acknowledges, renews the consumer's lease, then moves up to ARGV[2] messages into `unacked`, in one step.
 #: KEYS: unacked, its index, the leases, then the lists in reading order.
 #: ARGV: prefix of new tags, how many, the lease (empty: no lease) and its life (s), number of acks, the acks,
-#: per list the end of its values in `unacked` (empty: needs no acknowledgement). Messages are registered with
-#: Redis' own time, so that the workers' clocks do not matter.
+#: per list the end of its values in `unacked` (empty: needs no acknowledgement), the consumer's turn.
+#: Messages are registered with Redis' own time, so that the workers' clocks do not matter.
 #: The first command frees memory: a full Redis refuses every script that begins by using memory, but runs
 #: this one, which moves messages and so makes room. A message leaves its list only once it is registered, so
 #: an error in between leaves it where it was.
-FETCH = """
+#: Returns the messages, and how to wait for more.
+FETCH = f"""
 local room, acks = tonumber(ARGV[2]), tonumber(ARGV[5])
 redis.call('HDEL', KEYS[1], '', unpack(ARGV, 6, 5 + acks))
 if acks > 0 then redis.call('ZREM', KEYS[2], unpack(ARGV, 6, 5 + acks)) end
-local found, now = {}, redis.call('TIME')[1]
+local found, now = {{}}, redis.call('TIME')[1]
 if ARGV[3] ~= '' then redis.call('ZADD', KEYS[3], now + ARGV[4], ARGV[3]) end
 for k = 4, #KEYS do
     if #found >= room then break end
@@ -32,11 +35,12 @@ for k = 4, #KEYS do
             while redis.call('HSETNX', KEYS[1], tag, '[' .. items[i] .. ending) == 0 do tag = tag .. '+' end
             redis.call('ZADD', KEYS[2], now, tag)
         end
-        found[#found + 1] = {k - 4, tag, items[i]}
+        found[#found + 1] = {{k - 4, tag, items[i]}}
     end
     if #items > 0 then redis.call('RPOP', KEYS[k], #items) end
 end
-return found
+{ROTA}
+return {{found, wait, sleepers}}
 """
 FETCH_SHA = hashlib.sha1(FETCH.encode(), usedforsecurity=False).hexdigest()
 
@@ -52,13 +56,14 @@ class Trip:
     prefix: str
     lease: str  # empty: no lease
     lease_s: float
+    turn: Turn = field(default_factory=Turn)
 
     def arguments(self, unacked_key: str, unacked_index_key: str, leases_key: str) -> list[str | int | float]:
         """Return the arguments after the script in EVAL and EVALSHA."""
         keys = [unacked_key, unacked_index_key, leases_key, *(key for key, _ in self.lists)]
         endings = ["" if queue in self.no_ack else ending_of(queue) for _, queue in self.lists]
         settings = self.prefix, self.room, self.lease, self.lease_s, len(self.acks)
-        return [len(keys), *keys, *settings, *self.acks, *endings]
+        return [len(keys), *keys, *settings, *self.acks, *endings, *self.turn.arguments()]
 
     def tags(self) -> Iterator[str]:
         """Return the tags that it may have assigned."""

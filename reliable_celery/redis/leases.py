@@ -23,14 +23,15 @@ MAX_ORPHANS = 50  # messages requeued in one step; the worker's own messages wai
 #: Renews a lease, registers tags anew, and returns messages whose consumer's lease has expired; deletes
 #: expired leases without messages.
 #: KEYS: the leases, the index of `unacked`. ARGV: own prefix (empty: no lease), its life (s), how many
-#: messages to return, the tags. It uses Redis' clock, so that the workers' clocks do not matter. The first
-#: command frees memory: a full Redis refuses every script that begins by using memory.
+#: messages to return, the tags. It uses Redis' clock, so that the workers' clocks do not matter, and whole
+#: seconds: a lease expires once its last one is over. The first command frees memory: a full Redis refuses
+#: every script that begins by using memory.
 TEND = """
 redis.call('ZREM', KEYS[1], '')
 local now = tonumber(redis.call('TIME')[1])
 for i = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i]) end
 if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1]) end
-local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
+local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)
 if #expired == 0 then return {} end
 local held, orphans = {}, {}
 for _, prefix in ipairs(expired) do held[prefix] = false end
@@ -51,10 +52,10 @@ return orphans
 #: KEYS: the leases, the index of `unacked`. ARGV: the visibility timeout (s), how many (-1: all).
 OVERDUE = """
 local now, overdue = tonumber(redis.call('TIME')[1]), {}
-for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])) do
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. (now - ARGV[1]))) do
     if #overdue == tonumber(ARGV[2]) then break end
     local lease = redis.call('ZSCORE', KEYS[1], string.match(tag, '^[^.]*[.]') or '')
-    if not lease or tonumber(lease) <= now then overdue[#overdue + 1] = tag end
+    if not lease or tonumber(lease) < now then overdue[#overdue + 1] = tag end
 end
 return overdue
 """
@@ -111,6 +112,13 @@ class LeasingChannel(stock.Channel):
             logger.warning("Requeued %d messages of a worker that was silent for too long", orphans)
         if orphans == MAX_ORPHANS:
             self._tend_leases_at = 0.0
+
+    def lease_was_renewed(self) -> None:
+        """Leave it to trips for messages to renew the lease, and to others to look for expired ones.
+
+        If no more trips follow, this consumer does so itself in time.
+        """
+        self._tend_leases_at = monotonic() + self.lease_s / 2
 
     def _give_back_orphans(self) -> int:
         held = [] if self.own_lease else self.held_tags()

@@ -47,6 +47,8 @@ class Poller(stock.MultiChannelPoller):
         self.maybe_restore_messages()
 
     def maybe_restore_messages(self) -> None:
+        if any(channel.is_one_of_many for channel in self._channels):
+            return
         try:
             super().maybe_restore_messages()
         except exceptions.ResponseError:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
 from redis import exceptions
 
 from reliable_celery.redis.fetch import FETCH, FETCH_SHA, Trip
-from reliable_celery.redis.news import News
+from reliable_celery.redis.news import News, reply_or_error
+from reliable_celery.redis.rota import BUSY, SLEEP_ON, RotaChannel, Turn
 from reliable_celery.redis.unreadable import SortingChannel
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 16  # messages per trip; more would only keep them from other workers
 
 
-class FetchingChannel(SortingChannel):
+class FetchingChannel(SortingChannel, RotaChannel):
     """A channel that pops and registers messages in one step, into `arrived`."""
 
     _trip: Trip | None = None  # sent, not yet answered
@@ -82,12 +83,16 @@ class FetchingChannel(SortingChannel):
 
     # Sending a trip
 
-    def new_trip(self, queues: list[str], room: int, no_ack: set[str]) -> Trip:
+    def new_trip(self, queues: list[str], room: int, no_ack: set[str], turn: Turn | None = None) -> Trip:
         """Return a trip for up to `room` messages of `queues` that also carries acknowledgements."""
-        lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
+        lists = self._lists(queues)
         self._trips += 1
         prefix = f"{self.tag_prefix}{self._trips}."
-        return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, self.own_lease, self.lease_s)
+        lease = self.own_lease, self.lease_s
+        return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, *lease, turn or Turn())
+
+    def _lists(self, queues: Iterable[str]) -> list[tuple[str, str]]:
+        return [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
 
     def arguments(self, trip: Trip) -> list[str | int | float]:
         """Return the arguments after the script on a trip."""
@@ -98,8 +103,13 @@ class FetchingChannel(SortingChannel):
             self._put_right(self._trip)
         queues = self._queue_cycle.consume(len(self.active_queues))
         room = self._room() if monotonic() >= self.news.look_at else 0
-        self._trip = trip = self.new_trip(queues, room, self._no_ack_queues)
-        self._send(self._read_batch, ["EVALSHA", FETCH_SHA, *self.arguments(trip)])
+        turn = self.new_turn(self._worthwhile()) if room else None
+        self._trip = trip = self.new_trip(queues if room else [], room, self._no_ack_queues, turn)
+        if room or not trip.acks:
+            self._send(self._read_batch, ["EVALSHA", FETCH_SHA, *self.arguments(trip)])
+        else:
+            keys = self.unacked_key, self.unacked_index_key
+            self._send(self._read_acked, ["HDEL", keys[0], *trip.acks], ["ZREM", keys[1], *trip.acks])
 
     def _send(self, read_reply: Callable[[Any], None], *commands: list[Any]) -> None:
         connection = self.client.connection
@@ -117,39 +127,85 @@ class FetchingChannel(SortingChannel):
             if self._in_poll:
                 self._read_reply(connection)
             else:
-                self.news.read(connection)
+                self._read_notice(connection)
         except self.connection_errors:
             connection.disconnect()
             raise
+
+    def _read_notice(self, connection: Any) -> None:
+        if self.sleeps:
+            # Woken to watch: there may be nothing to fetch yet.
+            self.was_woken()
+            self.news.read(connection)
+            self.news.wait_for([key for key, _ in self._lists(self.active_queues)])
+            self._send(self._read_armed, *self.news.request(connection))
+        else:
+            self.news.read(connection)
 
     def _read_batch(self, connection: Any) -> None:
         trip = self._trip
         if trip is None:
             raise RuntimeError("an answer to no question")
         try:
-            found = connection.read_response()
+            found, wait, sleepers = connection.read_response()
         except exceptions.NoScriptError:
             self._send(self._read_batch, ["EVAL", FETCH, *self.arguments(trip)])
             return
         except exceptions.ReadOnlyError as exc:
             raise exceptions.ConnectionError("Redis became a replica") from exc
-        except exceptions.ResponseError:
-            logger.exception("Redis refused to hand out messages; trying again in %s s", self.brpop_timeout)
-            self._pause_until = monotonic() + self.brpop_timeout
-            self._trip, self._in_poll = None, None
-            self.acks.extendleft(trip.acks)
+        except exceptions.ResponseError as error:
+            self._refused(trip, error)
             return
         self._trip, self._in_poll = None, None
         for index, tag, item in found:
             queue = trip.lists[index][1]
             self.arrived.append((queue, tag.decode(), item))
             self._queue_cycle.rotate(queue)  # the next trip begins with another queue, so that none starves
-        if len(found) < trip.room or monotonic() < self.news.look_at:
-            # In the second case a notice may have come before the reply, and redis-py dropped it.
-            self._send(self._read_armed, *self.news.request([key for key, _ in trip.lists]))
+        if trip.room:
+            self.note_turn(wait, sleepers)
+            if trip.lease and self.is_one_of_many:
+                self.lease_was_renewed()
+            if wait == BUSY:
+                self.news.look_now()  # when there is room
+                return
+            if self.sleeps:
+                self.news.wait_for([trip.turn.bell], bell=True)
+            else:
+                self.news.wait_for([key for key, _ in trip.lists])
+        self._wait_on(connection, trip, len(found), wait)
+
+    def _read_acked(self, connection: Any) -> None:
+        trip = self._trip
+        if trip is None:
+            raise RuntimeError("an answer to no question")
+        replies = [reply_or_error(connection) for _ in range(2)]
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self._refused(trip, reply)
+                return
+        self._trip, self._in_poll = None, None
+        self._wait_on(connection, trip, 0, BUSY)
+
+    def _refused(self, trip: Trip, error: Exception) -> None:
+        logger.error(
+            "Redis refused to hand out messages; trying again in %s s", self.brpop_timeout, exc_info=error
+        )
+        self._pause_until = monotonic() + self.brpop_timeout
+        self._trip, self._in_poll = None, None
+        self.acks.extendleft(trip.acks)
+
+    def _wait_on(self, connection: Any, trip: Trip, found: int, wait: int) -> None:
+        """Have Redis report changes, unless it does so already."""
+        reported = self.news.reports_on(connection) and (not trip.room or wait == SLEEP_ON)
+        if reported:
+            if trip.room:
+                self.news.look_again_in(self.brpop_timeout * self.look_factor)
+            self.news.read_on(connection)
+        elif found < trip.room or monotonic() < self.news.look_at:
+            self._send(self._read_armed, *self.news.request(connection))
 
     def _read_armed(self, connection: Any) -> None:
-        self.news.read_reply(connection, self.brpop_timeout)
+        self.news.read_reply(connection, self.brpop_timeout * self.look_factor, self.brpop_timeout)
         self._in_poll = None
 
     def _put_right(self, trip: Trip) -> None:

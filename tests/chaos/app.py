@@ -1,4 +1,4 @@
-"""The project with two more commands: one kills its worker each time, the other's event does."""
+"""The project with two more commands that kill workers, and a handler that keeps an order and fails."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 
 import celeryconfig
 from allocation.bootstrap import project as allocation_project
+from allocation.domain import events
 from allocation.service_layer.messagebus import COMMAND_HANDLERS, EVENT_HANDLERS
 from allocation.service_layer.unit_of_work import UnitOfWork
 from messaging.bus import MessageBus
 from messaging.messages import Command, Event, Name
 from messaging.worker.app import make_app
+from tests.chaos.in_order import record_move
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ project = replace(
     allocation_project,
     bus=MessageBus(
         {**COMMAND_HANDLERS, KillWorker: kill_worker, RaisePoison: raise_poison},
-        {**EVENT_HANDLERS, PoisonRaised: [swallow_poison]},
+        {
+            **EVENT_HANDLERS,
+            PoisonRaised: [swallow_poison],
+            events.Allocated: [*EVENT_HANDLERS[events.Allocated], record_move],
+            events.Deallocated: [*EVENT_HANDLERS[events.Deallocated], record_move],
+        },
     ),
 )
 app = make_app(project, celeryconfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.chaos import in_order
 from tests.chaos.told import Books, answers_that_changed, effects_twice, told_wrongly
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import World
@@ -22,6 +23,7 @@ RULES = {
     "a delivery is still pending or waiting": "SELECT id FROM deliveries WHERE finished_at IS NULL",
     "a delivery has failed": """
         SELECT id, last_error FROM deliveries WHERE status = 'failed' AND handler <> 'swallow_poison'""",
+    "a re-run has not ended": "SELECT * FROM bulk_reruns",
     "an attempt was not counted": """
         SELECT id, attempts, count(number), max(number) FROM deliveries
         LEFT JOIN attempts failed ON delivery_id = id AND run = reruns GROUP BY id
@@ -31,7 +33,7 @@ RULES = {
         (SELECT FROM deliveries WHERE causation_id = task_id AND event_type = 'OutOfStock')""",
     "a line was deallocated and never allocated again or reported": """
         SELECT payload FROM deliveries gone
-        WHERE event_type = 'Deallocated' AND status = 'done'
+        WHERE handler = 'reallocate' AND status = 'done'
         AND NOT EXISTS (SELECT FROM allocations WHERE orderid = payload->>'orderid'
                         AND sku = payload->>'sku' AND qty = (payload->>'qty')::int)
         AND NOT EXISTS (SELECT FROM deliveries later WHERE later.event_type = 'OutOfStock'
@@ -68,9 +70,9 @@ class Verdict:
 def check(world: World, traffic: Traffic, *, forgets: bool) -> Verdict:
     """Check everything that the round left behind; if the broker `forgets`, messages may be lost."""
     verdict = Verdict()
-    for rule, query in RULES.items():
+    for rule, query in {**RULES, **in_order.RULES}.items():
         verdict.broken += [f"{rule}: {row}" for row in world.ask(query)]
-    for rule, query in DOUBLES.items():
+    for rule, query in {**DOUBLES, **in_order.DOUBLES}.items():
         verdict.doubled += [f"{rule}: {row}" for row in world.ask(query)]
     _check_answers(world, traffic, verdict, forgets)
     _check_mails(world, verdict)

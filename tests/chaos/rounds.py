@@ -91,7 +91,10 @@ def _break(world: World, fault: Fault, traffic: Traffic, rng: random.Random) -> 
 def _wait_for_calm(world: World, traffic: Traffic) -> float:
     """Wait until everything has ended, and return the seconds; the check reports what has not."""
     start = time.monotonic()
-    at_work = "SELECT id FROM deliveries WHERE finished_at IS NULL OR (status = 'failed' AND crashes = 0)"
+    at_work = (
+        "SELECT id::text FROM deliveries WHERE finished_at IS NULL OR (status = 'failed' AND crashes = 0)"
+        " UNION ALL SELECT filter::text FROM bulk_reruns"
+    )
     with suppress(NotInTimeError):
         eventually(lambda: not traffic.open and not world.ask(at_work), CALM_TIMEOUT_S, "calm", every=0.1)
     with suppress(NotInTimeError):  # answered, not acknowledged: it is redelivered, and must change nothing

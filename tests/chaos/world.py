@@ -28,7 +28,7 @@ from local.servers.server import Server
 from local.waiting import eventually
 from testing.databases import FAST
 from testing.rabbitmq import RabbitMQ
-from tests.chaos import clock
+from tests.chaos import clock, in_order
 from tests.chaos.neighbour import Neighbour
 
 #: Short times, so that a round takes seconds.
@@ -95,6 +95,7 @@ class World:
             for server in self._servers():
                 server.start()
             migrate(self.addresses.database_url)
+            self.ask(in_order.TABLES)
             for name in WORKERS:
                 self.add(self.worker(name))
             self.add(self.ours(programs.housekeeping_worker(self.folder, self.env)))

@@ -23,7 +23,10 @@ LOCKS_S = float(SETTINGS["ALLOCATION_TASK_TIME_LIMIT_S"]) + NO_FAILOVER_S
 FROZEN_S = 15.0
 #: Without a majority everything waits until a node of RabbitMQ has started, some 10 s on two busy cores.
 BOOT_S = 30.0
+#: Valkey pauses writes for up to a second, and then has no replicas for up to another one.
+PLANNED_S = 4.0
 CUT_S = 4.0  # a worker is cut off for so long
+MIXED_S = 3.0  # workers of two releases have the servers to themselves for so long
 Run = Callable[[Any, Traffic, random.Random], None]
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -37,16 +40,17 @@ class ClusterFault:
     kind: str  # of the world
     run: Run
     limit_s: float  # the longest time without an answer that is accepted
+    loses: bool = False  # what was answered may be lost: nothing else was promised
 
 
 FAULTS: dict[str, ClusterFault] = {}
 
 
-def fault(kind: str, what: str, limit_s: float = FAILOVER_S) -> Callable[[Run], Run]:
+def fault(kind: str, what: str, limit_s: float = FAILOVER_S, *, loses: bool = False) -> Callable[[Run], Run]:
     """Register a fault under its function's name."""
 
     def register(run: Run) -> Run:
-        FAULTS[run.__name__] = ClusterFault(run.__name__, what, kind, run, limit_s)
+        FAULTS[run.__name__] = ClusterFault(run.__name__, what, kind, run, limit_s, loses)
         return run
 
     return register
@@ -82,9 +86,7 @@ def primary_partitioned(world: PostgresWorld, _traffic: Traffic, _rng: random.Ra
     pair = world.pair
     freeze(pair.standby.pid)  # nothing reaches it, and its connections stay open
     last(NOTICED_S)
-    # Nobody can use the old one's replication any more, as after a cut cable.
-    pair.primary.ask("ALTER ROLE postgres NOREPLICATION")
-    pair.primary.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+    pair.primary.refuse_replication()
     thaw(pair.standby.pid)
     pair.promote()
     last(3)
@@ -145,6 +147,37 @@ def standby_killed(world: PostgresWorld, _traffic: Traffic, _rng: random.Random)
 def switchover(world: PostgresWorld, _traffic: Traffic, _rng: random.Random) -> None:
     world.pair.primary.stop()
     world.pair.promote()
+
+
+@fault("postgres", "asynchronous standby, connected: primary killed, standby promoted", loses=True)
+def asynchronous_primary_killed(world: PostgresWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    world.pair.require_standby(False)
+    last(1)
+    world.pair.primary.kill()
+    last(NOTICED_S)
+    world.pair.promote()
+
+
+@fault("postgres", "asynchronous standby, cut off for 1 s: primary killed, standby promoted", loses=True)
+def asynchronous_standby_behind(world: PostgresWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    world.pair.require_standby(False)
+    last(1)
+    world.pair.primary.refuse_replication()
+    last(1)
+    world.pair.primary.kill()
+    last(NOTICED_S)
+    world.pair.promote()
+
+
+@fault("postgres", "workers of the release before beside this one's, servers restarted in turn")
+def postgres_upgraded(world: PostgresWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    def restart() -> None:
+        world.pair.standby.stop()
+        world.pair.standby.start()
+        world.pair.primary.stop()
+        world.pair.primary.start()
+
+    _upgrade(world, restart)
 
 
 @fault("postgres", "one worker of two cut off from the database", NO_FAILOVER_S)
@@ -222,12 +255,21 @@ def sentinel_frozen_and_primary_killed(world: SentinelWorld, _traffic: Traffic, 
     thaw(frozen.pid)
 
 
-@fault("sentinel", "planned failover: SENTINEL FAILOVER")
+@fault("sentinel", "planned failover: SENTINEL FAILOVER … COORDINATED (Valkey 9)", PLANNED_S)
 def redis_planned_failover(world: SentinelWorld, _traffic: Traffic, _rng: random.Random) -> None:
-    old = world.sentinels.primary
-    with world.sentinels.sentinels[0].client() as client:
-        client.execute_command("SENTINEL", "FAILOVER", "stock")
-    world.sentinels.wait_for_failover(old)
+    world.sentinels.fail_over("COORDINATED")
+
+
+@fault("sentinel", "planned failover: SENTINEL FAILOVER")
+def redis_planned_failover_uncoordinated(
+    world: SentinelWorld, _traffic: Traffic, _rng: random.Random
+) -> None:
+    world.sentinels.fail_over()
+
+
+@fault("sentinel", "workers of the release before beside this one's, all restarted in turn")
+def sentinel_upgraded(world: SentinelWorld, traffic: Traffic, rng: random.Random) -> None:
+    _upgrade(world, lambda: redis_rolling_restart(world, traffic, rng))
 
 
 @fault("sentinel", "all restarted one after the other")
@@ -242,9 +284,7 @@ def redis_rolling_restart(world: SentinelWorld, _traffic: Traffic, _rng: random.
         replica.kill()
         replica.start()
         sentinels.wait_until_whole()
-    with sentinels.sentinels[0].client() as client:
-        client.execute_command("SENTINEL", "FAILOVER", "stock")
-    sentinels.wait_for_failover(old)
+    sentinels.fail_over("COORDINATED")
     old.kill()
     old.start()
 
@@ -293,6 +333,11 @@ def rabbit_rolling_restart(world: RabbitWorld, _traffic: Traffic, _rng: random.R
         world.rabbits.wait_until_whole()
 
 
+@fault("rabbitmq", "workers of the release before beside this one's, all nodes restarted in turn")
+def rabbit_upgraded(world: RabbitWorld, traffic: Traffic, rng: random.Random) -> None:
+    _upgrade(world, lambda: rabbit_rolling_restart(world, traffic, rng))
+
+
 @fault("rabbitmq", "one worker of two cut off from the broker", NO_FAILOVER_S)
 def worker_without_broker(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> None:
     _cut_off(world)
@@ -309,6 +354,17 @@ def hosts_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> 
         world.kill_host(name)
         world.start_again(name)
         world.wait_until_ready(name)
+
+
+def _upgrade(world: ClusterWorld, restart_servers: Callable[[], None]) -> None:
+    """Replace the workers of the release before by this one's, and restart the servers between the two."""
+    world.replace(*WORKERS, old=True)
+    last(MIXED_S)
+    world.replace(WORKERS[0])
+    last(MIXED_S)
+    restart_servers()
+    world.replace(WORKERS[1])
+    last(MIXED_S)
 
 
 def _cut_off(world: ClusterWorld) -> None:

@@ -48,7 +48,8 @@ class Round:
     @property
     def good(self) -> bool:
         """Return whether nothing was wrong, and nobody waited for longer than promised."""
-        return not self.verdict.findings and self.gap_s <= self.fault.limit_s
+        lost = [*self.verdict.lost, *self.verdict.doubled] if self.fault.loses else self.verdict.findings
+        return not lost and self.gap_s <= self.fault.limit_s
 
 
 def play(world: ClusterWorld, fault: ClusterFault, seed: int) -> Round:
@@ -99,6 +100,6 @@ def _break(
 
 
 def _wait_for_calm(world: ClusterWorld, traffic: ClusterTraffic) -> None:
-    at_work = "SELECT id FROM deliveries WHERE status = 'pending' OR (status = 'failed' AND crashes = 0)"
+    at_work = "SELECT id FROM deliveries WHERE finished_at IS NULL OR (status = 'failed' AND crashes = 0)"
     with suppress(NotInTimeError):
         eventually(lambda: not traffic.open and not world.ask(at_work), CALM_TIMEOUT_S, "calm", every=0.1)

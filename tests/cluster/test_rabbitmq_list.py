@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from celery.worker.consumer import Consumer as CeleryConsumer
-from celery.worker.consumer import delayed_delivery
+from celery.worker.consumer import delayed_delivery, mingle
 from kombu.transport import native_delayed_delivery
 
 from allocation.client import AllocationClient
@@ -66,6 +66,15 @@ def _at(worker: Child, text: str) -> float:
     found = re.search(rf"^(\S+ \S+),\d+ .*{re.escape(text)}", worker.log_text(), re.MULTILINE)
     assert found is not None, worker.log_text()
     return datetime.fromisoformat(found[1]).timestamp()
+
+
+def test_celerys_greeting_is_as_we_know_it():
+    """A worker that is back greets the others in the same way, and waits for less long."""
+    hello = inspect.getsource(mingle.Mingle.send_hello)
+
+    assert "control.inspect(timeout=1.0, connection=c.connection)" in hello
+    assert "inspect.hello(c.hostname, our_revoked)" in hello
+    assert "self.send_hello(c)" in inspect.getsource(mingle.Mingle.sync)
 
 
 def test_celerys_step_for_delayed_delivery_is_as_we_know_it():

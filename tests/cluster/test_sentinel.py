@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from allocation.client import AllocationClient
 from local.addresses import masked
+from local.ports import LOOPBACK
 from local.processes import programs, readiness
 from local.processes.child import Child
 from local.servers.redis_server import Redis
@@ -22,6 +24,8 @@ from reliable_celery import results
 from reliable_celery.failover import is_refusal
 from reliable_celery.sentinel import Sentinel, as_celery
 from testing.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
+from tests.e2e.certificates import Pair, make_pair
+from tests.e2e.tls_front import TlsFront
 
 ASKED = Sentinel(MASTER, password=SENTINEL_PASSWORD)
 
@@ -89,6 +93,53 @@ def test_a_worker_follows_the_primary_and_outlives_a_time_without_replicas(
     cluster.wait_for_failover(old)
     assert answered(client, "o2") == "b1"
     assert worker.running, worker.log_tail()
+
+
+@pytest.fixture
+def encrypted(server_folder: Path, tmp_path: Path) -> Iterator[tuple[Sentinels, list[TlsFront], Pair]]:
+    """A cluster behind TLS, its proxies, and its authority; the servers talk to each other without TLS."""
+    with ExitStack() as stack:
+        opened: list[TlsFront] = []
+        pair = make_pair(tmp_path, "servers")
+
+        def front(port: int) -> int:
+            opened.append(stack.enter_context(TlsFront(f"redis://{LOOPBACK}:{port}", pair, or_plain=True)))
+            return opened[-1].port
+
+        folder = server_folder / f"sentinel-tls-{new_id()}"
+        servers = Sentinels(folder, down_after_ms=1000, front=front, scheme="sentinels")
+        yield stack.enter_context(servers), opened, pair
+
+
+def test_sentinels_and_the_primary_that_they_name_are_reached_over_tls(
+    encrypted: tuple[Sentinels, list[TlsFront], Pair], new_database: Callable[[], str], tmp_path: Path
+):
+    """Worker, sender and results ask the Sentinels and Redis over TLS, before and after a failover."""
+    cluster, opened, pair = encrypted
+    database = {"ALLOCATION_DATABASE_URL": new_database()}
+    trusting = {**database, **cluster.settings, "ALLOCATION_TLS_CA_FILE": str(pair.certificate)}
+    stranger = {"ALLOCATION_TLS_CA_FILE": str(make_pair(tmp_path, "stranger").certificate)}
+    worker = programs.commands_worker(tmp_path / "worker", trusting, 1)
+    untrusting = programs.commands_worker(tmp_path / "untrusting", {**trusting, **stranger}, 1)
+    url = cluster.url(0), cluster.url(1)
+    try:
+        worker.start()
+        untrusting.start()
+        with AllocationClient(*url, sentinel=ASKED, ca_file=pair.certificate, timeout_s=5) as client:
+            eventually(lambda: " ready." in worker.log_text(), 60, "the worker")
+            client.create_batch("b1", "LAMP", 10)
+
+            old = cluster.primary
+            old.kill()
+            cluster.wait_for_failover(old)
+
+            assert answered(client, "tls") == "b1"
+        assert sum(front.served > 0 for front in opened) >= 3  # a Sentinel, and two that were primary
+        eventually(lambda: "No master found" in untrusting.log_text(), 60, "the refusal")
+        assert " ready." not in untrusting.log_text()
+    finally:
+        worker.stop()
+        untrusting.stop()
 
 
 def _refuses(primary: redis.Redis) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,6 +14,7 @@ from typing import Any, Self
 import redis
 from redis.sentinel import Sentinel as RedisSentinel
 
+from local import ROOT
 from local.addresses import Addresses
 from local.ports import LOOPBACK
 from local.processes import readiness
@@ -32,6 +36,8 @@ from tests.chaos.world import SETTINGS, WORKERS, World
 
 #: Seconds that a failover manager takes to notice; Patroni's usual `ttl` is 30 s, often set to 10 or less.
 NOTICED_S = 2.0
+#: The commit whose workers run beside this one's.
+OLD_RELEASE = os.environ.get("CLUSTER_OLD_RELEASE", "HEAD~1")
 REJOIN_S = 25.0  # a node that comes back finds the others within this
 POSTGRES = {**FAST, "deadlock_timeout": "200ms", "track_commit_timestamp": "on"}
 #: The worker behind links.
@@ -98,6 +104,29 @@ class ClusterWorld(World, ABC):
         if name == FAR:
             child.env = {**(child.env or {}), **self.far_settings()}
         return child
+
+    def replace(self, *names: str, old: bool = False) -> None:
+        """Replace workers one by one, by those of this release or of the one before."""
+        for name in names:
+            self.remove(name)
+            child = self.worker(name)
+            if old:
+                child.cwd = self.old_release()
+                child.log = self.folder / f"{name}-old.log"
+            self.add(child)
+            self.wait_until_ready(name)
+
+    def old_release(self) -> Path:
+        """Return a folder with the code of the release before this one."""
+        folder = self.folder / "release-before"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            archive = self.folder / "release-before.tar"
+            command = ["git", "archive", f"--output={archive}", OLD_RELEASE]
+            subprocess.run(command, cwd=ROOT, check=True)
+            with tarfile.open(archive) as files:
+                files.extractall(folder, filter="data")
+        return folder
 
     def link(self, port: int) -> int:
         """Return the port of a link to a server."""

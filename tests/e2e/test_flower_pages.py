@@ -160,7 +160,7 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert page.input_value("#error") == "connection REFUSED"
 
     page.click("#rerun-matching")
-    assert page.locator("#said").inner_text() == "2 requeued and sent."
+    assert page.locator("#said").inner_text() == "2 requeued."
     eventually(lambda: {status_of(backend, first), status_of(backend, second)} == {"done"}, 60)
 
     third = fail_for("o3")
@@ -433,6 +433,109 @@ def test_failures_are_shown_in_groups_and_a_group_is_selected_by_a_click(
     assert status_of(backend, delivery_id) == "failed"
 
 
+FAILED = """
+INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s, correlation_id,
+                        causation_id, finished_at, last_error)
+SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', jsonb_build_object('sku', :sku || n),
+       'send_out_of_stock_notification', 'failed', now(), 1, :sku, 'c', now(), 'PriceUnknown: ' || :sku
+FROM generate_series(1, :count) n RETURNING 1
+"""
+
+
+def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_killed(page, backend, sku):
+    backend.sql(FAILED, sku=sku, count=300)
+    port = free_port()
+    child = programs.flower(backend.folder, {**backend.env, **WITH_LOGIN}, port)
+    child.start()
+    try:
+        address = wait_for_flower(child, port)
+        page.goto(f"{address}/deliveries?status=failed&correlation={sku}")
+        page.locator("#groups").get_by_role("link", name="Select").click()
+        page.get_by_label("Try so many first").fill("3")
+        page.click("#rerun-matching")
+        said = page.locator("#said").inner_text()
+        number = re.fullmatch(r"Re-run (\d+) is under way: 3 requeued so far.", said)
+        assert number, said
+        line = page.locator(f"tr[data-rerun='{number[1]}']").inner_text()
+        assert re.search(
+            r"operator in Flower.*group=.*3 of 300.*the first 3 are tried until", line, re.DOTALL
+        )
+        screenshot(page, "flower-reruns")
+    finally:
+        child.kill()
+
+    query = "SELECT status, count(*) FROM deliveries WHERE correlation_id = :sku GROUP BY 1"
+    eventually(lambda: backend.sql(query, sku=sku) == [("done", 300)], 90, "all mails", every=0.5)
+    entry = "SELECT actor, count, outcome FROM audit WHERE id = :id"
+    assert backend.sql(entry, id=int(number[1])) == [("operator in Flower", 300, "done")]
+
+
+def test_a_rerun_is_stopped_by_a_button(page, flower, backend, sku, module_mail):
+    backend.sql(FAILED, sku=sku, count=20)
+    module_mail.stop()
+    try:
+        page.goto(f"{flower}/deliveries?status=failed&correlation={sku}")
+        page.get_by_label("Try so many first").fill("1")
+        page.click("#rerun-matching")
+        page.locator("#reruns").get_by_role("button", name="Stop").click()
+        assert "stopped by operator in Flower. 1 requeued" in page.locator("#said").inner_text()
+        assert "stopped by operator in Flower" in page.locator("#reruns tbody tr").first.inner_text()
+        assert page.locator("#reruns").get_by_role("button", name="Stop").count() == 0
+    finally:
+        module_mail.start()
+    query = "SELECT status FROM deliveries WHERE correlation_id = :sku AND status <> 'failed'"
+    eventually(lambda: backend.sql(query, sku=sku) == [("done",)], 60, "the one mail", every=0.5)
+    backend.sql("DELETE FROM deliveries WHERE correlation_id = :sku RETURNING 1", sku=sku)
+
+
+def test_the_handler_of_a_group_is_paused_and_its_breaker_closed_by_buttons(page, flower, backend, sku):
+    handler = "send_out_of_stock_notification"
+    backend.sql(FAILED, sku=sku, count=2)
+    page.goto(f"{flower}/deliveries?status=failed&correlation={sku}")
+    page.locator("#groups").get_by_role("button", name="Pause handler").click()
+    assert f"{handler} is paused." in page.locator("#said").inner_text()
+    row = page.locator(f"tr[data-name='{handler}']")
+    assert f"PriceUnknown: {sku}" in row.inner_text()
+    row.get_by_role("button", name="Resume").click()
+    backend.sql("DELETE FROM deliveries WHERE correlation_id = :sku RETURNING 1", sku=sku)
+
+    backend.sql(
+        "INSERT INTO breakers (handler, failures, opened, since, until, last_error)"
+        " VALUES (:handler, 5, 1, now(), now() + interval '1 h', 'x') RETURNING 1",
+        handler=handler,
+    )
+    page.reload()
+    row.get_by_role("button", name="Close breaker").click()
+    assert f"The breaker of {handler} is closed" in page.locator("#said").inner_text()
+    assert backend.sql("SELECT until, failures FROM breakers") == [(None, 0)]
+    assert [one[0] for one in backend.sql("SELECT action FROM audit ORDER BY id DESC LIMIT 3")] == [
+        "close",
+        "resume",
+        "pause",
+    ]
+
+
+def test_dead_letters_have_pages(page, flower, backend):
+    backend.sql(
+        "INSERT INTO dead_letters (id, reason, headers, properties, body, error, at)"
+        " SELECT gen_random_uuid(), 'invalid message', '{}', '{}', 'x', 'page ' || n, now()"
+        " FROM generate_series(1, 150) n RETURNING 1"
+    )
+    try:
+        page.goto(f"{flower}/dead-letters?reason_has=invalid")
+        shown = page.locator("#letters tbody tr")
+        assert shown.count() == 100
+        first = set(shown.all_inner_texts())
+        page.get_by_role("link", name="Older").click()
+        assert "Page 2" in page.locator("nav[aria-label=Pages]").inner_text()
+        assert "reason_has=invalid" in page.url
+        assert shown.count() >= 50
+        assert not first & set(shown.all_inner_texts())
+        assert request(f"{flower}/dead-letters?page={'9' * 5000}", LOGIN).status == 200
+    finally:
+        backend.sql("DELETE FROM dead_letters WHERE error LIKE 'page %' RETURNING 1")
+
+
 def test_a_login_that_may_only_look_sees_no_buttons_and_cannot_act(backend, fail_for):
     delivery_id = fail_for("o11")
     port = free_port()
@@ -447,11 +550,12 @@ def test_a_login_that_may_only_look_sees_no_buttons_and_cannot_act(backend, fail
             answer = request(path, login, data)
             return answer.status, answer.text
 
-        assert "Re-run" in ask("ann:secret")[1]
+        button = 'value="rerun"'
+        assert button in ask("ann:secret")[1]
         status, shown = ask("bob:secret")
         assert status == 200
         assert delivery_id in shown
-        assert "Re-run" not in shown
+        assert button not in shown
         for path in (url, f"{address}/handlers", f"{address}/api/worker/shutdown/x"):
             status, text = ask("bob:secret", form, path)
             assert status == 403

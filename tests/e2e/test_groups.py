@@ -142,6 +142,39 @@ def test_deliveries_that_wait_share_a_transaction(shop: Shop, worker: Child, bac
     assert backend.sql(moved, sku=skus[0]) == [(f"next-{skus[0]}",)]
 
 
+def test_a_message_with_many_commands_does_not_overtake_a_single_one(shop: Shop, worker: Child, skus):
+    new = f"C-{uuid4()}"
+    with paused(worker):
+        created = shop.send("create_batch", ref=f"batch-{new}", sku=new, qty=10)
+        many = shop.send("many", [["allocation.allocate", {"orderid": "order", "sku": new, "qty": 1}]])
+        after = shop.send("allocate", orderid="order-2", sku=new, qty=10)
+
+    assert outcome(created) is None
+    assert [each.get("result") for each in many.get(timeout=30)] == [f"batch-{new}"]
+    assert outcome(after) is None  # out of stock
+
+
+@pytest.mark.parametrize("pool", ["solo"], indirect=True)
+def test_a_new_command_does_not_overtake_those_of_a_group_that_is_run_one_by_one(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    fails_then_sleeps = (
+        "IF nextval('hampered') = 1 THEN RAISE EXCEPTION USING ERRCODE = 'deadlock_detected';"
+        " ELSE PERFORM pg_sleep(1); END IF"
+    )
+    with failing_order(backend, "order-0", fails_then_sleeps):
+        with paused(worker):
+            sent = allocate(shop, [skus[0]] * 6)
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        eventually(lambda: backend.sql(waits) == [(1,)], what="the first of the group, alone")
+        sent.append(shop.send("allocate", orderid="late", sku=skus[0], qty=1))
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{skus[0]}"] * 7
+    in_turn = "SELECT orderid FROM allocations WHERE sku = :sku ORDER BY position"
+    assert backend.sql(in_turn, sku=skus[0]) == [*((f"order-{n}",) for n in range(6)), ("late",)]
+
+
 def test_a_refused_command_is_undone_alone(shop: Shop, worker: Child, backend: Backend, skus):
     """`get_or_create` has inserted the new product by the time the domain refuses the batch."""
     new = f"B-{uuid4()}"

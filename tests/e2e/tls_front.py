@@ -12,14 +12,17 @@ from urllib.parse import urlsplit
 
 from tests.e2e.certificates import Pair
 
+HANDSHAKE = b"\x16"  # the first byte of a TLS connection
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # a PostgreSQL client's request for TLS
 
 
 class TlsFront:
     """Listens on `port`, removes TLS and forwards to the server of `url`."""
 
-    def __init__(self, url: str, pair: Pair) -> None:
+    def __init__(self, url: str, pair: Pair, *, or_plain: bool = False) -> None:
+        """Plan the proxy; with `or_plain` it also forwards what is not encrypted."""
         address = urlsplit(url)
+        self._or_plain = or_plain
         self._server = (str(address.hostname), int(address.port or 0))
         self._postgres = address.scheme.startswith("postgresql")
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -52,6 +55,11 @@ class TlsFront:
                 if client.recv(len(SSL_REQUEST)) != SSL_REQUEST:
                     return
                 client.sendall(b"S")
+            if self._or_plain and client.recv(1, socket.MSG_PEEK) != HANDSHAKE:
+                with socket.create_connection(self._server) as server:
+                    threading.Thread(target=_pump, args=(server, client), daemon=True).start()
+                    _pump(client, server)
+                return
             # A client that does not trust us ends the handshake here.
             with (
                 self._context.wrap_socket(client, server_side=True) as inside,

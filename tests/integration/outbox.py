@@ -39,18 +39,21 @@ USUAL = {
 
 
 def app_on(
-    database_url: str, events: dict[type[Event], list[Callable[..., None]]] | None = None, **options: Any
+    database_url: str,
+    events: dict[type[Event], list[Callable[..., None]]] | None = None,
+    renamed: dict[str, str] | None = None,
+    **options: Any,
 ) -> Iterator[MessagingApp]:
     """Return the backend's app on a database, with the test's own settings and a broker in memory.
 
-    `events` adds or replaces handlers of events.
+    `events` adds or replaces handlers of events, `renamed` says which names they had before.
     """
     settings = Settings(_env_file=None, database_url=database_url, **options)
     changed = dataclasses.replace(
         project,
         bus=MessageBus(project.bus.commands, {**project.bus.events, **(events or {})}),
         settings=lambda: settings,
-        renamed_handlers={"announce_to_the_team": "send_out_of_stock_notification"},
+        renamed_handlers={"announce_to_the_team": "send_out_of_stock_notification", **(renamed or {})},
     )
     app = make_app(changed, celeryconfig)
     app.conf.update(broker_url="memory://localhost", broker_transport=None, broker_transport_options={})

@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from celery.utils.serialization import get_pickleable_exception
 from kombu.serialization import loads, prepare_accept_content
 from sqlalchemy import event, text
 
@@ -163,6 +164,34 @@ def test_a_copy_gets_the_same_unexpected_error(app: MessagingApp, tell):
 
     assert type(answer.error).__name__ == "KeyError"
     assert allocated(app) == []
+
+
+class Gone(Exception):
+    """Cannot be built from its arguments again, so it cannot be pickled."""
+
+    def __init__(self, order: str, shelf: int) -> None:
+        super().__init__(f"{order} is not on shelf {shelf}")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), Gone("o1", 3), KeyError("o1")])
+def test_a_copy_is_told_an_unexpected_error_in_the_same_words(app: MessagingApp, tell, error: Exception):
+    """Celery tells another one where it cannot pickle it. Seed 237 of `make simulate` has found that."""
+    first = message()
+
+    def fail(_command: Command, _uow: Any) -> None:
+        raise error
+
+    def told(answer: Answer) -> tuple[str, str, Any]:
+        with pytest.raises(Exception) as raised:  # noqa: PT011  of any class
+            answer.given()
+        told = get_pickleable_exception(raised.value)
+        return type(told).__module__, type(told).__name__, told.args
+
+    with handled_by(app, Allocate, fail):
+        answers = [tell(ORDER, first), tell(ORDER, again(first))]
+
+    kind = type(error)
+    assert [told(answer) for answer in answers] == [(kind.__module__, kind.__name__, error.args)] * 2
 
 
 def test_a_running_copy_cannot_commit_a_command_whose_sender_got_a_refusal(app: MessagingApp, tell):

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from allocation.config import Settings
 from allocation.domain.events import OutOfStock
-from messaging.options import Breaker, Rate, handler
+from messaging.operator.pausing import Pausing, WrongPause
+from messaging.options import Breaker, HandlerOptions, Rate, handler
+from messaging.postgres.pauses import Scope
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from tests.integration.outbox import app_on, ask, put, receive, sent, state
@@ -195,6 +198,86 @@ def test_a_handler_without_a_breaker_any_more_sends_what_waited(app: MessagingAp
     for next_release in app_on(clean_database, events={OutOfStock: [broken]}):
         housekeeping.relay(next_release.dispatcher)
         assert sorted(sent(next_release)) == sorted(ids)
+
+
+def test_an_operator_closes_a_breaker_before_its_pause_is_over(app: MessagingApp):
+    errors.append(OSError("x"))
+    ids = pending(app, 6)
+    deliver(app, ids)
+    deliver(app, ids)
+    pausing = Pausing(app.dispatcher)
+    with pytest.raises(WrongPause, match="No handler is called 'brokn'; there are broken"):
+        pausing.close("brokn", "ann")
+
+    said = pausing.close("broken", "ann", "the mail server is back")
+
+    assert said.startswith("The breaker of broken is closed; the relay sends what waits")
+    assert sent(app, "allocation.housekeeping")
+    errors.clear()
+    housekeeping.relay(app.dispatcher)
+    assert sorted(sent(app)) == sorted(ids)
+    deliver(app, ids)
+    assert {state(app, one) for one in ids} == {"done"}
+    assert ask(app, "SELECT actor, action, subject, reason FROM audit") == [
+        ("ann", "close", "breaker of broken", "the mail server is back")
+    ]
+    with pytest.raises(WrongPause, match="The breaker of broken has not stopped it"):
+        pausing.close("broken", "ann")
+    pausing.pause(Scope.HANDLER, "broken", "bob", "no mails")
+    with pytest.raises(WrongPause, match=r"It is paused: broken, by bob.*use `resume`"):
+        pausing.close("broken", "ann")
+
+
+def test_a_closed_breaker_opens_again_if_the_failures_go_on(app: MessagingApp):
+    errors.append(OSError("x"))
+    deliver(app, pending(app, 4))
+    Pausing(app.dispatcher).close("broken", "ann")
+
+    deliver(app, pending(app, 10))
+
+    assert len(calls) == 3 + 3
+    assert round(pause_of(app) or 0, -1) == 60  # as the first time
+
+
+def test_a_renamed_handlers_breaker_stays_open_and_is_closed_by_a_trial(
+    app: MessagingApp, clean_database: str
+):
+    @handler(max_retries=5, breaker=Breaker(failures=3, pause_s=60, pause_max_s=200))
+    def mended(event: OutOfStock, uow: Any) -> None:
+        fail_or_not(event, uow)
+
+    errors.append(OSError("x"))
+    ids = pending(app, 8)
+    deliver(app, ids)
+    errors.clear()
+
+    renamed = {"broken": "mended"}
+    for release in app_on(clean_database, {OutOfStock: [mended]}, renamed, relay_grace_s=1):
+        later = put(release, handler="mended", status="pending")
+        receive(release, later, "mended")
+        assert state(release, later) == "waiting"
+        housekeeping.relay(release.dispatcher)
+        assert sent(release) == []
+
+        end_pause(release)
+        housekeeping.relay(release.dispatcher)
+        tried = sent(release)
+        assert tried
+        receive(release, tried[0], "mended")
+        assert state(release, tried[0]) == "done"
+        assert release.runtime.breakers.stopped() == {}
+        assert len(calls) == 4
+
+
+def test_what_a_breaker_leaves_open_the_settings_say():
+    own = Settings(
+        _env_file=None, breaker_failures=9, breaker_share=0.5, breaker_window_s=7, breaker_at_least=8,
+        breaker_trials=4,
+    )  # fmt: skip
+
+    found = own.completed(HandlerOptions(breaker=Breaker(trials=2, window_s=1))).breaker
+
+    assert found == Breaker(9, 0.5, 1, 8, 30, 600, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
+from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import Pausing, WrongPause
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
@@ -223,3 +224,70 @@ def test_a_delivery_without_a_pause_costs_the_same_two_messages_to_the_database(
         ["SAVEPOINT undo", "RELEASE SAVEPOINT undo", "DONE", "COMMIT"],
     ] * len(ids)
     assert len(of_pauses) <= 1 + seconds / SEEN_S
+
+
+def test_a_groups_handler_is_paused_with_the_groups_error_as_the_reason(app: MessagingApp, pausing: Pausing):
+    put(app, handler=STOPPED, error="PriceUnknown: no price for 17")
+    put(app, handler=OTHER, error="KeyError: 'x'")
+    [group] = [
+        one.id
+        for one in DeliveryQueries(app.runtime.engine).groups(DeliveryFilter(), 5)
+        if one.handler == STOPPED
+    ]
+
+    said = pausing.pause_group(group, "anna")
+
+    assert said.startswith(f"{STOPPED} is paused. 0 pending deliveries wait")
+    assert f"`deliveries resume {STOPPED}`" in said
+    [pause] = app.runtime.pauses.active()
+    assert (pause.name, pause.reason) == (STOPPED, f"group {group}: PriceUnknown: no price for 17")
+    with pytest.raises(WrongPause, match="Already paused"):
+        pausing.pause_group(group, "bert", "me too")
+    with pytest.raises(WrongPause, match="No failed delivery is in the group 0000000000"):
+        pausing.pause_group("0000000000", "bert")
+
+
+def test_a_handler_that_is_renamed_while_it_is_paused_stays_paused_and_is_resumed(
+    app: MessagingApp, pausing: Pausing, clean_database: str
+):
+    def new_handler(_event: OutOfStock, _uow: Any) -> None:
+        """Leave a trace."""
+        ran.append("new")
+
+    old = pending(app)
+    pausing.pause(Scope.HANDLER, STOPPED, "anna", "moving")
+    for release in app_on(clean_database, {OutOfStock: [new_handler]}, {STOPPED: "new_handler"}):
+        new = pending(release, "new_handler")
+        receive(release, new, "new_handler")
+        housekeeping.relay(release.dispatcher)
+        assert sent(release) == []
+        assert (state(release, old), state(release, new), ran) == ("waiting", "waiting", [])
+        again = Pausing(release.dispatcher)
+        with pytest.raises(WrongPause, match="Already paused"):
+            again.pause(Scope.HANDLER, "new_handler", "bert", "x")
+
+        # Either name will do, also in the older release's tool.
+        again.resume(Scope.HANDLER, "new_handler", "bert")
+        housekeeping.relay(release.dispatcher)
+        assert sorted(sent(release)) == sorted([old, new])
+        release.runtime.pauses.forget()
+        for delivery_id in (old, new):
+            receive(release, delivery_id, "new_handler")
+        assert ran == ["new", "new"]
+
+
+def test_a_pause_of_the_next_release_is_ended_by_the_tool_of_the_one_before(
+    app: MessagingApp, pausing: Pausing, clean_database: str
+):
+    def new_handler(_event: OutOfStock, _uow: Any) -> None:
+        """Leave a trace."""
+
+    for release in app_on(clean_database, {OutOfStock: [new_handler]}, {STOPPED: "new_handler"}):
+        Pausing(release.dispatcher).pause(Scope.HANDLER, "new_handler", "anna", "moving")
+    delivery_id = pending(app)
+    receive(app, delivery_id, STOPPED)
+    assert state(app, delivery_id) == "waiting"  # it has both names
+
+    pausing.resume(Scope.HANDLER, STOPPED, "bert")
+
+    assert app.runtime.pauses.active() == []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import psycopg2.errors
 import pytest
 from sqlalchemy import Connection, create_engine, text
 
-from allocation.adapters.repository import LOCK_FREE_PRODUCTS, read_ahead
+from allocation.adapters.repository import LOCK_FREE_PRODUCTS, PostgresProductRepository, read_ahead
+from allocation.adapters.unit_of_work import PostgresAllocationUnitOfWork
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import InvalidSku
 from local.waiting import eventually
@@ -19,6 +21,7 @@ from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import Transaction
+from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.telemetry.work import NOBODY, Kind, Work
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
@@ -166,6 +169,24 @@ def test_a_unit_of_work_that_fails_on_an_earlier_ones_write_undoes_the_whole_gro
     assert ask(app, "SELECT sku FROM products") == []
 
 
+def test_a_unit_of_work_that_undoes_a_part_of_its_changes_undoes_no_other_ones(
+    app: MessagingApp, group: SharedTransaction
+):
+    group.open()
+    group.write("INSERT INTO products VALUES ('CHAIR')")
+    group.commit()
+    group.open()
+    group.savepoint()
+    group.write("INSERT INTO products VALUES ('LAMP')")
+    group.undo()
+    group.write("INSERT INTO products VALUES ('TABLE')")
+    group.commit()
+
+    group.commit_all()
+
+    assert ask(app, "SELECT sku FROM products ORDER BY 1") == [("CHAIR",), ("TABLE",)]
+
+
 def stock(app: MessagingApp, *skus: str, qty: int = 10) -> None:
     """Create a batch of each product, with its name in small letters."""
     for sku in skus:
@@ -261,23 +282,105 @@ def test_a_handler_that_fails_after_its_read_ahead_undoes_its_own_changes_alone(
     assert ask(app, "SELECT allocated_quantity FROM batches WHERE sku = 'LAMP'") == [(0,)]
 
 
+def test_what_was_read_ahead_and_not_used_serves_no_later_command(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    """It may have changed since."""
+    stock(app, "CHAIR", "LAMP")
+    allocate, calls = app.runtime.project.bus.commands[Allocate], list[str]()
+
+    def fails_at_first(command: Allocate, uow: Any) -> Any:
+        calls.append(command.sku)
+        if calls == ["CHAIR", "LAMP"]:
+            raise ZeroDivisionError
+        return allocate(command, uow)
+
+    monkeypatch.setitem(app.runtime.project.bus.commands, Allocate, fails_at_first)
+    lines = [("o1", "LAMP", 10), ("o1", "CHAIR", 1), ("o2", "LAMP", 1), ("o1", "LAMP", 10)]
+
+    outcomes = results(app, [Allocate(*line) for line in lines])
+
+    assert outcomes == [ZeroDivisionError, "chair", "lamp", None]
+
+
+def test_a_read_with_a_list_finds_nothing_that_was_read_ahead(app: MessagingApp, group: SharedTransaction):
+    stock(app, "LAMP")
+    group.read_ahead(read_ahead, [Allocate("o1", "LAMP", 1)])
+    group.open()
+
+    assert group.read_before(LOCK_FREE_PRODUCTS, (["LAMP"],)) is None
+
+
+def test_a_repository_that_is_built_with_its_unit_of_work_takes_part(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    """As in docs/how-to/your-own-project.md."""
+
+    class UnitOfWork(PostgresAllocationUnitOfWork):
+        def __init__(self, settings: Any, engine: Any, job: Any, outbox: Any) -> None:
+            super().__init__(settings, engine, job, outbox)
+            self.products = PostgresProductRepository(self.transaction)
+
+        def __enter__(self) -> Self:
+            return PostgresUnitOfWork.__enter__(self)
+
+    stock(app, "CHAIR", "LAMP")
+    monkeypatch.setattr(
+        app.runtime, "project", dataclasses.replace(app.runtime.project, unit_of_work=UnitOfWork)
+    )
+
+    assert results(app, [Allocate("o1", sku, 1) for sku in ("CHAIR", "LAMP")]) == ["chair", "lamp"]
+
+
 def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingApp, other: Connection):
     stock(app, "CHAIR", "LAMP", "TABLE")
     other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
     units = [unit(app, Allocate("o1", sku, 1)) for sku in ("CHAIR", "LAMP", "TABLE")]
-    # Alone it would wait for longer than a test takes.
     with ThreadPoolExecutor(1) as thread:
         group = thread.submit(handle_together, app.runtime, units)
-        eventually(
-            lambda: ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("LAMP",), ("TABLE",)],
-            20,
-            "the commands for other products",
-        )
-        assert not group.done()
+        try:
+            done = group.result(4)  # alone it would wait for 6 s
+        finally:
+            other.rollback()
+
+    assert done.keys() == {unit.id for unit in units[1:]}
+    assert ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("LAMP",), ("TABLE",)]
+
+
+def test_a_command_for_a_locked_product_holds_up_no_other_that_comes_first(
+    app: MessagingApp, other: Connection
+):
+    """Nothing is read ahead for them; in the order of the locks it would come first."""
+    stock(app, "CHAIR")
+    other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
+    units = [unit(app, CreateBatch(sku, sku, 1)) for sku in ("LAMP", "CHAIR")]
+
+    with ThreadPoolExecutor(1) as thread:
+        group = thread.submit(handle_together, app.runtime, units)
+        try:
+            done = group.result(4)
+        finally:
+            other.rollback()
+
+    assert done == {}  # so each runs alone, in turn
+
+
+def test_commands_for_one_product_wait_together_for_its_lock(app: MessagingApp, other: Connection):
+    """Nobody else waits for them, and the lock may be another group's."""
+    stock(app, "LAMP")
+    other.execute(text("SELECT FROM products WHERE sku = 'LAMP' FOR NO KEY UPDATE"))
+    units = [unit(app, Allocate(f"o{number}", "LAMP", 1)) for number in range(3)]
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND state_change < now() - interval '0.4 s'"
+    )
+
+    with ThreadPoolExecutor(1) as thread:
+        group = thread.submit(handle_together, app.runtime, units)
+        eventually(lambda: ask(app, waits) == [(1,)], 20, "a group that has waited for long")
         other.rollback()
 
         assert len(group.result(20)) == 3
-    assert ask(app, "SELECT count(*) FROM allocations") == [(3,)]
 
 
 def test_what_is_read_ahead_is_as_fresh_as_its_lock(app: MessagingApp, other: Connection):

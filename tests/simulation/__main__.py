@@ -4,7 +4,8 @@ python -m tests.simulation --minutes 10                    fresh seeds
 python -m tests.simulation --seed 7 --without 0,2 --choices 12:1,40:3    one, as a failing run prints it
 python -m tests.simulation --mutations                     find each planted bug
 python -m tests.simulation --redis --minutes 10            the Redis transport, in a world of its own
-python -m tests.simulation --small                         all schedules of a small case
+python -m tests.simulation --small                         all schedules of small cases
+python -m tests.simulation --small "two faults" --minutes 10   of one level, as many as fit
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from tests.simulation.choices import recorded
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.redis.mutations import MUTATIONS as REDIS_MUTATIONS
 from tests.simulation.redis.world import redis_world
-from tests.simulation.run import A_MINUTE, Schedule, hunt, shrunk, story
+from tests.simulation.run import A_MINUTE, Schedule, WronglyPlanted, hunt, measured, shrunk, story
 from tests.simulation.server import simulated_world
-from tests.simulation.small import play_all
+from tests.simulation.small import LEVELS, play_all
 from tests.simulation.world import World
 
 
@@ -36,7 +37,7 @@ def main() -> int:
         with redis_world() as world:
             return _run(world, options, REDIS_MUTATIONS)
     with simulated_world() as world:
-        return _play_small(world) if options.small else _run(world, options, MUTATIONS)
+        return _play_small(world, options) if options.small is not None else _run(world, options, MUTATIONS)
 
 
 def _run(world: Any, options: argparse.Namespace, mutations: Mapping[str, Any]) -> int:
@@ -60,7 +61,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--choices", help="decisions that are not calm, as position:option,…")
     parser.add_argument("--mutations", nargs="?", const="", help="find planted bugs whose words contain this")
     parser.add_argument("--redis", action="store_true", help="play the Redis transport's world")
-    parser.add_argument("--small", action="store_true", help="play all schedules of a small case")
+    parser.add_argument(
+        "--small",
+        nargs="?",
+        const="",
+        help="play all schedules of small cases, of the levels with these words",
+    )
     return parser.parse_args()
 
 
@@ -99,11 +105,12 @@ def _replay(world: Any, options: argparse.Namespace) -> int:
     return 0 if outcome.failure is None else 1
 
 
-def _play_small(world: World) -> int:
-    for name, schedules, seconds, outcome in play_all(world):
-        print(f"{name}: {schedules:,} schedules in {seconds:.0f} s", flush=True)
-        if outcome is not None:
-            print(story(outcome))
+def _play_small(world: World, options: argparse.Namespace) -> int:
+    levels = (words for words in LEVELS if (options.small or "") in words)
+    for name, played in play_all(world, levels, options.minutes and 60 * options.minutes):
+        print(f"{name}: {played}", flush=True)
+        if played.failed is not None:
+            print(story(played.failed))
             return 1
     return 0
 
@@ -113,9 +120,14 @@ def _find_bugs(world: Any, options: argparse.Namespace, mutations: Mapping[str, 
     for words, plant in mutations.items():
         if options.mutations not in words:
             continue
-        with plant(world):
-            first, seconds = options.seed or 1, options.minutes and 60 * options.minutes
-            result = hunt(world, range(first, first + A_MINUTE), seconds)
+        first, seconds = options.seed or 1, options.minutes and 60 * options.minutes
+        try:
+            with plant(world):
+                result = measured(world, range(first, first + A_MINUTE), seconds)
+        except WronglyPlanted as error:
+            missed += 1
+            print(f"| {words} | WRONGLY PLANTED: {error} |", flush=True)
+            continue
         missed += result.found is None
         what = result.outcome.failure if result.outcome else "NOT FOUND"
         figures = f"{result.found or ''} | {result.schedules} | {result.seconds:.0f}"

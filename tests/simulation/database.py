@@ -6,17 +6,20 @@ instead, and lets other processes go on until its answer has come.
 
 from __future__ import annotations
 
+import re
 import select
 import time
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 from psycopg2.extensions import POLL_OK, POLL_READ
 from sqlalchemy import Engine, event
 
 from tests.simulation import sql
 from tests.simulation.clock import Clock
+from tests.simulation.mistakes import notice
 from tests.simulation.scheduler import Broken, Crash, Fault, Process, current, step
 
 #: Seconds after which an answer is late enough to ask whether a lock keeps it.
@@ -75,6 +78,9 @@ BEHIND_S = 0.5
 #: Errors that mean the same as a connection that is gone.
 GONE = "server closed the connection unexpectedly"
 
+#: How long the rest of a transaction waits for each lock, in milliseconds.
+LOCK_TIMEOUT = re.compile(r"SET LOCAL lock_timeout = (\d+)")
+
 #: What may happen at a statement.
 FAULTS = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_BEFORE, Fault.ERROR_AFTER, Fault.SLOW_CRASH)
 
@@ -90,7 +96,7 @@ class Cursor(psycopg2.extensions.cursor):
             return
         connection.require_alive()
         text = query.decode() if isinstance(query, bytes) else str(query)
-        if text.startswith(("PREPARE ", "SET ")):
+        if text.startswith("PREPARE ") or (text.startswith("SET ") and not LOCK_TIMEOUT.match(text)):
             self._send(query, params)
             return
         if params is not None:
@@ -100,7 +106,11 @@ class Cursor(psycopg2.extensions.cursor):
 
     def _send(self, query: Any, params: Any = None) -> None:
         connection: Any = self.connection
-        connection.drive(super().execute, query, params)
+        try:
+            connection.drive(super().execute, query, params)
+        except psycopg2.ProgrammingError as error:
+            notice(error)
+            raise
 
     def _run(self, connection: Any, statement: str) -> None:
         if statement == "ROLLBACK":
@@ -108,7 +118,10 @@ class Cursor(psycopg2.extensions.cursor):
             step("ROLLBACK", lambda: self._send(statement))
             return
         if statement == "BEGIN":
-            connection.begins = True
+            connection.begins, connection.waits_s = True, None
+            return
+        if found := LOCK_TIMEOUT.match(statement):  # by the simulated clock
+            connection.waits_s = int(found.group(1)) / 1000
             return
         ends = statement == "COMMIT"
         connection.step(
@@ -127,6 +140,8 @@ class Connection(psycopg2.extensions.connection):
     abandoned = False
     pid = 0
     begins = False  # with the next statement, which saves a round trip
+    waits_s: float | None = None  # at most, for a lock, in this transaction
+    has_waited = False  # for so long
     driven = False  # the driver is in the middle of a statement, and has locked it
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,8 +153,11 @@ class Connection(psycopg2.extensions.connection):
         self.driven = True
         try:
             do(*args)
-        except psycopg2.Error:
+        except psycopg2.Error as error:
             self.driven = False
+            if self.has_waited:
+                self.has_waited = False
+                raise psycopg2.errors.LockNotAvailable("canceling statement due to lock timeout") from error
             raise
         self.driven = False
 
@@ -150,6 +168,8 @@ class Connection(psycopg2.extensions.connection):
         at = int(database.clock.at * 1_000_000)
         if begins or (not self.autocommit and self.status == psycopg2.extensions.STATUS_READY):
             database.clock_at = database.clock.at
+            if not begins:
+                self.waits_s = None
             return f"{'BEGIN; ' if begins else ''}{SET_NOW % at}{statement}"
         if database.clock.at > database.clock_at + BEHIND_S and statement != "COMMIT":
             database.clock_at = database.clock.at
@@ -381,8 +401,13 @@ class Database:
         elif fault is not Fault.NONE:
             process.blocked_on = None
             scheduler.die(process, slowly=fault is Fault.SLOW_CRASH)
+        if connection.waits_s is not None:
+            process.wakes_at = self.clock.at + connection.waits_s
         process.pause()
-        process.blocked_on = None
+        if connection.waits_s is not None and not self.has_answer(connection):
+            connection.has_waited = True
+            self.cancel(connection)
+        process.blocked_on = process.wakes_at = None
         self.blocked.pop(connection.pid, None)
 
     def has_answer(self, connection: Any) -> bool:

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 from celery.backends.redis import RedisBackend
 from celery.worker.request import Request as CeleryRequest
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 import reliable_celery.requests
 from allocation.adapters import repository
@@ -23,13 +22,18 @@ from messaging.postgres import announcements, attempts, gate, inbox, outbox
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.inbox import Answer, Inbox
+from messaging.postgres.low_water import LowWater
 from messaging.postgres.order import Lanes
+from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.wire.cloud_events import Announcement
-from messaging.worker import events
+from messaging.worker import events, sharing
+from messaging.worker.delivery_group import DeliveryUnit
 from messaging.worker.received import Received
+from reliable_celery.groups import collecting
 from reliable_celery.results import ResultBackend
+from tests.simulation.planting import put, sql_of, without
 from tests.simulation.world import World
 
 Mutation = Callable[[World], ExitStack]
@@ -49,39 +53,6 @@ def mutation(words: str) -> Callable[[Callable[[World, ExitStack], None]], None]
         MUTATIONS[words] = planted
 
     return register
-
-
-def put(stack: ExitStack, target: Any, name: str, value: Any) -> None:
-    """Replace an attribute."""
-    stack.enter_context(patch.object(target, name, value))
-
-
-def without(stack: ExitStack, module: Any, name: str, *parts: str, instead: str = "") -> None:
-    """Replace parts of the text of a statement."""
-    found = getattr(module, name)
-    sql = (
-        found.text
-        if isinstance(found, TextClause)
-        else _sql_of(found)[1]
-        if isinstance(found, Statement)
-        else found
-    )
-    for part in parts:
-        assert part in sql, f"{part!r} is not in {name}"
-        sql = sql.replace(part, instead)
-    if isinstance(found, TextClause):
-        put(stack, module, name, text(sql))
-    elif isinstance(found, Statement):
-        put(stack, module, name, Statement(sql, *_sql_of(found)[0]))
-    else:
-        put(stack, module, name, sql)
-
-
-def _sql_of(statement: Statement) -> tuple[list[str], str]:
-    """Return the types and the text of a prepared statement."""
-    found = re.match(r"PREPARE \w+ \((.*?)\) AS (.*)", statement._prepare, re.DOTALL)
-    assert found
-    return found.group(1).split(", "), found.group(2)
 
 
 # Answers and keys
@@ -182,6 +153,9 @@ def _(_world: World, stack: ExitStack) -> None:
 
 # Deliveries
 
+#: Of handlers that have nothing to wait for, and of the others.
+CLAIMS = (attempts, "CLAIM"), (gate, "CLAIM_GATED")
+
 
 @mutation("a relay without row locks")
 def _(_world: World, stack: ExitStack) -> None:
@@ -190,12 +164,14 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a claim without a row lock")
 def _(_world: World, stack: ExitStack) -> None:
-    without(stack, attempts, "CLAIM", "FOR UPDATE SKIP LOCKED")
+    for module, name in CLAIMS:
+        without(stack, module, name, "FOR UPDATE SKIP LOCKED")
 
 
 @mutation("a claim that does not look at the state")
 def _(_world: World, stack: ExitStack) -> None:
-    without(stack, attempts, "CLAIM", "AND status = 'pending' ")
+    for module, name in CLAIMS:
+        without(stack, module, name, "AND status = 'pending' ")
 
 
 @mutation("done is written in another transaction than the effects")
@@ -209,7 +185,7 @@ def _(_world: World, stack: ExitStack) -> None:
         with patch.object(Attempt, "finish", lambda _self, transaction, _result: transaction.release()):
             deliveries = commit(self, result)
         with Transaction(self.transaction._engine) as transaction:
-            transaction.write(attempts.DONE, (job.worker, job.id))
+            transaction.write(attempts.DONE, (job.worker, job.id, job.effects.stored()))
             transaction.commit()
         return deliveries
 
@@ -238,7 +214,8 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("failures of earlier runs are counted for this one")
 def _(_world: World, stack: ExitStack) -> None:
-    without(stack, attempts, "CLAIM", " AND run = deliveries.reruns")
+    for module, name in CLAIMS:
+        without(stack, module, name, " AND run = deliveries.reruns")
     without(stack, attempts, "COUNT_OPEN", " AND run = %(run)s")
 
 
@@ -275,13 +252,18 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("announcements are deleted by range")
 def _(_world: World, stack: ExitStack) -> None:
     @contextmanager
-    def take(self: announcements.Announcements, limit: int) -> Iterator[list[Announcement]]:
+    def take(
+        self: announcements.Announcements,
+        limit: int,
+        _low: LowWater | None = None,  # of no use: another one may be committed below
+    ) -> Iterator[list[Announcement]]:
         query = text(
-            "SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject"
-            " FROM announcements ORDER BY position LIMIT :limit"
+            "SELECT event_id::text, event_type, payload, correlation_id, causation_id, at, position, subject,"
+            " traceparent FROM announcements WHERE pg_try_advisory_xact_lock(:lock)"
+            " ORDER BY position LIMIT :limit"
         )
         with self.engine.begin() as connection:
-            rows = connection.execute(query, {"limit": limit}).all()
+            rows = connection.execute(query, {"limit": limit, "lock": announcements.LOCK}).all()
             yield [Announcement(*row) for row in rows]
             last = max((row.position for row in rows), default=0)
             connection.execute(text("DELETE FROM announcements WHERE position <= :last"), {"last": last})
@@ -294,8 +276,10 @@ def _(_world: World, stack: ExitStack) -> None:
     take = announcements.Announcements.take
 
     @contextmanager
-    def take_first(self: announcements.Announcements, limit: int) -> Iterator[list[Announcement]]:
-        with take(self, limit) as taken:
+    def take_first(
+        self: announcements.Announcements, limit: int, low: LowWater | None = None
+    ) -> Iterator[list[Announcement]]:
+        with take(self, limit, low) as taken:
             pass
         yield taken
 
@@ -312,7 +296,7 @@ def _overwrite(stack: ExitStack) -> None:
         "UPDATE batches SET purchased_quantity = $1, allocated_quantity = $2"
         " WHERE $3 = $3 AND $4 = $4 AND reference = $5"
     )
-    put(stack, repository, "UPDATE_BATCH", Statement(sql, *_sql_of(found)[0]))
+    put(stack, repository, "UPDATE_BATCH", Statement(sql, *sql_of(found)[0]))
 
 
 @mutation("a lock that finds nothing, the read after it, and quantities that overwrite")
@@ -342,3 +326,80 @@ def _(_world: World, stack: ExitStack) -> None:
         return place(self, line)
 
     put(stack, repository, "Product", type("Product", (Product,), {"_place": place_anew}))
+
+
+# Groups
+
+
+@mutation("a message of a group has no savepoint")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, SharedTransaction, "_send", Transaction._send)
+
+
+@mutation("a message that is undone takes what the others of its group have yet to send with it")
+def _(_world: World, stack: ExitStack) -> None:
+    close = SharedTransaction.close
+
+    def close_all(self: SharedTransaction) -> None:
+        self._start = 0
+        close(self)
+
+    put(stack, SharedTransaction, "close", close_all)
+
+
+@mutation("a group reads ahead for every message of a product, and quantities that overwrite")
+def _(_world: World, stack: ExitStack) -> None:
+    _overwrite(stack)
+    put(stack, sharing, "_key", lambda message: repr(message))
+
+
+@mutation("a group reads ahead without a lock, and quantities that overwrite")
+def _(_world: World, stack: ExitStack) -> None:
+    _overwrite(stack)
+    without(stack, repository, "LOCK_FREE_PRODUCTS", " FOR NO KEY UPDATE SKIP LOCKED")
+
+
+@mutation("a group's answers are given although its commit failed")
+def _(_world: World, stack: ExitStack) -> None:
+    commit_all = SharedTransaction.commit_all
+
+    def commit_or_not(self: SharedTransaction) -> None:
+        with suppress(*DATABASE_ERRORS):
+            commit_all(self)
+
+    put(stack, SharedTransaction, "commit_all", commit_or_not)
+
+
+@mutation("a group's messages are acknowledged before their answers are stored")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, ResultBackend, "when_stored", lambda *_args: False)
+
+
+@mutation("redelivered messages join groups")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, collecting, "may_join", lambda request: getattr(request.task, "together", None) is not None)
+    put(stack, Received, "is_fresh", property(lambda self: not self.expired))
+
+
+@mutation("the deliveries of a group are claimed without a row lock")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "CLAIM_ALL", "FOR UPDATE SKIP LOCKED")
+
+
+@mutation("the deliveries of a group are claimed without a look at their state")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "CLAIM_ALL", "AND status = 'pending' ")
+
+
+@mutation("a delivery of a group whose handler failed is done")
+def _(_world: World, stack: ExitStack) -> None:
+    run = DeliveryUnit.run
+
+    def run_to_done(self: DeliveryUnit, transaction: SharedTransaction) -> Any:
+        made = run(self, transaction)
+        if made is None:
+            transaction.write(attempts.DONE, (self.attempt.worker, self.id, None))
+            return []
+        return made
+
+    put(stack, DeliveryUnit, "run", run_to_done)

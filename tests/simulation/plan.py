@@ -14,6 +14,9 @@ from tests.simulation.scheduler import Odds
 #: Handlers of events.
 FAILING = ("tally_allocation", "reallocate", "send_out_of_stock_notification")
 
+#: What kinds of workers there are: with a pool, or of one process, which forms groups or does not.
+GROUPS = (), (), (3, 0, 2), (2, 4, 3), (1, 4, 4), (4, 4, 4)
+
 #: A command of this SKU kills whoever carries it out.
 POISON = "POISON"
 
@@ -42,6 +45,10 @@ class Plan:
     duplicates: int = 0
     forgets: int = 0  # how often the broker loses everything
     workers: int = 2
+    groups: tuple[int, ...] = ()  # the most commands of a group, by worker; 0: it has a pool; 1: no groups
+    at_once: bool = False  # whether senders wait for answers only when they have sent everything
+    late_s: float = 0.0  # until workers begin
+    refusals: float = 0.0  # how likely a command's handler fails when it has written everything
     operators: int = 1
     relays: int = 2
     failing: str = ""  # a handler of events that always fails
@@ -51,7 +58,7 @@ class Plan:
     hangs: float = 0.0  # how likely a handler that fails does it only when its session is gone
     stays_s: float = 0.0  # how long the schedule goes on when all is done
     prepared: tuple[Order, ...] = ()  # carried out before the schedule begins
-    copies: Order | None = None  # a command of which two copies are there from the beginning
+    waiting: tuple[Order, ...] = ()  # sent before it begins; the same wish twice is two copies of a message
 
     def without(self, left_out: Iterable[int]) -> Plan:
         """Leave wishes out, by their number in the whole plan."""
@@ -98,6 +105,9 @@ def random_plan(seed: int) -> Plan:
         senders[name] = orders
     if random.random() < 0.22:
         senders = _rush(random)
+    crowded, prepared = random.random() < 0.3, ()
+    if crowded:
+        prepared, senders = _crowd(random)
     for_good = random.random() < 0.3
     odds = Odds(
         go_on=random.choice((0.95, 0.8, 0.5, 0.3)),
@@ -108,7 +118,7 @@ def random_plan(seed: int) -> Plan:
     return Plan(
         senders,
         odds,
-        duplicates=random.choice((0, 0, 1, 2)),
+        duplicates=random.choice((0, 1, 3, 4) if crowded else (0, 0, 1, 2)),
         forgets=random.choice((0, 0, 0, 1)),
         operators=random.choice((0, 1, 2, 2)) if for_good else random.choice((0, 0, 1)),
         workers=random.choice((2, 2, 3)),
@@ -119,6 +129,11 @@ def random_plan(seed: int) -> Plan:
         deadly=FAILING[0] if random.random() < 0.18 else "",
         deadly_for_s=random.choice((15.0, 1000.0)),
         stays_s=random.choice((15.0, 40.0)) if for_good else 0.0,
+        groups=random.choice(GROUPS[2:] if crowded else GROUPS),
+        at_once=crowded or random.random() < 0.3,
+        late_s=0.3 if crowded else 0.0,
+        refusals=random.choice((0.0, 0.3, 0.3) if crowded else (0.0, 0.0, 0.1)),
+        prepared=prepared,
     )
 
 
@@ -127,6 +142,27 @@ def _rush(random: Random) -> dict[str, list[Order]]:
     orders = [Order(f"rush{number}", (Allocate(f"o{number}", "LAMP", number + 1),)) for number in range(4)]
     stock = [Order("stock", (CreateBatch("b1", "LAMP", random.randint(3, 12)),))]
     return {"shop": stock + orders[:1], "office": orders[1:3], "store": orders[3:]}
+
+
+def _crowd(random: Random) -> tuple[tuple[Order, ...], dict[str, list[Order]]]:
+    """Have so many wishes at once that messages arrive together; return what comes before, and these."""
+    skus = ["LAMP", "RUG", "BED"][: random.choice((1, 2, 3, 3))]
+    stock = [
+        Order(f"stock{number}", (CreateBatch(f"b{number + 1}", sku, random.randint(2, 8)),))
+        for number, sku in enumerate(skus)
+    ]
+    orders = [
+        _order(random, f"crowd{number}", skus)
+        if random.random() < 0.4
+        else Order(f"crowd{number}", (Allocate(f"o{number}", skus[number % len(skus)], 2),))
+        for number in range(random.randint(3, 6))
+    ]
+    if random.random() < 0.15:
+        orders.insert(0, Order("poison", (Allocate("o9", POISON, 1),)))
+    senders = {"shop": orders[:2], "office": orders[2:4], "store": orders[4:]}
+    if random.random() < 0.3:
+        return (), {**senders, "shop": stock + orders[:2]}
+    return tuple(stock), senders
 
 
 def _order(random: Random, key: str, skus: list[str]) -> Order:

@@ -23,7 +23,9 @@ from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
+from reliable_celery.requests import error_of
 from tests.simulation.broker import FAULTS, Broker, Message
+from tests.simulation.mistakes import notice
 from tests.simulation.plan import FAILING, Order
 from tests.simulation.scheduler import Scheduler, step
 
@@ -60,6 +62,8 @@ class Pool:
         """Run it, and hand over what came of it."""
         accept_callback(0, 0.0)
         failed, value, runtime = trace_task_ret(*args, app=self.app)
+        if failed:
+            notice(error_of(value))
         callback((failed, value, runtime))
 
 
@@ -69,8 +73,8 @@ class Worker:
     def __init__(self, app: MessagingApp, broker: Broker, scheduler: Scheduler, name: str) -> None:
         self.app, self.broker, self.scheduler, self.name = app, broker, scheduler, name
         self.pool = Pool(app)
-        self.handling: Message | None = None
-        self.before: Callable[[Message], object] = lambda _message: None
+        self.handling: list[Message] = []
+        self.before: Callable[[list[Message]], object] = lambda _messages: None
         self.after: Callable[[], object] = lambda: None
 
     def run(self) -> None:
@@ -95,10 +99,24 @@ class Worker:
         """Run a message's task as a worker does."""
         if message.holder != self.name:  # somebody else was quicker
             return
-        self.handling = message
-        self.before(message)
+        self.begin([message])
+        self.request_of(message).execute_using_pool(self.pool)
+        self.end()
+
+    def begin(self, messages: list[Message]) -> None:
+        """Note what is handled from here on."""
+        self.handling = messages
+        self.before(messages)
+
+    def end(self) -> None:
+        """Note that it is handled."""
+        self.after()
+        self.handling = []
+
+    def request_of(self, message: Message) -> Any:
+        """Return the request that a worker makes of a message."""
         task = self.app.tasks[message.headers["task"]]
-        request: Any = symbol_by_name(task.Request)(
+        return symbol_by_name(task.Request)(
             message,
             on_ack=lambda *_: self._settle(message),
             on_reject=lambda _logger, _errors, requeue=False: self._reject(message, requeue),
@@ -107,9 +125,6 @@ class Worker:
             task=task,
             connection_errors=(OSError,),
         )
-        request.execute_using_pool(self.pool)
-        self.after()
-        self.handling = None
 
     def _settle(self, message: Message) -> None:
         step(
@@ -150,6 +165,7 @@ class Housekeeper:
             try:
                 job(self.app.dispatcher)
             except TROUBLE as error:
+                notice(error)
                 self.scheduler.tell(f"{job.__name__} ended with {type(error).__name__}")
 
 
@@ -170,6 +186,7 @@ class Operator:
             try:
                 act()
             except (MessagingError, *TROUBLE) as error:
+                notice(error)
                 self.scheduler.tell(f"{act.__name__} ended with {type(error).__name__}: {error}")
 
     def rerun(self) -> None:
@@ -216,22 +233,40 @@ class Operator:
 
 
 class Sender:
-    """Another app, which sends its wishes one by one and repeats what was not answered."""
+    """Another app, which sends its wishes one by one, or all at once, and repeats what was not answered."""
 
-    def __init__(self, client: AllocationClient, scheduler: Scheduler, orders: list[Order]) -> None:
-        self.client, self.scheduler, self.orders = client, scheduler, orders
-        #: Called with what is about to be sent: (order, what it was told), None where that is nothing.
-        self.on_told: Callable[[Order, Any], object] = lambda _order, _told: None
+    def __init__(
+        self, client: AllocationClient, scheduler: Scheduler, orders: list[Order], at_once: bool = False
+    ) -> None:
+        self.client, self.scheduler, self.orders, self.at_once = client, scheduler, orders, at_once
 
     def run(self) -> None:
         """Send everything."""
+        sent = {order.key: self.begin(order) for order in self.orders} if self.at_once else {}
         for order in self.orders:
-            for _ in range(TRIES):
-                told = self.send(order)
+            for attempt in range(TRIES):
+                first = sent.get(order.key) if attempt == 0 else None
+                told = self.send(order) if first is None else self.answer(first)
                 self.scheduler.tell(f"was told {told!r} for {order.key}"[:160])
                 if not isinstance(told, Unavailable | NotAnswered):
                     break
-            self.on_told(order, told)
+
+    def begin(self, order: Order) -> Any:
+        """Send one wish without waiting; None if it has to be sent again, or in another way."""
+        if order.bulk or order.expires_s is not None:
+            return None
+        step(f"wants {order}", lambda: None, changes=False)
+        try:
+            return self.client.delay(order.commands[0], key=order.key)
+        except (MessagingError, OSError):
+            return None
+
+    def answer(self, sent: Any) -> Any:
+        """Return what it came to, an error as a value."""
+        try:
+            return self.client.answer(sent, PATIENCE_S)
+        except (MessagingError, AllocationError, OSError) as error:
+            return error
 
     def send(self, order: Order) -> Any:
         """Send one wish and return what it came to, an error as a value."""

@@ -41,8 +41,65 @@ class Results:
 current_results: list[Results] = []
 
 
+class Connection:
+    """What the backend needs of a connection: it sends results at once, and reads the replies later."""
+
+    is_connected = True
+
+    def __init__(self) -> None:
+        self.arrived = self.lost = False
+
+    def pack_commands(self, commands: Any) -> Any:
+        """Leave commands as they are."""
+        return commands
+
+    def send_packed_command(self, commands: Any) -> None:
+        """Store the results; if the connection is lost after that, the replies are."""
+        stored = {_text(command[1]): command[2] for command in commands if command[0] == "SET"}
+
+        def store() -> None:
+            self.arrived = True
+            for key, value in stored.items():
+                current_results[-1].set(key, value)
+
+        try:
+            step(
+                f"tells {', '.join(_shown(key, value) for key, value in stored.items())}",
+                store,
+                *FAULTS,
+                error=lambda: RedisConnectionError("Connection reset by peer"),
+            )
+        except RedisConnectionError:
+            self.lost = True
+            if not self.arrived:
+                raise
+
+    def read_response(self) -> bytes:
+        """Return a reply."""
+        if self.lost:
+            raise RedisConnectionError("Connection reset by peer")
+        return b"OK"
+
+    def disconnect(self) -> None:
+        """Close it."""
+        self.is_connected = False
+
+
+class ConnectionPool:
+    """Makes connections."""
+
+    def get_connection(self) -> Connection:
+        """Return a connection."""
+        return Connection()
+
+    def release(self, _connection: Connection) -> None:
+        """Forget a connection."""
+
+
 class Redis:
     """What the backend needs of redis-py."""
+
+    connection_pool = ConnectionPool()
 
     def get(self, key: Any) -> bytes | None:
         """Return a value."""
@@ -60,6 +117,10 @@ class Backend(ResultBackend):
         super().__init__(app=app, url="redis://127.0.0.1:1/1")
         self.redis = Redis()
 
+    def begin_anew(self) -> None:
+        """Forget what a process that is dead had sent or kept."""
+        self._call_soon, self._connection, self._unconfirmed, self._held = None, None, (), None
+
     @property
     def client(self) -> Any:
         """Return the simulated Redis."""
@@ -74,10 +135,8 @@ class Backend(ResultBackend):
         self._set(key, value)
 
     def _set(self, key: Any, value: Any, expires: int | None = None) -> None:  # noqa: ARG002  as the backend
-        meta = json.loads(value)
-        shown = meta["result"] if meta["status"] == "SUCCESS" else (meta["result"] or {}).get("exc_type")
         step(
-            f"tells {str(key)[-13:-1]} {meta['status']} {shown!r}",
+            f"tells {_shown(key, value)}",
             lambda: current_results[-1].set(_text(key), value),
             *FAULTS,
             error=lambda: RedisConnectionError("Connection reset by peer"),
@@ -109,6 +168,12 @@ class Backend(ResultBackend):
         meta = self.get_task_meta(result.id, cache=False)
         result._maybe_set_cache(meta)
         return result.maybe_throw(propagate=False)
+
+
+def _shown(key: Any, value: Any) -> str:
+    meta = json.loads(value)
+    shown = meta["result"] if meta["status"] == "SUCCESS" else (meta["result"] or {}).get("exc_type")
+    return f"{_text(key)[-12:]} {meta['status']} {shown!r}"
 
 
 def _text(key: Any) -> str:

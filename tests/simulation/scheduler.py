@@ -162,7 +162,11 @@ class Scheduler:
 
     def break_off(self, text: str) -> NoReturn:
         """End the schedule from within a process, whatever the code around would make of an exception."""
-        self.failure = Broken(text)
+        self.end_with(Broken(text))
+
+    def end_with(self, failure: Broken) -> NoReturn:
+        """End the schedule with this failure."""
+        self.failure = failure
         process = current()
         if process is not None:
             process.dead = True
@@ -195,7 +199,7 @@ class Scheduler:
     def _chosen(self) -> Process:
         ready = [process for process in self.processes if self._is_ready(process)]
         sleeping = sorted(
-            (p for p in self.processes if p.wakes_at is not None and p not in ready and not p.blocked_on),
+            (p for p in self.processes if p.wakes_at is not None and p not in ready),
             key=lambda p: p.wakes_at or 0.0,
         )
         if self.last in ready:
@@ -216,10 +220,10 @@ class Scheduler:
         return process
 
     def _is_ready(self, process: Process) -> bool:
-        if process.blocked_on is not None:
-            return self.has_answer(process.blocked_on)
         if process.wakes_at is not None and process.wakes_at <= self.clock.at:
             return True
+        if process.blocked_on is not None:
+            return self.has_answer(process.blocked_on)
         return process.ready() if process.ready is not None else process.wakes_at is None
 
 

@@ -15,9 +15,11 @@ from allocation.config import Settings
 from allocation.domain.events import Allocated, BatchCreated, BatchQuantityChanged
 from messaging.bus import MessageBus
 from messaging.options import handler
+from messaging.postgres.shared import SharedTransaction
 from messaging.worker.app import MessagingApp, make_app
 from tests.simulation.clock import Clock
 from tests.simulation.database import Database
+from tests.simulation.mistakes import notice
 from tests.simulation.results import Backend
 
 INSERT_EFFECT = "INSERT INTO effects (job, key, handler) VALUES (%s, %s, %s)"
@@ -29,9 +31,10 @@ BROKER = {
     "broker_transport_options": {},
 }
 
-#: Called with (job, message) when a handler has begun, and with (job, name) before it ends well.
+#: Called with (job, message) when a handler has begun, and before it ends well with (job, name, whether it
+#: shares its transaction).
 watch_begin: list[Callable[[Any, Any], object]] = []
-watch_end: list[Callable[[Any, str], object]] = []
+watch_end: list[Callable[[Any, str, bool], object]] = []
 
 
 def settings_on(url: str) -> Settings:
@@ -55,6 +58,7 @@ def settings_on(url: str) -> Settings:
     )
 
 
+@handler(shares_transaction=True)
 def tally_allocation(event: Allocated, uow: Any) -> None:
     """Do nothing but what every simulated handler does: leave a row."""
 
@@ -81,8 +85,12 @@ def counted(handler: Callable[[Any, Any], Any], *, of_command: bool) -> Callable
         watch_begin[-1](job, message)
         key = job.key if of_command else job.id
         uow.transaction.write(INSERT_EFFECT, (job.id, key, handler.__name__))
-        result = handler(message, uow)
-        watch_end[-1](job, handler.__name__)
+        try:
+            result = handler(message, uow)
+        except Exception as error:
+            notice(error)
+            raise
+        watch_end[-1](job, handler.__name__, isinstance(uow.transaction, SharedTransaction))
         return result
 
     return run

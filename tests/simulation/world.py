@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
@@ -26,8 +25,8 @@ import messaging.delivery
 import messaging.postgres.inbox
 import messaging.worker.announcer
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
-from messaging.postgres.announcements import LowWater
 from messaging.wire.validation import from_dict
+from messaging.worker.app import MessagingApp
 from tests.simulation import broker as brokers
 from tests.simulation import results as stores
 from tests.simulation import slots
@@ -40,6 +39,7 @@ from tests.simulation.plan import POISON, Order, Plan, random_plan
 from tests.simulation.processes import QUEUES, Housekeeper, Operator, Sender, Worker
 from tests.simulation.results import Results
 from tests.simulation.scheduler import Broken, Crash, Fault, Process, Scheduler, current, step
+from tests.simulation.solo import SoloWorker
 
 #: Steps after which a schedule must be at its end, and how many of them are left for the calm end.
 STEPS = 6000
@@ -107,9 +107,6 @@ class World:
 
         A pool asks a connection that it kept whether it is alive, which is a step, and a new one it does not.
         """
-        for app in self.apps.values():  # what a process remembers
-            app.runtime.pauses.forget()
-            object.__setattr__(app.runtime.announcements, "_low", LowWater())
         for engine in self.engines:
             if not self.database.has_one(engine):
                 engine.dispose()
@@ -138,7 +135,7 @@ class World:
             try:
                 run.start()
                 scheduler.run(STEPS)
-                if plan.copies is not None:
+                if plan.waiting:
                     run.settle()
                 run.end()
             except Exception as error:  # noqa: BLE001  told as what the schedule came to
@@ -185,21 +182,20 @@ class Run:
         for name in ("anna", "bert")[: self.plan.operators]:
             self.start_operator(name)
         for name, orders in self.plan.senders.items():
-            sender = Sender(self.world.clients[name], self.scheduler, orders)
+            sender = Sender(self.world.clients[name], self.scheduler, orders, self.plan.at_once)
             self.scheduler.start(name, sender.run)
         if self.plan.duplicates or self.plan.forgets:
             self.scheduler.start("broker", self.trouble, background=True)
 
     def prepare(self) -> None:
-        """Carry out what comes before, and put the two copies of a command into the broker."""
-        worker = Worker(self.world.apps["worker 1"], self.broker, self.scheduler, "before")
+        """Carry out what comes before, and put what waits into the broker."""
+        worker = Worker(self.fresh_app("worker 1"), self.broker, self.scheduler, "before")
         for order in self.plan.prepared:
             self.publish(order)
         while self.broker.waiting:
             worker.handle(self.broker.take(self.broker.waiting[0], worker.name))
-        if self.plan.copies is not None:
-            self.publish(self.plan.copies)
-            self.broker.waiting.append(deepcopy(self.broker.waiting[-1]))
+        for order in self.plan.waiting:
+            self.publish(order)
         self.books.check()
 
     def publish(self, order: Order) -> None:
@@ -214,15 +210,40 @@ class Run:
             task_id=order.key,
         )
 
-    def start_worker(self, name: str) -> None:
-        """Start a worker, which is started again when it dies."""
+    def fresh_app(self, name: str) -> MessagingApp:
+        """Return a worker's app, which remembers nothing of the process before."""
         app = self.world.apps[name]
         app.dispatcher.announcer.nudged_until = 0.0
         app.runtime.pauses.forget()
-        worker = Worker(app, self.broker, self.scheduler, f"{name}#{self.scheduler.steps}")
+        backend: Any = app.backend
+        backend.begin_anew()
+        for task in app.tasks.values():
+            if (group := getattr(task, "together", None)) is not None:
+                vars(group).update({name: {} for name in ("_done", "_made") if name in vars(group)})
+        return app
+
+    def worker_of(self, name: str) -> Worker:
+        """Make a worker."""
+        app = self.fresh_app(name)
+        limit = dict(enumerate(self.plan.groups, 1)).get(int(name[-1]), 0)
+        object.__setattr__(app.runtime.settings, "group_max", max(1, limit))  # of one schedule
+        full_name = f"{name}#{self.scheduler.steps}"
+        if limit:
+            return SoloWorker(app, self.broker, self.scheduler, full_name, limit)
+        return Worker(app, self.broker, self.scheduler, full_name)
+
+    def start_worker(self, name: str) -> None:
+        """Start a worker, which is started again when it dies."""
+        worker, late_s = self.worker_of(name), 0.0 if self.scheduler.steps else self.plan.late_s
         worker.after = self.handled
         worker.before = self.taken
-        process = self.scheduler.start(name, worker.run, background=True)
+
+        def run() -> None:
+            if late_s:
+                self.scheduler.sleep(late_s)
+            worker.run()
+
+        process = self.scheduler.start(name, run, background=True)
         self.workers[name] = worker
 
         def died() -> None:
@@ -354,18 +375,29 @@ class Run:
             self.scheduler.tell("is killed by the message")
             self.scheduler.die(process)
 
-    def ends(self, job: Any, handler: str) -> None:
+    def ends(self, job: Any, handler: str, shares: bool) -> None:
         """Have an event's handler fail where the schedule says so."""
         process = current()
-        if process is None or not hasattr(job, "token"):
+        if process is None:
+            return
+        if not hasattr(job, "token"):
+            self.refuse()
             return
         if handler == self.plan.deadly and self.world.clock.at < EPOCH + self.plan.deadly_for_s:
             self.kill(job, handler, process)
         is_out = handler == self.plan.failing and self.world.clock.at < EPOCH + self.plan.failing_for_s
         if is_out or self.scheduler.fault((Fault.ERROR_BEFORE,)) is not Fault.NONE:
-            self.failed(job)
+            if not shares:  # else its task makes it again, alone, and only that counts
+                self.failed(job)
             self.hang(process)
             self.scheduler.tell("handler fails")
+            raise HandlerFailed("the schedule says so")
+
+    def refuse(self) -> None:
+        """Have a command's handler fail in its end, where the schedule says so."""
+        refuses = self.plan.refusals and self.scheduler.choices.pick((False, True), 1 - self.plan.refusals)
+        if refuses and not self.scheduler.calm:
+            self.scheduler.tell("handler refuses")
             raise HandlerFailed("the schedule says so")
 
     def kill(self, job: Any, handler: str, process: Process) -> None:
@@ -406,16 +438,17 @@ class Run:
             self.failing.setdefault(process.name, []).append((job.id, job.token))
             self.books.runs[job.token] = job.delivery.reruns
 
-    def taken(self, message: Message) -> None:
-        """Remember when a message was taken; a bulk message's commands are named after it."""
+    def taken(self, messages: list[Message]) -> None:
+        """Remember when messages were taken; a bulk message's commands are named after it."""
         if process := current():
             process.faults = 0
-        self.books.taken[message.id] = self.books.checks
-        for position in range(4):
-            self.books.taken[f"{message.id}.{position}"] = self.books.checks
+        for message in messages:
+            self.books.taken[message.id] = self.books.checks
+            for position in range(4):
+                self.books.taken[f"{message.id}.{position}"] = self.books.checks
 
     def handled(self) -> None:
-        """Check that the attempts that failed are counted, once their message is done with."""
+        """Check that the attempts that failed are counted, once their messages are done with."""
         process = current()
         if process is not None and process.faults:
             self.note_lost(self.workers[process.name])
@@ -423,14 +456,15 @@ class Run:
             self.must_be_counted(delivery_id, token)
 
     def note_lost(self, worker: Worker) -> None:
-        """Remember a worker that may not have counted its attempt."""
-        if worker.handling is not None and (row := self.books.deliveries.get(worker.handling.id)):
-            self.lost[row["id"], row["run"]] += 1
+        """Remember a worker that may not have counted its attempts."""
+        for message in worker.handling:
+            if row := self.books.deliveries.get(message.id):
+                self.lost[row["id"], row["run"]] += 1
 
     def may_be_lost(self, delivery_id: str, run: int) -> int:
         """Return how many workers were lost with a delivery, or are busy with it."""
-        busy = (one.handling for one in self.workers.values())
-        return self.lost[delivery_id, run] + sum(1 for one in busy if one and one.id == delivery_id)
+        busy = (message for worker in self.workers.values() for message in worker.handling)
+        return self.lost[delivery_id, run] + sum(1 for one in busy if one.id == delivery_id)
 
     def must_be_counted(self, delivery_id: str, token: str) -> None:
         """Raise Broken where an attempt at a pending delivery left no trace in its run."""
@@ -488,7 +522,7 @@ class Run:
         """Go on until the messages are gone, while things may still break."""
         gone = lambda: not self.broker.waiting and not self.broker.held  # noqa: E731
         self.scheduler.start(
-            "copies", lambda: self.scheduler.wait_until(gone, "waits until the messages are gone")
+            "messages", lambda: self.scheduler.wait_until(gone, "waits until the messages are gone")
         )
         self.scheduler.run(STEPS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from messaging import __version__
-from messaging.operator.cli import groups, pauses, reruns  # noqa: F401  # add to `deliveries`
+from messaging.operator.cli import groups, long_reruns, pauses, reruns  # noqa: F401  # add to `deliveries`
 from messaging.operator.cli.audit import audit
 from messaging.operator.cli.check import backlog, check
 from messaging.operator.cli.commands import commands_of

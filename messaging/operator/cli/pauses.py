@@ -1,4 +1,4 @@
-"""`deliveries pause`, `resume`, `pauses` and `blocked`."""
+"""`deliveries pause`, `resume`, `close`, `pauses` and `blocked`."""
 
 from __future__ import annotations
 
@@ -46,18 +46,39 @@ def _subject(handler: str | None, event: str | None, everything: bool) -> tuple[
     epilog="""Example:
   {prog} deliveries pause {handler} --reason "the mail server is being moved"
   {prog} deliveries pause --event {event} --reason "wrong prices"
+  {prog} deliveries pause --group 0123456789
 """
 )
 @subject
-@click.option("--reason", required=True, type=REASON, help="Why; shown wherever its deliveries are listed.")
+@click.option("--group", type=TEXT, help="The handler of this group of failures, as `groups` lists it.")
+@click.option(
+    "--reason",
+    type=REASON,
+    help="Why; shown wherever its deliveries are listed. Only with --group there is a default: its error.",
+)
 @pass_tool
-def pause(tool: Tool, handler: str | None, event: str | None, everything: bool, reason: str) -> None:
+def pause(
+    tool: Tool,
+    handler: str | None,
+    event: str | None,
+    everything: bool,
+    group: str | None,
+    reason: str | None,
+) -> None:
     """Stop a handler, the handlers of an event, or all, until `resume`.
 
     Their deliveries wait and use up no attempts. What is running finishes. Workers notice within a second.
     """
+    pausing = Pausing(tool.dispatcher)
+    if group is not None:
+        if handler is not None or event is not None or everything:
+            raise click.UsageError("Pass --group alone: it names its handler.")
+        console().print(pausing.pause_group(group, tool.actor, reason), soft_wrap=True)
+        return
     scope, name = _subject(handler, event, everything)
-    console().print(Pausing(tool.dispatcher).pause(scope, name, tool.actor, reason))
+    if reason is None:
+        raise click.UsageError("Missing option '--reason'.")
+    console().print(pausing.pause(scope, name, tool.actor, reason))
 
 
 @deliveries.command(epilog="Example:\n  {prog} deliveries resume {handler}")
@@ -68,6 +89,18 @@ def resume(tool: Tool, handler: str | None, event: str | None, everything: bool,
     """End a pause; the relay sends what waits, only as fast as workers take it."""
     scope, name = _subject(handler, event, everything)
     console().print(Pausing(tool.dispatcher).resume(scope, name, tool.actor, reason))
+
+
+@deliveries.command(epilog="Example:\n  {prog} deliveries close {handler} --reason 'the mail server is back'")
+@click.argument("handler", type=TEXT)
+@click.option("--reason", type=REASON, help="Why; kept in the audit.")
+@pass_tool
+def close(tool: Tool, handler: str, reason: str | None) -> None:
+    """Close a handler's breaker before its pause is over: all its deliveries go on.
+
+    It opens again if the failures go on.
+    """
+    console().print(Pausing(tool.dispatcher).close(handler, tool.actor, reason))
 
 
 @deliveries.command(epilog="Example:\n  {prog} deliveries pauses")

@@ -11,18 +11,16 @@ import click
 from messaging.delivery import Delivery, Status
 from messaging.operator.cli.deliveries import deliveries
 from messaging.operator.cli.interrupts import between_turns
+from messaging.operator.cli.long_reruns import rerun_after_canary
 from messaging.operator.cli.options import REASON, chosen, filters, ids_argument, must_choose
 from messaging.operator.cli.output import console, print_table, progress
 from messaging.operator.cli.tool import REFUSED, Interrupted, Tool
 from messaging.operator.deliveries import DeliveryQueries
-from messaging.operator.reruns import outcome
+from messaging.operator.reruns import CANARY_S, outcome
 from messaging.postgres.filters import DeliveryFilter
 from messaging.worker.dispatcher import RerunTurn
 
 WAIT_STEP_S = 0.2
-
-#: Seconds that a canary has, unless `--wait` says otherwise.
-CANARY_S = 60.0
 
 pass_tool = click.make_pass_decorator(Tool)
 
@@ -35,7 +33,8 @@ pass_tool = click.make_pass_decorator(Tool)
   {prog} deliveries rerun --all --limit 5000 --rate 20
 
 A delivery that is done or running is never re-run. Ctrl-C stops between two batches: deliveries that were
-requeued will run, the rest stay failed. Run the same command again to continue.""",
+requeued will run, the rest stay failed. Run the same command again to continue. With --canary, the re-run
+goes on in the housekeeping worker if this program dies; `reruns` lists it and `stop` ends it.""",
 )
 @ids_argument
 @filters
@@ -51,7 +50,10 @@ requeued will run, the rest stay failed. Run the same command again to continue.
     metavar="N",
     help="Re-run N at random first, and the others only if all of these succeed.",
 )
-@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="How long to wait for the outcome.")
+@click.option(
+    "--wait", "wait_s", type=float, metavar="SECONDS",
+    help=f"How long to wait for the outcome; with --canary, for that of the first ones [{CANARY_S:g}].",
+)  # fmt: skip
 @pass_tool
 def rerun(
     tool: Tool, /, ids: tuple[UUID, ...], everything: bool, dry_run: bool, limit: int, **options: Any
@@ -66,8 +68,8 @@ def rerun(
         return
     _say_what_is_left_alone(tool, ids)
     if canary:
-        _try_some(tool, which, min(canary, limit), wait_s or CANARY_S)
-        limit -= min(canary, limit)
+        rerun_after_canary(tool, which, limit, canary, wait_s or CANARY_S, rate)
+        return
     turns = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
     put_back = tuple(delivery.id for turn in turns for delivery in turn.deliveries)
     console().print(outcome(turns))
@@ -79,21 +81,6 @@ def rerun(
         _wait(tool, put_back, wait_s)
     if ids and not put_back:
         raise SystemExit(REFUSED)
-
-
-def _try_some(tool: Tool, which: DeliveryFilter, count: int, wait_s: float) -> None:
-    """Re-run some at random, and end the program unless all of them succeed."""
-    ids = DeliveryQueries(tool.runtime.engine).sample(which, count)
-    if not ids:
-        return
-    for _ in tool.dispatcher.rerun(DeliveryFilter(ids=ids), f"{tool.actor} (canary)", count):
-        pass
-    console().print(f"{len(ids):,} of them are tried first.")
-    try:
-        _wait(tool, ids, wait_s)
-    except SystemExit:
-        console().print("The others were left alone, since not all of these succeeded.")
-        raise
 
 
 def _rerun(

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
-from unittest.mock import patch
 
 from reliable_celery.redis import channel, fetch, later, leases, trips
 from reliable_celery.redis.fetch import ending_of
 from reliable_celery.redis.leases import LeasingChannel
 from reliable_celery.redis.restore import Pushes
 from reliable_celery.redis.trips import FetchingChannel
+from tests.simulation.planting import put
 from tests.simulation.redis.world import RedisWorld
 
 MUTATIONS: dict[str, Callable[[RedisWorld], ExitStack]] = {}
@@ -37,7 +37,7 @@ def script(stack: ExitStack, module: Any, name: str, part: str, instead: str = "
     """Replace a part of a script."""
     text = getattr(module, name)
     assert part in text, f"{part!r} is not in {name}"
-    stack.enter_context(patch.object(module, name, text.replace(part, instead)))
+    put(stack, module, name, text.replace(part, instead))
 
 
 def fetching(stack: ExitStack, part: str, instead: str = "") -> None:
@@ -63,7 +63,7 @@ def _(stack: ExitStack) -> None:
                 client.hset(self.unacked_key, tag, b"[" + item + ending_of(queue).encode())
                 client.zadd(self.unacked_index_key, {tag: 2_000_000_000})
 
-    stack.enter_context(patch.object(FetchingChannel, "_read_batch", read_and_register))
+    put(stack, FetchingChannel, "_read_batch", read_and_register)
 
 
 @mutation("messages are registered without a time")
@@ -79,18 +79,18 @@ def _(stack: ExitStack) -> None:
 
 @mutation("overdue messages are taken from workers with a lease")
 def _(stack: ExitStack) -> None:
-    script(stack, leases, "OVERDUE", "if not lease or tonumber(lease) <= now then", "do")
+    script(stack, leases, "OVERDUE", "if not lease or tonumber(lease) < now then", "do")
 
 
 @mutation("a lease counts as expired while it lasts")
 def _(stack: ExitStack) -> None:
-    script(stack, leases, "TEND", "'-inf', now)", "'-inf', now + ARGV[2])")
+    script(stack, leases, "TEND", "'(' .. now)", "'(' .. (now + ARGV[2]))")
 
 
 @mutation("a worker without a lease does not register its messages anew")
 def _(stack: ExitStack) -> None:
-    stack.enter_context(patch.object(LeasingChannel, "held_tags", lambda _self: []))
-    stack.enter_context(patch.object(FetchingChannel, "held_tags", lambda _self: []))
+    put(stack, LeasingChannel, "held_tags", lambda _self: [])
+    put(stack, FetchingChannel, "held_tags", lambda _self: [])
 
 
 @mutation("a message is requeued in two steps")
@@ -101,7 +101,7 @@ def _(stack: ExitStack) -> None:
             for key, message in zip(self.keys, self.commands[1::2], strict=True):
                 client.rpush(key, message)
 
-    stack.enter_context(patch.object(Pushes, "move", move))
+    put(stack, Pushes, "move", move)
 
 
 @mutation("a due message is requeued and stays registered")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation.redis.mutations import MUTATIONS
 from tests.simulation.redis.world import RedisWorld, redis_world
-from tests.simulation.run import A_MINUTE, Schedule, hunt, shrunk, story
+from tests.simulation.run import A_MINUTE, Schedule, hunt, measured, shrunk, story
 
 #: Seconds of random schedules.
 SECONDS = 15.0
@@ -53,7 +53,7 @@ def test_a_bug_planted_in_the_transport_is_found(world: RedisWorld, words: str):
     first = random.SystemRandom().randrange(10**9)
 
     with MUTATIONS[words](world):
-        result = hunt(world, range(first, first + A_MINUTE))
+        result = measured(world, range(first, first + A_MINUTE))
 
     print(f"{words}: {result}, --seed {result.found and result.found.seed}")
     assert result.found, f"not found in {result}"

@@ -15,12 +15,14 @@ from uuid import UUID
 import redis
 import redis.retry
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
-from reliable_celery.redis import adoption, channel, fetch, later, leases, news, settling, trips
+from reliable_celery.redis import adoption, channel, fetch, later, leases, news, rota, settling, trips
 from reliable_celery.redis.channel import Channel
 from reliable_celery.redis.settling import QoS
 from reliable_celery.redis.transport import Transport
 from tests.simulation.clock import Clock
+from tests.simulation.mistakes import notice
 from tests.simulation.scheduler import Fault, current, step
 
 FAULTS = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_BEFORE, Fault.ERROR_AFTER)
@@ -39,6 +41,7 @@ SCRIPTS = (
     (later, "PUT_OFF"),
     (later, "GIVE_BACK_DUE"),
     (adoption, "ADOPT"),
+    (rota, "LEAVE"),
 )
 
 
@@ -57,8 +60,9 @@ class Server:
         self.socket.close()
 
     def empty(self) -> None:
-        """Delete everything."""
+        """Delete everything, the scripts too: who calls one by its name has to send it first, each time."""
         self.client.flushdb()
+        self.client.script_flush()
         self.set_clock()
 
     def set_clock(self) -> None:
@@ -117,6 +121,15 @@ class StepConnection(redis.Connection):
             lose=self.disconnect,
         )
 
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a reply; an error of a script is a mistake in it, whatever the transport makes of that."""
+        try:
+            return super().read_response(*args, **kwargs)
+        except ResponseError as error:
+            if not self.greets:
+                notice(error)
+            raise
+
 
 class StepQoS(QoS):
     """The transport's, which does nothing when this whole process ends."""
@@ -156,6 +169,7 @@ NAMES = {
     "PUT_OFF": "local wait =",
     "GIVE_BACK_DUE": "'^(%S+) (.*)$'",
     "MOVE": "HEXISTS",
+    "LEAVE": "local watched =",
 }
 
 
@@ -171,7 +185,7 @@ def in_place(server: Server, clock: Clock, seed: int) -> Iterator[None]:
         for module in (trips, channel):
             sha = fetch.hashlib.sha1(trips.FETCH.encode(), usedforsecurity=False).hexdigest()
             stack.enter_context(patch.object(module, "FETCH_SHA", sha))
-        for module in (adoption, channel, later, leases, news, settling, trips):
+        for module in (adoption, channel, later, leases, news, rota, settling, trips):
             stack.enter_context(patch.object(module, "monotonic", clock.monotonic))
         stack.enter_context(patch.object(leases, "uuid4", lambda: UUID(int=ids.getrandbits(128), version=4)))
         stack.enter_context(patch.object(redis.retry, "sleep", clock.sleep))

@@ -1,0 +1,242 @@
+"""Re-runs of many: a few first, progress, an end before time, and whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from allocation.domain.events import OutOfStock
+from messaging.operator.pausing import Pausing
+from messaging.operator.reruns import WrongRerun, begin, listed
+from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Scope
+from messaging.postgres.reruns import NotUnderWay
+from messaging.worker import housekeeping
+from messaging.worker.app import MessagingApp
+from messaging.worker.rerunning import take_step
+from tests.integration.outbox import app_on, ask, put, receive, sent, state
+
+HANDLER = "flaky_handler"
+
+#: What the handler raises.
+errors: list[Exception] = []
+
+
+def flaky_handler(_event: OutOfStock, _uow: Any) -> None:
+    """Fail while the test says so."""
+    if errors:
+        raise errors[-1]
+
+
+@pytest.fixture
+def app(clean_database: str) -> Iterator[MessagingApp]:
+    """An app whose one handler fails at once and for good if at all."""
+    errors.clear()
+    yield from app_on(
+        clean_database,
+        events={OutOfStock: [flaky_handler]},
+        event_max_retries=0,
+        relay_grace_s=60,
+        relay_grace_max_s=60,
+    )
+
+
+def failed(app: MessagingApp, count: int, **facts: Any) -> list[str]:
+    return [put(app, handler=HANDLER, **facts) for _ in range(count)]
+
+
+def deliver(app: MessagingApp) -> list[str]:
+    """Have a worker take all messages; return their deliveries."""
+    ids = sent(app)
+    for delivery_id in ids:
+        receive(app, delivery_id, HANDLER)
+    return ids
+
+
+def states(app: MessagingApp) -> dict[str, int]:
+    return dict(ask(app, "SELECT status, count(*) FROM deliveries GROUP BY 1"))  # type: ignore[arg-type]
+
+
+def audited(app: MessagingApp) -> tuple[Any, ...]:
+    [row] = ask(app, "SELECT count, outcome FROM audit WHERE action = 'rerun'")
+    return row
+
+
+def test_the_others_follow_once_all_that_were_tried_first_have_succeeded(app: MessagingApp):
+    failed(app, 10)
+
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann", canary=3)
+    assert housekeeping.relay(app.dispatcher) == 0
+    assert states(app) == {"failed": 7, "pending": 3}
+    assert len(deliver(app)) == 3
+    assert audited(app) == (3, "under way")
+
+    assert housekeeping.relay(app.dispatcher) == 7
+    assert audited(app) == (10, "done")
+    assert len(deliver(app)) == 7
+    assert states(app) == {"done": 10}
+    with pytest.raises(NotUnderWay, match=f"Re-run {begun.id} has ended: done, 10 requeued"):
+        app.runtime.bulk_reruns.stop(begun.id, "bob")
+
+
+def test_the_others_are_left_alone_if_one_that_was_tried_first_fails(app: MessagingApp):
+    failed(app, 10)
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann", canary=2)
+    first, second = sent(app)
+    receive(app, first, HANDLER)
+    errors.append(RuntimeError("still broken"))
+    receive(app, second, HANDLER)
+
+    ended = take_step(app.dispatcher, begun.id)
+
+    assert ended.outcome == "stopped: not all that were tried first succeeded (1 done, 1 failed)"
+    assert audited(app) == (2, ended.outcome)
+    assert states(app) == {"failed": 9, "done": 1}
+    assert take_step(app.dispatcher, begun.id) == ended
+
+
+def test_the_others_are_left_alone_if_the_first_take_too_long_but_not_if_nobody_looked(app: MessagingApp):
+    failed(app, 4)
+    late = begin(app.dispatcher, DeliveryFilter(), "ann", canary=1)
+    ask(app, "UPDATE bulk_reruns SET canary_until = now() - interval '1 s' RETURNING 1")
+    ended = take_step(app.dispatcher, late.id)
+    assert ended.outcome == "stopped: not all that were tried first succeeded in time (1 pending)"
+    deliver(app)
+
+    seen_late = begin(app.dispatcher, DeliveryFilter(), "ann", canary=1)
+    deliver(app)
+    ask(app, "UPDATE bulk_reruns SET canary_until = now() - interval '1 h' RETURNING 1")
+    assert take_step(app.dispatcher, seen_late.id).outcome == "done"
+
+
+def test_none_are_tried_first_while_their_handler_is_paused_or_stopped(app: MessagingApp):
+    failed(app, 3)
+    Pausing(app.dispatcher).pause(Scope.HANDLER, HANDLER, "bob", "no mails now")
+
+    with pytest.raises(WrongRerun, match=r"they would wait: flaky_handler, by bob .*no mails now. Resume it"):
+        begin(app.dispatcher, DeliveryFilter(), "ann", canary=1)
+
+    Pausing(app.dispatcher).resume(Scope.HANDLER, HANDLER, "bob")
+    ask(
+        app,
+        "INSERT INTO breakers (handler, failures, since, until, last_error)"
+        " VALUES (:name, 5, now(), now() + interval '1 min', 'no mail server') RETURNING 1",
+        name=HANDLER,
+    )
+    with pytest.raises(WrongRerun, match=r"no mail server. Close its breaker before"):
+        begin(app.dispatcher, DeliveryFilter(), "ann", canary=1)
+    assert states(app) == {"failed": 3}
+    assert ask(app, "SELECT DISTINCT action FROM audit ORDER BY 1") == [("pause",), ("resume",)]
+
+
+def test_a_long_rerun_is_paced_by_the_queue_and_stopped_by_anyone(app: MessagingApp):
+    failed(app, 1000)
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann")
+
+    housekeeping.relay(app.dispatcher)
+    [line] = listed(app.runtime, 5)
+    assert (line.count, line.expected, line.state, line.may_stop) == (400, 1000, "under way", True)
+    assert take_step(app.dispatcher, begun.id).deliveries == []
+    assert states(app) == {"failed": 600, "pending": 400}  # nobody takes them
+
+    stopped = app.runtime.bulk_reruns.stop(begun.id, "bob")
+    assert stopped.outcome == "stopped by bob"
+    deliver(app)
+    housekeeping.relay(app.dispatcher)
+    assert states(app) == {"failed": 600, "done": 400}
+    assert audited(app) == (400, "stopped by bob")
+
+
+def test_a_rerun_with_a_rate_takes_no_more_than_that(app: MessagingApp):
+    failed(app, 60)
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann", rate=10)
+
+    ask(app, "UPDATE bulk_reruns SET paced_at = clock_timestamp() - interval '2 s' RETURNING 1")
+    assert 20 <= len(take_step(app.dispatcher, begun.id).deliveries) <= 25
+    assert len(take_step(app.dispatcher, begun.id).deliveries) < 5
+    ask(app, "UPDATE bulk_reruns SET paced_at = now() - interval '1 h' RETURNING 1")
+    assert take_step(app.dispatcher, begun.id).outcome == "done"
+
+
+def test_many_processes_take_steps_of_the_same_rerun_and_each_delivery_is_requeued_once(app: MessagingApp):
+    failed(app, 300)
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann")
+    requeued: list[str] = []
+
+    def go_on() -> None:
+        while (progress := app.runtime.bulk_reruns.step(begun.id, 7)).is_under_way:
+            requeued.extend(row.id for row in progress.deliveries)
+        requeued.extend(row.id for row in progress.deliveries)
+
+    threads = [threading.Thread(target=go_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert len(requeued) == len(set(requeued)) == 300
+    assert ask(app, "SELECT DISTINCT reruns FROM deliveries") == [(1,)]
+    assert audited(app) == (300, "done")
+
+
+def test_a_rerun_and_a_discard_of_the_same_group_at_once_share_it(app: MessagingApp):
+    failed(app, 600)
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann")
+    gone: list[str] = []
+    discard = threading.Thread(
+        target=lambda: gone.extend(app.runtime.outbox.discard(DeliveryFilter(), "bob", 1000, "no"))
+    )
+    discard.start()
+    while app.runtime.bulk_reruns.step(begun.id, 10).is_under_way:
+        pass
+    discard.join(60)
+
+    found = states(app)
+    assert found.get("pending", 0) == audited(app)[0]
+    assert found.get("discarded", 0) == len(gone)
+    assert sum(found.values()) == 600
+
+
+def test_failures_after_the_beginning_are_left_alone(app: MessagingApp):
+    failed(app, 5)
+    errors.append(RuntimeError("again"))
+    begin(app.dispatcher, DeliveryFilter(), "ann")
+    for _ in range(3):
+        housekeeping.relay(app.dispatcher)
+        deliver(app)
+
+    assert audited(app) == (5, "done")
+    assert ask(app, "SELECT DISTINCT reruns, status FROM deliveries") == [(1, "failed")]
+
+
+def test_a_filter_of_a_newer_release_is_not_read_as_a_wider_one(app: MessagingApp):
+    [one] = failed(app, 1)
+    begun = begin(app.dispatcher, DeliveryFilter(handlers=(HANDLER,), older_than_s=1.5), "ann")
+    ask(app, 'UPDATE bulk_reruns SET filter = filter || \'{"shop": "berlin"}\' RETURNING 1')
+
+    assert housekeeping.relay(app.dispatcher) == 0
+    assert state(app, one) == "failed"
+    assert "cannot filter by shop" in listed(app.runtime, 5)[0].what
+    app.runtime.bulk_reruns.stop(begun.id, "bob")
+
+
+def test_a_filter_survives_being_stored(app: MessagingApp):
+    now = app.runtime.outbox.clock()
+    full = DeliveryFilter(
+        (HANDLER, "older"), "OutOfStock", "x'\x00y", now, now, 2.5, "c", "0123456789", ("a", "b")
+    )
+
+    stored = DeliveryFilter.from_stored(full.stored)
+
+    assert stored.sql == full.sql
+    assert stored.facts == full.facts
+
+
+def test_nothing_that_failed_is_a_rerun_that_has_ended(app: MessagingApp):
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann", canary=5)
+
+    assert take_step(app.dispatcher, begun.id).outcome == "done"
+    assert audited(app) == (0, "done")

@@ -1,0 +1,1 @@
+"""Handlers with several limits at once, on real workers."""
