@@ -23,6 +23,9 @@ __all__ = ["flower", "prometheus"]
 #: Waits for a lock until it is killed.
 LOCKS = "import psycopg2, sys; psycopg2.connect(sys.argv[1]).cursor().execute('LOCK TABLE batches')"
 
+#: Alerts of Flower whose cause is there, or is not, when the test begins.
+AT_START = {"RelayStopped", "DatabaseAway", "SessionsBlocked", "OldSnapshot", "DeadLetters"}
+
 #: A rate needs two values.
 SEEN = "count_over_time(allocation_command_seconds_count[1m]) > 1"
 
@@ -71,7 +74,7 @@ def quiet(prometheus: str) -> set[str]:
 @pytest.mark.timeout(300)
 def test_each_alert_sees_its_cause(worker, backend, shop, sku, prometheus, mail_is_down):
     """All at once: nothing runs the housekeeping, mail is down, and sessions hold locks and snapshots."""
-    eventually(lambda: quiet(prometheus) == {"RelayStopped"}, 60, f"one alert, not {quiet(prometheus)}")
+    eventually(lambda: quiet(prometheus) & AT_START == {"RelayStopped"}, 60, "the relay to be missed")
     eventually(lambda: ask(prometheus, "query", query=SEEN)["result"], 60, "two scrapes of the worker")
     url = backend.addresses.database_url.replace("+psycopg2", "")
     with ExitStack() as sessions:
@@ -106,7 +109,7 @@ def test_each_alert_sees_its_cause(worker, backend, shop, sku, prometheus, mail_
         shop.app.send_task(
             "allocation.allocate", ("o", sku, 1), queue="allocation.commands", declare=(), headers=headers
         )
-        left = {rule["alert"] for rule in RULES} - {"DatabaseAway"}
+        left = {rule["alert"] for rule in RULES} - {"DatabaseAway", "BreakerOpen"}  # no handler has one
         with suppress(NotInTimeError):
             eventually(lambda: not left - firing(prometheus), 40, every=1)
         assert left - firing(prometheus) == set()
