@@ -91,7 +91,7 @@ class AsksTheLively(SentinelManagedConnection):
     """Asks the Sentinel first that answered last."""
 
     def _connect_retry(self, *args: Any, **kwargs: Any) -> Any:
-        if self._sock:
+        if getattr(self, "_sock", None):
             return None
         sentinels = self.connection_pool.sentinel_manager.sentinels
         everyone = frozenset(map(_address, sentinels))
