@@ -18,6 +18,7 @@ from messaging.errors import describe
 from messaging.operator import queues
 from messaging.operator.health import Health, Lags
 from messaging.operator.queues import Backlog
+from messaging.operator.snapshots import holders
 from messaging.operator.stats import Counts, Overview, Statistics
 from messaging.options import options_of
 from messaging.postgres.breakers import Stopped, stop_of
@@ -27,6 +28,8 @@ from messaging.worker.app import MessagingApp
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 10.0
+#: Counts that are older are not returned any more. To count the done deliveries of a large table takes long.
+OLD_S = 120.0
 #: Counting done deliveries scans the table, so it happens rarely.
 REFRESH_DONE_S = 300.0
 #: Queues of other apps that are counted; their number is not ours to limit.
@@ -41,11 +44,18 @@ class Snapshot:
     done: Counts = field(default_factory=dict)
     heartbeats: Mapping[str, float] = field(default_factory=dict)  # seconds since each job's last run
     lags: Lags | None = None
+    held_s: float = 0.0  # age of the oldest transaction that keeps dead rows
     dead_rows: Mapping[str, int] = field(default_factory=dict)  # by table
     backlogs: Mapping[str, Backlog] = field(default_factory=dict)  # by queue; empty while the broker is away
     waits: Counts = field(default_factory=dict)  # by (handler, what for)
     stopped: Mapping[str, Stopped] = field(default_factory=dict)  # by its breaker
     load: int | None = None  # messages of commands and deliveries that wait or are being worked on
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_old(self) -> bool:
+        """Return whether counting hangs: a server that has stopped answering raises no error."""
+        return time.monotonic() - self.at > OLD_S
 
 
 class DeliveryCollector(Collector):
@@ -68,6 +78,8 @@ class DeliveryCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the last snapshot."""
         snapshot, name = self._snapshot, self._runtime.project.name
+        if snapshot.is_old:
+            snapshot = Snapshot()
         yield GaugeMetricFamily(
             f"{name}_database_up",
             "1 while deliveries can be counted",
@@ -144,6 +156,7 @@ class DeliveryCollector(Collector):
             done,
             heartbeats,
             health.lags(),
+            max((holder.seconds or 0.0 for holder in holders(self._runtime.engine, 0)), default=0.0),
             health.dead_rows(),
             self._backlogs(),
             statistics.waits(),
@@ -182,8 +195,8 @@ def _lags(name: str, snapshot: Snapshot) -> Iterable[Metric]:
         ),
         ("announcements", "Events not yet published to other apps", lags.announcements),
         ("announcements_oldest_seconds", "Age of the oldest unpublished event", lags.announcements_s),
-        ("database_oldest_snapshot_seconds", "Age of the oldest open snapshot", lags.snapshot_s),
-        ("database_blocked_sessions", "Sessions that wait for a lock", lags.blocked),
+        ("database_oldest_snapshot_seconds", "Age of the oldest open snapshot", snapshot.held_s),
+        ("database_blocked_sessions", "Sessions that have waited for a lock for seconds", lags.blocked),
     ):
         yield GaugeMetricFamily(f"{name}_{metric}", text, value=value)
     tables = {(table,): count for table, count in snapshot.dead_rows.items()}

@@ -18,7 +18,7 @@ from messaging.brokers.topology import is_rabbitmq
 from messaging.delivery import Status
 from messaging.errors import describe
 from messaging.operator import queues
-from messaging.operator.health import Health
+from messaging.operator.health import BLOCKED_S, Health
 from messaging.operator.pausing import active, shown
 from messaging.operator.snapshots import holders
 from messaging.operator.stats import Overview, Statistics
@@ -33,8 +33,8 @@ ANSWER_S = 3.0
 CLOCK_S = 5.0
 #: How many intervals the relay may miss before it counts as dead.
 MISSED_BEATS = 4
-#: Seconds that sessions may wait for a lock before its holder is named, and how many are named.
-BLOCKED_S, NAMED = 2.0, 5
+#: How many sessions that hold locks or snapshots are named.
+NAMED = 5
 #: Seconds that a transaction may keep dead rows before it is named.
 SNAPSHOT_S = 300.0
 #: Seconds that an event may wait for another app that listens.

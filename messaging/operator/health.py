@@ -13,11 +13,13 @@ SELECT
      FROM deliveries WHERE status = 'pending' AND due_at < now()),
     (SELECT count(*) FROM announcements),
     (SELECT coalesce(extract(epoch FROM now() - min(at)), 0)::float FROM announcements),
-    (SELECT coalesce(max(extract(epoch FROM now() - xact_start)), 0)::float
-     FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND datname = current_database()),
     (SELECT count(*) FROM pg_stat_activity
-     WHERE wait_event_type = 'Lock' AND datname = current_database())
+     WHERE wait_event_type = 'Lock' AND datname = current_database()
+       AND clock_timestamp() - query_start > make_interval(secs => :blocked_s))
 """)
+
+#: Seconds that a session may wait for a lock: under load, orders for the same product always wait a little.
+BLOCKED_S = 2.0
 
 DEAD_ROWS = text("SELECT relname, n_dead_tup FROM pg_stat_user_tables")
 
@@ -45,8 +47,7 @@ class Lags:
     relay_s: float  # seconds since the first delivery that the relay has to send was due
     announcements: int  # events not yet published
     announcements_s: float  # seconds since the first of them was raised
-    snapshot_s: float  # age of the oldest transaction whose snapshot keeps dead rows
-    blocked: int  # sessions that wait for a lock
+    blocked: int  # sessions that have waited for a lock for longer than `BLOCKED_S`
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Health:
     def lags(self) -> Lags:
         """Measure how far behind the work is."""
         with self.engine.connect() as connection:
-            return Lags(*connection.execute(LAGS).one())
+            return Lags(*connection.execute(LAGS, {"blocked_s": BLOCKED_S}).one())
 
     def dead_rows(self) -> Mapping[str, int]:
         """Return the rows of each table that a vacuum could remove, as PostgreSQL estimates them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -47,6 +48,9 @@ LETTERS = text("SELECT id::text, task, reason, error, at FROM dead_letters WHERE
 #: The correlation id of a delivery, for those who have only its own id.
 OF_DELIVERY = text("SELECT correlation_id FROM deliveries WHERE id = CAST(:id AS uuid)")
 
+#: The id of a command in a message with many.
+PART = re.compile(r"(.+)\.\d+", re.DOTALL)
+
 #: Deliveries of one order that are shown.
 LIMIT = 1000
 
@@ -85,13 +89,20 @@ def _times(steps: Iterable[Step]) -> Iterable[datetime]:
 
 
 def story_of(runtime: Runtime, correlation_id: str) -> Order | None:
-    """Return all that is stored about a message, given its id or that of a delivery; None if nothing."""
+    """Return all that is stored about a message; None if nothing.
+
+    It is given by its id, that of a delivery, or that of one of its commands, if it has many.
+    """
     wanted = storable(correlation_id)
     with runtime.engine.connect() as connection:
         if is_id(wanted):
             wanted = connection.execute(OF_DELIVERY, {"id": wanted}).scalar() or wanted
         facts = _Facts.read(connection, wanted, runtime.settings.bulk_max)
-    if not (facts.commands or facts.deliveries or facts.letters or facts.waiting):
+        if (found := PART.fullmatch(wanted)) and not facts.has_events:
+            whole = _Facts.read(connection, found[1], runtime.settings.bulk_max)
+            if whole.has_any:
+                wanted, facts = found[1], whole
+    if not facts.has_any:
         return None
     traced = (row.traceparent.split("-")[1] for row in facts.deliveries if row.traceparent)
     return Order(wanted, next(traced, None), _Tree(runtime, facts).steps(wanted))
@@ -107,6 +118,16 @@ class _Facts:
     actions: Mapping[str, list[Any]]  # by delivery
     waiting: Mapping[str, Any]  # unpublished events by id
     letters: Sequence[Any]
+
+    @property
+    def has_any(self) -> bool:
+        """Return whether anything is stored."""
+        return bool(self.commands or self.letters or self.has_events)
+
+    @property
+    def has_events(self) -> bool:
+        """Return whether events are stored that belong to the order."""
+        return bool(self.deliveries or self.waiting)
 
     @classmethod
     def read(cls, connection: Connection, wanted: str, bulk_max: int) -> _Facts:
@@ -186,7 +207,7 @@ class _Tree:
         shown = shown_event(self._project, _delivery(rows[0])) if rows else kind
         waits = self.facts.waiting.get(event_id)
         state = "to be published" if waits else "published" if self.runtime.settings.announce else "raised"
-        raised = waits.at if waits else rows[0].created_at if rows else at
+        raised = rows[0].created_at if rows else waits.at if waits else at
         return Step(shown, raised, state, steps=[self._of_delivery(row) for row in rows])
 
     def _of_delivery(self, row: Any) -> Step:

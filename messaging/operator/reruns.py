@@ -10,6 +10,7 @@ from messaging.errors import MessagingError
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import shown
 from messaging.postgres.audit import UNDER_WAY
+from messaging.postgres.breakers import stop_of
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import first_stop
 from messaging.postgres.reruns import BulkRerun, Progress
@@ -58,19 +59,27 @@ def begin(
     """Begin a re-run that goes on until it ends; see `BulkReruns.start`.
 
     Raises:
-        WrongRerun: some are to be tried first, but their handler is paused.
+        WrongRerun: some are to be tried first, but their handler is paused or stopped by its breaker.
     """
     runtime = dispatcher.runtime
     if canary:
-        pauses, all_names = runtime.pauses.active(), runtime.project.all_names
-        for event, handler in DeliveryQueries(runtime.engine).count_failed(chosen) if pauses else ():
-            if pause := first_stop(pauses, all_names(handler), event):
-                raise WrongRerun(
-                    f"None can be tried first, since it would wait: {shown(pause)}. Resume it before"
-                )
+        _require_going(runtime, chosen)
     begun = runtime.bulk_reruns.start(chosen, actor, limit, canary=canary, canary_s=canary_s, rate=rate)
     dispatcher.send_known(begun.deliveries)
     return begun
+
+
+def _require_going(runtime: Runtime, chosen: DeliveryFilter) -> None:
+    pauses, breakers = runtime.pauses.active(), runtime.breakers.stopped()
+    if not pauses and not breakers:
+        return
+    for event, handler in DeliveryQueries(runtime.engine).count_failed(chosen):
+        names = runtime.project.all_names(handler)
+        if pause := first_stop(pauses, names, event):
+            raise WrongRerun(f"None can be tried first, they would wait: {shown(pause)}. Resume it before")
+        stopped = stop_of(breakers, names)
+        if stopped is not None and stopped.is_open:
+            raise WrongRerun(f"None can be tried first, they would wait: {stopped}. Close its breaker before")
 
 
 @dataclass(frozen=True)

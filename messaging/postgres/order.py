@@ -173,16 +173,21 @@ def lock_lanes(
     transaction: Transaction,
     in_order_by: Mapping[str, str],
     handlers_of: Callable[[Event], list[str]],
+    names_of: Callable[[str], Sequence[str]],
     raised: Iterable[Raised],
 ) -> None:
-    """Lock the lanes of all new deliveries until the commit, always in the same order."""
+    """Lock the lanes of all new deliveries until the commit, always in the same order.
+
+    Under all names of a handler: during a deploy, the release before locks the one that it knows.
+    """
     if not in_order_by:
         return
     lanes = {
-        f"{handler}:{lane}"
+        f"{name}:{lane}"
         for one in raised
         for handler in handlers_of(one.event)
         if (lane := lane_of(in_order_by.get(handler), one.event)) is not None
+        for name in names_of(handler)
     }
     for lane in sorted(lanes):
         transaction.write(LOCK_LANE, (lane,))

@@ -6,7 +6,7 @@ Workers claim deliveries and record their outcome in attempts.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
@@ -160,7 +160,8 @@ class Outbox:
     handlers_of: Callable[[Event], list[str]] = lambda _event: []  # by name
     grace_s: float = 15.0  # seconds before the relay sends another message
     announced: bool = False  # whether events are published to other apps
-    in_order_by: Mapping[str, str] = field(default_factory=dict)  # handler → field of its event
+    in_order_by: Mapping[str, str] = field(default_factory=dict)  # handler, by any name → field of its event
+    names_of: Callable[[str], Sequence[str]] = lambda handler: (handler,)  # its own and its older ones
 
     def write(
         self,
@@ -172,7 +173,7 @@ class Outbox:
     ) -> list[Delivery]:
         """Write one row per event and handler, and return the deliveries to send after the commit."""
         deliveries, trace = [], tracing.current()
-        lock_lanes(transaction, self.in_order_by, self.handlers_of, raised)
+        lock_lanes(transaction, self.in_order_by, self.handlers_of, self.names_of, raised)
         for event, key in ((one.event, one.key) for one in raised):
             event_id, kind, values = new_id(), type(event).__name__, to_dict(event)
             payload, causes = json.dumps(values), (correlation_id, causation_id)

@@ -154,7 +154,10 @@ class Transaction:
 
     def undo(self) -> None:
         """Undo everything since `savepoint`; earlier locks stay."""
-        self._pending = [] if SAVEPOINT in self._pending else [UNDO]
+        while self._pending:
+            if self._pending.pop() == SAVEPOINT:
+                return
+        self._pending = [UNDO]
 
     def release(self) -> None:
         """Release the savepoint, if there is one.

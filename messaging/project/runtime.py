@@ -144,12 +144,16 @@ class Runtime:
 
     def _outbox(self) -> Outbox:
         bus, settings = self.project.bus, self.settings
+        names_of = self.project.handler_names
         in_order_by = {
             name: field
-            for name, handler in bus.event_handlers.items()
-            if (field := options_of(handler).in_order_by)
+            for handler, function in bus.event_handlers.items()
+            if (field := options_of(function).in_order_by)
+            for name in names_of(handler)
         }
-        return Outbox(self.engine, bus.handlers_of, settings.relay_grace_s, settings.announce, in_order_by)
+        return Outbox(
+            self.engine, bus.handlers_of, settings.relay_grace_s, settings.announce, in_order_by, names_of
+        )
 
     def _once(self, name: str, build: Callable[[], T]) -> T:
         key = os.getpid(), name

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from messaging.errors import MessagingError
+from messaging.errors import MessagingError, Unavailable, WorkerCrashed
 from messaging.postgres.inbox import known_errors
 from messaging.project import Project
 from messaging.telemetry.work import Kind, Outcome, Work
@@ -24,6 +24,8 @@ WORK_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 WAIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 #: Stands for an error that the project does not declare.
 UNEXPECTED = "unexpected"
+#: Errors that an alert is for. A rate does not see the first increase of a series that begins with it.
+ALARMING = (UNEXPECTED, Unavailable.__name__, WorkerCrashed.__name__)
 
 
 class Measures:
@@ -106,6 +108,8 @@ class Measures:
         for command in commands:
             for outcome in (Outcome.DONE, Outcome.REFUSED):
                 self._commands.labels(command, outcome)
+            for error in ALARMING:
+                self._refusals.labels(command, error)
         for handler in handlers:
             for outcome in (Outcome.DONE, Outcome.RETRIED, Outcome.FAILED):
                 self._handlers.labels(handler, outcome)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
+import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from celery import signals
 from prometheus_client import CollectorRegistry, Metric, start_http_server, values
@@ -17,10 +20,18 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from messaging.errors import describe
+
 logger = logging.getLogger(__name__)
 
 #: Files of these kinds outlive their process: what a dead child has counted still counts.
 LASTING = ("counter", "histogram")
+#: What reading a file raises if its process was killed while it wrote to it.
+UNREADABLE = (struct.error, RuntimeError, ValueError, IndexError)
+#: Bytes of a new file, and the most that a series needs there besides its name.
+FILE_SIZE, LONGEST_REST = 65_536, 64
+#: The file in a folder that its worker keeps locked.
+IN_USE = "in-use"
 #: Stands in a file's name for all processes that have ended.
 ENDED = "0"
 
@@ -29,8 +40,11 @@ class Files(Collector):
     """The files of one worker's processes, in a folder that ends with the worker."""
 
     def __init__(self) -> None:
+        remove_unused()
         self.folder = Path(tempfile.mkdtemp(prefix="metrics-"))
+        self._in_use = _marked(self.folder)
         self._lock = threading.Lock()
+        values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
         # Read whenever a process opens its file.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # also where the library was imported before
@@ -47,13 +61,55 @@ class Files(Collector):
             kind, pid = path.stem.rsplit("_", 1)
             if pid == ENDED or _runs(int(pid)):
                 continue
-            if kind in LASTING:
-                _add(path, self.folder / f"{kind}_{ENDED}.db")
+            try:
+                if kind in LASTING:
+                    _add(path, self.folder / f"{kind}_{ENDED}.db")
+            except UNREADABLE as error:
+                logger.warning("What process %s has counted is lost: %s", pid, describe(error))
             path.unlink()
 
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._in_use.close()
+
+
+class ReservedDict(MmapedDict):
+    """A file whose space is taken before it is used.
+
+    Where a disk is full, writing to memory that stands for a file would kill the process, and so its message.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode and not os.path.exists(filename):  # noqa: PTH110  the library's own texts
+            new = Path(f"{filename}.new")  # nobody reads a file that is not whole
+            new.write_bytes(bytes(FILE_SIZE))
+            new.rename(filename)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        """Add a series; the file may grow for it."""
+        capacity: int = self._capacity
+        if self._used + len(key.encode()) + LONGEST_REST > capacity:
+            with Path(self._fname).open("ab") as file:
+                file.write(bytes(capacity))
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+
+def remove_unused() -> None:
+    """Delete the folders of workers that were killed."""
+    for mark in Path(tempfile.gettempdir()).glob(f"metrics-*/{IN_USE}"):
+        with suppress(OSError), mark.open("ab") as file:  # of another user, or locked
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+def _marked(folder: Path) -> BinaryIO:
+    """Lock a file in a folder until this process and its children have ended."""
+    file = (folder / "new").open("ab")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (folder / "new").rename(folder / IN_USE)
+    return file
 
 
 def serve_while_it_runs(files: Files, address: str, has_pool: Callable[[int], object]) -> None:
@@ -103,7 +159,7 @@ def _runs(pid: int) -> bool:
 
 def _add(path: Path, total: Path) -> None:
     """Add one file's values to those of another."""
-    sums = MmapedDict(str(total))  # type: ignore[no-untyped-call]
+    sums = ReservedDict(str(total))
     try:
         for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
             so_far, _ = sums.read_value(key)  # type: ignore[no-untyped-call]

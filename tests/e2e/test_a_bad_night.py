@@ -84,7 +84,7 @@ def test_the_run_book_ends_an_outage(backend: Backend, shop: Shop, module_mail: 
     module_mail.start()
     assert "is resumed" in follow()
     said = follow(GROUP=groups[0][0])
-    assert "1 are tried first.\n3 requeued." in said
+    assert ": trying 1 first.\n3 requeued." in said
     assert "1 discarded for good." in follow(OTHER=groups[1][0])
     eventually(lambda: count("done") == 4, 60, "four mails")
     assert len(module_mail.mails.all()) == 4

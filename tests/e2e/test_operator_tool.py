@@ -456,6 +456,21 @@ def test_trace_tells_the_whole_story_of_an_order(tool, shop, sku, mail_is_down, 
     assert json.loads(tool("trace", sent.id, "--json").stdout)["correlation_id"] == sent.id
 
 
+def test_trace_of_one_command_of_many_is_that_of_its_message(tool, shop, sku):
+    """The log and Flower name the command; its events belong to the message."""
+    order = ["allocation.allocate", {"orderid": "o1", "sku": sku, "qty": 5}]
+    sent = shop.send("many", [order, order])
+    sent.get(timeout=30)
+
+    told = tool("trace", f"{sent.id}.1").stdout
+
+    assert told == tool("trace", sent.id).stdout
+    assert told.count("send_out_of_stock_notification, delivery") == 2
+    steps = json.loads(tool("trace", sent.id, "--json").stdout)["steps"]
+    events = [event for command in steps for event in command["steps"]]
+    assert [event["at"] <= event["steps"][0]["at"] for event in events] == [True, True]
+
+
 def test_trace_tells_of_a_refusal_and_of_what_is_unknown(tool, shop, sku):
     sent = shop.send("allocate", orderid="o1", sku=f"no {sku}", qty=2)
     sent.get(timeout=30, propagate=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,8 +12,10 @@ from allocation.config import Settings
 from local.processes import programs
 from local.processes.child import Child
 from local.service import ALLOCATION
+from messaging.project import Project
 from messaging.worker.app import MessagingApp, make_app
 from tests.e2e.conftest import Backend, Broker
+from tests.order import before_rename, renamed
 from tests.order.handlers import project
 from tests.order.proof import TABLES, Proof
 
@@ -26,9 +28,8 @@ def broker(broker_of: Callable[[str], Broker]) -> Broker:
     return broker_of("redis")
 
 
-@pytest.fixture
-def app(backend: Backend) -> Iterator[MessagingApp]:
-    """The sender's app."""
+def sender_of(backend: Backend, project: Project) -> Iterator[MessagingApp]:
+    """Return a sender's app."""
     addresses = backend.addresses
     settings = Settings(
         _env_file=None,
@@ -48,15 +49,24 @@ def app(backend: Backend) -> Iterator[MessagingApp]:
     app.runtime.engine.dispose()
 
 
-def workers_of(backend: Backend, fails: float) -> Iterator[list[Child]]:
+@pytest.fixture
+def app(backend: Backend) -> Iterator[MessagingApp]:
+    """The sender's app."""
+    yield from sender_of(backend, project)
+
+
+def workers_of(
+    backend: Backend, fails: float, releases: Sequence[str] = ("tests.order.app",) * 2
+) -> Iterator[list[Child]]:
     env = {**backend.env, "ORDER_FAILS": str(fails)}
+    one, two = (replace(ORDER, app=release) for release in releases)
     work = [
-        programs.worker(name, ORDER.work_queues, backend.folder, env, 2, "--without-gossip", service=ORDER)
-        for name in ("one", "two")
+        programs.worker(name, ORDER.work_queues, backend.folder, env, 2, "--without-gossip", service=service)
+        for name, service in (("one", one), ("two", two))
     ]
     keeping = [
-        programs.housekeeping_worker(backend.folder, env, service=ORDER),
-        programs.beat(backend.folder, env, service=ORDER),
+        programs.housekeeping_worker(backend.folder, env, service=one),
+        programs.beat(backend.folder, env, service=one),
     ]
     for child in (*work, *keeping):
         child.start()
@@ -91,6 +101,23 @@ def test_each_keys_effects_are_in_the_order_of_the_commits(backend: Backend, app
 
     assert proof.killed > 0
     assert proof.rerun > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_deploy_that_renames_the_handler_keeps_the_order_if_the_release_before_knows_the_name(
+    backend: Backend,
+):
+    """Both releases raise events and handle them at once, for as long as it takes."""
+    releases = ("tests.order.before_rename", "tests.order.renamed")
+    for old in sender_of(backend, before_rename.project):
+        with old.runtime.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS moves, counters;" + TABLES)
+        for new in sender_of(backend, renamed.project):
+            for work in workers_of(backend, 0.1, releases):
+                proof = Proof(old, work, keys=6, events=300, other=new)
+                print(f"{proof.run(200):.0f} s, {proof.killed} workers killed")
+                proof.check()
 
 
 @pytest.mark.long

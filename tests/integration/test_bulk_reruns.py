@@ -112,15 +112,24 @@ def test_the_others_are_left_alone_if_the_first_take_too_long_but_not_if_nobody_
     assert take_step(app.dispatcher, seen_late.id).outcome == "done"
 
 
-def test_none_are_tried_first_while_their_handler_is_paused(app: MessagingApp):
+def test_none_are_tried_first_while_their_handler_is_paused_or_stopped(app: MessagingApp):
     failed(app, 3)
     Pausing(app.dispatcher).pause(Scope.HANDLER, HANDLER, "bob", "no mails now")
 
-    with pytest.raises(WrongRerun, match=r"it would wait: flaky_handler, by bob .*no mails now. Resume it"):
+    with pytest.raises(WrongRerun, match=r"they would wait: flaky_handler, by bob .*no mails now. Resume it"):
         begin(app.dispatcher, DeliveryFilter(), "ann", canary=1)
 
+    Pausing(app.dispatcher).resume(Scope.HANDLER, HANDLER, "bob")
+    ask(
+        app,
+        "INSERT INTO breakers (handler, failures, since, until, last_error)"
+        " VALUES (:name, 5, now(), now() + interval '1 min', 'no mail server') RETURNING 1",
+        name=HANDLER,
+    )
+    with pytest.raises(WrongRerun, match=r"no mail server. Close its breaker before"):
+        begin(app.dispatcher, DeliveryFilter(), "ann", canary=1)
     assert states(app) == {"failed": 3}
-    assert ask(app, "SELECT action FROM audit") == [("pause",)]
+    assert ask(app, "SELECT DISTINCT action FROM audit ORDER BY 1") == [("pause",), ("resume",)]
 
 
 def test_a_long_rerun_is_paced_by_the_queue_and_stopped_by_anyone(app: MessagingApp):

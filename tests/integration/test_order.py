@@ -246,3 +246,54 @@ def test_a_blocked_key_with_a_long_queue_costs_the_relay_little(app: MessagingAp
 
     assert time.monotonic() - began < 2  # a few milliseconds; seconds if it read each of them
     assert sent(app) == []
+
+
+LOCK_WAITS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+
+@handler(max_retries=0, in_order_by="key")
+def renamed(event: Moved, uow: Any) -> None:
+    """Be the same handler in the next release."""
+    in_order(event, uow)
+
+
+def test_the_order_is_kept_while_a_deploy_renames_the_handler(app: MessagingApp, clean_database: str):
+    """The positions of both releases are drawn under the same lock."""
+    for release in app_on(clean_database, {Moved: [renamed]}, {"in_order": "renamed"}, relay_grace_s=1):
+        committed: list[str] = []
+
+        def raise_in_old(committed: list[str] = committed) -> None:
+            committed.extend(commit(app, Moved("a", 2)))
+
+        with Transaction(release.runtime.engine) as transaction:
+            [first] = release.runtime.outbox.write(transaction, [Raised(Moved("a", 1))], new_id(), new_id())
+            transaction.read("SELECT 1")
+            other = threading.Thread(target=raise_in_old)
+            other.start()
+            eventually(lambda: ask(app, LOCK_WAITS) == [(1,)], 20, "the older release waiting for the newer")
+            transaction.commit()
+        other.join(20)
+
+        receive(release, committed[0], "renamed")
+        assert ran == []
+        assert state(app, committed[0]) == "waiting"
+        receive(release, first.id, "renamed")
+        assert sent(release) == committed
+        receive(release, committed[0], "renamed")
+        assert ran == [("a", 1), ("a", 2)]
+
+
+def test_a_corrected_copy_of_a_renamed_handlers_delivery_keeps_its_place(
+    app: MessagingApp, clean_database: str
+):
+    failing.add(1)
+    first, second = commit(app, Moved("a", 1), Moved("a", 2))
+    deliver(app, first, second)
+    for release in app_on(clean_database, {Moved: [renamed]}, {"in_order": "renamed"}, relay_grace_s=1):
+        copy = release.runtime.outbox.edit(first, Moved, {"number": 3}, "ann")
+        receive(release, second, "renamed")
+        assert ran == []
+        receive(release, copy.id, "renamed")
+        assert sent(release) == [second]
+        receive(release, second, "renamed")
+        assert ran == [("a", 3), ("a", 2)]

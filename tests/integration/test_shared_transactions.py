@@ -169,6 +169,24 @@ def test_a_unit_of_work_that_fails_on_an_earlier_ones_write_undoes_the_whole_gro
     assert ask(app, "SELECT sku FROM products") == []
 
 
+def test_a_unit_of_work_that_undoes_a_part_of_its_changes_undoes_no_other_ones(
+    app: MessagingApp, group: SharedTransaction
+):
+    group.open()
+    group.write("INSERT INTO products VALUES ('CHAIR')")
+    group.commit()
+    group.open()
+    group.savepoint()
+    group.write("INSERT INTO products VALUES ('LAMP')")
+    group.undo()
+    group.write("INSERT INTO products VALUES ('TABLE')")
+    group.commit()
+
+    group.commit_all()
+
+    assert ask(app, "SELECT sku FROM products ORDER BY 1") == [("CHAIR",), ("TABLE",)]
+
+
 def stock(app: MessagingApp, *skus: str, qty: int = 10) -> None:
     """Create a batch of each product, with its name in small letters."""
     for sku in skus:

@@ -40,6 +40,7 @@ class Proof:
     workers: list[Child]
     keys: int
     events: int
+    other: MessagingApp | None = None  # of another release, from which half of the events come
     seed: int = 1
     kill_every_s: float = 4.0
     killed: int = 0
@@ -66,7 +67,8 @@ class Proof:
 
     def _raise(self, sender: int) -> None:
         chance = random.Random(f"{self.seed} {sender}")
-        runtime = self.app.runtime
+        app = self.other if self.other is not None and sender % 2 else self.app
+        runtime = app.runtime
         for _ in range(self.events // SENDERS):
             key = f"key-{chance.randrange(self.keys)}"
             with Transaction(runtime.engine) as transaction:
@@ -75,7 +77,7 @@ class Proof:
                     transaction, [Raised(Moved(key, number), key)], new_id(), new_id()
                 )
                 transaction.commit()
-            self.app.dispatcher.after_commit(deliveries)
+            app.dispatcher.after_commit(deliveries)
 
     def _rerun_failed(self) -> None:
         for turn in self.app.dispatcher.rerun(DeliveryFilter(), "proof", 1000):

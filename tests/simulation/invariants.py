@@ -182,6 +182,8 @@ class Books:
         if handler not in COMMANDS or job not in self.inbox:
             return
         row = self.inbox[job]
+        if row["error"] is not None:  # wrong, and said already
+            return
         command = self._parsed(row["command"])
         result = self.model.carry_out(command)
         if result != row["result"]:

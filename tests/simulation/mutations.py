@@ -377,7 +377,7 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("redelivered messages join groups")
 def _(_world: World, stack: ExitStack) -> None:
-    put(stack, collecting, "_may_join", lambda request: getattr(request.task, "together", None) is not None)
+    put(stack, collecting, "may_join", lambda request: getattr(request.task, "together", None) is not None)
     put(stack, Received, "is_fresh", property(lambda self: not self.expired))
 
 

@@ -105,9 +105,9 @@ def random_plan(seed: int) -> Plan:
         senders[name] = orders
     if random.random() < 0.22:
         senders = _rush(random)
-    crowded = random.random() < 0.3
+    crowded, prepared = random.random() < 0.3, ()
     if crowded:
-        senders = _crowd(random)
+        prepared, senders = _crowd(random)
     for_good = random.random() < 0.3
     odds = Odds(
         go_on=random.choice((0.95, 0.8, 0.5, 0.3)),
@@ -118,7 +118,7 @@ def random_plan(seed: int) -> Plan:
     return Plan(
         senders,
         odds,
-        duplicates=random.choice((0, 0, 1, 2)),
+        duplicates=random.choice((0, 1, 3, 4) if crowded else (0, 0, 1, 2)),
         forgets=random.choice((0, 0, 0, 1)),
         operators=random.choice((0, 1, 2, 2)) if for_good else random.choice((0, 0, 1)),
         workers=random.choice((2, 2, 3)),
@@ -132,7 +132,8 @@ def random_plan(seed: int) -> Plan:
         groups=random.choice(GROUPS[2:] if crowded else GROUPS),
         at_once=crowded or random.random() < 0.3,
         late_s=0.3 if crowded else 0.0,
-        refusals=random.choice((0.0, 0.0, 0.1)),
+        refusals=random.choice((0.0, 0.3, 0.3) if crowded else (0.0, 0.0, 0.1)),
+        prepared=prepared,
     )
 
 
@@ -143,17 +144,25 @@ def _rush(random: Random) -> dict[str, list[Order]]:
     return {"shop": stock + orders[:1], "office": orders[1:3], "store": orders[3:]}
 
 
-def _crowd(random: Random) -> dict[str, list[Order]]:
-    """Have so many wishes at once that workers find several messages at a time."""
-    skus = ["LAMP", "RUG"][: random.choice((1, 2, 2))]
+def _crowd(random: Random) -> tuple[tuple[Order, ...], dict[str, list[Order]]]:
+    """Have so many wishes at once that messages arrive together; return what comes before, and these."""
+    skus = ["LAMP", "RUG", "BED"][: random.choice((1, 2, 3, 3))]
     stock = [
         Order(f"stock{number}", (CreateBatch(f"b{number + 1}", sku, random.randint(2, 8)),))
         for number, sku in enumerate(skus)
     ]
-    orders = [_order(random, f"crowd{number}", skus) for number in range(random.randint(3, 6))]
+    orders = [
+        _order(random, f"crowd{number}", skus)
+        if random.random() < 0.4
+        else Order(f"crowd{number}", (Allocate(f"o{number}", skus[number % len(skus)], 2),))
+        for number in range(random.randint(3, 6))
+    ]
     if random.random() < 0.15:
         orders.insert(0, Order("poison", (Allocate("o9", POISON, 1),)))
-    return {"shop": stock + orders[:1], "office": orders[1:3], "store": orders[3:]}
+    senders = {"shop": orders[:2], "office": orders[2:4], "store": orders[4:]}
+    if random.random() < 0.3:
+        return (), {**senders, "shop": stock + orders[:2]}
+    return tuple(stock), senders
 
 
 def _order(random: Random, key: str, skus: list[str]) -> Order:

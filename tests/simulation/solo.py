@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from messaging.worker.app import MessagingApp
@@ -76,12 +76,15 @@ class SoloWorker(Worker):
 class Groups(SoloGroups):
     """The real groups of the solo pool, which say what they run."""
 
-    def run_waiting(self) -> None:
-        """Run what has arrived."""
-        requests = list(self.waiting)[: self.limit]
-        if len(requests) < 2:
-            super().run_waiting()
-            return
-        self.consumer.group_begins(requests)
-        super().run_waiting()
-        self.consumer.end()
+    def take(self, most: int) -> list[Any]:
+        """Take a group, or one that runs alone."""
+        requests = super().take(most)
+        if len(requests) > 1:
+            self.consumer.group_begins(requests)
+        return requests
+
+    def run_alone(self, requests: Sequence[Any]) -> None:
+        """Run what a group has left."""
+        if self.consumer.handling:
+            self.consumer.end()
+        super().run_alone(requests)

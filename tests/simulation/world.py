@@ -26,6 +26,7 @@ import messaging.postgres.inbox
 import messaging.worker.announcer
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
 from messaging.wire.validation import from_dict
+from messaging.worker.app import MessagingApp
 from tests.simulation import broker as brokers
 from tests.simulation import results as stores
 from tests.simulation import slots
@@ -188,8 +189,7 @@ class Run:
 
     def prepare(self) -> None:
         """Carry out what comes before, and put what waits into the broker."""
-        self.worker_of("worker 1")
-        worker = Worker(self.world.apps["worker 1"], self.broker, self.scheduler, "before")
+        worker = Worker(self.fresh_app("worker 1"), self.broker, self.scheduler, "before")
         for order in self.plan.prepared:
             self.publish(order)
         while self.broker.waiting:
@@ -210,8 +210,8 @@ class Run:
             task_id=order.key,
         )
 
-    def worker_of(self, name: str) -> Worker:
-        """Make a worker, which remembers nothing of the one before."""
+    def fresh_app(self, name: str) -> MessagingApp:
+        """Return a worker's app, which remembers nothing of the process before."""
         app = self.world.apps[name]
         app.dispatcher.announcer.nudged_until = 0.0
         app.runtime.pauses.forget()
@@ -220,6 +220,11 @@ class Run:
         for task in app.tasks.values():
             if (group := getattr(task, "together", None)) is not None:
                 vars(group).update({name: {} for name in ("_done", "_made") if name in vars(group)})
+        return app
+
+    def worker_of(self, name: str) -> Worker:
+        """Make a worker."""
+        app = self.fresh_app(name)
         limit = dict(enumerate(self.plan.groups, 1)).get(int(name[-1]), 0)
         object.__setattr__(app.runtime.settings, "group_max", max(1, limit))  # of one schedule
         full_name = f"{name}#{self.scheduler.steps}"

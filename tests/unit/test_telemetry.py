@@ -36,6 +36,24 @@ print(files.folder.exists())
 """
 
 
+#: A worker with the files of processes that were killed at bad moments; it is killed as well.
+KILLED = """
+import os
+from messaging.telemetry.scrape import Files
+files = Files()
+from prometheus_client import CollectorRegistry, Counter
+counter = Counter("a", "", ["b"], registry=CollectorRegistry())
+for number in range(1000):
+    counter.labels(str(number)).inc()
+(files.folder / "histogram_999999.db").touch()
+(files.folder / "counter_999998.db").write_bytes(b"\\xff\\x00\\x00\\x00" * 25)
+value = lambda: sum(s.value for m in files.collect() for s in m.samples if s.name == "a_total")
+print(value(), value(), all(f.stat().st_blocks * 512 >= f.stat().st_size for f in files.folder.glob("*.db")),
+      len(list(files.folder.parent.glob("metrics-*"))), flush=True)
+os._exit(9)
+"""
+
+
 def order() -> Work:
     """A command in a worker."""
     return Work(Kind.COMMAND, "allocation.allocate", "t1", "allocation.commands", "t1")
@@ -48,6 +66,18 @@ def test_the_files_of_ended_processes_are_added_to_one(tmp_path: Path):
     )  # fmt: skip
 
     assert (done.stdout.split(), done.stderr) == (["5.0", "5.0", "1", "False"], "")
+
+
+def test_a_worker_cleans_up_after_others_that_were_killed(tmp_path: Path):
+    """It also counts in space that its files have taken: writing where a disk is full would kill it."""
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED], env={**os.environ, "TMPDIR": str(tmp_path)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+        assert done.stdout.split() == ["1000.0", "1000.0", "True", "1"]
+        assert done.stderr.count("has counted is lost") == 2
 
 
 def test_a_taken_port_is_an_error_in_the_log_alone(caplog, monkeypatch):

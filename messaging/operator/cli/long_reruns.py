@@ -34,7 +34,7 @@ def rerun_after_canary(
     """Re-run some at random, then the others if all of these succeed; end the program otherwise."""
     begun = begin(tool.dispatcher, which, tool.actor, limit, canary=canary, canary_s=canary_s, rate=rate)
     if begun.count:
-        console().print(f"Re-run {begun.id}: {begun.count:,} are tried first.")
+        console().print(f"Re-run {begun.id}: trying {begun.count:,} first.")
     ended = _follow(tool, begun)
     console().print(standing(ended))
     if ended.outcome != "done":
