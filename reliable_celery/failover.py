@@ -81,11 +81,36 @@ class SSLConnection(NoticesFailover, redis.SSLConnection):
     """A connection over TLS."""
 
 
-class SentinelConnection(NoticesFailover, SentinelManagedConnection):
+Address = tuple[str, int]
+#: The Sentinel that answered last in this process, by the addresses of all. A worker opens some ten
+#: connections, each of which would wait for a frozen Sentinel at the head of the list.
+answered_last: dict[frozenset[Address], Address] = {}
+
+
+class AsksTheLively(SentinelManagedConnection):
+    """Asks the Sentinel first that answered last."""
+
+    def _connect_retry(self, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "_sock", None):
+            return None
+        sentinels = self.connection_pool.sentinel_manager.sentinels
+        everyone = frozenset(map(_address, sentinels))
+        sentinels.sort(key=lambda one: _address(one) != answered_last.get(everyone))
+        connected = super()._connect_retry(*args, **kwargs)
+        answered_last[everyone] = _address(sentinels[0])  # redis-py puts the one that answered there
+        return connected
+
+
+def _address(sentinel: redis.Redis) -> Address:
+    where = sentinel.connection_pool.connection_kwargs
+    return where["host"], where["port"]
+
+
+class SentinelConnection(NoticesFailover, AsksTheLively):
     """A connection to the primary that Sentinel names."""
 
 
-class SentinelSSLConnection(NoticesFailover, SentinelManagedConnection, redis.SSLConnection):
+class SentinelSSLConnection(NoticesFailover, AsksTheLively, redis.SSLConnection):
     """The same over TLS."""
 
 

@@ -222,6 +222,13 @@ class Sentinels:
         primary = self.primary
         return [node for node in self.nodes if node is not primary]
 
+    def restart(self, *replicas: Node) -> None:
+        """Start replicas that were killed; they follow the primary, as their rewritten configuration says."""
+        primary = self.primary
+        for replica in replicas:
+            replica.follows = primary
+            replica.start()
+
     def fail_over(self, *how: str) -> None:
         """Make another node the primary, and wait for it."""
         old = self.primary

@@ -38,7 +38,12 @@ def _host_and_port(text: str) -> tuple[str, str]:
     return found["six"] or found["name"] or "", found["six_port"] or found["port"] or "5432"
 
 
-def _writing(url: URL) -> URL:
+def names_several(url: URL) -> bool:
+    """Return whether an address names several servers."""
     hosts = url.query.get("host", ())
-    several = "," in hosts or not (isinstance(hosts, str) or len(hosts) < 2)
-    return url.update_query_dict(WRITES) if several and "target_session_attrs" not in url.query else url
+    return "," in hosts or not (isinstance(hosts, str) or len(hosts) < 2)
+
+
+def _writing(url: URL) -> URL:
+    missing = names_several(url) and "target_session_attrs" not in url.query
+    return url.update_query_dict(WRITES) if missing else url

@@ -9,18 +9,20 @@ import psycopg2.errors
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
 
-from messaging.postgres.address import parse
+from messaging.postgres.address import names_several, parse
 from messaging.postgres.commits import Connection
 from messaging.postgres.transaction import EACH_TRANSACTION
 
-#: Detects a server that vanished (its machine, a cable) in some ten seconds.
+#: Detects a server that vanished (its machine, a cable) in some seven seconds.
 KEEPALIVE = {
     "connect_timeout": 5,  # seconds
-    "keepalives_idle": 5,  # seconds
-    "keepalives_interval": 2,  # seconds
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,  # milliseconds
+    "keepalives_idle": 3,  # seconds
+    "keepalives_interval": 1,  # seconds
+    "keepalives_count": 4,
+    "tcp_user_timeout": 7_000,  # milliseconds
 }
+#: For each of several servers: every new session waits so long for one that vanished.
+CONNECT_TO_EACH = {"connect_timeout": 3}  # seconds
 
 
 def connect(
@@ -39,10 +41,10 @@ def connect(
     With `shared_sessions` each transaction may get another session, as with PgBouncer in transaction mode:
     nothing outlives a transaction, neither a setting nor a prepared statement.
     """
+    address = parse(url)
+    waits = {**KEEPALIVE, **(CONNECT_TO_EACH if names_several(address) else {})}
     engine = create_engine(
-        parse(url),
-        connect_args={**KEEPALIVE, "connection_factory": Connection, **(connect_args or {})},
-        **options,
+        address, connect_args={**waits, "connection_factory": Connection, **(connect_args or {})}, **options
     )
     lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
     limits = {

@@ -225,8 +225,7 @@ def redis_replicas_killed(world: SentinelWorld, _traffic: Traffic, _rng: random.
     for replica in replicas:
         replica.kill()
     last(3)
-    for replica in replicas:
-        replica.start()
+    world.sentinels.restart(*replicas)
 
 
 @fault("sentinel", "all replicas of Redis frozen for 5 s: NOREPLICAS")
@@ -282,11 +281,11 @@ def redis_rolling_restart(world: SentinelWorld, _traffic: Traffic, _rng: random.
     replicas, old = sentinels.replicas, sentinels.primary
     for replica in replicas:
         replica.kill()
-        replica.start()
+        sentinels.restart(replica)
         sentinels.wait_until_whole()
     sentinels.fail_over("COORDINATED")
     old.kill()
-    old.start()
+    sentinels.restart(old)
 
 
 # RabbitMQ

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis
+from kombu import Connection
 from redis.exceptions import ResponseError
 
 from allocation.client import AllocationClient
@@ -21,8 +23,10 @@ from messaging.client import NotAnswered
 from messaging.delivery import new_id
 from messaging.errors import Unavailable
 from reliable_celery import results
-from reliable_celery.failover import is_refusal
-from reliable_celery.sentinel import Sentinel, as_celery
+from reliable_celery.failover import answered_last, is_refusal
+from reliable_celery.redis.transport import SentinelTransport
+from reliable_celery.sentinel import SENTINEL_TIMEOUT_S, Sentinel, as_celery
+from testing.freezing import freeze, thaw
 from testing.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
 from tests.e2e.certificates import Pair, make_pair
 from tests.e2e.tls_front import TlsFront
@@ -140,6 +144,28 @@ def test_sentinels_and_the_primary_that_they_name_are_reached_over_tls(
     finally:
         worker.stop()
         untrusting.stop()
+
+
+def test_a_frozen_sentinel_holds_up_the_first_connection_alone(cluster: Sentinels):
+    """A worker opens some ten connections when it comes back."""
+    frozen = cluster.sentinels[0]
+    answered_last.clear()
+    took_s = []
+    freeze(frozen.pid)
+    try:
+        for _ in range(2):
+            start = time.monotonic()
+            options = ASKED.options(cluster.url(0))
+            with Connection(
+                as_celery(cluster.url(0)), transport=SentinelTransport, transport_options=options
+            ) as connection:
+                connection.default_channel.client.ping()
+            took_s.append(time.monotonic() - start)
+    finally:
+        thaw(frozen.pid)
+
+    assert took_s[0] >= SENTINEL_TIMEOUT_S
+    assert took_s[1] < SENTINEL_TIMEOUT_S
 
 
 def _refuses(primary: redis.Redis) -> bool:

@@ -31,7 +31,7 @@ from testing.freezing import thaw
 from testing.link import Link
 from testing.postgres_pair import PostgresPair
 from testing.rabbitmq_cluster import ClusterNode, RabbitMQCluster, running_nodes
-from testing.sentinels import MASTER, PASSWORD, SENTINEL_PASSWORD, Sentinels
+from testing.sentinels import MASTER, PASSWORD, SENTINEL_PASSWORD, Sentinels, SentinelServer
 from tests.chaos.world import SETTINGS, WORKERS, World
 
 #: Seconds that a failover manager takes to notice; Patroni's usual `ttl` is 30 s, often set to 10 or less.
@@ -39,7 +39,12 @@ NOTICED_S = 2.0
 #: The commit whose workers run beside this one's.
 OLD_RELEASE = os.environ.get("CLUSTER_OLD_RELEASE", "HEAD~1")
 REJOIN_S = 25.0  # a node that comes back finds the others within this
-POSTGRES = {**FAST, "deadlock_timeout": "200ms", "track_commit_timestamp": "on"}
+POSTGRES = {
+    **FAST,
+    "deadlock_timeout": "200ms",
+    "track_commit_timestamp": "on",
+    "wal_retrieve_retry_interval": "500ms",  # after 5 s by default a standby follows its restarted primary
+}
 #: The worker behind links.
 FAR = WORKERS[1]
 ASKED = Sentinel(MASTER, password=SENTINEL_PASSWORD)
@@ -209,8 +214,9 @@ class SentinelWorld(ClusterWorld):
         for server in (*self.sentinels.nodes, *self.sentinels.sentinels):
             if server.running:
                 thaw(server.pid)
-            else:
+            elif isinstance(server, SentinelServer):
                 server.start()
+        self.sentinels.restart(*(node for node in self.sentinels.nodes if not node.running))
         self.sentinels.wait_until_whole()
 
     def results(self) -> redis.Redis:
