@@ -1,7 +1,8 @@
 """The queues of a broker: how much waits in them, for how long, and who listens.
 
 RabbitMQ does not list its queues for clients: use `rabbitmqctl list_queues name messages consumers`. It shows
-no message without handing it out either, so the age of the oldest is known on Redis alone.
+no message without handing it out either, and no `head_message_timestamp` of a quorum queue, so the age of the
+oldest is known on Redis alone.
 """
 
 from __future__ import annotations

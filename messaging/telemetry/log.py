@@ -9,6 +9,7 @@ from celery import signals
 
 from messaging.project.runtime import Runtime
 from messaging.telemetry.json_lines import JsonLines
+from messaging.telemetry.whole_lines import is_pipe, process_lock
 from messaging.telemetry.work import Kind, Outcome, Work
 from messaging.texts import cut, one_line
 
@@ -82,8 +83,11 @@ def set_up(service: str, as_json: bool) -> None:
     def choose(logger: logging.Logger, loglevel: int | None = None, **_: Any) -> None:
         for name in REPLACED if (loglevel or logging.INFO) >= logging.INFO else ():
             logging.getLogger(name).setLevel(logging.WARNING)
-        for handler in logger.handlers if as_json else ():
-            handler.setFormatter(JsonLines(service))
+        for handler in logger.handlers:
+            if as_json:
+                handler.setFormatter(JsonLines(service))
+            if isinstance(handler, logging.StreamHandler) and is_pipe(handler.stream):
+                handler.lock = process_lock()  # type: ignore[assignment]  # as a lock is used there
 
     signals.after_setup_logger.connect(choose, weak=False)
     signals.after_setup_task_logger.connect(choose, weak=False)

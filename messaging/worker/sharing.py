@@ -74,6 +74,9 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
         except DATABASE_ERRORS as error:
             log_failed(len(left), error)
             break
+        except Exception:
+            logger.exception("A group of %d messages is handled one by one: its read ahead failed", len(left))
+            break
         left, done = rest, done | some
     return done
 

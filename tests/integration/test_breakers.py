@@ -9,6 +9,7 @@ import pytest
 
 from allocation.config import Settings
 from allocation.domain.events import OutOfStock
+from messaging.flower.metrics import DeliveryCollector
 from messaging.operator.pausing import Pausing, WrongPause
 from messaging.options import Breaker, HandlerOptions, Rate, handler
 from messaging.postgres.pauses import Scope
@@ -226,6 +227,26 @@ def test_an_operator_closes_a_breaker_before_its_pause_is_over(app: MessagingApp
     pausing.pause(Scope.HANDLER, "broken", "bob", "no mails")
     with pytest.raises(WrongPause, match=r"It is paused: broken, by bob.*use `resume`"):
         pausing.close("broken", "ann")
+
+
+def test_metrics_say_what_waits_for_what_and_which_breakers_are_open(app: MessagingApp):
+    collector = DeliveryCollector(app)
+
+    def values(name: str) -> dict[tuple[str, ...], float]:
+        collector.refresh()
+        found = {metric.name: metric for metric in collector.collect()}[f"allocation_{name}"]
+        return {tuple(sample.labels.values()): sample.value for sample in found.samples}
+
+    assert values("breaker_open") == {("broken",): 0}
+    assert values("deliveries_waiting") == {}
+    errors.append(OSError("x"))
+    ids = pending(app, 6)
+    deliver(app, ids)
+    deliver(app, ids)
+    put(app, handler="broken", status="waiting")  # for a pause
+
+    assert values("breaker_open") == {("broken",): 1}
+    assert values("deliveries_waiting") == {("broken", "breaker"): 6, ("broken", "pause"): 1}
 
 
 def test_a_closed_breaker_opens_again_if_the_failures_go_on(app: MessagingApp):

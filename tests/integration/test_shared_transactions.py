@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Self
 
 import psycopg2.errors
@@ -404,3 +405,15 @@ def test_what_is_read_ahead_is_as_fresh_as_its_lock(app: MessagingApp, other: Co
 
     assert list(found) == [0]
     assert [row[0] for row in found[0].rows] == [None, "lamp"]
+
+
+def test_a_project_whose_read_ahead_fails_has_its_commands_carried_out_one_by_one(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    stock(app, "LAMP")
+    broken = replace(app.runtime.project, read_ahead=lambda *_: 1 / 0)
+    monkeypatch.setattr(app.runtime, "project", broken)
+
+    outcomes, _ = handle_many(app.runtime, message(), COMMANDS[1:3])
+
+    assert told(outcomes) == ["lamp", "InvalidSku"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,3 +180,34 @@ def test_a_name_from_a_sender_stays_in_its_line(caplog):
     [record] = caplog.records
     assert record.getMessage().isprintable()
     assert "no\\nsuch" in record.getMessage()
+
+
+#: Processes that write long lines at the same time, as those of a worker do.
+WRITES = """
+import logging, os, sys
+from celery import signals
+from messaging.telemetry import log
+log.set_up("test", as_json=True)
+logger = logging.getLogger("test")
+logger.addHandler(logging.StreamHandler())
+signals.after_setup_logger.send(None, logger=logger)
+for _ in range(4):
+    if os.fork() == 0:
+        for _ in range(25):
+            logger.warning("x" * 20_000)
+        os._exit(0)
+for _ in range(4):
+    os.wait()
+"""
+
+
+def test_lines_of_several_processes_do_not_mix_in_a_full_pipe():
+    """A collector of logs may read more slowly than a worker writes."""
+    read = ""
+    with subprocess.Popen([sys.executable, "-c", WRITES], stderr=subprocess.PIPE, text=True) as writers:
+        assert writers.stderr is not None
+        while some := writers.stderr.read(4096):
+            read += some
+            time.sleep(0.0002)
+
+    assert [len(json.loads(line)["message"]) for line in read.splitlines()] == [20_000] * 100
