@@ -19,12 +19,12 @@ from local.processes import programs, readiness
 from local.processes.child import Child
 from local.servers.redis_server import Redis
 from local.waiting import eventually
+from messaging.brokers import topology
 from messaging.client import NotAnswered
 from messaging.delivery import new_id
 from messaging.errors import Unavailable
 from reliable_celery import results
 from reliable_celery.failover import answered_last, is_refusal
-from reliable_celery.redis.transport import SentinelTransport
 from reliable_celery.sentinel import SENTINEL_TIMEOUT_S, Sentinel, as_celery
 from testing.freezing import freeze, thaw
 from testing.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
@@ -157,7 +157,9 @@ def test_a_frozen_sentinel_holds_up_the_first_connection_alone(cluster: Sentinel
             start = time.monotonic()
             options = ASKED.options(cluster.url(0))
             with Connection(
-                as_celery(cluster.url(0)), transport=SentinelTransport, transport_options=options
+                as_celery(cluster.url(0)),
+                transport=topology.transport(cluster.url(0)),
+                transport_options=options,
             ) as connection:
                 connection.default_channel.client.ping()
             took_s.append(time.monotonic() - start)
