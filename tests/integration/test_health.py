@@ -54,7 +54,7 @@ def test_a_session_counts_as_blocked_once_it_has_waited_for_long(engine: Engine,
         monkeypatch.setattr(health, "BLOCKED_S", 60.0)
         assert Health(engine).lags().blocked == 0
         monkeypatch.setattr(health, "BLOCKED_S", 0.01)
-        assert Health(engine).lags().blocked == 1
+        eventually(lambda: Health(engine).lags().blocked == 1, 10, "a session that has waited for long")
         holder.rollback()
         thread.join()
 
