@@ -145,6 +145,13 @@ class Dispatcher:
         """Request a run of a housekeeping job."""
         ask(self.app, self.project, job, **options)
 
+    def go_on_later(self, job: str, longest_s: float) -> None:
+        """Request another run of a housekeeping job that took `longest_s` and has more to do."""
+        try:
+            self.ask(job, expires=2 * longest_s)
+        except Exception as error:  # noqa: BLE001  beat requests it too
+            logger.warning("%s goes on with beat's next request: %s", job, describe(error))
+
     @property
     def _broker_is_lost(self) -> tuple[type[Exception], ...]:
         connection = self.app.producer_pool.connections.connection

@@ -11,7 +11,6 @@ from typing import Any
 
 from celery import Task
 
-from messaging.errors import describe
 from messaging.project.runtime import Runtime
 from messaging.telemetry.work import Kind, Work
 from messaging.worker import rabbitmq
@@ -108,7 +107,7 @@ def prune(dispatcher: Dispatcher) -> int:
         if deleted >= pruning.batch:
             unfinished.append(pruning)
     if unfinished:
-        _ask_to_prune(dispatcher)
+        dispatcher.go_on_later("prune", PRUNE_FOR_S)
     return gone
 
 
@@ -130,11 +129,3 @@ def _prunings(runtime: Runtime) -> list[Pruning]:
         # Each may be megabytes in size.
         Pruning(partial(runtime.dead_letters.prune, settings.dead_letter_retention_s), PRUNE_BATCH // 10),
     ]
-
-
-def _ask_to_prune(dispatcher: Dispatcher) -> None:
-    """Request another run of `prune`; if housekeeping is busy, beat's next run continues."""
-    try:
-        dispatcher.ask("prune", expires=2 * PRUNE_FOR_S)
-    except Exception as error:  # noqa: BLE001  beat requests it too
-        logger.warning("Pruning continues later: %s", describe(error))

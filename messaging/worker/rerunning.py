@@ -30,7 +30,7 @@ def carry_on(dispatcher: Dispatcher) -> int:
         if not moved and room > 0:  # canaries, or a rate, need more time
             break
         if time.monotonic() > until:
-            _ask_to_go_on(dispatcher)
+            dispatcher.go_on_later("relay", CARRY_ON_FOR_S)
             break
         if room <= 0:
             time.sleep(LOOK_S)
@@ -69,10 +69,3 @@ def _room(dispatcher: Dispatcher) -> int | None:
     except Exception as error:  # noqa: BLE001  of any broker
         logger.warning("Re-runs go on later, the broker does not answer: %s", describe(error))
         return None
-
-
-def _ask_to_go_on(dispatcher: Dispatcher) -> None:
-    try:
-        dispatcher.ask("relay", expires=2 * CARRY_ON_FOR_S)
-    except Exception as error:  # noqa: BLE001  beat requests it too
-        logger.warning("Re-runs go on later: %s", describe(error))

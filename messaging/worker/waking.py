@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from messaging.delivery import Delivery, Waits
-from messaging.errors import describe
 from messaging.options import NO_OPTIONS, HandlerOptions, options_of
 from messaging.postgres.breakers import Stopped, stop_of
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.waiting import Queue
-from messaging.worker.dispatcher import BACKLOG, Dispatcher, logger
+from messaging.worker.dispatcher import BACKLOG, Dispatcher
 from messaging.worker.queues import waiting
 
 #: Seconds before the queue's length is read again.
@@ -43,7 +42,7 @@ def wake(dispatcher: Dispatcher) -> int:
         if not woken and room > 0:
             break
         if time.monotonic() > until:
-            _ask_to_go_on(dispatcher)
+            dispatcher.go_on_later("relay", WAKE_FOR_S)
             break
         if room <= 0:
             time.sleep(LOOK_S)
@@ -97,13 +96,6 @@ class Stops:
             case Waits.BREAKER if options.breaker and (stopped := stop_of(self.breakers, names)):
                 return 0 if stopped.is_open else first * (options.breaker.trials or 1)
         return ALL
-
-
-def _ask_to_go_on(dispatcher: Dispatcher) -> None:
-    try:
-        dispatcher.ask("relay", expires=2 * WAKE_FOR_S)
-    except Exception as error:  # noqa: BLE001  beat requests it too
-        logger.warning("Waiting deliveries are woken later: %s", describe(error))
 
 
 def without_paused(dispatcher: Dispatcher, due: list[Delivery]) -> list[Delivery]:

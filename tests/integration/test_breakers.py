@@ -264,7 +264,7 @@ def test_a_renamed_handlers_breaker_stays_open_and_is_closed_by_a_trial(
     app: MessagingApp, clean_database: str
 ):
     @handler(max_retries=5, breaker=Breaker(failures=3, pause_s=60, pause_max_s=200))
-    def mended(event: OutOfStock, uow: Any) -> None:
+    def repaired(event: OutOfStock, uow: Any) -> None:
         fail_or_not(event, uow)
 
     errors.append(OSError("x"))
@@ -272,10 +272,10 @@ def test_a_renamed_handlers_breaker_stays_open_and_is_closed_by_a_trial(
     deliver(app, ids)
     errors.clear()
 
-    renamed = {"broken": "mended"}
-    for release in app_on(clean_database, {OutOfStock: [mended]}, renamed, relay_grace_s=1):
-        later = put(release, handler="mended", status="pending")
-        receive(release, later, "mended")
+    renamed = {"broken": "repaired"}
+    for release in app_on(clean_database, {OutOfStock: [repaired]}, renamed, relay_grace_s=1):
+        later = put(release, handler="repaired", status="pending")
+        receive(release, later, "repaired")
         assert state(release, later) == "waiting"
         housekeeping.relay(release.dispatcher)
         assert sent(release) == []
@@ -284,7 +284,7 @@ def test_a_renamed_handlers_breaker_stays_open_and_is_closed_by_a_trial(
         housekeeping.relay(release.dispatcher)
         tried = sent(release)
         assert tried
-        receive(release, tried[0], "mended")
+        receive(release, tried[0], "repaired")
         assert state(release, tried[0]) == "done"
         assert release.runtime.breakers.stopped() == {}
         assert len(calls) == 4
