@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from uuid import uuid4
 
 import psycopg2
+import psycopg2.errors
 from psycopg2 import sql
 from psycopg2.extensions import cursor
 
 from local.servers.postgres_server import Postgres
+from local.waiting import eventually
 
 #: Settings of a server for tests: it survives SIGKILL, not a power cut, and saves disk writes and time.
 FAST = {"fsync": "off", "full_page_writes": "off"}
@@ -37,7 +39,10 @@ def drop_database(postgres: Postgres, url: str) -> None:
 
 
 def empty_database(url: str) -> None:
-    """Delete every row of every table, but not which migrations were applied."""
+    """Delete every row of every table, but not which migrations were applied.
+
+    Also while a worker's housekeeping reads them: its statement and this one may lock them in another order.
+    """
     with _statements(url) as run:
         run.execute(
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> %s",
@@ -45,7 +50,17 @@ def empty_database(url: str) -> None:
         )
         tables = [sql.Identifier(name) for (name,) in run.fetchall()]
         if tables:
-            run.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(sql.SQL(", ").join(tables)))
+            statement = sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(sql.SQL(", ").join(tables))
+            eventually(lambda: _runs(run, statement), what="a truncation without a deadlock")
+
+
+def _runs(run: cursor, statement: sql.Composable) -> bool:
+    """Run a statement; False if it was the victim of a deadlock."""
+    try:
+        run.execute(statement)
+    except psycopg2.errors.DeadlockDetected:
+        return False
+    return True
 
 
 @contextmanager
