@@ -1,6 +1,6 @@
 """Many commands in one message: each has its own key and answer; all share one round trip.
 
-Each also has its own transaction, unless `group_max` lets so many share one, each behind a savepoint.
+Each also has its own transaction, unless `group_max` lets so many share one, in which each is undone alone.
 
 The task `<project>.many` takes a list of `[task name, fields]` or `[task name, fields, idempotency key]`. The
 default key is `<key or id of the message>.<position from 0>`.

@@ -61,7 +61,7 @@ def sql_of(statement: Statement) -> tuple[list[str], str]:
 
 
 def misfit(original: Callable[..., Any], replacement: Callable[..., Any]) -> str | None:
-    """Return which call of `original` its replacement does not take; None if there is none.
+    """Return a call of `original` that its replacement does not take; None if it takes all of them.
 
     Its parameters may have other names: that would only be found where one is passed by its name.
     """
