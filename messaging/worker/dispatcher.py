@@ -25,7 +25,7 @@ from messaging.telemetry.work import Watch
 from messaging.texts import cut
 from messaging.wire.validation import from_dict
 from messaging.worker.announcer import Announcer
-from messaging.worker.queues import ask
+from messaging.worker.queues import ask, waiting
 from reliable_celery.checks import MAX_COUNT
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,10 @@ class Dispatcher:
         deliveries = self.runtime.outbox.raise_by_hand(event)
         self.send_known(deliveries)
         return deliveries
+
+    def room(self) -> int:
+        """Return how many more messages the events queue may hold; below 0 if it has too many."""
+        return BACKLOG - waiting(self.app, self.project.events_queue)
 
     def ask(self, job: str, **options: Any) -> None:
         """Request a run of a housekeeping job."""

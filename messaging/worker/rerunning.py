@@ -8,14 +8,11 @@ from math import ceil
 
 from messaging.errors import describe
 from messaging.postgres.reruns import BulkRerun, Progress
-from messaging.worker.dispatcher import BACKLOG, Dispatcher, logger
-from messaging.worker.queues import waiting
+from messaging.worker.dispatcher import Dispatcher, logger
+from messaging.worker.waking import LOOK_S
 
 #: Longest run in seconds; another one is requested, so that other housekeeping gets its turn in between.
 CARRY_ON_FOR_S = 3.0
-
-#: Seconds before the queue's length is read again.
-LOOK_S = 0.2
 
 
 def carry_on(dispatcher: Dispatcher) -> int:
@@ -65,7 +62,7 @@ def _step(dispatcher: Dispatcher, number: int, room: int) -> Progress:
 def _room(dispatcher: Dispatcher) -> int | None:
     """Return how many more messages the events queue may hold; None if the broker does not answer."""
     try:
-        return max(0, BACKLOG - waiting(dispatcher.app, dispatcher.project.events_queue))
+        return max(0, dispatcher.room())
     except Exception as error:  # noqa: BLE001  of any broker
         logger.warning("Re-runs go on later, the broker does not answer: %s", describe(error))
         return None

@@ -11,8 +11,7 @@ from messaging.options import NO_OPTIONS, HandlerOptions, options_of
 from messaging.postgres.breakers import Stopped, stop_of
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.waiting import Queue
-from messaging.worker.dispatcher import BACKLOG, Dispatcher
-from messaging.worker.queues import waiting
+from messaging.worker.dispatcher import Dispatcher
 
 #: Seconds before the queue's length is read again.
 LOOK_S = 0.2
@@ -35,7 +34,7 @@ def wake(dispatcher: Dispatcher) -> int:
     """Send what no longer has to wait, only as fast as workers take it; return how many."""
     sent, until, first = 0, time.monotonic() + WAKE_FOR_S, True
     while queues := dispatcher.runtime.waiting.queues():
-        room = BACKLOG - waiting(dispatcher.app, dispatcher.project.events_queue)
+        room = dispatcher.room()
         woken = _wake(dispatcher, queues, room, first) if room > 0 else []
         first = first and room <= 0
         sent += dispatcher.send_known(woken)
