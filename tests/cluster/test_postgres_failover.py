@@ -31,8 +31,8 @@ WAITING = "SELECT pid, query FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 @pytest.fixture
 def app(pair: PostgresPair) -> Iterator[MessagingApp]:
-    """The backend's app on both servers."""
-    yield from app_on(pair.url)
+    """The backend's app on both servers, with enough attempts for a promotion on a busy machine."""
+    yield from app_on(pair.url, task_time_limit_s=90, visibility_timeout_s=100, command_attempts=100)
 
 
 def tell(app: MessagingApp, command: CreateBatch | Allocate) -> Answer:

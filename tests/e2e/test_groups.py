@@ -10,11 +10,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import redis
 from sqlalchemy import create_engine, text
 
 from local.processes import programs
 from local.processes.child import Child
 from local.waiting import eventually
+from tests.chaos.world import UNACKED
 from tests.e2e.conftest import Backend, Broker, Shop
 
 pytestmark = pytest.mark.timeout(200)
@@ -57,7 +59,10 @@ def worker(backend: Backend, pool: str) -> Iterator[Child]:
 
 @contextmanager
 def paused(worker: Child) -> Iterator[None]:
-    """What is sent in this block is there when the worker looks again."""
+    """What is sent in this block is there when the worker looks again, and all of its prefetch is free."""
+    assert worker.env is not None
+    with redis.Redis.from_url(worker.env["ALLOCATION_BROKER_URL"]) as broker:
+        eventually(lambda: not broker.exists(*UNACKED), what="a worker without messages")
     os.kill(worker.pid, signal.SIGSTOP)
     try:
         yield

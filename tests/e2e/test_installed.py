@@ -42,7 +42,7 @@ EXAMPLES = {
     ROOT / "examples" / name: printed
     for name, printed in {
         "senders/plain.py": "plain-batch\n",
-        "senders/kombu_by_hand.py": "-",
+        "senders/kombu_by_hand.py": "hand-batch\n",
         "senders/fastapi_app.py": "Uvicorn running",
         "senders/flask_app.py": "Running on",
         "senders/django_app.py": "development server at",
