@@ -18,7 +18,7 @@ from benchmarks.peers import ours, plain_celery
 from benchmarks.peers.peer import Peer, redis_url
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn
 from local.waiting import eventually
 
 RESULTS = "celery-task-meta-"
@@ -117,7 +117,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
     servers.rows("INSERT INTO products (sku) VALUES (%s)", (SOLD_OUT,))
     mine, plain = _peer("ours", ours.workers, servers), _peer("plain_celery", plain_celery.workers, servers)
     with crews([mine, plain], servers, scale.processes) as [our_crew, plain_crew]:
-        rate = take_turn(plain_crew, stock.lines("limit", scale.lines)).rate / 2
+        rate = sized_turn(plain_crew, "limit", scale).rate / 2
         us = Side(our_crew, _send_ours, 1, _folder(servers, "ours"))
         them = Side(plain_crew, _send_plain, 3, _folder(servers, "plain_celery"))
         for number in range(scale.rounds):
