@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import random
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 
@@ -23,6 +18,7 @@ import redis
 
 from benchmarks import report, stock
 from benchmarks.figure import percentile
+from benchmarks.pace import Listener, sending
 from benchmarks.peers import ours
 from benchmarks.plots import Panel, lines_svg
 from benchmarks.servers import Servers, servers
@@ -35,7 +31,7 @@ from local.waiting import eventually
 SHARE = 0.8  # of the highest rate
 RAMP_S, STEP = 10.0, 1.15  # while the highest rate is looked for
 SOLD_OUT, SOLD_OUT_EVERY = "SOLD-OUT", 20
-RESULTS = "celery-task-meta-"
+SKUS = [f"SKU-{number:04}" if number % SOLD_OUT_EVERY else SOLD_OUT for number in range(stock.SKUS)]
 PLOT = report.DOCS / "soak.svg"
 JSON_FILE = report.DOCS / "soak.json"
 BEGIN, END = "<!-- soak: written by the benchmark -->", "<!-- end of soak -->"
@@ -81,71 +77,13 @@ class Soak:
     minutes: list[Minute]
 
 
-class Listener:
-    """Hears when results arrive, as a waiting sender does; an id begins with the time of its sending."""
-
-    def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url)
-        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        self._pubsub.psubscribe(f"{RESULTS}*")
-        self._times: list[float] = []
-        self._over = False
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def take(self) -> list[float]:
-        """Return the milliseconds of the answers since the last call."""
-        times, self._times = self._times, []
-        return times
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._over = True
-        self._thread.join()
-        self._pubsub.close()
-        self._client.close()
-
-    def _listen(self) -> None:
-        while not self._over:
-            message = self._pubsub.get_message(timeout=0.1)
-            if message is not None:
-                due = message["channel"].decode().removeprefix(RESULTS).partition("-")[0]
-                self._times.append((time.monotonic() - float(due)) * 1000)
-
-
-def send(rate: float, seconds: float) -> None:
-    """Send at this rate, each command when it is due."""
-    chance = random.Random(1)
-    start = time.monotonic()
-    for number in range(int(rate * seconds)):
-        due = start + number / rate
-        time.sleep(max(0.0, due - time.monotonic()))
-        sku = f"SKU-{chance.randrange(stock.SKUS):04}" if number % SOLD_OUT_EVERY else SOLD_OUT
-        name = f"{due:.4f}-{number}"
-        ours.sender.send_task(
-            "allocation.allocate", (name, sku, 1), task_id=name, queue="allocation.commands", declare=()
-        )
-
-
-@contextmanager
-def sending(rate: float, seconds: float) -> Iterator[multiprocessing.process.BaseProcess]:
-    """Run `send` in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=send, args=(rate, seconds), daemon=True)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
-
-
-def highest_rate(listener: Listener, waiting: redis.Redis) -> float:
+def highest_rate(listener: Listener, its_servers: Servers) -> float:
     """Return the highest rate at which the queue stays short, with everything on this machine."""
-    highest = 0.0
+    highest, waiting = 0.0, redis.Redis.from_url(its_servers.redis.url_of(0))
     for step in count():
         rate = 300 * STEP**step
         listener.take()
-        with sending(rate, RAMP_S) as sender:
+        with sending(ours.send_one, SKUS, rate, int(rate * RAMP_S)) as sender:
             sender.join()
             left = int(str(waiting.llen("allocation.commands")))
             eventually(lambda: not waiting.llen("allocation.commands"), 120, "an empty queue")
@@ -165,7 +103,8 @@ def run(
     rate = SHARE * highest
     seen: list[Minute] = []
     mails = MailSink(its_servers.folder / "mail").mails
-    with sending(rate, minutes * 60 + 5), redis.Redis.from_url(its_servers.redis.url) as client:
+    commands = int(rate * (minutes * 60 + 5))
+    with sending(ours.send_one, SKUS, rate, commands), redis.Redis.from_url(its_servers.redis.url) as client:
         listener.take()
         start = time.monotonic()
         for number in range(1, minutes + 1):
@@ -271,17 +210,15 @@ def main() -> None:
             programs.housekeeping_worker(its_servers.folder, RETENTIONS),
             programs.beat(its_servers.folder, RETENTIONS),
         ]
-        listener = Listener(its_servers.redis.url_of(1))
         try:
             for child in children:
                 child.start()
             names = [child.name for child in children[:2]]
             eventually(lambda: workers_answer(its_servers.redis.url_of(0), *names), 60, "the workers")
-            with redis.Redis.from_url(its_servers.redis.url_of(0)) as waiting:
-                highest = options.rate or highest_rate(listener, waiting)
-            soak = run(its_servers, options.minutes, highest, listener, children)
+            with Listener(its_servers.redis.url_of(1)) as listener:
+                highest = options.rate or highest_rate(listener, its_servers)
+                soak = run(its_servers, options.minutes, highest, listener, children)
         finally:
-            listener.close()
             for child in children:
                 child.stop()
     print(markdown(soak))
