@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from itertools import count
 
 import psutil
@@ -18,8 +19,7 @@ import redis
 
 from benchmarks import report, stock
 from benchmarks.figure import percentile
-from benchmarks.pace import Listener, sending
-from benchmarks.peers import ours
+from benchmarks.pace import Listener, Send, sending
 from benchmarks.plots import Panel, lines_svg
 from benchmarks.servers import Servers, servers
 from local.processes import programs
@@ -38,6 +38,7 @@ BEGIN, END = "<!-- soak: written by the benchmark -->", "<!-- end of soak -->"
 #: Ten minutes after its start, a run deletes as much as it adds.
 RETENTIONS = {
     "ALLOCATION_PRUNE_INTERVAL_S": "60",
+    "ALLOCATION_RELAY_GRACE_MAX_S": "300",
     "ALLOCATION_DONE_RETENTION_S": "600",
     "ALLOCATION_DEAD_LETTER_RETENTION_S": "300",
     "ALLOCATION_MESSAGE_MAX_ETA_S": "120",
@@ -77,13 +78,13 @@ class Soak:
     minutes: list[Minute]
 
 
-def highest_rate(listener: Listener, its_servers: Servers) -> float:
+def highest_rate(its_servers: Servers, send_one: Send, listener: Listener) -> float:
     """Return the highest rate at which the queue stays short, with everything on this machine."""
     highest, waiting = 0.0, redis.Redis.from_url(its_servers.redis.url_of(0))
     for step in count():
         rate = 300 * STEP**step
         listener.take()
-        with sending(ours.send_one, SKUS, rate, int(rate * RAMP_S)) as sender:
+        with sending(send_one, SKUS, rate, int(rate * RAMP_S)) as sender:
             sender.join()
             left = int(str(waiting.llen("allocation.commands")))
             eventually(lambda: not waiting.llen("allocation.commands"), 120, "an empty queue")
@@ -96,7 +97,12 @@ def highest_rate(listener: Listener, its_servers: Servers) -> float:
 
 
 def run(
-    its_servers: Servers, minutes: int, highest: float, listener: Listener, children: list[Child]
+    its_servers: Servers,
+    send_one: Send,
+    minutes: int,
+    highest: float,
+    listener: Listener,
+    children: list[Child],
 ) -> Soak:
     """Send for so many minutes; print each of them."""
     began, load = report.now().isoformat(timespec="seconds"), psutil.getloadavg()[0]
@@ -104,7 +110,7 @@ def run(
     seen: list[Minute] = []
     mails = MailSink(its_servers.folder / "mail").mails
     commands = int(rate * (minutes * 60 + 5))
-    with sending(ours.send_one, SKUS, rate, commands), redis.Redis.from_url(its_servers.redis.url) as client:
+    with sending(send_one, SKUS, rate, commands), redis.Redis.from_url(its_servers.redis.url) as client:
         listener.take()
         start = time.monotonic()
         for number in range(1, minutes + 1):
@@ -203,6 +209,8 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="write the picture and the page")
     options = parser.parse_args()
     with servers() as its_servers:
+        # Imported late, since peers read their addresses at import.
+        send_one: Send = import_module("benchmarks.peers.ours").send_one
         stock.fill(its_servers)
         its_servers.rows("INSERT INTO products (sku) VALUES (%s)", (SOLD_OUT,))
         children = [
@@ -216,8 +224,8 @@ def main() -> None:
             names = [child.name for child in children[:2]]
             eventually(lambda: workers_answer(its_servers.redis.url_of(0), *names), 60, "the workers")
             with Listener(its_servers.redis.url_of(1)) as listener:
-                highest = options.rate or highest_rate(listener, its_servers)
-                soak = run(its_servers, options.minutes, highest, listener, children)
+                highest = options.rate or highest_rate(its_servers, send_one, listener)
+                soak = run(its_servers, send_one, options.minutes, highest, listener, children)
         finally:
             for child in children:
                 child.stop()
