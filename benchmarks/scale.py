@@ -54,7 +54,7 @@ FULL = Scale(
 #: To test the benchmark itself.
 TINY = Scale(
     rounds=1,
-    lines=20,
+    lines=250,  # more than two messages of a hundred
     turn_s=0,
     search_s=0,
     search_rounds=1,
