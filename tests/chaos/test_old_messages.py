@@ -53,8 +53,8 @@ def test_the_new_release_handles_messages_and_deliveries_of_the_old_one(
     with pytest.raises(Exception, match="change_batch_quantity") as told:
         gone.get(timeout=60)
     assert type(told.value).__name__ == "NotRegistered"
-    letters = "SELECT reason FROM dead_letters WHERE task_id = %s"
-    assert world.ask(letters, gone.id) == [("unknown task",)]
+    letters = "SELECT task_id, reason FROM dead_letters"
+    assert world.ask(letters) == [(gone.id, "unknown task")]
     undone = "SELECT id FROM deliveries WHERE status <> 'done'"
     eventually(lambda: world.ask("SELECT 1 FROM deliveries") and not world.ask(undone), 60, "every delivery")
     assert len(set(world.mail.mails.message_ids())) == 4
