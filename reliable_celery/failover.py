@@ -125,9 +125,9 @@ class AsksTheLively(SentinelManagedConnection):
     def _connect_retry(self, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "_sock", None):
             return None
-        sentinels = self._sort_sentinels()
+        self._put_the_lively_first()
         connected = super()._connect_retry(*args, **kwargs)
-        self._note(sentinels, (self.host, self.port))
+        self._note((self.host, self.port))
         return connected
 
     def _leave_former_primary(self) -> None:
@@ -149,21 +149,22 @@ class AsksTheLively(SentinelManagedConnection):
     def _ask(self) -> Named:
         manager = self.connection_pool.sentinel_manager
         named[self._asked_for] = Named(None, monotonic() + ASK_AGAIN_S)  # other threads do not ask as well
-        sentinels = self._sort_sentinels()
+        self._put_the_lively_first()
         try:
             primary = manager.discover_master(self.connection_pool.service_name)
         except (RedisError, OSError):
             return named[self._asked_for]  # perhaps a failover is under way; Redis itself may go on
-        return self._note(sentinels, primary)
+        return self._note(primary)
 
-    def _sort_sentinels(self) -> list[redis.Redis]:
-        sentinels: list[redis.Redis] = self.connection_pool.sentinel_manager.sentinels
-        last = answered_last.get(self._asked_for[0])
-        sentinels.sort(key=lambda one: _address(one) != last)
-        return sentinels
+    def _put_the_lively_first(self) -> None:
+        manager, last = self.connection_pool.sentinel_manager, answered_last.get(self._asked_for[0])
+        if last not in (None, _address(manager.sentinels[0])):
+            # A list that is sorted in place is empty meanwhile, for other threads.
+            manager.sentinels = sorted(manager.sentinels, key=lambda one: _address(one) != last)
 
-    def _note(self, sentinels: list[redis.Redis], primary: Address) -> Named:
-        answered_last[self._asked_for[0]] = _address(sentinels[0])  # where redis-py puts who answered
+    def _note(self, primary: Address) -> Named:
+        first = self.connection_pool.sentinel_manager.sentinels[0]  # where redis-py puts who answered
+        answered_last[self._asked_for[0]] = _address(first)
         named[self._asked_for] = known = Named(primary, monotonic() + ASK_EVERY_S)
         return known
 
