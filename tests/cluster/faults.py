@@ -309,6 +309,7 @@ def redis_rolling_restart(world: SentinelWorld, _traffic: Traffic, _rng: random.
 
 @fault("rabbitmq", "the node killed to which workers and senders are connected")
 def rabbit_connected_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    _gather(world)
     world.rabbits.nodes[0].kill()
 
 
@@ -334,6 +335,7 @@ def rabbit_two_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random
 
 @fault("rabbitmq", "the connected node frozen for 40 s")
 def rabbit_connected_frozen(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    _gather(world)
     node = world.rabbits.nodes[0]
     freeze(node.pid)
     last(FROZEN_S)
@@ -369,6 +371,11 @@ def hosts_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> 
         world.kill_host(name)
         world.start_again(name)
         world.wait_until_ready(name)
+
+
+def _gather(world: RabbitWorld) -> None:
+    """Have all workers on the first node, where the senders begin: earlier faults drove them away."""
+    world.replace(*WORKERS)
 
 
 def _upgrade(world: ClusterWorld, restart_servers: Callable[[], None]) -> None:
