@@ -8,8 +8,9 @@ from itertools import count
 
 import pytest
 
-from tests.simulation.choices import recorded
+from tests.simulation.choices import Seeded, recorded
 from tests.simulation.mutations import MUTATIONS
+from tests.simulation.plan import random_plan
 from tests.simulation.run import A_MINUTE, Schedule, hunt, measured, shrunk, story
 from tests.simulation.server import simulated_world
 from tests.simulation.small import CASES, LEVELS, play_case
@@ -76,6 +77,21 @@ def test_a_schedule_is_replayed_from_its_line(world: World):
 
     assert story(again) == story(first)
     assert story(from_choices) == story(first)
+
+
+def test_a_schedule_that_is_broken_off_leaves_each_process_a_session_of_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    """Else two processes of the next one would share a transaction."""
+    for steps in range(30, 80, 2):
+        monkeypatch.setattr("tests.simulation.world.STEPS", steps)
+        world.play(random_plan(steps), Seeded(steps), steps)
+
+        world._connect_again()
+
+        sessions = [world.database.connection_of(engine) for engine in world.engines]
+        assert len({id(one) for one in sessions}) == len(world.engines)
+        assert None not in sessions
 
 
 @pytest.mark.long
