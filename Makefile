@@ -26,7 +26,7 @@ PURCHASES ?= data/purchases.csv
 # Seed of the random tests; `make test SEED=…` repeats a run.
 SEED := $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: help demo up drill test test-containers check format clean docs docs-site bench bench-full chaos chaos-cluster simulate demo-vip
+.PHONY: help demo up drill test test-containers check format clean docs docs-site bench bench-full soak chaos chaos-cluster simulate demo-vip
 
 help: ## list these commands
 	@echo "make demo [BATCHES=FILE ORDERS=FILE]   run real orders through real servers, then stop them"
@@ -34,7 +34,7 @@ help: ## list these commands
 	@echo "make drill    stop the mail server of a running make up until Ctrl-C, to practise docs/how-to/operating.md"
 	@echo "make test [SEED=N]                     run all tests on their own servers; N repeats the random tests of a run"
 	@echo "make test-containers [WRITE_DOCS=1]    test docs/how-to/on-a-server.md with this machine's Docker; 1 updates its figures"
-	@echo "make bench    compare with other task queues (ten minutes); bench-full (an hour) also updates the page in docs/"
+	@echo "make bench    compare with other task queues (20 minutes); bench-full (an hour) and soak (two) update the page in docs/"
 	@echo "make chaos    kill workers and servers under load, and compare what senders were told with the database"
 	@echo "make chaos-cluster                     the same on real clusters: PostgreSQL with a standby, Sentinel, RabbitMQ"
 	@echo "make simulate [SEED=N] [STEPS=N] [MINUTES=N] [REDIS=1]   run random schedules of every step; SEED repeats one"
@@ -88,6 +88,9 @@ bench: $(BENCH)
 
 bench-full: $(BENCH)
 	$(PY) -m benchmarks --full --write-docs
+
+soak: $(BENCH)
+	$(PY) -m benchmarks.soak --write-docs
 
 chaos: $(DEV)
 	$(PY) -m tests.chaos

@@ -46,7 +46,7 @@ def main() -> None:
     options = _options()
     scale = FULL if options.full else TINY if options.tiny else QUICK
     if options.lines:
-        scale = replace(scale, lines=options.lines)
+        scale = replace(scale, lines=options.lines, turn_s=0, search_s=0)
     command = " ".join(["python -m benchmarks", *_without_json(sys.argv[1:])])
     began, start, load = report.now(), time.monotonic(), os.getloadavg()[0]
     figures: list[Figure] = []
@@ -100,10 +100,10 @@ def _measure(name: str, its_servers: Servers, scale: Scale) -> list[Figure]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="more rounds, more rows: about half an hour")
+    size.add_argument("--full", action="store_true", help="more rounds, more rows: about an hour")
     size.add_argument("--tiny", action="store_true", help="only check that everything runs")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure a part")
-    parser.add_argument("--lines", type=int, help="order lines per turn, instead of the size's default")
+    parser.add_argument("--lines", type=int, help="order lines per turn, instead of its time")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--write-docs", action="store_true", help="write the performance page")
     return parser.parse_args()

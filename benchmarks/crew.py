@@ -28,6 +28,7 @@ class Crew:
     servers: Servers
     processes: int
     children: list[Child] = field(default_factory=list)
+    rate: float = 0.0  # lines per second in its last turn
 
     def start(self) -> None:
         """Start the workers and have each process a line."""

@@ -1,8 +1,9 @@
-"""A bar chart as SVG: each figure as a share of its goal; longer is better."""
+"""Charts as SVG: bars for figures as shares of their goals, and lines over minutes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
 
 from benchmarks.figure import Figure
@@ -49,3 +50,50 @@ def _row(figure: Figure, y: int) -> str:
 
 def _short(text: str, limit: int = 66) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over the same minutes, by name."""
+
+    title: str
+    lines: dict[str, list[float]]
+
+
+COLOURS = ("#2a7f62", "#b3472f", "#3b5b92")
+PANEL, GRAPH, SIDE = 190, 130, 60  # pixels
+
+
+def lines_svg(panels: Iterable[Panel]) -> str:
+    """Return charts below each other; each begins at zero."""
+    charts = [_panel(panel, 20 + PANEL * number) for number, panel in enumerate(panels)]
+    joined = "\n".join(charts)
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{SIDE + WIDTH * 2 + 150}"
+ height="{20 + PANEL * len(charts)}" font-family="sans-serif" font-size="12">
+<rect width="100%" height="100%" fill="white"/>
+{joined}
+</svg>
+"""
+
+
+def _panel(panel: Panel, top: int) -> str:
+    minutes = max(len(values) for values in panel.lines.values())
+    highest = max(max(values) for values in panel.lines.values()) or 1
+    across, foot = WIDTH * 2 / max(1, minutes - 1), top + 20 + GRAPH
+    parts = [
+        f'<text x="{SIDE}" y="{top + 10}" font-size="14">{escape(panel.title)}</text>',
+        f'<text x="{SIDE - 6}" y="{top + 30}" text-anchor="end">{highest:,.0f}</text>',
+        f'<text x="{SIDE - 6}" y="{foot}" text-anchor="end">0</text>',
+        f'<path d="M{SIDE} {top + 20}V{foot}H{SIDE + WIDTH * 2}" stroke="black" fill="none"/>',
+        f'<text x="{SIDE + WIDTH * 2}" y="{foot + 14}" text-anchor="end">{minutes} min</text>',
+    ]
+    for number, (name, values) in enumerate(panel.lines.items()):
+        points = " ".join(
+            f"{SIDE + minute * across:.1f},{foot - value / highest * GRAPH:.1f}"
+            for minute, value in enumerate(values)
+        )
+        colour = COLOURS[number]
+        parts.append(f'<polyline points="{points}" stroke="{colour}" fill="none" stroke-width="1.5"/>')
+        label_y = top + 34 + 16 * number
+        parts.append(f'<text x="{SIDE + WIDTH * 2 + 10}" y="{label_y}" fill="{colour}">{escape(name)}</text>')
+    return "\n".join(parts)

@@ -10,6 +10,8 @@ from typing import Any
 
 from celery import current_task, signals
 
+from messaging.messages import Command
+
 #: One file per process; lines of `sent|began <task id> <seconds since 1970>`.
 FOLDER = Path(os.environ["BENCHMARK_PROBE_FOLDER"])
 
@@ -30,8 +32,9 @@ class Began(logging.Handler):
     """Catches the log line that precedes a handler's run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Record the task's id."""
-        if record.msg.startswith("Handling") and current_task:
+        """Record the task's id; not a command's, which would cost the time that is measured."""
+        handled = next(iter(record.args or ()), None)
+        if record.msg.startswith("Handling") and current_task and not isinstance(handled, Command):
             note("began", current_task.request.id)
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of one run; `QUICK` takes about ten minutes, `FULL` about an hour, on two quiet cores."""
+    """Sizes of one run; `QUICK` takes about twenty minutes, `FULL` about an hour, on two quiet cores."""
 
     rounds: int = 5
     processes: int = 2  # workers of each peer
-    lines: int = 400  # a turn
-    search_lines: int = 300  # a turn, while the best settings are looked for
+    lines: int = 300  # a turn has at least so many
+    turn_s: float = 1.0  # how long a turn of any peer takes, about
+    search_s: float = 0.5  # the same while the best settings are looked for
     search_rounds: int = 3
-    slow_lines: int = 60  # per turn of chapter 10 with 1,000 allocations in the batch
     latency_s: float = 4.0
     flat_allocations: int = 100_000
     flat_batches: int = 10_000
@@ -28,13 +28,17 @@ class Scale:
     memory_before: int = 1_000
     memory_after: int = 6_000
 
+    def lines_of(self, rate: float) -> int:
+        """Return the lines of a turn at this rate: an equal time, so that nobody's start weighs more."""
+        return max(self.lines, round(rate * self.turn_s))
+
 
 QUICK = Scale()
 FULL = Scale(
     rounds=7,
-    lines=2_000,
-    search_lines=1_000,
-    slow_lines=200,
+    lines=600,
+    turn_s=2.0,
+    search_s=1.0,
     latency_s=8.0,
     flat_allocations=1_000_000,
     flat_commands=2_000,
@@ -50,10 +54,10 @@ FULL = Scale(
 #: To test the benchmark itself.
 TINY = Scale(
     rounds=1,
-    lines=20,
-    search_lines=10,
+    lines=250,  # more than two messages of a hundred
+    turn_s=0,
+    search_s=0,
     search_rounds=1,
-    slow_lines=5,
     latency_s=1.0,
     flat_allocations=100,
     flat_batches=10,

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
-from benchmarks import pgbench, stock
+from benchmarks import pgbench
 from benchmarks.crew import crews
 from benchmarks.peers.peer import Peer, Programs
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn
 
 CLIENTS = (2, 4, 8, 16)  # of pgbench
 
@@ -33,7 +33,7 @@ def best_clients(servers: Servers, scale: Scale) -> int:
     """Return the number of clients with which pgbench is fastest."""
     rates = {
         clients: pgbench.run(
-            servers.folder, servers.postgres.url, clients, 4 * scale.search_lines, f"search-{clients}"
+            servers.folder, servers.postgres.url, clients, 4 * scale.lines, f"search-{clients}"
         )
         for clients in CLIENTS
     }
@@ -49,11 +49,9 @@ def _with(peer: Peer, settings: str, programs: Programs) -> Peer:
 def _rate(peer: Peer, servers: Servers, scale: Scale) -> float:
     """Return the median of a few turns; no other workers run."""
     name = f"{peer.name}-{peer.settings}"
+    scale = replace(scale, turn_s=scale.search_s)
     with crews([peer], servers, scale.processes) as [crew]:
-        rates = [
-            take_turn(crew, stock.lines(f"{name}-{number}", scale.search_lines * peer.lines_factor)).rate
-            for number in range(scale.search_rounds)
-        ]
+        rates = [sized_turn(crew, f"{name}-{number}", scale).rate for number in range(scale.search_rounds)]
     # What the killed workers held must not reach those of the next settings.
     servers.flush_redis()
     return median(rates)

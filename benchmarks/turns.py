@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import psutil
 
+from benchmarks import stock
 from benchmarks.crew import Crew, cpu_s
 from benchmarks.peers.peer import Line
+from benchmarks.scale import Scale
 
 WARM = 0.1  # share of the lines that is not timed
 LOOK_EVERY = 0.005  # seconds
@@ -24,6 +26,13 @@ class Turn:
     server_cpu_ms: float  # PostgreSQL and Redis
 
 
+def sized_turn(crew: Crew, name: str, scale: Scale, skus: int = stock.SKUS, seed: int = 1) -> Turn:
+    """Run a turn of about `scale.turn_s`; a crew's first one only shows how many lines that takes."""
+    if not crew.rate:
+        take_turn(crew, stock.lines(f"{name}-size", scale.lines, skus, seed))
+    return take_turn(crew, stock.lines(name, scale.lines_of(crew.rate), skus, seed))
+
+
 def take_turn(crew: Crew, lines: list[Line]) -> Turn:
     """Run one turn; the workers are paused before and after."""
     crew.peer.publish(lines)
@@ -35,7 +44,8 @@ def take_turn(crew: Crew, lines: list[Line]) -> Turn:
     server_cpu, cpu = cpu_s(_server_processes(crew)) - server_cpu, crew.cpu_s() - cpu
     crew.pause()
     per_line = 1000 / len(lines)
-    return Turn((end - warm) / (end_at - warm_at), cpu * per_line, server_cpu * per_line)
+    crew.rate = (end - warm) / (end_at - warm_at)
+    return Turn(crew.rate, cpu * per_line, server_cpu * per_line)
 
 
 def _wait_for(crew: Crew, count: int) -> tuple[int, float]:

@@ -17,7 +17,7 @@ from benchmarks.peers import ours
 from benchmarks.peers.peer import Line, Peer, redis_url
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn
 from messaging.brokers import topology
 from testing.rabbitmq import RabbitMQ, find_binary
 
@@ -37,8 +37,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
         with crews(peers, servers, scale.processes) as both:
             for number in range(scale.rounds):
                 for side, crew in enumerate(both):
-                    lines = stock.lines(f"{crew.peer.name}-{number}", scale.lines)
-                    rates[side].append(take_turn(crew, lines).rate)
+                    rates[side].append(sized_turn(crew, f"{crew.peer.name}-{number}", scale).rate)
                     lines = stock.lines(f"{crew.peer.name}-alone-{number}", ROUND_TRIPS)
                     times[side].append(_round_trip_ms(crew, lines))
     return [

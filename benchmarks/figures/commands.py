@@ -6,14 +6,14 @@ import random
 from collections import defaultdict
 from statistics import median
 
-from benchmarks import pgbench, stock
+from benchmarks import pgbench
 from benchmarks.crew import Crew, crews
 from benchmarks.figure import Figure, per_second, ratios
 from benchmarks.peers import NAMES, load
 from benchmarks.scale import Scale
 from benchmarks.search import at_its_best, best_clients
 from benchmarks.servers import Servers
-from benchmarks.turns import Turn, take_turn
+from benchmarks.turns import Turn, sized_turn
 
 FRAMEWORKS = ("rq_peer", "taskiq_peer", "procrastinate_peer")  # those without a goal of their own
 BOOK_LINES = """
@@ -67,12 +67,10 @@ def _rounds(servers: Servers, workers: list[Crew], scale: Scale, clients: int) -
     turns: dict[str, list[Turn]] = defaultdict(list)
     for number in range(scale.rounds):
         for crew in random.sample(workers, len(workers)):
-            count = scale.lines * crew.peer.lines_factor
-            lines = stock.lines(f"{crew.peer.name}-{number}", count, seed=number)
-            turns[crew.peer.name].append(take_turn(crew, lines))
-        limit = pgbench.run(
-            servers.folder, servers.postgres.url, clients, scale.lines * 2, f"pgbench-{number}"
-        )
+            turn = sized_turn(crew, f"{crew.peer.name}-{number}", scale, seed=number)
+            turns[crew.peer.name].append(turn)
+        count = scale.lines_of(turns["pgbench"][-1].rate) if number else 10 * scale.lines
+        limit = pgbench.run(servers.folder, servers.postgres.url, clients, count, f"pgbench-{number}")
         turns["pgbench"].append(Turn(limit, 0.0, 0.0))
     return turns
 
@@ -84,8 +82,8 @@ def _old_rounds(servers: Servers, workers: list[Crew], scale: Scale) -> Rates:
     rates: Rates = defaultdict(list)
     for number in range(scale.rounds):
         for crew in workers:
-            lines = stock.lines(f"{crew.peer.name}-old-{number}", scale.slow_lines, OLD_SKUS, number)
-            rates[crew.peer.name].append(take_turn(crew, lines).rate)
+            turn = sized_turn(crew, f"{crew.peer.name}-old-{number}", scale, OLD_SKUS, number)
+            rates[crew.peer.name].append(turn.rate)
     return rates
 
 

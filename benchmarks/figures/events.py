@@ -9,7 +9,6 @@ from dataclasses import replace
 import psycopg2
 from psycopg2.extras import execute_values
 
-from benchmarks import stock
 from benchmarks.crew import crews
 from benchmarks.figure import Figure, per_second, ratios
 from benchmarks.peers import dramatiq_peer, ours, plain_celery
@@ -17,7 +16,7 @@ from benchmarks.peers.peer import Line, Peer, database_url
 from benchmarks.scale import Scale
 from benchmarks.search import at_its_best
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn
 from local.processes.programs import WORK_QUEUES
 from messaging.delivery import Delivery, new_id
 from tasks import app
@@ -77,8 +76,8 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
     with crews(peers, servers, scale.processes) as workers:
         for number in range(scale.rounds):
             for crew in workers:
-                lines = stock.lines(f"{crew.peer.name}-event-{number}", scale.lines)
-                rates[crew.peer.name].append(take_turn(crew, lines).rate)
+                turn = sized_turn(crew, f"{crew.peer.name}-event-{number}", scale)
+                rates[crew.peer.name].append(turn.rate)
     prefork, solo, plain, dramatiq = peers
     return [
         _figure("events", "prefork pool", prefork, plain, 0.8, rates),

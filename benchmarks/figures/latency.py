@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from uuid import uuid4
-
-import redis
 
 from benchmarks import stock
 from benchmarks.crew import Crew, crews
 from benchmarks.figure import Figure, percentile, ratios
+from benchmarks.pace import Listener, Send, sending
 from benchmarks.peers import ours, plain_celery
 from benchmarks.peers.peer import Peer, redis_url
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn
 from local.waiting import eventually
 
-RESULTS = "celery-task-meta-"
 SOLD_OUT = "SOLD-OUT"
+SKUS = [f"SKU-{number:04}" for number in range(stock.SKUS)]
 GROUPS = ours.GROUPS["groups of 16"]  # on: they must not cost latency
+WHY_RESULT = "Half a millisecond of both is the sender's; most of the rest is Celery, the same on both sides."
 WHY_HANDLER = "A delivery is claimed and finished in PostgreSQL, with a commit to disk; a plain task is not."
-
-
-@dataclass
-class Ear:
-    """Records when results arrive, like a waiting sender, for all tasks at once."""
-
-    database: int
-    heard: dict[str, float] = field(default_factory=dict)  # task id -> monotonic seconds
-    _over: bool = False
-
-    def __enter__(self) -> Ear:
-        """Start listening."""
-        # Kept alive: a garbage-collected client closes its connection.
-        self._client = redis.Redis.from_url(redis_url(self.database))
-        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        self._pubsub.psubscribe(f"{RESULTS}*")
-        self._pubsub.get_message(timeout=5)
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop listening."""
-        self._over = True
-        self._thread.join()
-        self._pubsub.close()
-        self._client.close()
-
-    def _listen(self) -> None:
-        while not self._over:
-            message = self._pubsub.get_message(timeout=0.1)
-            if message is not None:
-                self.heard[message["channel"].decode().removeprefix(RESULTS)] = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -65,7 +29,7 @@ class Side:
     """One of the two sides: its app, its tasks, its result database, and its measured milliseconds."""
 
     crew: Crew
-    send: Callable[[str, str, str], object]  # (task id, order id, sku)
+    send_one: Send
     results: int
     probe: Path
     result_p50: list[float] = field(default_factory=list)
@@ -76,29 +40,24 @@ class Side:
     def measure(self, rate: float, seconds: float) -> None:
         """Send at this rate to running workers: first commands that succeed, then some that raise events."""
         self.crew.resume()
-        times = self._send_and_hear(rate, seconds, "SKU-{:04}")
+        times = self._send_and_hear(rate, seconds, SKUS)
         self.result_p50.append(percentile(times, 0.5))
         self.result_p99.append(percentile(times, 0.99))
         for old in self.probe.glob("*.probe"):
             old.write_text("")
-        count = len(self._send_and_hear(rate / 2, seconds, SOLD_OUT))
+        count = len(self._send_and_hear(rate / 2, seconds, [SOLD_OUT]))
         times = eventually(lambda: self._handler_times(count), 60, "the handlers of all events")
         self.handler_p50.append(percentile(times, 0.5))
         self.handler_p99.append(percentile(times, 0.99))
         self.crew.pause()
 
-    def _send_and_hear(self, rate: float, seconds: float, sku: str) -> list[float]:
+    def _send_and_hear(self, rate: float, seconds: float, skus: Sequence[str]) -> list[float]:
         """Return the milliseconds from send to result of every command."""
-        sent: dict[str, float] = {}
-        with Ear(self.results) as ear:
-            start = time.monotonic()
-            for number in range(max(10, int(rate * seconds))):
-                time.sleep(max(0.0, start + number / rate - time.monotonic()))
-                task_id = str(uuid4())
-                sent[task_id] = time.monotonic()
-                self.send(task_id, task_id, sku.format(number % stock.SKUS))
-            eventually(lambda: sent.keys() <= ear.heard.keys(), 60, "all results")
-        return [(ear.heard[task_id] - at) * 1000 for task_id, at in sent.items()]
+        count = max(10, int(rate * seconds))
+        with Listener(redis_url(self.results)) as listener:
+            with sending(self.send_one, skus, rate, count):
+                eventually(lambda: len(listener) >= count, seconds + 60, "all results")
+            return listener.take()
 
     def _handler_times(self, count: int) -> list[float]:
         """Return the milliseconds from commit to start; empty until all handlers have started."""
@@ -117,8 +76,8 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
     servers.rows("INSERT INTO products (sku) VALUES (%s)", (SOLD_OUT,))
     mine, plain = _peer("ours", ours.workers, servers), _peer("plain_celery", plain_celery.workers, servers)
     with crews([mine, plain], servers, scale.processes) as [our_crew, plain_crew]:
-        rate = take_turn(plain_crew, stock.lines("limit", scale.lines)).rate / 2
-        us = Side(our_crew, _send_ours, 1, _folder(servers, "ours"))
+        rate = sized_turn(plain_crew, "limit", scale).rate / 2
+        us = Side(our_crew, ours.send_one, 1, _folder(servers, "ours"))
         them = Side(plain_crew, _send_plain, 3, _folder(servers, "plain_celery"))
         for number in range(scale.rounds):
             for side in (us, them) if number % 2 else (them, us):
@@ -150,14 +109,8 @@ def _folder(servers: Servers, name: str) -> Path:
     return folder
 
 
-def _send_ours(task_id: str, orderid: str, sku: str) -> None:
-    ours.sender.send_task(
-        "allocation.allocate", (orderid, sku, 1), task_id=task_id, queue="allocation.commands"
-    )
-
-
-def _send_plain(task_id: str, orderid: str, sku: str) -> None:
-    plain_celery.app.send_task("plain.allocate_or_tell", (orderid, sku, 1), task_id=task_id)
+def _send_plain(task_id: str, sku: str) -> None:
+    plain_celery.app.send_task("plain.allocate_or_tell", (task_id, sku, 1), task_id=task_id)
 
 
 def _figure(key: str, what: str, mine: Sequence[float], others: Sequence[float], rate: float) -> Figure:
@@ -170,5 +123,5 @@ def _figure(key: str, what: str, mine: Sequence[float], others: Sequence[float],
         at_least=False,
         ratios=ratios(mine, others),
         measured=f"{sorted(mine)[middle]:.1f} : {sorted(others)[middle]:.1f} ms",
-        why=WHY_HANDLER if key.startswith("handler") else "",
+        why=WHY_HANDLER if key.startswith("handler") else WHY_RESULT,
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from statistics import median
 
-from benchmarks import stock
 from benchmarks.crew import crews
 from benchmarks.figure import Figure, per_second, ratios
 from benchmarks.peers.ours_solo import solo
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import Turn, take_turn
+from benchmarks.turns import Turn, sized_turn
 
 CORES = 4  # two for the workers, as many for PostgreSQL and Redis
 
@@ -23,8 +22,8 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
     twos: list[Turn] = []
     with crews([one], servers, 1) as [alone], crews([two], servers, 2) as [pair]:
         for number in range(scale.rounds):
-            ones.append(take_turn(alone, stock.lines(f"one-{number}", scale.lines)))
-            twos.append(take_turn(pair, stock.lines(f"two-{number}", scale.lines)))
+            ones.append(sized_turn(alone, f"one-{number}", scale))
+            twos.append(sized_turn(pair, f"two-{number}", scale))
     rates = [turn.rate for turn in twos], [turn.rate for turn in ones]
     cpu = [_cpu(turn) for turn in twos], [_cpu(turn) for turn in ones]
     return [

@@ -22,7 +22,7 @@ from benchmarks.peers.ours_solo import on_servers_of_its_own
 from benchmarks.peers.peer import Line, Peer
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn
 from local.waiting import eventually
 
 WHAT = "commands/s, prefork pool, default settings"
@@ -149,8 +149,8 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
     with crews([default, *turned], servers, scale.processes) as workers:
         for number in range(scale.rounds):
             for crew in workers:
-                lines = stock.lines(f"{crew.peer.name}-{number}", scale.lines)
-                rates[crew.peer.name].append(take_turn(crew, lines).rate)
+                turn = sized_turn(crew, f"{crew.peer.name}-{number}", scale)
+                rates[crew.peer.name].append(turn.rate)
         for change, crew in zip([DEFAULT, *changes], workers, strict=True):
             _prove(change, crew)
     ours_rates = rates[default.name]

@@ -16,7 +16,7 @@ from benchmarks.peers.ours_solo import solo
 from benchmarks.peers.peer import database_url
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn, take_turn
 from messaging.postgres.announcements import Announcements
 from messaging.postgres.low_water import LowWater
 from tasks import app
@@ -79,7 +79,7 @@ def _round(servers: Servers, crew: Crew, scale: Scale, name: str, into: list[lis
     take_turn(crew, stock.lines(f"{name}-load", scale.lines))
     announcements, outbox = app.runtime.announcements, app.runtime.outbox
     batches = list(_publish(announcements))
-    into[0].append(take_turn(crew, stock.lines(name, scale.lines)).rate)
+    into[0].append(sized_turn(crew, name, scale).rate)
     into[1].append(median(_timed_ms(lambda: outbox.take_due(500, 600.0)) for _ in range(SEARCHES)))
     into[2].append(median(batches[len(batches) // 2 :]))  # what comes after many dead rows
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from benchmarks import stock
 from benchmarks.crew import Crew, crews
 from benchmarks.figure import Figure, per_second, ratios
 from benchmarks.peers import ours
@@ -17,7 +16,7 @@ from benchmarks.peers.ours_solo import on_servers_of_its_own
 from benchmarks.peers.peer import Peer
 from benchmarks.scale import Scale
 from benchmarks.servers import Servers
-from benchmarks.turns import take_turn
+from benchmarks.turns import sized_turn
 from local.ports import LOOPBACK, free_port
 from local.waiting import eventually
 
@@ -78,8 +77,8 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
         with crews([off, *told], servers, scale.processes) as workers:
             for number in range(scale.rounds):
                 for crew in workers:
-                    lines = stock.lines(f"{crew.peer.name}-{number}", scale.lines)
-                    rates[crew.peer.name].append(take_turn(crew, lines).rate)
+                    turn = sized_turn(crew, f"{crew.peer.name}-{number}", scale)
+                    rates[crew.peer.name].append(turn.rate)
             for kind, crew in zip(kinds, workers[1:], strict=True):
                 crew.resume()
                 eventually(lambda kind=kind, crew=crew: kind.is_on(crew), 30, f"{kind.name} to be on")  # type: ignore[misc]

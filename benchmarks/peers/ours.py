@@ -80,6 +80,13 @@ def send(line: Line, sender: Celery = sender, **options: object) -> AsyncResult[
     )
 
 
+def send_one(task_id: str, sku: str) -> None:
+    """Enqueue a line under an id that its sender chose; it is the order id too."""
+    sender.send_task(
+        "allocation.allocate", (task_id, sku, 1), task_id=task_id, queue="allocation.commands", declare=()
+    )
+
+
 peer = Peer(
     "ours",
     "this backend, prefork",

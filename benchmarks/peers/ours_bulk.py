@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from celery import Celery
 
@@ -26,7 +25,4 @@ def publish_bulk(lines: Sequence[Line], sender: Celery) -> None:
         sender.send_task("allocation.many", (commands,), queue="allocation.commands")
 
 
-#: Five times as many lines as others, so that a turn has enough messages for all workers.
-peer = replace(
-    solo("ours_bulk", "this backend, 100 lines a message", 12, publish_bulk, PREFETCHES), lines_factor=5
-)
+peer = solo("ours_bulk", "this backend, 100 lines a message", 12, publish_bulk, PREFETCHES)

@@ -30,7 +30,6 @@ class Peer:
     counter: str = "allocations_position_seq"  # a sequence that grows with every allocated line
     prepare: Callable[[], object] = lambda: None  # creates its tables
     env: dict[str, str] = field(default_factory=dict)
-    lines_factor: int = 1  # its lines per turn, as a multiple of the others'
     #: Its usual settings on n cores, by their text in the table: the race is run with the fastest of them.
     choices: Callable[[int], dict[str, Programs]] = lambda _cores: {}
     #: Environment variables of its usual settings, by the end of their text.

@@ -92,8 +92,9 @@ def check_handlers(project: Project, taken: Iterable[str]) -> None:
         name = handler.__name__
         if known.setdefault(name, handler) is not handler:
             raise ValueError(f"Two event handlers are called {name}: one would get the events of both")
-        if project.handler_task(name) in taken:
-            raise ValueError(f"No event handler may be called {name}: another task has that name")
+        for each in project.handler_names(name):
+            if f"{project.name}.{each}" in taken:
+                raise ValueError(f"No event handler may be called {each}: another task has that name")
         if name in project.renamed_handlers:
             raise ValueError(f"The event handler {name} is in renamed_handlers: another would get its events")
         if iscoroutinefunction(handler) or isgeneratorfunction(handler) or isasyncgenfunction(handler):

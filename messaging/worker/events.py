@@ -39,20 +39,24 @@ class AttemptFailed(MessagingError):
 
 
 def add_handler_tasks(dispatcher: Dispatcher) -> None:
-    """Register a task for every event handler of the project."""
-    group = DeliveryGroup(dispatcher.runtime, dispatcher.watch)
-    for handler in dispatcher.project.bus.event_handlers.values():
-        _add_handler_task(dispatcher, group, handler)
+    """Register a task for every event handler of the project, and for each name that it had before.
+
+    Messages of an earlier release are on their way under those.
+    """
+    group, project = DeliveryGroup(dispatcher.runtime, dispatcher.watch), dispatcher.project
+    for handler in project.bus.event_handlers.values():
+        for name in project.handler_names(handler.__name__):
+            _add_handler_task(dispatcher, group, handler, f"{project.name}.{name}")
 
 
-def _add_handler_task(dispatcher: Dispatcher, group: DeliveryGroup, handler: Handler) -> None:
+def _add_handler_task(dispatcher: Dispatcher, group: DeliveryGroup, handler: Handler, task_name: str) -> None:
     policy = policy_of(handler, dispatcher.runtime.settings.retry_policy)
 
     @dispatcher.app.task(
         bind=True,
         shared=False,  # another project's app in this process must not get our task
         base=HandlerTask,
-        name=dispatcher.project.handler_task(handler.__name__),
+        name=task_name,
         typing=False,
         ignore_result=True,
         autoretry_for=(Exception,),

@@ -11,7 +11,10 @@ from celery.worker import state
 
 
 class Groups:
-    """Holds requests until the event loop turns; a subclass for each pool then runs them."""
+    """Holds requests until all that have arrived are here; a subclass for each pool then runs them.
+
+    Where the transport does not say how many have arrived, that is when the event loop turns.
+    """
 
     def __init__(self, consumer: Any, limit: int) -> None:
         self.consumer = consumer
@@ -25,7 +28,9 @@ class Groups:
         if not may_join(request) and not self._would_overtake(request):
             return self.run(request)
         self.waiting.append(request)
-        if len(self.waiting) == 1:
+        if is_last(request):
+            self._run_waiting()
+        elif len(self.waiting) == 1:
             self.consumer.call_soon(self._run_waiting)
         self.arrived()
         return None
@@ -72,6 +77,11 @@ class Groups:
 def stopping() -> bool:
     """Whether the worker is stopping: a loop that is being closed still makes its calls."""
     return any(wish is not None and wish is not False for wish in (state.should_stop, state.should_terminate))
+
+
+def is_last(request: Any) -> bool:
+    """Return whether no other message has arrived; False if its transport does not say so."""
+    return not getattr(request.message.channel, "arrived", True)
 
 
 def may_join(request: Any) -> bool:
