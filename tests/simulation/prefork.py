@@ -20,7 +20,7 @@ from reliable_celery.groups.prefork import PreforkGroups, run_group
 from reliable_celery.requests import error_of
 from tests.simulation.broker import Broker, Message
 from tests.simulation.mistakes import notice
-from tests.simulation.processes import QUEUES, Worker
+from tests.simulation.processes import Worker
 from tests.simulation.scheduler import Crash, Scheduler, current, step
 
 #: How many messages such a worker holds at once.
@@ -85,7 +85,7 @@ class PreforkWorker(Worker):
         while True:
             if not self.soon:
                 self.scheduler.wait_until(
-                    lambda: bool(self.arrived) or self._may_take(), "waits for a message"
+                    lambda: bool(self.arrived) or self.may_take(PREFETCH), "waits for a message"
                 )
             self.read()
             while self.arrived:
@@ -94,19 +94,11 @@ class PreforkWorker(Worker):
             for do, args in turn:
                 do(*args)
 
-    def _may_take(self) -> bool:
-        held = sum(1 for one in self.broker.held if one.holder == self.name)
-        return held < PREFETCH and bool(self.broker.due(QUEUES))
-
     def read(self) -> None:
-        """Take as many messages as there are and as it may hold, mostly."""
-        while self._may_take():
-            message = self.take(self.broker.due(QUEUES))
-            if message.holder == self.name:
-                self.messages[message.id] = message
-                self.groups.on_task_request(self.request_of(message))
-            if not self.scheduler.choices.pick((True, False), 0.8):
-                return
+        """Take what has arrived."""
+        for message in self.take_arrived(PREFETCH):
+            self.messages[message.id] = message
+            self.groups.on_task_request(self.request_of(message))
 
     def request_of(self, message: Message) -> Any:
         """Return the request that the main process makes of a message."""

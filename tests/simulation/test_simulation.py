@@ -19,6 +19,7 @@ from tests.simulation.world import World
 #: Seeds of schedules that have found something, and what that was.
 FOUND = {
     48: "the failure of an attempt that lost its session was not counted: its delivery was paused",
+    255276959: "a pause that another operator ended at the same moment ended with a ValueError",
     237: "a copy was told an unexpected error under another name",
 }
 
