@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, text
 
+from messaging.postgres.commits import WAIT_FOR_STANDBY
 from messaging.postgres.low_water import LowWater
 from messaging.wire.cloud_events import Announcement
 
@@ -49,15 +50,25 @@ class Announcements:
 
         Yields none while another process is publishing. After a failure they stay, so they are published at
         least once. If a process freezes, the server ends its session and another process continues.
+
+        Raises:
+            CommitInDoubt: a failover could undo them.
         """
         with self.engine.begin() as connection:
             alone = connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": LOCK})
             facts = {"limit": limit, "low": low.mark if low else 0}
             rows = connection.execute(TAKE, facts).all() if alone.scalar_one() else []
+            if rows:
+                self._wait_for_standby()
             yield [Announcement(*row[:-2]) for row in rows]
         if rows and low is not None:
             last = rows[-1]
             low.taken(last.position, *last[-2:])
+
+    def _wait_for_standby(self) -> None:
+        """Wait until a failover cannot undo what is visible: its numbers would be given to other events."""
+        with self.engine.begin() as connection:
+            connection.execute(text(WAIT_FOR_STANDBY))
 
     def count(self) -> int:
         """Return how many events wait."""

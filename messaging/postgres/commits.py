@@ -7,6 +7,10 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import connection
 
+#: A commit that writes waits for everything that was written before it, also for what is visible but was not
+#: waited for: its session was ended or cancelled, or its server restarted.
+WAIT_FOR_STANDBY = "SELECT pg_logical_emit_message(true, 'wait', '')"
+
 
 class CommitInDoubt(psycopg2.OperationalError):
     """The server committed with a warning: a standby may not have the transaction yet."""

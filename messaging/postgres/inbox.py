@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 from messaging.bus import MessageBus
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
+from messaging.postgres.commits import WAIT_FOR_STANDBY
 from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Row, Statement, Transaction
 from messaging.texts import cut
@@ -23,10 +24,6 @@ MAX_STORED_TEXT = 10_000  # characters of each argument of an error
 FIND = """
 SELECT task_id, coalesce(idempotency_key, task_id), command, result, error FROM inbox
 WHERE task_id = ANY(%(ids)s) OR (coalesce(idempotency_key, task_id) = ANY(%(keys)s) AND error IS NULL)"""
-
-# The answer may have been committed by a session that ended while it waited for its standby. A commit that
-# writes waits for everything written before it, so no answer is sent that a failover could undo.
-WAIT_FOR_STANDBY = "SELECT pg_logical_emit_message(true, 'inbox', '')"
 
 # Waits for a copy of the message that is about to commit; its answer is kept. The result under the key is
 # kept as well: a repeat may be refused after the first message was carried out.
@@ -139,7 +136,7 @@ class Inbox:
     def _find(self, ids: list[str], keys: list[str]) -> list[Row]:
         with Transaction(self.engine) as transaction:
             rows = transaction.read(FIND, {"ids": ids, "keys": keys})
-            if rows:
+            if rows:  # no answer is sent that a failover could undo
                 transaction.write(WAIT_FOR_STANDBY)
                 transaction.commit()
         return rows

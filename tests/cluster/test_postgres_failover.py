@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from local.waiting import eventually
 from messaging.delivery import new_id
 from messaging.postgres.address import parse
 from messaging.postgres.inbox import Answer
+from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.worker.app import MessagingApp
 from messaging.worker.commands import handle
 from messaging.worker.received import Received
@@ -78,7 +80,7 @@ def test_nobody_is_told_what_only_a_lost_primary_has(pair: PostgresPair, app: Me
         [(session, _)] = eventually(lambda: pair.primary.ask(WAITING), what="the commit that waits")
         pair.primary.ask("SELECT pg_terminate_backend(%s)", session)
         eventually(
-            lambda: [query for _, query in pair.primary.ask(WAITING) if "inbox" in query],
+            lambda: [query for _, query in pair.primary.ask(WAITING) if "emit_message" in query],
             what="the answer from the inbox, which waits too",
         )
         assert not order.done()
@@ -88,6 +90,37 @@ def test_nobody_is_told_what_only_a_lost_primary_has(pair: PostgresPair, app: Me
 
         assert order.result(60) == Answer("b1")
     assert ask(app, "SELECT orderid FROM allocations") == [("o1",)]
+
+
+def test_no_event_is_published_that_a_failover_could_undo(pair: PostgresPair, app: MessagingApp):
+    """Listeners would act on it, and drop the later event that gets its number on the promoted standby."""
+    tell(app, CreateBatch("b1", "LAMP", 10))
+    published: list[str] = []
+
+    def announce() -> None:
+        with app.runtime.announcements.take(10) as announcements:
+            published.extend(one.event_type for one in announcements)
+
+    announce()
+    assert published == ["BatchCreated"]
+    freeze(pair.standby.pid)
+    with ThreadPoolExecutor(2) as threads, ExitStack() as stack:
+        stack.callback(thaw, pair.standby.pid)
+        order = threads.submit(tell, app, Allocate("o1", "LAMP", 3))
+        [(session, _)] = eventually(lambda: pair.primary.ask(WAITING), what="the commit that waits")
+        pair.primary.ask("SELECT pg_terminate_backend(%s)", session)
+        early = threads.submit(announce)
+        eventually(lambda: len(pair.primary.ask(WAITING)) == 2, what="the announcer, which waits too")
+        assert published == ["BatchCreated"]
+        pair.primary.kill()
+        thaw(pair.standby.pid)
+        pair.promote()
+
+        with pytest.raises(DATABASE_ERRORS):
+            early.result(60)
+        assert order.result(60) == Answer("b1")
+    announce()
+    assert published == ["BatchCreated", "Allocated"]
 
 
 @pytest.mark.parametrize("interruption", ["pg_terminate_backend", "pg_cancel_backend"])
