@@ -476,7 +476,9 @@ def test_no_answer_is_sent_that_a_failover_could_undo(
             [(pid,)] = eventually(commit_that_waits, what="a commit that waits")
             look(app, f"SELECT {interruption}({pid})")
             eventually(
-                lambda: look(app, f"{synchronous} AND query LIKE '%inbox%COMMIT%'") or orders[-1].done(),
+                lambda: (
+                    look(app, f"{synchronous} AND query LIKE '%emit_message%COMMIT%'") or orders[-1].done()
+                ),
                 what="the answer from the inbox, which waits too",
             )
             assert not orders[-1].done()
