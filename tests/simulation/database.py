@@ -201,6 +201,8 @@ class Connection(psycopg2.extensions.connection):
 
     def drive(self, do: Any, *args: Any) -> None:
         """Have the driver do something; if its process is killed meanwhile, nobody may touch it any more."""
+        if self.lost:
+            raise psycopg2.OperationalError(GONE)
         self.driven = True
         try:
             do(*args)
