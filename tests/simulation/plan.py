@@ -29,6 +29,7 @@ class Order:
     commands: tuple[Command, ...]
     expires_s: float | None = None
     bulk: bool = False
+    again: bool = False  # in a message of its own, where the same key was sent before
 
     def __str__(self) -> str:
         shown = ", ".join(repr(command) for command in self.commands)

@@ -240,7 +240,7 @@ class Operator:
 
     def begin(self) -> None:
         """Begin a re-run of all that failed, which the relays go on with."""
-        canary = self.scheduler.choices.pick((0, 1, 2), 0.5)
+        canary = self.scheduler.choices.pick((0, 1, 2), 0.3)
         rate = self.scheduler.choices.pick((None, 0.5, 2.0), 0.6)
         name = f"{self.name}{BULK} {self.scheduler.steps}"
         reruns.begin(self.app.dispatcher, DeliveryFilter(), name, canary=canary, canary_s=12.0, rate=rate)

@@ -15,7 +15,7 @@ from tests.simulation.scheduler import Broken
 from tests.simulation.world import Outcome
 
 #: As many as one free core plays in a minute: a planted bug has to be found by then.
-A_MINUTE = 600
+A_MINUTE = 900
 
 IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -87,8 +88,10 @@ def crowd(random: Random) -> Plan:
         )
         for number in range(random.randint(2, 5))
     ]
-    if random.random() < 0.3:
-        orders.append(random.choice(orders))
+    if random.random() < 0.5:
+        again, late = random.random() < 0.6, random.choice((None, -1.0))
+        some = random.choice(orders)
+        orders.append(replace(some, again=True, expires_s=late) if again else some)
     if random.random() < 0.1:
         orders.append(Order("poison", (Allocate("o9", POISON, 1),)))
     return Plan(

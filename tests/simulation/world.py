@@ -242,7 +242,7 @@ class Run:
             kwargs=to_dict(command),
             queue=QUEUES[0],
             headers={IDEMPOTENCY_KEY: order.key},
-            task_id=order.key,
+            task_id=f"{order.key} again" if order.again else order.key,
             expires=order.expires_s,
         )
 
