@@ -158,6 +158,8 @@ class Channel(virtual.Channel):
             else f"sends {headers.get('task')} {str(headers.get('id'))[-12:]}"
         )
         step(name, do, *FAULTS)
+        if events and (process := current()) is not None:  # others may commit before it is forgotten
+            process.scheduler.hold()
 
     def _size(self, queue: str) -> int:
         return len(current_broker[-1].asked) if queue.endswith(".housekeeping") else 0

@@ -65,7 +65,7 @@ def new_product(random: Random) -> Plan:
     if random.random() < 0.4:
         commands.append(ChangeBatchQuantity("b1", random.randint(0, 4)))
     random.shuffle(commands)
-    return Plan(
+    plan = Plan(
         {},
         _odds(random, ("", "COMMIT")),
         waiting=tuple(Order(f"key{number}", (one,)) for number, one in enumerate(commands)),
@@ -74,6 +74,24 @@ def new_product(random: Random) -> Plan:
         relays=random.choice((1, 2)),
         operators=0,
         hurries=random.choice((0, 6, 6)),
+    )
+    return announcements(random, plan) if len(skus) > 1 and random.random() < 0.6 else plan
+
+
+def announcements(random: Random, plan: Plan) -> Plan:
+    """Events of two products are committed and published at the same time."""
+    skus = ("LAMP", "RUG")
+    return replace(
+        plan,
+        prepared=tuple(Order(f"stock of {sku}", (CreateBatch(f"b of {sku}", sku, 9),)) for sku in skus),
+        waiting=tuple(
+            Order(f"key{number}", (Allocate(f"o{number}", skus[number % 2], 1),)) for number in range(6)
+        ),
+        odds=Odds(go_on=random.choice((0.5, 0.3)), slow=0.0, faults=0, hold=random.choice((0.3, 0.5))),
+        groups=(),
+        workers=2,
+        relays=1,
+        hurries=12,
     )
 
 
@@ -104,8 +122,9 @@ def crowd(random: Random) -> Plan:
         waiting=tuple(orders),
         workers=random.choice((1, 2, 2)),
         **_kinds(random),
-        relays=1,
+        relays=random.choice((1, 2)),
         operators=0,
+        hurries=random.choice((0, 6)),
         duplicates=random.choice((0, 0, 2)),
         refusals=random.choice((0.0, 0.3, 0.5)),
     )
@@ -167,7 +186,7 @@ def failures(random: Random) -> Plan:
     orders = [Allocate(f"o{number}", "LAMP", 1) for number in range(random.randint(1, 3))]
     commands = [CreateBatch("b1", "LAMP", 9), *orders]
     for_good = random.random() < 0.7
-    return Plan(
+    plan = Plan(
         {},
         _odds(random, ("COMMIT", "deliveries", "bulk_reruns", "")),
         prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(commands)),
@@ -185,6 +204,7 @@ def failures(random: Random) -> Plan:
         hurries=random.choice((2, 3)),
         lasts_s=random.choice((1.0, 12.0, 20.0)),
     )
+    return replace(plan, favourite="stop") if plan.bulk and random.random() < 0.5 else plan
 
 
 #: Those that have the most to choose are drawn twice as often.
