@@ -35,8 +35,12 @@ worker_max_memory_per_child = 400_000  # KiB
 # Workers wait for an unavailable broker without limit, at start and later.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-# On RabbitMQ a node that answers nothing is left after two of these (seconds); Celery's own is two minutes.
-broker_heartbeat = 5
+# On RabbitMQ a node that sends nothing is left after two of these (seconds), and it leaves a silent worker as
+# soon; Celery's own is two minutes. So a pause of 6 s on either side costs a new connection, and the running
+# tasks begin again.
+broker_heartbeat = 3
+# Looks so often within the time of one heartbeat: once a second.
+broker_heartbeat_checkrate = 3
 # The first copy stops when its message is requeued, so that two do not run at once.
 worker_cancel_long_running_tasks_on_connection_loss = True
 # Publishing gives up within seconds: the relay sends the rest.

@@ -10,12 +10,15 @@ and a worker would end. LOADING is a lost connection already.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from time import monotonic
 from typing import Any
 
 import redis
 from celery.exceptions import ImproperlyConfigured
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.sentinel import SentinelManagedConnection
 
 NO_REPLICAS = "NOREPLICAS"
@@ -86,19 +89,89 @@ Address = tuple[str, int]
 #: connections, each of which would wait for a frozen Sentinel at the head of the list.
 answered_last: dict[frozenset[Address], Address] = {}
 
+#: Seconds between two questions of a process who the primary is, and after one that no Sentinel answered.
+ASK_EVERY_S, ASK_AGAIN_S = 1.0, 15.0
+
+
+@dataclass(frozen=True)
+class Named:
+    """What Sentinel said, and until when a process takes that for true (monotonic seconds)."""
+
+    primary: Address | None
+    until: float
+
+
+#: By the addresses of all Sentinels and the primary's name.
+named: dict[tuple[frozenset[Address], str], Named] = {}
+
 
 class AsksTheLively(SentinelManagedConnection):
-    """Asks the Sentinel first that answered last."""
+    """Asks the Sentinel first that answered last, and goes on asking while it is used.
+
+    After a planned failover Sentinel leaves the old primary as it is for 8 s. Until then it answers whoever
+    reads, and those who wait for an announcement do not hear of it.
+    """
+
+    def check_health(self) -> None:
+        """Before each command."""
+        self._leave_former_primary()
+        super().check_health()
+
+    def can_read(self, *args: Any, **kwargs: Any) -> bool:
+        """Before each look for an announcement."""
+        self._leave_former_primary()
+        return bool(super().can_read(*args, **kwargs))
 
     def _connect_retry(self, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "_sock", None):
             return None
-        sentinels = self.connection_pool.sentinel_manager.sentinels
-        everyone = frozenset(map(_address, sentinels))
-        sentinels.sort(key=lambda one: _address(one) != answered_last.get(everyone))
+        self._put_the_lively_first()
         connected = super()._connect_retry(*args, **kwargs)
-        answered_last[everyone] = _address(sentinels[0])  # redis-py puts the one that answered there
+        self._note((self.host, self.port))
         return connected
+
+    def _leave_former_primary(self) -> None:
+        """Ask again after a while.
+
+        Raises:
+            NotThePrimary: Sentinel names another server.
+        """
+        if not getattr(self, "_sock", None):
+            return
+        known = named.get(self._asked_for)
+        if known is None or monotonic() > known.until:
+            known = self._ask()
+        if known.primary not in (None, (self.host, self.port)):
+            former = self.host, self.port
+            self.disconnect()
+            raise NotThePrimary(f"Sentinel names another primary than {former}: {known.primary}")
+
+    def _ask(self) -> Named:
+        manager = self.connection_pool.sentinel_manager
+        named[self._asked_for] = Named(None, monotonic() + ASK_AGAIN_S)  # other threads do not ask as well
+        self._put_the_lively_first()
+        try:
+            primary = manager.discover_master(self.connection_pool.service_name)
+        except (RedisError, OSError):
+            return named[self._asked_for]  # perhaps a failover is under way; Redis itself may go on
+        return self._note(primary)
+
+    def _put_the_lively_first(self) -> None:
+        manager, last = self.connection_pool.sentinel_manager, answered_last.get(self._asked_for[0])
+        if last not in (None, _address(manager.sentinels[0])):
+            # A list that is sorted in place is empty meanwhile, for other threads.
+            manager.sentinels = sorted(manager.sentinels, key=lambda one: _address(one) != last)
+
+    def _note(self, primary: Address) -> Named:
+        first = self.connection_pool.sentinel_manager.sentinels[0]  # where redis-py puts who answered
+        answered_last[self._asked_for[0]] = _address(first)
+        named[self._asked_for] = known = Named(primary, monotonic() + ASK_EVERY_S)
+        return known
+
+    @cached_property
+    def _asked_for(self) -> tuple[frozenset[Address], str]:
+        pool = self.connection_pool
+        return frozenset(map(_address, pool.sentinel_manager.sentinels)), pool.service_name
 
 
 def _address(sentinel: redis.Redis) -> Address:

@@ -77,6 +77,17 @@ def greet_again(c: Any) -> dict[str, Any]:
     return replies
 
 
+def leave_pooled_connections(app: Any) -> None:
+    """Have the main process publish by new connections, to the next node if there are several.
+
+    It greets the other workers by a connection of the pool. On the old one it would wait for a confirmation.
+    """
+    connections = app.producer_pool.connections
+    connections.force_close_all(close_pool=False)  # without a word to the node
+    connections.connection.maybe_switch_next()
+    connections.setup()  # closing leaves none to wait for
+
+
 class ReconnectingConsumer(CeleryConsumer):
     """Connects again within seconds."""
 
@@ -115,6 +126,8 @@ class ReconnectingConsumer(CeleryConsumer):
         first, several, others = str(self.app.conf.broker_url).partition(";")
         if several and not is_sentinel(first):
             self.app.conf.broker_url = f"{others};{first}"
+        if self.connection and self.connection.transport.driver_type == "amqp":
+            leave_pooled_connections(self.app)
         if monotonic() < self._lost_at + 2 * BREATH_S:
             sleep(BREATH_S)
         self._lost_at = monotonic()

@@ -9,14 +9,19 @@ from typing import Any
 
 from kombu.entity import Exchange, Queue
 
+from reliable_celery.farewells import close_soon
 from reliable_celery.sentinel import as_celery, is_sentinel
 
 #: How often RabbitMQ redelivers a message before it dead-letters it: well above our own limit of crashes,
 #: since workers that stop properly also return messages.
 DELIVERY_LIMIT = 50
 
-#: How long a publisher waits for RabbitMQ's confirmation; a broker without free memory or disk sends none.
-CONFIRM_TIMEOUT_S = 10.0
+#: How long a publisher waits for RabbitMQ's confirmation; a frozen node, or a broker without free memory or
+#: disk, sends none.
+CONFIRM_TIMEOUT_S = 5.0
+
+#: The same for a delivery, whose task has not been answered yet: the relay sends what is missing.
+DELIVERY_CONFIRM_TIMEOUT_S = 2.0
 
 #: How long a node of RabbitMQ may send nothing while something is awaited from it; seconds.
 READ_TIMEOUT_S = 6
@@ -126,6 +131,8 @@ def transport_options(
             "connect_timeout": 3,
             "read_timeout": READ_TIMEOUT_S,
             "write_timeout": READ_TIMEOUT_S,
+            # Nor is it waited for when its connections are closed.
+            "on_open": close_soon,
         }
     options: dict[str, Any] = {
         # Detects half-open connections.

@@ -24,7 +24,7 @@ def make_app(
     app = Celery(
         f"{project}.client",
         broker=topology.address(broker_url),
-        backend=topology.address(backend_url) if is_sentinel(backend_url) else backend_url,
+        backend=_backend(backend_url),
         set_as_current=False,
     )
     app.conf.update(
@@ -44,9 +44,21 @@ def close_app(app: Celery) -> None:
     app.close()
 
 
+def _backend(url: str) -> str:
+    """Return Celery's `result_backend`; by Sentinel that of workers, which notices a failover."""
+    if not is_sentinel(url):
+        return url
+    # Imported here for senders that use no Redis and need not install it.
+    from reliable_celery import results
+
+    return results.address(url)
+
+
 def _settings(broker_url: str, backend_url: str, sentinel: Sentinel, ca_file: Path | None) -> dict[str, Any]:
     secure = tls.redis(ca_file)
     return {
+        # By Sentinel, the workers' transport: it leaves a primary that is not the primary any more.
+        "broker_transport": topology.transport(broker_url) if is_sentinel(broker_url) else None,
         # JSON only: no result is ever loaded as code.
         "task_serializer": "json",
         "accept_content": ["json"],

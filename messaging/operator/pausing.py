@@ -34,9 +34,11 @@ class Pausing:
             WrongPause: it does not exist, or is paused already.
         """
         names, runtime = self._names(scope, name), self.dispatcher.runtime
-        if not runtime.pauses.add(scope, names, actor, reason):
-            [old, *_] = [one for one in runtime.pauses.active() if one.scope is scope and one.name in names]
-            raise WrongPause(f"Already paused: {shown(old)}")
+        while not runtime.pauses.add(scope, names, actor, reason):
+            for old in runtime.pauses.active():
+                if old.scope is scope and old.name in names:
+                    raise WrongPause(f"Already paused: {shown(old)}")
+            # Somebody else has resumed it in between.
         count = self._put_aside(scope, names)
         return (
             f"{_subject(scope, name)} is paused. {count:,} pending deliveries wait; what is running finishes."

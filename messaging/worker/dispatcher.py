@@ -192,6 +192,7 @@ class Dispatcher:
                 ignore_result=True,
                 add_to_parent=False,
                 retry=False,
+                confirm_timeout=topology.DELIVERY_CONFIRM_TIMEOUT_S,
             )
 
     def _is_known(self, delivery: Delivery) -> bool:

@@ -68,6 +68,7 @@ class Message:
     times: int = 0
     timed_out: int = 0  # how often its sender gave up waiting
     on_broker: bool = False  # the broker has confirmed it
+    in_hand: bool = False  # it is being sent, or is about to be
     replaced: bool = False  # its sender waits for another message with the same key
 
     def __post_init__(self) -> None:

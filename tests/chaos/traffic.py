@@ -44,6 +44,9 @@ EXPIRES_S = (-5.0, 0.2, 5.0)
 class Traffic:
     """Sends `rate` commands per second; after `patience_s` without an answer it sends again."""
 
+    #: Whether Celery may send a message again by itself.
+    publish_retry = False
+
     def __init__(
         self,
         addresses: Addresses,
@@ -63,7 +66,9 @@ class Traffic:
         self._lock = threading.RLock()
         self._later: list[tuple[float, Message]] = []  # due to be sent
         self._connect(addresses)
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send_all, self._collect)]
+        # Repeats have a thread of their own: a broker that holds up its senders does not hold up who listens.
+        runs = self._send_all, self._repeat_all, self._collect
+        self._threads = [threading.Thread(target=run, daemon=True) for run in runs]
 
     def _connect(self, addresses: Addresses) -> None:
         self.app = Celery("shop", broker=addresses.broker_url, set_as_current=False)
@@ -181,6 +186,7 @@ class Traffic:
         return Sent(task, fields, one.key, after)
 
     def _send(self, message: Message) -> None:
+        message.in_hand = True
         message.sent_at = time.monotonic()
         message.times += 1
         first = message.commands[0]
@@ -198,12 +204,14 @@ class Traffic:
                 expires=message.expires_s,
                 queue=QUEUE,
                 declare=(),
-                retry=False,
+                retry=self.publish_retry,
                 confirm_timeout=5.0,
             )
             message.on_broker = True
         except self._away:
             message.on_broker = False
+        finally:
+            message.in_hand = False
 
     # Answers
 
@@ -211,8 +219,12 @@ class Traffic:
         while not self._closed:
             with suppress(redis.RedisError):
                 self._look()
-            self._send_what_is_due()
             time.sleep(0.02)  # between two polls of all open messages
+
+    def _repeat_all(self) -> None:
+        while not self._closed:
+            self._send_what_is_due()
+            time.sleep(0.02)
 
     def _stored(self, messages: Iterable[Message]) -> dict[str, tuple[str, Any]]:
         """Return status and result of answered messages."""
@@ -230,7 +242,7 @@ class Traffic:
             if message.id in stored:
                 message.take(*stored[message.id])
                 self._go_on_from(message)
-            elif message.times and not message.replaced:
+            elif message.times and not message.replaced and not message.in_hand:
                 self._perhaps_again(message)
 
     def _go_on_from(self, message: Message) -> None:
@@ -246,12 +258,18 @@ class Traffic:
                     self._send_later(self._repeat(one, other=True, after=one))
 
     def _send_later(self, one: Sent, delay_s: float = 0.0) -> None:
-        self._later.append((time.monotonic() + delay_s, self._message([one])))
+        self._put_off(self._message([one]), delay_s)
+
+    def _put_off(self, message: Message, delay_s: float = 0.0) -> None:
+        message.in_hand = True
+        with self._lock:
+            self._later.append((time.monotonic() + delay_s, message))
 
     def _send_what_is_due(self) -> None:
         now = time.monotonic()
-        due = [message for at, message in self._later if at <= now]
-        self._later = [(at, message) for at, message in self._later if at > now]
+        with self._lock:
+            due = [message for at, message in self._later if at <= now]
+            self._later = [(at, message) for at, message in self._later if at > now]
         for message in due:
             self._send(message)
 
@@ -265,13 +283,13 @@ class Traffic:
             self._again(message)
         elif impatient and waited > INSTANT_S:
             message.commands[0].impatient = False
-            self._send(self._message([self._repeat(message.commands[0])]))
+            self._put_off(self._message([self._repeat(message.commands[0])]))
 
     def _again(self, message: Message) -> None:
         """Send the same commands in a new message; a plain sender repeats them with the same id."""
         if any(one.key == one.id for one in message.commands):
-            self._send(message)
+            self._put_off(message)
             return
         message.replaced = True
         commands = [Sent(one.task, one.fields, one.given_key) for one in message.commands]
-        self._send(self._message(commands, many=message.many, given_key=message.given_key))
+        self._put_off(self._message(commands, many=message.many, given_key=message.given_key))

@@ -19,13 +19,14 @@ from tests.cluster.world import FAR, NOTICED_S, ClusterWorld, PostgresWorld, Rab
 FAILOVER_S, NO_FAILOVER_S = 15.0, 2.0
 #: A worker that is cut off in a transaction keeps its locks until the server ends it: the tasks' time limit.
 LOCKS_S = float(SETTINGS["ALLOCATION_TASK_TIME_LIMIT_S"]) + NO_FAILOVER_S
-#: A node of RabbitMQ that is frozen holds up what the others declare, until they give it up or it is thawed.
-FROZEN_S = 15.0
+#: A node of RabbitMQ is frozen for longer than workers, senders and the other nodes take to leave it.
+FROZEN_S = 40.0
 #: Without a majority everything waits until a node of RabbitMQ has started, some 10 s on two busy cores.
 BOOT_S = 30.0
 #: Valkey pauses writes for up to a second, and then has no replicas for up to another one.
 PLANNED_S = 4.0
 CUT_S = 4.0  # a worker is cut off for so long
+LOCKED_S = 10.0  # and so long, if it keeps its locks: for longer than it may
 MIXED_S = 3.0  # workers of two releases have the servers to themselves for so long
 Run = Callable[[Any, Traffic, random.Random], None]
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -41,16 +42,19 @@ class ClusterFault:
     run: Run
     limit_s: float  # the longest time without an answer that is accepted
     loses: bool = False  # what was answered may be lost: nothing else was promised
+    typed: bool = False  # the senders are typed clients, not plain Celery apps
 
 
 FAULTS: dict[str, ClusterFault] = {}
 
 
-def fault(kind: str, what: str, limit_s: float = FAILOVER_S, *, loses: bool = False) -> Callable[[Run], Run]:
+def fault(
+    kind: str, what: str, limit_s: float = FAILOVER_S, *, loses: bool = False, typed: bool = False
+) -> Callable[[Run], Run]:
     """Register a fault under its function's name."""
 
     def register(run: Run) -> Run:
-        FAULTS[run.__name__] = ClusterFault(run.__name__, what, kind, run, limit_s, loses)
+        FAULTS[run.__name__] = ClusterFault(run.__name__, what, kind, run, limit_s, loses, typed)
         return run
 
     return register
@@ -187,7 +191,7 @@ def worker_without_database(world: PostgresWorld, _traffic: Traffic, _rng: rando
 
 @fault("postgres", "what the database sends to one worker of two is dropped", LOCKS_S)
 def worker_deaf_to_database(world: PostgresWorld, _traffic: Traffic, _rng: random.Random) -> None:
-    _stall(world, to_client=True, to_server=False)
+    _stall(world, LOCKED_S, to_client=True, to_server=False)
 
 
 @fault("postgres", "a host of workers killed", NO_FAILOVER_S)
@@ -259,11 +263,23 @@ def redis_planned_failover(world: SentinelWorld, _traffic: Traffic, _rng: random
     world.sentinels.fail_over("COORDINATED")
 
 
-@fault("sentinel", "planned failover: SENTINEL FAILOVER")
+@fault("sentinel", "planned failover: SENTINEL FAILOVER, plain Celery senders")
 def redis_planned_failover_uncoordinated(
     world: SentinelWorld, _traffic: Traffic, _rng: random.Random
 ) -> None:
     world.sentinels.fail_over()
+
+
+@fault("sentinel", "the same, senders with the typed client", PLANNED_S, typed=True)
+def redis_planned_failover_typed(world: SentinelWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    world.sentinels.fail_over()
+
+
+@fault("sentinel", "the same, plain Celery senders, then REPLICAOF on the old primary", PLANNED_S)
+def redis_planned_failover_finished(world: SentinelWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    old = world.sentinels.primary
+    world.sentinels.fail_over()
+    world.sentinels.demote(old)
 
 
 @fault("sentinel", "workers of the release before beside this one's, all restarted in turn")
@@ -293,6 +309,7 @@ def redis_rolling_restart(world: SentinelWorld, _traffic: Traffic, _rng: random.
 
 @fault("rabbitmq", "the node killed to which workers and senders are connected")
 def rabbit_connected_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    _gather(world)
     world.rabbits.nodes[0].kill()
 
 
@@ -316,8 +333,9 @@ def rabbit_two_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random
     first.start()
 
 
-@fault("rabbitmq", "the connected node frozen for 15 s", FROZEN_S + 5)
+@fault("rabbitmq", "the connected node frozen for 40 s")
 def rabbit_connected_frozen(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> None:
+    _gather(world)
     node = world.rabbits.nodes[0]
     freeze(node.pid)
     last(FROZEN_S)
@@ -344,7 +362,7 @@ def worker_without_broker(world: RabbitWorld, _traffic: Traffic, _rng: random.Ra
 
 @fault("rabbitmq", "what one worker of two sends to the broker is dropped", NO_FAILOVER_S)
 def worker_mute_to_broker(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> None:
-    _stall(world, to_server=True, to_client=False)
+    _stall(world, CUT_S, to_server=True, to_client=False)
 
 
 @fault("rabbitmq", "all hosts of workers killed, one after the other", NO_FAILOVER_S)
@@ -353,6 +371,11 @@ def hosts_killed(world: RabbitWorld, _traffic: Traffic, _rng: random.Random) -> 
         world.kill_host(name)
         world.start_again(name)
         world.wait_until_ready(name)
+
+
+def _gather(world: RabbitWorld) -> None:
+    """Have all workers on the first node, where the senders begin: earlier faults drove them away."""
+    world.replace(*WORKERS)
 
 
 def _upgrade(world: ClusterWorld, restart_servers: Callable[[], None]) -> None:
@@ -374,9 +397,9 @@ def _cut_off(world: ClusterWorld) -> None:
         link.mend()
 
 
-def _stall(world: ClusterWorld, *, to_server: bool, to_client: bool) -> None:
+def _stall(world: ClusterWorld, seconds: float, *, to_server: bool, to_client: bool) -> None:
     for link in world.links:
         link.stall(to_server=to_server, to_client=to_client)
-    last(CUT_S)
+    last(seconds)
     for link in world.links:
         link.mend()

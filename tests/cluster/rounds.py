@@ -12,7 +12,7 @@ from testing.databases import empty_database
 from tests.chaos.invariants import Verdict, check
 from tests.chaos.rounds import ANSWERED_AFTER, CALM_TIMEOUT_S
 from tests.cluster.faults import ClusterFault
-from tests.cluster.traffic import ClusterTraffic
+from tests.cluster.traffic import ClusterTraffic, TypedTraffic
 from tests.cluster.world import ClusterWorld
 
 RATE = 25.0  # commands a second
@@ -59,7 +59,8 @@ def play(world: ClusterWorld, fault: ClusterFault, seed: int) -> Round:
     patience = PATIENCE_S if world.forgets else LONG_PATIENCE_S
     empty_database(world.addresses.database_url)
     world.mail.mails.clear()
-    traffic = ClusterTraffic(world, rng, f"r{seed}", patience)
+    senders = TypedTraffic if fault.typed else ClusterTraffic
+    traffic = senders(world, rng, f"r{seed}", patience)
     traffic.rate = RATE
     traffic.start()
     try:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer import delayed_delivery, mingle
+from kombu import Connection
 from kombu.transport import native_delayed_delivery
 
 from allocation.client import AllocationClient
@@ -19,10 +23,14 @@ from local.processes import programs
 from local.processes.child import Child
 from local.servers.redis_server import Redis
 from local.waiting import eventually
+from reliable_celery.farewells import FAREWELL_S, close_soon
+from testing.link import Link
 from testing.rabbitmq import RabbitMQ
 
 #: Celery's own step waits 1 + 3 + 5 s for a node that is away.
 SOON_S = 6.0
+#: Two missing heartbeats, 6 to 7 s, and then a new connection.
+LEFT_S = 14.0
 
 
 @pytest.fixture
@@ -32,33 +40,77 @@ def addresses(rabbitmq_server: RabbitMQ) -> str:
 
 
 @pytest.fixture
-def worker(
-    addresses: str, redis_server: Redis, new_database: Callable[[], str], tmp_path: Path
-) -> Iterator[Child]:
-    """A worker on both."""
+def worker_on(
+    redis_server: Redis, new_database: Callable[[], str], tmp_path: Path
+) -> Callable[[str], AbstractContextManager[Child]]:
+    """Start a worker on a list of nodes."""
+
+    @contextmanager
+    def start(addresses: str) -> Iterator[Child]:
+        child = programs.commands_worker(tmp_path, env | {"ALLOCATION_BROKER_URL": addresses}, 1)
+        child.start()
+        try:
+            eventually(lambda: " ready." in child.log_text(), 60, "the worker")
+            yield child
+        finally:
+            child.stop()
+
     env = {
         "ALLOCATION_DATABASE_URL": new_database(),
-        "ALLOCATION_BROKER_URL": addresses,
         "ALLOCATION_RESULT_BACKEND_URL": redis_server.url_of(1),
     }
-    child = programs.commands_worker(tmp_path, env, 1)
-    child.start()
-    try:
-        yield child
-    finally:
-        child.stop()
+    return start
 
 
 def test_a_node_that_is_away_delays_neither_a_worker_nor_a_sender(
-    worker: Child, addresses: str, redis_server: Redis
+    worker_on: Callable[[str], AbstractContextManager[Child]], addresses: str, redis_server: Redis
 ):
-    eventually(lambda: " ready." in worker.log_text(), 60, "the worker")
-    with AllocationClient(addresses, redis_server.url_of(1)) as client:
+    with (
+        worker_on(addresses) as worker,
+        AllocationClient(addresses, redis_server.url_of(1)) as client,
+    ):
         client.create_batch("b1", "LAMP", 10)
         assert client.allocate("o1", "LAMP", 1) == "b1"
 
     assert _at(worker, " ready.") - _at(worker, "all alone") < SOON_S
     assert "NOT_FOUND" not in worker.log_text()
+
+
+def test_a_node_that_falls_silent_is_left_by_a_worker_and_a_sender(
+    worker_on: Callable[[str], AbstractContextManager[Child]],
+    rabbitmq_server: RabbitMQ,
+    redis_server: Redis,
+):
+    """The connections stay open, and nothing comes from them: a frozen node, or a cable that is cut."""
+    with Link(rabbitmq_server.port) as node:
+        addresses = f"amqp://guest:guest@{LOOPBACK}:{node.port}//;{rabbitmq_server.url}"
+        with (
+            worker_on(addresses) as worker,
+            AllocationClient(addresses, redis_server.url_of(1), timeout_s=20) as client,
+        ):
+            client.create_batch("b1", "LAMP", 10)
+            assert client.allocate("o1", "LAMP", 1) == "b1"
+
+            node.stall()
+            start = time.monotonic()
+
+            for name in ("o2", "o3"):  # the first may still have got through
+                order = partial(client.allocate, name, "LAMP", 1, key=name)
+                assert eventually(order, 60, "the answer") == "b1"
+            assert time.monotonic() - start < LEFT_S, worker.log_text()
+
+
+def test_a_connection_to_a_silent_node_is_closed_within_a_second(rabbitmq_server: RabbitMQ):
+    with Link(rabbitmq_server.port) as node:
+        url = f"amqp://guest:guest@{LOOPBACK}:{node.port}//"
+        connection = Connection(url, transport_options={"on_open": close_soon, "read_timeout": 20})
+        connection.default_channel.queue_declare("", exclusive=True)
+        node.stall()
+        start = time.monotonic()
+
+        connection.close()
+
+        assert FAREWELL_S <= time.monotonic() - start < 2 * FAREWELL_S
 
 
 def _at(worker: Child, text: str) -> float:

@@ -32,6 +32,8 @@ from tests.e2e.certificates import Pair, make_pair
 from tests.e2e.tls_front import TlsFront
 
 ASKED = Sentinel(MASTER, password=SENTINEL_PASSWORD)
+#: Sentinel is asked once a second. It leaves an old primary as it is for 8 s.
+LEFT_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,31 @@ def test_a_worker_follows_the_primary_and_outlives_a_time_without_replicas(
     cluster.wait_for_failover(old)
     assert answered(client, "o2") == "b1"
     assert worker.running, worker.log_tail()
+
+
+@pytest.fixture
+def whole(cluster: Sentinels) -> Sentinels:
+    """The cluster with all its servers, whatever an earlier test did."""
+    cluster.restart(*(node for node in cluster.nodes if not node.running))
+    cluster.wait_until_whole()
+    return cluster
+
+
+def test_a_primary_that_sentinel_names_no_more_is_left_while_it_still_answers(
+    whole: Sentinels, client: AllocationClient
+):
+    """After a planned failover the old primary answers those who read for 8 s."""
+    with client.app.connection_for_write() as connection:
+        readers = connection.default_channel.client, client.app.backend.client
+        ports = [reader.info("server")["tcp_port"] for reader in readers]
+        old = whole.primary
+
+        whole.fail_over()
+        new = whole.primary.port
+        eventually(lambda: [reader.info("server")["tcp_port"] for reader in readers] == [new, new], LEFT_S)
+
+    assert ports == [old.port, old.port]
+    whole.demote(old)
 
 
 @pytest.fixture

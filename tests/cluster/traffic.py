@@ -14,13 +14,16 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from local.addresses import Addresses
+from messaging.client.app import close_app, make_app
 from tests.chaos.sent import Message
 from tests.chaos.traffic import TRY_AGAIN, Traffic
-from tests.cluster.world import ClusterWorld
+from tests.cluster.world import ASKED, ClusterWorld
 
 
 class ClusterTraffic(Traffic):
-    """Sends to a cluster as an app with plain Celery does."""
+    """Sends to a cluster as an app with plain Celery does, which sends again what it could not send."""
+
+    publish_retry = True
 
     def __init__(self, world: ClusterWorld, rng: random.Random, prefix: str, patience_s: float) -> None:
         self._world = world
@@ -28,9 +31,11 @@ class ClusterTraffic(Traffic):
 
     def _connect(self, addresses: Addresses) -> None:
         self.app = Celery("shop", broker=addresses.broker_url, set_as_current=False)
-        self.app.conf.task_publish_retry = False
         self.app.conf.broker_transport_options = self._world.transport_options()
         self.results = self._world.results()
+        self._note_errors()
+
+    def _note_errors(self) -> None:
         with self.app.connection_for_write() as connection:
             self._away = (
                 OperationalError,
@@ -50,6 +55,21 @@ class ClusterTraffic(Traffic):
             at = sorted(one.answered_at or 0.0 for one in self.messages if _is_done(one))
         within = [moment for moment in at if begin <= moment <= end]
         return max(later - earlier for earlier, later in pairwise([begin, *within, end]))
+
+
+class TypedTraffic(ClusterTraffic):
+    """Sends by the app of the typed client, and reads the answers by its connections."""
+
+    def _connect(self, addresses: Addresses) -> None:
+        urls = addresses.broker_url, addresses.result_backend_url
+        self.app = make_app("allocation", *urls, ASKED, None)
+        self.results = self.app.backend.client
+        self._note_errors()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        super().close()
+        close_app(self.app)
 
 
 def _is_done(message: Message) -> bool:

@@ -272,7 +272,7 @@ class RabbitWorld(ClusterWorld):
 
     def transport_options(self) -> dict[str, Any]:
         """Return the options of a plain sender."""
-        return {"confirm_publish": True, "connect_timeout": 3}
+        return {"confirm_publish": True, "connect_timeout": 3, "read_timeout": 3, "write_timeout": 3}
 
 
 WORLDS: dict[str, type[ClusterWorld]] = {

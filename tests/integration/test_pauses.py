@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, event
 
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
@@ -15,7 +16,7 @@ from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import Pausing, WrongPause
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
-from messaging.postgres.pauses import SEEN_S, Scope
+from messaging.postgres.pauses import SEEN_S, Pauses, Scope
 from messaging.postgres.transaction import Transaction
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
@@ -201,6 +202,21 @@ def test_a_wrong_name_a_second_pause_and_a_missing_pause_are_refused(pausing: Pa
     pausing.pause(Scope.HANDLER, OTHER, "anna", "moving")
     with pytest.raises(WrongPause, match=f"Already paused: {OTHER}, by anna since .*: moving"):
         pausing.pause(Scope.HANDLER, OTHER, "bert", "y")
+
+
+def test_a_pause_begins_although_another_one_ends_just_then(pausing: Pausing, app: MessagingApp):
+    pausing.pause(Scope.HANDLER, OTHER, "anna", "moving")
+    pauses = Pauses(create_engine(app.runtime.engine.url))
+
+    @event.listens_for(app.runtime.engine, "commit", once=True)
+    def resume(_connection: Any) -> None:
+        pauses.remove(Scope.HANDLER, (OTHER,), "anna", None)
+
+    said = pausing.pause(Scope.HANDLER, OTHER, "bert", "it fails")
+
+    assert said.startswith(f"{OTHER} is paused.")
+    assert [one.actor for one in pauses.active()] == ["bert"]
+    pauses._engine.dispose()
 
 
 def test_a_delivery_without_a_pause_costs_the_same_two_messages_to_the_database(app: MessagingApp):

@@ -33,6 +33,7 @@ class Message:
     acknowledged: bool = False
     content_type: str = "application/json"
     content_encoding: str = "utf-8"
+    channel: Any = None  # what its transport says of it
 
     @property
     def id(self) -> str:

@@ -6,9 +6,14 @@ instead, and lets other processes go on until its answer has come.
 
 from __future__ import annotations
 
+import os
 import re
 import select
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import psycopg2
@@ -28,20 +33,37 @@ LATE_S = 0.005
 #: What a server for simulations needs besides `testing.databases.FAST`.
 SETTINGS = {"deadlock_timeout": "10ms", "autovacuum": "off", "synchronous_commit": "off", "jit": "off"}
 
-#: Functions that hide PostgreSQL's own of the same names: `now()` stays the same in a transaction. `effects`
+#: Functions that hide PostgreSQL's own of the same names: `now()` stays the same in a transaction, `random()`
+#: draws the same numbers in each schedule. `effects`
 #: has a row for each time that a handler was carried out, written in its transaction.
 SCHEMA = """
 CREATE SCHEMA sim;
-CREATE SEQUENCE sim.clock;
+CREATE UNLOGGED SEQUENCE sim.clock;
 CREATE FUNCTION sim.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
     $$ SELECT pg_catalog.to_timestamp(nextval('sim.clock') / 1000000.0) $$;
 CREATE FUNCTION sim.now() RETURNS timestamptz LANGUAGE sql STABLE AS
     $$ SELECT pg_catalog.to_timestamp(coalesce(nullif(current_setting('sim.now', true), '')::bigint,
                                                (SELECT last_value FROM sim.clock)) / 1000000.0) $$;
+CREATE UNLOGGED SEQUENCE sim.drawn;
+CREATE FUNCTION sim.random() RETURNS double precision LANGUAGE sql VOLATILE AS
+    $$ SELECT (nextval('sim.drawn') * 0.618034) % 1 $$;
 CREATE TABLE public.effects (
     position bigint GENERATED ALWAYS AS IDENTITY,
     job text NOT NULL, key text NOT NULL, handler text NOT NULL);
 CREATE INDEX ON public.effects (key);
+CREATE FUNCTION sim.empty() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE used text;
+BEGIN
+    SELECT string_agg(oid::regclass::text, ', ') INTO used FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version'
+      AND pg_relation_size(oid) > 0;
+    IF used IS NOT NULL THEN
+        EXECUTE 'TRUNCATE ' || used || ' CASCADE';
+    END IF;
+    PERFORM setval(oid::regclass, 1, false) FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'S';
+    PERFORM setval('sim.drawn', 1, false);
+END $$;
 """
 DEFAULTS = """
 SELECT table_name, column_name, replace(column_default, 'pg_catalog.', '') FROM information_schema.columns
@@ -65,7 +87,13 @@ SELECT
   FROM announcements),
  (SELECT coalesce(json_agg(json_build_array(job, key, handler) ORDER BY position), '[]') FROM effects),
  (SELECT count(*) FROM dead_letters WHERE reason = 'killed its worker'),
- (SELECT coalesce(json_agg(json_build_array(token, run)), '[]') FROM attempts)
+ (SELECT coalesce(json_agg(json_build_array(token, run)), '[]') FROM attempts),
+ (SELECT coalesce(json_agg(json_build_array(actor, count, outcome)), '[]') FROM audit WHERE action = 'rerun'),
+ (SELECT coalesce(json_agg(json_build_array(actor, delivery_id)), '[]') FROM actions
+  WHERE action = 'rerun' AND actor LIKE '% bulk%'),
+ (SELECT count(*) FROM bulk_reruns),
+ pg_current_snapshot()::text
+WHERE pg_current_snapshot()::text <> $1
 """
 
 #: The server's clock follows that of the schedule, and never goes back.
@@ -78,8 +106,14 @@ BEHIND_S = 0.5
 #: Errors that mean the same as a connection that is gone.
 GONE = "server closed the connection unexpectedly"
 
+#: Statements that release locks.
+RELEASING = ("COMMIT", "ROLLBACK")
+
 #: How long the rest of a transaction waits for each lock, in milliseconds.
 LOCK_TIMEOUT = re.compile(r"SET LOCAL lock_timeout = (\d+)")
+
+#: In `known_blocked`, of a session that has its answer.
+ANSWERED = -1
 
 #: What may happen at a statement.
 FAULTS = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ERROR_BEFORE, Fault.ERROR_AFTER, Fault.SLOW_CRASH)
@@ -104,6 +138,11 @@ class Cursor(psycopg2.extensions.cursor):
         for statement in sql.split(text):
             self._run(connection, statement)
 
+    def _release(self, statement: str) -> None:
+        connection: Any = self.connection
+        with connection.database.releasing(connection):
+            self._send(statement)
+
     def _send(self, query: Any, params: Any = None) -> None:
         connection: Any = self.connection
         try:
@@ -115,7 +154,7 @@ class Cursor(psycopg2.extensions.cursor):
     def _run(self, connection: Any, statement: str) -> None:
         if statement == "ROLLBACK":
             connection.begins = False
-            step("ROLLBACK", lambda: self._send(statement))
+            step("ROLLBACK", lambda: self._release(statement))
             return
         if statement == "BEGIN":
             connection.begins, connection.waits_s = True, None
@@ -124,11 +163,14 @@ class Cursor(psycopg2.extensions.cursor):
             connection.waits_s = int(found.group(1)) / 1000
             return
         ends = statement == "COMMIT"
-        connection.step(
-            sql.shown(statement),
-            lambda: self._send(connection.at_this_time(statement)),
-            ends,
-        )
+
+        def do() -> None:
+            send = self._release if statement.startswith(RELEASING) else self._send
+            send(connection.at_this_time(statement))
+
+        connection.step(sql.shown(statement), do, ends)
+        if self.description is not None:
+            connection.hold(self.rowcount == 0)
 
 
 class Connection(psycopg2.extensions.connection):
@@ -138,6 +180,7 @@ class Connection(psycopg2.extensions.connection):
     database: Any = None
     engine: Engine | None = None
     abandoned = False
+    lost = False  # by the network; its process has to notice
     pid = 0
     begins = False  # with the next statement, which saves a round trip
     waits_s: float | None = None  # at most, for a lock, in this transaction
@@ -155,6 +198,7 @@ class Connection(psycopg2.extensions.connection):
             do(*args)
         except psycopg2.Error as error:
             self.driven = False
+            self.database.released += 1
             if self.has_waited:
                 self.has_waited = False
                 raise psycopg2.errors.LockNotAvailable("canceling statement due to lock timeout") from error
@@ -181,8 +225,11 @@ class Connection(psycopg2.extensions.connection):
 
         def run() -> None:
             do()
-            self.database.committed = self.database.committed or changes
+            if changes:
+                self.committed()
 
+        if changes:
+            self.hold()
         step(
             name,
             run,
@@ -192,11 +239,26 @@ class Connection(psycopg2.extensions.connection):
             changes=changes,
         )
 
+    def hold(self, found_nothing: bool = False) -> None:
+        """Let others commit before the next step, where the schedule says so."""
+        process = current()
+        if process is not None and not process.dead:
+            process.scheduler.hold(found_nothing)
+
+    def committed(self) -> None:
+        """Note that others may see what was written."""
+        process = current()
+        if process is not None:
+            process.scheduler.commits += 1
+        self.database.committed = True
+
     def require_alive(self) -> None:
         """Raise Crash where the process is dead."""
         process = current()
         if process is not None and process.dead:
             raise Crash
+        if self.lost:
+            raise psycopg2.InterfaceError("connection already closed")
         if self.abandoned:
             raise RuntimeError("a process has got the connection of a dead one")  # ours, not the product's
         if process is not None and process is not self.owner:
@@ -211,14 +273,20 @@ class Connection(psycopg2.extensions.connection):
         self.require_alive()
         if self.status != psycopg2.extensions.STATUS_READY:
             commit = super().commit
-            self.step("COMMIT", lambda: self.drive(commit), changes=True)
+
+            def do() -> None:
+                with self.database.releasing(self):
+                    self.drive(commit)
+
+            self.step("COMMIT", do, changes=True)
 
     def rollback(self) -> None:
         """Roll back, unless the process is dead: its server session is another one's business."""
         process = current()
         if self.abandoned or self.closed or (process is not None and process.dead):
             return
-        self.drive(super().rollback)
+        with self.database.releasing(self):
+            self.drive(super().rollback)
 
     def close(self) -> None:
         """Close; the session of a dead process stays until the schedule ends it."""
@@ -229,20 +297,33 @@ class Connection(psycopg2.extensions.connection):
         else:
             self.database.end(self)
 
+    @property
+    def closed(self) -> int:
+        """Return 0 while it is open, for all that its process can know."""
+        return 2 if self.lost else super().closed
+
     def lose(self) -> None:
-        """Have the network lose it."""
-        self.database.end(self)
+        """Have the network lose it; its session is of use again in the next schedule."""
+        if self.driven or super().closed:
+            self.database.end(self)
+            return
+        self.begin_anew()
+        self.lost = True
+        self.database.lost.append(self)
 
     def in_use(self) -> bool:
         """Tell whether a transaction is open on the server, or a statement is under way."""
-        return self.closed or self.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE
+        return (
+            bool(self.closed) or self.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE
+        )
 
     def begin_anew(self) -> None:
         """Forget everything, as a new session does, without the time that a server takes to start one."""
-        super().rollback()
-        self.autocommit = True
         with super().cursor() as run:
-            run.execute("ROLLBACK")
+            with self.database.releasing(self):
+                super().rollback()
+                self.autocommit = True
+                run.execute("ROLLBACK")
             run.execute("DISCARD ALL")
         self.autocommit = False
 
@@ -263,10 +344,14 @@ class Database:
         self.monitor = psycopg2.connect(self.dsn)
         self.monitor.autocommit = True
         self._cursor = self.monitor.cursor()
-        self._cursor.execute(f"PREPARE snapshot AS {SNAPSHOT}")
+        self._cursor.execute(f"PREPARE snapshot (text) AS {SNAPSHOT}")
+        self.seen = ""  # the state of all transactions, at the latest snapshot
         self.emptied = 0
         self.blocked: dict[int, Any] = {}
+        self.released = 0  # how often locks may have been released
+        self.known_blocked: dict[int, int] = {}  # `released` when a session was last seen blocked
         self.spare: list[Any] = []  # sessions of dead processes, as good as new
+        self.lost: list[Any] = []  # sessions that were lost in this schedule, as good as new after it
         self.open: dict[Engine, Any] = {}  # the latest connection of each
         psycopg2.extensions.set_wait_callback(self._wait)
 
@@ -280,13 +365,11 @@ class Database:
                 run.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT sim.{default}")
             name = setup.info.dbname
             run.execute(f"ALTER DATABASE {name} SET search_path = sim, pg_catalog, public")
-            run.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-            self.tables = [name for (name,) in run.fetchall() if name != "alembic_version"]
         setup.close()
 
     def close(self) -> None:
         """Give the driver back as it was."""
-        for connection in self.spare:
+        for connection in (*self.spare, *self.lost):
             connection.really_close()
         psycopg2.extensions.set_wait_callback(None)
         self.monitor.close()
@@ -296,10 +379,14 @@ class Database:
         self._cursor.execute(query, params)
         return self._cursor.fetchall()
 
-    def snapshot(self) -> tuple[Any, ...]:
-        """Return all that is committed, of one moment."""
+    def snapshot(self) -> tuple[Any, ...] | None:
+        """Return all that is committed, of one moment; None if nothing was written since the last time."""
         self.committed = False
-        return self.ask("EXECUTE snapshot")[0]
+        rows = self.ask("EXECUTE snapshot (%s)", (self.seen,))
+        if not rows:
+            return None
+        *found, self.seen = rows[0]
+        return tuple(found)
 
     def run(self, statement: str) -> None:
         """Run a statement of our own."""
@@ -307,8 +394,10 @@ class Database:
 
     def empty(self) -> None:
         """Empty all tables, in new files, so that rows lie in the same places the next time."""
-        self._cursor.execute(f"TRUNCATE {', '.join(self.tables)} RESTART IDENTITY")
-        self.emptied += 1
+        self._cursor.execute("SELECT sim.empty()")
+        self.emptied, self.seen = self.emptied + 1, ""
+        self.spare += self.lost
+        self.lost = []
         if self.emptied % 50 == 0:
             self._cursor.execute("VACUUM pg_class")  # which has a row more for each new file
 
@@ -328,8 +417,10 @@ class Database:
         # First of all that happens to a connection.
         @event.listens_for(engine, "connect", insert=True)
         def adopt(connection: Any, _record: Any) -> None:
+            if any(self.connection_of(other) is connection for other in self.open):
+                raise RuntimeError("a session is given to two processes")  # ours, not the product's
             connection.database, connection.pid = self, connection.get_backend_pid()
-            connection.abandoned = connection.begins = False
+            connection.abandoned = connection.begins = connection.lost = False
             connection.owner = current()
             if connection.owner is not None:
                 connection.owner.connections.append(connection)
@@ -352,6 +443,8 @@ class Database:
     def release(self, connection: Any) -> None:
         """Have a dead process's session end: what it leaves is undone, and the next process gets the rest."""
         connection.abandoned = True
+        if connection.lost:
+            return
         if connection.closed or connection.driven:
             self.end(connection)
         else:
@@ -362,16 +455,18 @@ class Database:
         """End a session, and wait until its locks are gone."""
         pid = connection.pid
         self.blocked.pop(pid, None)
-        self._cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        until = time.monotonic() + 5
-        while self.ask("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)):
-            if time.monotonic() > until:
-                raise Broken(f"session {pid} does not end")
+        with self.releasing(connection):
+            self._cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            until = time.monotonic() + 5
+            while self.ask("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)):
+                if time.monotonic() > until:
+                    raise Broken(f"session {pid} does not end")
         if not connection.driven:
             connection.really_close()
 
     def cancel(self, connection: Any) -> None:
         """Have what a session waits for end with an error, as after too long a wait."""
+        self.released += 1
         self._cursor.execute("SELECT pg_cancel_backend(%s)", (connection.pid,))
 
     # Waits
@@ -409,14 +504,45 @@ class Database:
             self.cancel(connection)
         process.blocked_on = process.wakes_at = None
         self.blocked.pop(connection.pid, None)
+        self.known_blocked.pop(connection.pid, None)
 
     def has_answer(self, connection: Any) -> bool:
         """Tell whether a statement that waited for a lock has gone on."""
+        if self.known_blocked.get(connection.pid) == self.released:
+            return False
         while not _readable(connection, 0):
             if self._is_blocked(connection):
                 return False
             _readable(connection, 0.002)
+        if self.known_blocked.get(connection.pid) != ANSWERED:  # what it waited in front of may be free now
+            self.known_blocked[connection.pid] = ANSWERED
+            self.released += 1
         return True
+
+    @contextmanager
+    def releasing(self, connection: Any) -> Iterator[None]:
+        """Have those who wait for this session go on in the order in which they came.
+
+        PostgreSQL wakes all who wait for a transaction at once, and any of them may be the first.
+        """
+        others = [one for one in self.blocked.values() if one is not connection and not one.closed]
+        waiting = others[:1]
+        if len(others) > 1:
+            waiting = [one for one in others if connection.pid in self._blockers(one.pid)]
+        stopped = waiting[1:]
+        try:
+            for one in stopped:
+                os.kill(one.pid, signal.SIGSTOP)
+            yield
+            self.released += 1
+            for one, following in pairwise(waiting):
+                self.has_answer(one)
+                os.kill(following.pid, signal.SIGCONT)
+                stopped.remove(following)
+        finally:
+            self.released += 1
+            for one in stopped:
+                os.kill(one.pid, signal.SIGCONT)
 
     def _is_blocked(self, connection: Any) -> bool:
         """Tell whether others keep it waiting; a deadlock is about to be noticed."""
@@ -426,7 +552,10 @@ class Database:
         while new:
             reached |= new
             new = set().union(*(waits.get(one, set()) for one in new)) - reached
-        return bool(waits[pid]) and pid not in reached
+        is_blocked = bool(waits[pid]) and pid not in reached
+        if is_blocked:
+            self.known_blocked[pid] = self.released
+        return is_blocked
 
     def _blockers(self, pid: int) -> list[int]:
         [(pids,)] = self.ask("SELECT pg_blocking_pids(%s)", (pid,))

@@ -26,6 +26,8 @@ NEXT = {
     "done": {"done"},
     "discarded": {"discarded"},
 }
+#: In the name of whoever re-runs many, and what the product adds for those that are tried first.
+BULK, CANARY = " bulk", " (canary)"
 COMMANDS = {"add_batch", "allocate", "change_batch_quantity"}
 
 
@@ -60,15 +62,17 @@ class Books:
             raise Broken("; ".join(found[:3]))
 
     def _committed(self) -> Iterator[str]:
-        batches, lines, inbox, deliveries, announcements, effects, self.parked, attempts = (
-            self.database.snapshot()
-        )
+        found = self.database.snapshot()
+        if found is None:
+            return
+        batches, lines, inbox, deliveries, announcements, effects, self.parked, attempts, *bulk = found
         yield from self._answers(inbox)
         yield from self._deliveries(deliveries)
         yield from self._effects([tuple(one) for one in effects])
         yield from self._stock(batches, lines)
         yield from self._announcements(announcements)
         yield from self._attempts(attempts)
+        yield from self._bulk(*bulk)
 
     def _answers(self, rows: list[dict[str, Any]]) -> Iterator[str]:
         now = {row["id"]: row for row in rows}
@@ -315,6 +319,37 @@ class Books:
             if self.runs.get(token, run) != run:
                 yield f"attempt {token} of run {self.runs[token]} is counted for run {run}"
 
+    def _bulk(self, audited: list[Any], requeued: list[Any], under_way: int) -> Iterator[str]:
+        """A re-run of many says how many it put back, each once; those that are tried come first."""
+        self.bulk_reruns = under_way
+        now = Counter((actor, delivery) for actor, delivery in requeued)
+        self.requeued.update(now.keys())  # they go with their deliveries
+        yield from (f"{actor} re-ran {one} {count} times" for (actor, one), count in now.items() if count > 1)
+        by_actor = Counter(actor.removesuffix(CANARY) for actor, _ in self.requeued)
+        for actor, count, outcome in audited:
+            if BULK in actor and count != by_actor[actor]:
+                yield f"{actor} is said to have re-run {count} ({outcome}), it was {by_actor[actor]}"
+        going_on = {actor for actor, _ in self.requeued if not actor.endswith(CANARY)}
+        for actor, name in self.requeued:
+            tried = self.deliveries.get(name) if actor.endswith(CANARY) else None
+            if tried and tried["status"] != "done" and actor.removesuffix(CANARY) in going_on:
+                yield f"{actor.removesuffix(CANARY)} goes on, and {name}, tried first, is {tried['status']}"
+
+    requeued: set[tuple[str, str]] = field(default_factory=set)  # by re-runs of many: actor, delivery
+    bulk_reruns: int = 0  # that are under way
+
+    def finds(self, job: str) -> bool:
+        """Tell whether a housekeeping job can find anything: most of its runs would only take time."""
+        states = {row["status"] for row in self.deliveries.values()}
+        match job:
+            case "relay":
+                return bool(states & {"pending", "waiting"}) or bool(self.bulk_reruns)
+            case "announce":
+                return bool(self.waiting)
+            case "rerun":
+                return "failed" in states
+        return bool(states)
+
     # At the end
 
     def unanswered(self) -> list[str]:
@@ -329,6 +364,7 @@ class Books:
             not self.broker.waiting
             and not self.broker.held
             and not self.waiting
+            and not self.bulk_reruns
             and all(
                 row["status"] not in ("pending", "waiting") or self.is_blocked(row)
                 for row in self.deliveries.values()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 from celery.backends.redis import RedisBackend
 from celery.worker.request import Request as CeleryRequest
@@ -18,12 +17,14 @@ from sqlalchemy import text
 import reliable_celery.requests
 from allocation.adapters import repository
 from messaging.bus import MessageBus
-from messaging.postgres import announcements, attempts, gate, inbox, outbox
+from messaging.postgres import announcements, attempts, gate, inbox, outbox, reruns
 from messaging.postgres.attempts import Attempt
+from messaging.postgres.audit import GO_ON
 from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.inbox import Answer, Inbox
 from messaging.postgres.low_water import LowWater
 from messaging.postgres.order import Lanes
+from messaging.postgres.reruns import BulkReruns, Progress
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
@@ -31,7 +32,7 @@ from messaging.wire.cloud_events import Announcement
 from messaging.worker import events, sharing
 from messaging.worker.delivery_group import DeliveryUnit
 from messaging.worker.received import Received
-from reliable_celery.groups import collecting
+from reliable_celery.groups import collecting, prefork
 from reliable_celery.results import ResultBackend
 from tests.simulation.planting import put, sql_of, without
 from tests.simulation.world import World
@@ -182,13 +183,13 @@ def _(_world: World, stack: ExitStack) -> None:
         job = self.job
         if not isinstance(job, Attempt):
             return commit(self, result)
-        with patch.object(Attempt, "finish", lambda _self, transaction, _result: transaction.release()):
-            deliveries = commit(self, result)
+        deliveries = commit(self, result)
         with Transaction(self.transaction._engine) as transaction:
             transaction.write(attempts.DONE, (job.worker, job.id, job.effects.stored()))
             transaction.commit()
         return deliveries
 
+    put(stack, Attempt, "finish", lambda _self, transaction, _result: transaction.release())
     put(stack, PostgresUnitOfWork, "commit", commit_then_finish)
 
 
@@ -228,6 +229,37 @@ def _(_world: World, stack: ExitStack) -> None:
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "CHOSEN", " FOR UPDATE SKIP LOCKED")
     without(stack, outbox, "PUT_BACK", " AND deliveries.status = 'failed'")
+
+
+@mutation("two processes go on with the same re-run of many at once")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, reruns, "TAKE", "FOR UPDATE OF bulk_reruns SKIP LOCKED")
+
+
+@mutation("a re-run of many goes on whatever becomes of those that are tried first")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, reruns, "_judge", lambda *_args: None)
+
+
+@mutation("a re-run of many is stopped in the middle of a step")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, reruns, "LOCK", " FOR UPDATE")
+
+
+@mutation("the progress of a re-run of many is written in a transaction of its own")
+def _(_world: World, stack: ExitStack) -> None:
+    step = BulkReruns.step
+
+    def step_and_note(self: BulkReruns, number: int, room: int) -> Progress:
+        progress = step(self, number, room)
+        if progress.deliveries:
+            facts = {"id": number, "count": progress.count, "outcome": progress.outcome}
+            with self.engine.begin() as connection:
+                connection.execute(GO_ON, facts)
+        return progress
+
+    put(stack, reruns, "GO_ON", text("SELECT :id, :count, :outcome"))
+    put(stack, BulkReruns, "step", step_and_note)
 
 
 @mutation("the relay sends nothing")
@@ -373,6 +405,11 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("a group's messages are acknowledged before their answers are stored")
 def _(_world: World, stack: ExitStack) -> None:
     put(stack, ResultBackend, "when_stored", lambda *_args: False)
+
+
+@mutation("a message of a group in a child is acknowledged although its answer could not be stored")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, prefork, "_watch", lambda *_args: None)
 
 
 @mutation("redelivered messages join groups")

@@ -46,6 +46,7 @@ class Plan:
     forgets: int = 0  # how often the broker loses everything
     workers: int = 2
     groups: tuple[int, ...] = ()  # the most commands of a group, by worker; 0: it has a pool; 1: no groups
+    prefork: int = 0  # the most commands of a group of the workers with a pool; 0: its child is not simulated
     at_once: bool = False  # whether senders wait for answers only when they have sent everything
     late_s: float = 0.0  # until workers begin
     refusals: float = 0.0  # how likely a command's handler fails when it has written everything
@@ -58,6 +59,12 @@ class Plan:
     hangs: float = 0.0  # how likely a handler that fails does it only when its session is gone
     stays_s: float = 0.0  # how long the schedule goes on when all is done
     prepared: tuple[Order, ...] = ()  # carried out before the schedule begins
+    copies: int = 0  # of each of their deliveries, whose messages wait; 0: those are made before too
+    fails_before: bool = False  # whether `failing` fails until then
+    ends_late: bool = False  # whether an attempt of that time is still under way, and fails later
+    bulk: bool = False  # whether a re-run of all that failed is under way
+    hurries: int = 0  # how often operators, and beat, do the next thing at once
+    lasts_s: float = 0.0  # for how long things may break at least, where nobody sends
     waiting: tuple[Order, ...] = ()  # sent before it begins; the same wish twice is two copies of a message
 
     def without(self, left_out: Iterable[int]) -> Plan:
@@ -71,6 +78,11 @@ class Plan:
                 number += 1
             senders[name] = kept
         return replace(self, senders=senders)
+
+    @property
+    def is_scene(self) -> bool:
+        """Tell whether all begins with what is there, and nobody sends."""
+        return bool(self.waiting or self.copies or self.fails_before)
 
     @property
     def size(self) -> int:
@@ -114,6 +126,9 @@ def random_plan(seed: int) -> Plan:
         slow=random.choice((0.001, 0.01, 0.03)),
         fault=random.choice((0.0, 0.01, 0.03, 0.08)),
         faults=random.randint(0, 6),
+        hold=random.choice((0.0, 0.0, 0.05, 0.2)),
+        focus=random.choice(("", "", "tells", "acknowledges", "COMMIT", "sends")),
+        focused=0.1,
     )
     return Plan(
         senders,
@@ -130,6 +145,7 @@ def random_plan(seed: int) -> Plan:
         deadly_for_s=random.choice((15.0, 1000.0)),
         stays_s=random.choice((15.0, 40.0)) if for_good else 0.0,
         groups=random.choice(GROUPS[2:] if crowded else GROUPS),
+        prefork=random.choice((0, 0, 4)),
         at_once=crowded or random.random() < 0.3,
         late_s=0.3 if crowded else 0.0,
         refusals=random.choice((0.0, 0.3, 0.3) if crowded else (0.0, 0.0, 0.1)),

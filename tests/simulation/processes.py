@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 from celery.app.trace import trace_task_ret
@@ -16,6 +17,7 @@ from messaging.client import NotAnswered
 from messaging.dead_letters import PARKED
 from messaging.errors import MessagingError, Unavailable
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.operator import reruns
 from messaging.operator.pausing import Pausing
 from messaging.operator.replaying import replay
 from messaging.postgres.filters import DeliveryFilter
@@ -25,6 +27,7 @@ from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from reliable_celery.requests import error_of
 from tests.simulation.broker import FAULTS, Broker, Message
+from tests.simulation.invariants import BULK
 from tests.simulation.mistakes import notice
 from tests.simulation.plan import FAILING, Order
 from tests.simulation.scheduler import Scheduler, step
@@ -95,6 +98,25 @@ class Worker:
             changes=False,
         )
 
+    def take_arrived(self, prefetch: int) -> list[Message]:
+        """Take as many messages as there are and as it may hold, mostly."""
+        taken: list[Message] = []
+        while self.may_take(prefetch):
+            message = self.take(self.broker.due(QUEUES))
+            if message.holder == self.name:
+                taken.append(message)
+            if not self.scheduler.choices.pick((True, False), 0.8):
+                break
+        if taken and self.scheduler.choices.pick((True, False), 0.6):  # Redis' transport says how many follow
+            for number, message in enumerate(taken, 1):
+                message.channel = SimpleNamespace(arrived=len(taken) - number)
+        return taken
+
+    def may_take(self, prefetch: int) -> bool:
+        """Tell whether a message waits and it may hold another one."""
+        held = sum(1 for one in self.broker.held if one.holder == self.name)
+        return held < prefetch and bool(self.broker.due(QUEUES))
+
     def handle(self, message: Message) -> None:
         """Run a message's task as a worker does."""
         if message.holder != self.name:  # somebody else was quicker
@@ -145,18 +167,28 @@ class Worker:
 class Housekeeper:
     """Runs what beat asks for, and what workers do."""
 
-    def __init__(self, app: MessagingApp, broker: Broker, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        app: MessagingApp,
+        broker: Broker,
+        scheduler: Scheduler,
+        finds: Callable[[str], bool],
+        hurries: int = 0,
+    ) -> None:
         self.app, self.broker, self.scheduler = app, broker, scheduler
+        self.finds = finds  # whether a job can find anything to do
+        self.hurries = hurries  # how often beat asks again at once
 
     def run(self) -> None:
         """Run all jobs every few seconds, and those that are asked for in between, for ever."""
         for number in count():
-            beat_at = self.scheduler.clock.at + 5
+            beat_at = self.scheduler.clock.at + (0.02 if number < self.hurries else 5)
             while (left_s := beat_at - self.scheduler.clock.at) > 0:
                 if self.scheduler.wait_until(lambda: bool(self.broker.asked), "waits for requests", left_s):
                     name = self.broker.asked.pop(0)
                     self.do(*(job for job in JOBS if job.__name__ == name))
-            self.do(*(JOBS[2:] if number % 4 == 3 else JOBS[:2]))
+            jobs = JOBS[2:] if number % 4 == 3 else JOBS[:2]
+            self.do(*(job for job in jobs if self.finds(job.__name__)))
 
     def do(self, *jobs: Any) -> None:
         """Run jobs one after the other."""
@@ -173,15 +205,23 @@ class Operator:
     """Somebody with the operator's tool."""
 
     def __init__(
-        self, app: MessagingApp, scheduler: Scheduler, on_edit: Callable[[str], object], name: str
+        self,
+        app: MessagingApp,
+        scheduler: Scheduler,
+        on_edit: Callable[[str], object],
+        name: str,
+        hurries: int = 0,
     ) -> None:
         self.app, self.scheduler, self.on_edit, self.name = app, scheduler, on_edit, name
+        self.hurries = hurries  # how often it does the next thing at once
 
     def run(self) -> None:
         """Look after what failed every few seconds, for ever."""
+        many, one = (self.begin, self.begin, self.stop, self.stop), (self.discard, self.edit, self.replay)
+        acts = (self.rerun, *many, *one, self.pause, self.resume)
         while True:
-            self.scheduler.sleep(5)
-            acts = (self.rerun, self.discard, self.edit, self.replay, self.pause, self.resume)
+            self.scheduler.sleep(0.02 if self.hurries > 0 else 5)
+            self.hurries -= 1
             act = self.resume if self.scheduler.calm else self.scheduler.choices.pick(acts, 0.5)
             try:
                 act()
@@ -193,6 +233,18 @@ class Operator:
         """Put back all that failed."""
         for turn in self.app.dispatcher.rerun(DeliveryFilter(), self.name, 10):
             self.scheduler.tell(f"re-ran {len(turn.deliveries)}")
+
+    def begin(self) -> None:
+        """Begin a re-run of all that failed, which the relays go on with."""
+        canary = self.scheduler.choices.pick((0, 1, 2), 0.5)
+        rate = self.scheduler.choices.pick((None, 0.5, 2.0), 0.6)
+        name = f"{self.name}{BULK} {self.scheduler.steps}"
+        reruns.begin(self.app.dispatcher, DeliveryFilter(), name, canary=canary, canary_s=12.0, rate=rate)
+
+    def stop(self) -> None:
+        """Stop a re-run that is under way."""
+        for one in self.app.runtime.bulk_reruns.under_way()[:1]:
+            self.app.runtime.bulk_reruns.stop(one.id, self.name)
 
     def discard(self) -> None:
         """Discard one that failed."""

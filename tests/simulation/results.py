@@ -71,7 +71,7 @@ class Connection:
             )
         except RedisConnectionError:
             self.lost = True
-            if not self.arrived:
+            if not self.arrived and _is_noticed():
                 raise
 
     def read_response(self) -> bytes:
@@ -168,6 +168,12 @@ class Backend(ResultBackend):
         meta = self.get_task_meta(result.id, cache=False)
         result._maybe_set_cache(meta)
         return result.maybe_throw(propagate=False)
+
+
+def _is_noticed() -> bool:
+    """Choose whether a connection that is lost refuses what is sent, or takes it and loses it."""
+    process = current()
+    return process is None or process.scheduler.choices.pick((True, False), 0.3)
 
 
 def _shown(key: Any, value: Any) -> str:

@@ -47,6 +47,9 @@ class Odds:
     fault: float = 0.01  # of a step
     faults: int = 2  # at most so many
     kinds: tuple[Fault, ...] = tuple(Fault)  # of those, only these
+    focus: str = ""  # steps with this word fail with another probability,
+    focused: float = 0.0  # which is this one
+    hold: float = 0.0  # that whoever has read something, or is about to commit, lets others commit first
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Process:
     wakes_at: float | None = None
     ready: Callable[[], bool] | None = None
     blocked_on: Any = None  # the connection whose answer has not come
+    held_until: int = 0  # so many commits were made, if others can go on
     dead: bool = False
     done: bool = False
     background: bool = False  # it never ends by itself
@@ -100,6 +104,7 @@ class Scheduler:
         self.last: Process | None = None
         self.story: list[tuple[float, str, str]] = []
         self.steps = 0
+        self.commits = 0
         self.faults_left = odds.faults
         self.calm = False  # nothing breaks any more
         self.failure: BaseException | None = None
@@ -122,15 +127,29 @@ class Scheduler:
         process = current()
         self.story.append((self.clock.at, who or (process.name if process else "·"), text))
 
-    def fault(self, kinds: tuple[Fault, ...]) -> Fault:
+    def fault(self, kinds: tuple[Fault, ...], name: str = "") -> Fault:
         """Choose what happens at this step."""
-        kinds = tuple(kind for kind in kinds if kind in self.odds.kinds)
+        odds = self.odds
+        kinds = tuple(kind for kind in kinds if kind in odds.kinds)
         if self.calm or self.faults_left <= 0 or not kinds:
             return Fault.NONE
-        fault = self.choices.pick((Fault.NONE, *kinds), 1 - self.odds.fault)
+        likely = odds.focused if odds.focus and odds.focus in name else odds.fault
+        fault = self.choices.pick((Fault.NONE, *kinds), 1 - likely)
         if fault is not Fault.NONE:
             self.faults_left -= 1
         return fault
+
+    def hold(self, found_nothing: bool = False) -> None:
+        """Have the running process stand still while others commit, where the schedule says so.
+
+        Twice as probable where it has looked for something and found nothing.
+        """
+        process = current()
+        if process is None or self.calm or not self.odds.hold:
+            return
+        likely = min(0.8, 2 * self.odds.hold) if found_nothing else self.odds.hold
+        commits = self.choices.pick((0, 1, 2, 4), 1 - likely)
+        process.held_until = self.commits + commits if commits else 0
 
     def die(self, process: Process, *, slowly: bool = False) -> None:
         """Kill the process that runs."""
@@ -198,6 +217,7 @@ class Scheduler:
 
     def _chosen(self) -> Process:
         ready = [process for process in self.processes if self._is_ready(process)]
+        ready = [process for process in ready if process.held_until <= self.commits] or ready
         sleeping = sorted(
             (p for p in self.processes if p.wakes_at is not None and p not in ready),
             key=lambda p: p.wakes_at or 0.0,
@@ -214,12 +234,14 @@ class Scheduler:
         ):
             process = sleeping[0]
         else:
-            process = self.choices.pick(ready, self.odds.go_on)
+            process = self.choices.pick(ready, self.odds.go_on if self.last in ready else 1 / len(ready))
         if process.wakes_at is not None and process not in ready:
             self.clock.at = max(self.clock.at, process.wakes_at)
         return process
 
     def _is_ready(self, process: Process) -> bool:
+        if process.dead:  # killed by another one: it ends
+            return True
         if process.wakes_at is not None and process.wakes_at <= self.clock.at:
             return True
         if process.blocked_on is not None:
@@ -251,7 +273,7 @@ def step(
     scheduler = process.scheduler
     process.at = name
     process.pause()
-    fault = scheduler.fault(faults)
+    fault = scheduler.fault(faults, name)
     scheduler.tell(name if fault is Fault.NONE else f"{name}: {fault}")
     process.faults += fault is not Fault.NONE
     if fault is Fault.CRASH_BEFORE:

@@ -40,18 +40,11 @@ class SoloWorker(Worker):
                 do(*args)
 
     def read(self) -> None:
-        """Take as many messages as there are and as it may hold, mostly."""
-        while due := self.broker.due(QUEUES):
-            held = sum(1 for one in self.broker.held if one.holder == self.name)
-            if held >= PREFETCH:
-                return
-            message = self.take(due)
-            if message.holder == self.name:
-                request = self.request_of(message)
-                self.messages[id(request)] = message
-                self.receive(request)
-            if not self.scheduler.choices.pick((True, False), 0.8):
-                return
+        """Take what has arrived."""
+        for message in self.take_arrived(PREFETCH):
+            request = self.request_of(message)
+            self.messages[id(request)] = message
+            self.receive(request)
 
     def call_soon(self, do: Callable[..., object], *args: Any) -> None:
         """Do it in the next turn."""

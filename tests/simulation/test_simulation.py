@@ -8,8 +8,9 @@ from itertools import count
 
 import pytest
 
-from tests.simulation.choices import recorded
+from tests.simulation.choices import Seeded, recorded
 from tests.simulation.mutations import MUTATIONS
+from tests.simulation.plan import random_plan
 from tests.simulation.run import A_MINUTE, Schedule, hunt, measured, shrunk, story
 from tests.simulation.server import simulated_world
 from tests.simulation.small import CASES, LEVELS, play_case
@@ -18,6 +19,7 @@ from tests.simulation.world import World
 #: Seeds of schedules that have found something, and what that was.
 FOUND = {
     48: "the failure of an attempt that lost its session was not counted: its delivery was paused",
+    255276959: "a pause that another operator ended at the same moment ended with a ValueError",
     237: "a copy was told an unexpected error under another name",
 }
 
@@ -76,6 +78,21 @@ def test_a_schedule_is_replayed_from_its_line(world: World):
 
     assert story(again) == story(first)
     assert story(from_choices) == story(first)
+
+
+def test_a_schedule_that_is_broken_off_leaves_each_process_a_session_of_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    """Else two processes of the next one would share a transaction."""
+    for steps in range(30, 80, 2):
+        monkeypatch.setattr("tests.simulation.world.STEPS", steps)
+        world.play(random_plan(steps), Seeded(steps), steps)
+
+        world._connect_again()
+
+        sessions = [world.database.connection_of(engine) for engine in world.engines]
+        assert len({id(one) for one in sessions}) == len(world.engines)
+        assert None not in sessions
 
 
 @pytest.mark.long

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import logging
+import os
 import random
 import uuid
 import warnings
@@ -18,37 +21,55 @@ from typing import Any
 from unittest.mock import patch
 
 import psycopg2
+from celery.local import Proxy
 
 import messaging.adapters.mail
 import messaging.client.client
 import messaging.delivery
 import messaging.postgres.inbox
 import messaging.worker.announcer
+import reliable_celery.groups.prefork
+from messaging.delivery import Failure
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.postgres.attempts import Attempt
+from messaging.postgres.filters import DeliveryFilter
 from messaging.wire.validation import from_dict
 from messaging.worker.app import MessagingApp
+from messaging.worker.events import _note_failure
 from tests.simulation import broker as brokers
+from tests.simulation import prefork, slots
 from tests.simulation import results as stores
-from tests.simulation import slots
 from tests.simulation.broker import Broker, Message
 from tests.simulation.choices import Choices
 from tests.simulation.clock import EPOCH, Clock
 from tests.simulation.database import Database
-from tests.simulation.invariants import Books
+from tests.simulation.invariants import BULK, Books
 from tests.simulation.plan import POISON, Order, Plan, random_plan
+from tests.simulation.prefork import PreforkWorker
 from tests.simulation.processes import QUEUES, Housekeeper, Operator, Sender, Worker
 from tests.simulation.results import Results
+from tests.simulation.scenes import scene
 from tests.simulation.scheduler import Broken, Crash, Fault, Process, Scheduler, current, step
 from tests.simulation.solo import SoloWorker
 
 #: Steps after which a schedule must be at its end, and how many of them are left for the calm end.
 STEPS = 6000
 
+#: How many schedules are scenes.
+SCENES = 0.6
+
 #: Seconds until the messages of a dead worker, or the locks of its session, are free.
 LEASE_S, SESSION_S = 10.0, 3.0
 
 #: Seconds that a handler may hang before it fails: its session has ended by then, or even its run is over.
 HANGS_S = (SESSION_S - 1, SESSION_S + 1, 12.0, 30.0)
+
+
+#: Attempts at a delivery that fails for good before the schedule, up to its last one.
+LAST_ATTEMPT = 2
+
+#: Seconds after which a scene comes to its end, with whatever is left.
+LONGEST_SCENE_S = 60.0
 
 
 class HandlerFailed(RuntimeError):
@@ -75,8 +96,9 @@ class World:
         self.database = Database(url, self.clock)
         self.apps = {
             name: slots.app_on(url, self.database, self.clock)
-            for name in ("worker 1", "worker 2", "worker 3", "relay 1", "relay 2", "anna", "bert")
+            for name in ("worker 1", "worker 2", "worker 3", "main", "relay 1", "relay 2", "anna", "bert")
         }
+        prefork.current_apps.update(self.apps)
         self.engines = [
             engine
             for app in self.apps.values()
@@ -106,20 +128,22 @@ class World:
         """Have each engine begin with one open connection, whatever the schedule before did to it.
 
         A pool asks a connection that it kept whether it is alive, which is a step, and a new one it does not.
+        All close theirs before any gets another one: a session that was freed is still in its pool.
         """
-        for engine in self.engines:
-            if not self.database.has_one(engine):
-                engine.dispose()
-                engine.connect().close()
+        without = [engine for engine in self.engines if not self.database.has_one(engine)]
+        for engine in without:
+            engine.dispose()
+        for engine in without:
+            engine.connect().close()
 
     def plan_of(self, seed: int) -> Plan:
         """Return the plan that a seed makes."""
-        return random_plan(seed)
+        return scene(seed) if Random(f"kind {seed}").random() < SCENES else random_plan(seed)
 
     def play(self, plan: Plan, choices: Choices, seed: int) -> Outcome:
         """Play one schedule."""
         self.played += 1
-        if self.played % 20 == 0:
+        if self.played % 100 == 0:
             gc.collect()
         self.database.empty()
         self._connect_again()
@@ -135,7 +159,7 @@ class World:
             try:
                 run.start()
                 scheduler.run(STEPS)
-                if plan.waiting:
+                if plan.is_scene:
                     run.settle()
                 run.end()
             except Exception as error:  # noqa: BLE001  told as what the schedule came to
@@ -158,6 +182,7 @@ class Run:
     workers: dict[str, Worker] = field(default_factory=dict)  # by process
     begun: dict[str, int] = field(default_factory=dict)  # by message
     zombies: list[Any] = field(default_factory=list)
+    late: list[tuple[Attempt, Failure]] = field(default_factory=list)  # attempts that are still under way
     at_db: float = 0.0
 
     def __post_init__(self) -> None:
@@ -184,6 +209,8 @@ class Run:
         for name, orders in self.plan.senders.items():
             sender = Sender(self.world.clients[name], self.scheduler, orders, self.plan.at_once)
             self.scheduler.start(name, sender.run)
+        if self.late:
+            self.scheduler.start("late worker", self.end_late, background=True)
         if self.plan.duplicates or self.plan.forgets:
             self.scheduler.start("broker", self.trouble, background=True)
 
@@ -192,10 +219,14 @@ class Run:
         worker = Worker(self.fresh_app("worker 1"), self.broker, self.scheduler, "before")
         for order in self.plan.prepared:
             self.publish(order)
-        while self.broker.waiting:
-            worker.handle(self.broker.take(self.broker.waiting[0], worker.name))
+        while found := [one for one in self.broker.waiting if not self.plan.copies or one.queue == QUEUES[0]]:
+            worker.handle(self.broker.take(found[0], worker.name))
+        self.broker.waiting *= max(1, self.plan.copies)
+        self.broker.waiting = [copy.copy(message) for message in self.broker.waiting]
         for order in self.plan.waiting:
             self.publish(order)
+        if self.plan.bulk:
+            self.world.apps["anna"].runtime.bulk_reruns.start(DeliveryFilter(), f"anna{BULK}")
         self.books.check()
 
     def publish(self, order: Order) -> None:
@@ -208,13 +239,15 @@ class Run:
             queue=QUEUES[0],
             headers={IDEMPOTENCY_KEY: order.key},
             task_id=order.key,
+            expires=order.expires_s,
         )
 
     def fresh_app(self, name: str) -> MessagingApp:
-        """Return a worker's app, which remembers nothing of the process before."""
+        """Return a process's app, which remembers nothing of the process before."""
         app = self.world.apps[name]
         app.dispatcher.announcer.nudged_until = 0.0
         app.runtime.pauses.forget()
+        app.runtime._built.pop((os.getpid(), "due"), None)  # where the relay's latest search ended
         backend: Any = app.backend
         backend.begin_anew()
         for task in app.tasks.values():
@@ -226,6 +259,10 @@ class Run:
         """Make a worker."""
         app = self.fresh_app(name)
         limit = dict(enumerate(self.plan.groups, 1)).get(int(name[-1]), 0)
+        if not limit and self.plan.prefork:
+            object.__setattr__(app.runtime.settings, "group_max", self.plan.prefork)  # of one schedule
+            main, full_name = self.world.apps["main"], f"{name}#{self.scheduler.steps}"
+            return PreforkWorker(app, main, self.broker, self.scheduler, full_name, self.plan.prefork)
         object.__setattr__(app.runtime.settings, "group_max", max(1, limit))  # of one schedule
         full_name = f"{name}#{self.scheduler.steps}"
         if limit:
@@ -243,6 +280,10 @@ class Run:
                 self.scheduler.sleep(late_s)
             worker.run()
 
+        if isinstance(worker, PreforkWorker):
+            self.workers[name] = worker
+            self.start_main(name, worker, run)
+            return
         process = self.scheduler.start(name, run, background=True)
         self.workers[name] = worker
 
@@ -251,6 +292,36 @@ class Run:
             self.failing.pop(name, None)
             self.scheduler.start(f"lease of {worker.name}", lambda: self.end_lease(worker), background=True)
             self.restart(name, self.start_worker)
+
+        process.on_crash.append(died)
+
+    def start_main(self, name: str, worker: PreforkWorker, run: Any) -> None:
+        """Start a worker of two processes; both are started again when the main one dies."""
+        process = self.scheduler.start(f"{name} main", run, background=True)
+        self.start_child(name, worker)
+
+        def died() -> None:
+            worker.is_dead = True
+            if not worker.child.dead:
+                self.scheduler.kill(worker.child)
+            self.scheduler.start(f"lease of {worker.name}", lambda: self.end_lease(worker), background=True)
+            self.restart(name, self.start_worker)
+
+        process.on_crash.append(died)
+
+    def start_child(self, name: str, worker: PreforkWorker) -> None:
+        """Start the process that runs a worker's tasks, which its main process starts again when it dies."""
+        if worker.is_dead:
+            return
+        self.fresh_app(name)
+        worker.child = process = self.scheduler.start(name, worker.run_child, background=True)
+
+        def died() -> None:
+            self.note_lost(worker)
+            self.failing.pop(name, None)
+            worker.lose()
+            if not worker.is_dead:
+                self.restart(name, lambda again: self.start_child(again, worker))
 
         process.on_crash.append(died)
 
@@ -274,13 +345,15 @@ class Run:
 
     def start_housekeeper(self, name: str) -> None:
         """Start a housekeeper, which is started again when it dies."""
-        keeper = Housekeeper(self.world.apps[name], self.broker, self.scheduler)
+        finds, hurries = self.books.finds, self.plan.hurries
+        keeper = Housekeeper(self.fresh_app(name), self.broker, self.scheduler, finds, hurries)
         process = self.scheduler.start(name, keeper.run, background=True)
         process.on_crash.append(lambda: self.restart(name, self.start_housekeeper))
 
     def start_operator(self, name: str) -> None:
         """Start an operator."""
-        operator = Operator(self.world.apps[name], self.scheduler, self.books.edited_causes.add, name)
+        on_edit, hurries = self.books.edited_causes.add, self.plan.hurries
+        operator = Operator(self.fresh_app(name), self.scheduler, on_edit, name, hurries)
         process = self.scheduler.start(name, operator.run, background=True)
         process.on_crash.append(lambda: self.restart(name, self.start_operator))
 
@@ -379,6 +452,7 @@ class Run:
         """Have an event's handler fail where the schedule says so."""
         process = current()
         if process is None:
+            self.ends_before(job, handler)
             return
         if not hasattr(job, "token"):
             self.refuse()
@@ -392,6 +466,27 @@ class Run:
             self.hang(process)
             self.scheduler.tell("handler fails")
             raise HandlerFailed("the schedule says so")
+
+    def ends_before(self, job: Any, handler: str) -> None:
+        """Have a handler fail before the schedule begins; another attempt has lost its session."""
+        if not self.plan.fails_before or handler != self.plan.failing:
+            return
+        error = HandlerFailed("the schedule says so")
+        if job.delivery.attempts == LAST_ATTEMPT:
+            engine = self.world.apps["worker 2"].runtime.engine
+            late = Attempt(engine, job.id, "late", delivery=job.delivery)
+            self.books.runs[late.token] = job.delivery.reruns
+            self.late.append((late, Failure.of("late", error)))
+            if not self.plan.ends_late:
+                late.note_failed(self.late.pop()[1])
+        raise error
+
+    def end_late(self) -> None:
+        """Note the failures of attempts whose runs were over before the schedule began."""
+        self.scheduler.sleep(self.scheduler.choices.pick((0.02, 0.1, 1.0, 5.0), 0.3))
+        runtime = self.world.apps["main"].runtime
+        for late, failure in self.late:
+            _note_failure(runtime, dataclasses.replace(late, engine=runtime.engine), failure)
 
     def refuse(self) -> None:
         """Have a command's handler fail in its end, where the schedule says so."""
@@ -520,10 +615,16 @@ class Run:
 
     def settle(self) -> None:
         """Go on until the messages are gone, while things may still break."""
-        gone = lambda: not self.broker.waiting and not self.broker.held  # noqa: E731
-        self.scheduler.start(
-            "messages", lambda: self.scheduler.wait_until(gone, "waits until the messages are gone")
-        )
+
+        def wait() -> None:
+            self.scheduler.sleep(self.plan.lasts_s)
+            self.scheduler.wait_until(
+                lambda: not self.broker.waiting and not self.broker.held,
+                "waits until the messages are gone",
+                LONGEST_SCENE_S,
+            )
+
+        self.scheduler.start("messages", wait)
         self.scheduler.run(STEPS)
 
     def end(self) -> None:
@@ -599,6 +700,7 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
                 messaging.client.client, "uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4)
             ),
             patch.object(messaging.adapters.mail.SmtpServer, "send", send),
+            patch.object(reliable_celery.groups.prefork, "current_app", Proxy(prefork.current_app)),
             patch.object(messaging.worker.announcer.threading, "Timer", timer),
         ):
             yield

@@ -1,0 +1,189 @@
+"""Small scenes, each around one place where processes meet: few steps, in which much goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
+from messaging.messages import Command
+from tests.simulation.plan import FAILING, POISON, Order, Plan
+from tests.simulation.scheduler import Fault, Odds
+
+#: Steps at which most of a scene's faults happen; the empty one is any.
+OF_ANSWERS = ("tells", "tells", "tells", "acknowledges", "COMMIT", "")
+OF_DELIVERIES = ("COMMIT", "deliveries", "sends", "")
+
+#: What a lost connection does to a step.
+ERRORS = (Fault.ERROR_BEFORE, Fault.ERROR_AFTER)
+
+#: Workers with a pool, and of one process.
+POOLS: tuple[tuple[int, ...], ...] = ((), (1, 0, 1))
+
+#: Those, and workers that form groups: of one process, and those whose child is simulated.
+KINDS: tuple[tuple[tuple[int, ...], int], ...] = (
+    *((some, 0) for some in (*POOLS, (4, 4, 4), (3, 0, 2))),
+    *((some, 4) for some in ((), (), (2, 0, 4))),
+)
+
+
+def scene(seed: int) -> Plan:
+    """Make the plan of a scene."""
+    random = Random(f"scene {seed}")
+    return random.choice(SCENES)(random)
+
+
+def _odds(random: Random, focus: tuple[str, ...]) -> Odds:
+    at = random.choice(focus)
+    return Odds(
+        go_on=random.choice((0.8, 0.5, 0.3)),
+        slow=random.choice((0.0, 0.01)),
+        fault=random.choice((0.0, 0.02)) if at else 0.04,
+        faults=random.choice((0, 1, 2, 3)),
+        focus=at,
+        focused=random.choice((0.3, 0.8)),
+        hold=random.choice((0.1, 0.3, 0.5)),
+    )
+
+
+def _kinds(random: Random) -> dict[str, Any]:
+    groups, prefork = random.choice(KINDS)
+    return {"groups": groups, "prefork": prefork}
+
+
+def new_product(random: Random) -> Plan:
+    """Products are created, ordered and corrected at the same time."""
+    skus = random.choice((("LAMP",), ("LAMP", "RUG")))
+    commands: list[Command] = [
+        CreateBatch(f"b{number}", sku, random.randint(2, 9)) for number, sku in enumerate(skus, 1)
+    ]
+    commands += [
+        Allocate(f"o{number}", random.choice(skus), random.choice((1, 2, 3))) for number in (1, 2, 3)
+    ]
+    if random.random() < 0.4:
+        commands.append(ChangeBatchQuantity("b1", random.randint(0, 4)))
+    random.shuffle(commands)
+    return Plan(
+        {},
+        _odds(random, ("", "COMMIT")),
+        waiting=tuple(Order(f"key{number}", (one,)) for number, one in enumerate(commands)),
+        workers=3,
+        groups=random.choice((*POOLS, *POOLS, (2, 2, 2))),
+        relays=1,
+        operators=0,
+        hurries=random.choice((0, 3, 6)),
+    )
+
+
+def crowd(random: Random) -> Plan:
+    """Orders have arrived together, some in two copies, some too late; handlers refuse, answers are lost."""
+    skus = ("LAMP", "RUG", "BED")[: random.choice((1, 2, 3))]
+    orders = [
+        Order(
+            f"key{number}",
+            (Allocate(f"o{number}", random.choice(skus), random.choice((1, 2, 5))),),
+            expires_s=-1.0 if random.random() < 0.15 else None,
+        )
+        for number in range(random.randint(2, 5))
+    ]
+    if random.random() < 0.3:
+        orders.append(random.choice(orders))
+    if random.random() < 0.1:
+        orders.append(Order("poison", (Allocate("o9", POISON, 1),)))
+    return Plan(
+        {},
+        _odds(random, OF_ANSWERS),
+        prepared=tuple(
+            Order(f"stock{number}", (CreateBatch(f"b{number}", sku, random.randint(3, 9)),))
+            for number, sku in enumerate(skus, 1)
+        ),
+        waiting=tuple(orders),
+        workers=random.choice((1, 2, 2)),
+        **_kinds(random),
+        relays=1,
+        operators=0,
+        duplicates=random.choice((0, 0, 2)),
+        refusals=random.choice((0.0, 0.3, 0.5)),
+    )
+
+
+def answers(random: Random) -> Plan:
+    """A few orders are answered together, and answers or acknowledgements are lost."""
+    groups, prefork = random.choice((((4,), 0), ((4,), 0), ((1,), 0), ((), 0), ((), 4), ((), 4)))
+    odds = Odds(
+        go_on=0.8,
+        slow=0.0,
+        faults=random.choice((1, 2)),
+        focus=random.choice(("tells", "tells", "acknowledges")),
+        focused=random.choice((0.3, 0.6)),
+        kinds=random.choice((ERRORS, tuple(Fault))),
+    )
+    return Plan(
+        {},
+        odds,
+        prepared=(Order("stock", (CreateBatch("b1", "LAMP", 9),)),),
+        waiting=tuple(
+            Order(f"key{number}", (Allocate(f"o{number}", "LAMP", 1),))
+            for number in range(random.randint(2, 4))
+        ),
+        workers=1,
+        groups=groups,
+        prefork=prefork,
+        relays=1,
+        operators=0,
+    )
+
+
+def copies(random: Random) -> Plan:
+    """Deliveries wait, each in several messages; those of one product are in order."""
+    sku, failing = "LAMP", random.choice(("", "", *FAILING[:2]))
+    commands: list[Command] = [CreateBatch("b1", sku, 9)]
+    commands += [Allocate(f"o{number}", sku, 2) for number in range(random.randint(1, 3))]
+    if random.random() < 0.5:
+        commands += [ChangeBatchQuantity("b1", random.choice((3, 8)))]
+    return Plan(
+        {},
+        _odds(random, OF_DELIVERIES),
+        prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(commands)),
+        copies=random.choice((1, 2, 2)),
+        workers=random.choice((2, 2, 3)),
+        **_kinds(random),
+        relays=random.choice((1, 2)),
+        hurries=random.choice((0, 3)),
+        operators=0,
+        duplicates=random.choice((0, 1, 2)),
+        failing=failing,
+        failing_for_s=random.choice((1.0, 20.0)),
+        hangs=random.choice((0.0, 0.3)),
+    )
+
+
+def failures(random: Random) -> Plan:
+    """Deliveries have failed, and operators and the schedule look after them at the same time."""
+    orders = [Allocate(f"o{number}", "LAMP", 1) for number in range(random.randint(1, 3))]
+    commands = [CreateBatch("b1", "LAMP", 9), *orders]
+    return Plan(
+        {},
+        _odds(random, ("COMMIT", "deliveries", "bulk_reruns", "")),
+        prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(commands)),
+        fails_before=True,
+        ends_late=random.random() < 0.5,
+        bulk=random.random() < 0.5,
+        failing=FAILING[0],
+        failing_for_s=random.choice((0.0, 3.0, 1000.0)),
+        hangs=random.choice((0.0, 0.0, 0.4)),
+        workers=2,
+        groups=random.choice((*POOLS, (4, 0))),
+        relays=random.choice((1, 2)),
+        operators=2,
+        hurries=random.choice((2, 3)),
+        lasts_s=random.choice((1.0, 12.0, 20.0)),
+    )
+
+
+#: Those that have the most to choose are drawn twice as often.
+SCENES: tuple[Callable[[Random], Plan], ...] = (
+    *(crowd, failures) * 2,
+    *(new_product, copies, answers),
+)
