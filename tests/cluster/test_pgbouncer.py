@@ -22,6 +22,7 @@ from messaging.worker.app import MessagingApp
 from messaging.worker.commands import handle
 from messaging.worker.received import Received
 from testing.pgbouncer import PgBouncer, find_binary
+from testing.postgres_pair import PostgresPair
 from tests.integration.outbox import app_on, ask, put, receive
 from tests.programs import missing
 
@@ -102,6 +103,26 @@ def test_no_attempt_keeps_a_session_while_it_waits_for_another(url: str, redeliv
     assert seconds < 15  # a transaction that is idle is ended after 30
     assert states == ({"done"} if redelivered else {"done", "waiting"})
     assert left == [(0,)]
+
+
+def test_a_failover_is_over_when_the_pool_follows_the_new_primary(pair: PostgresPair, server_folder: Path):
+    if find_binary() is None:
+        missing("pgbouncer", "Debian's package of that name")
+    with PgBouncer(server_folder / f"pgbouncer-{new_id()}", postgres=pair.primary) as bouncer:
+        apps = app_on(
+            bouncer.url, database_shared_sessions=True, task_time_limit_s=90, visibility_timeout_s=100
+        )
+        app = next(apps)
+        tell(app, CreateBatch("b1", "LAMP", 10))
+        assert tell(app, Allocate("o1", "LAMP", 3)) == Answer("b1")
+
+        pair.primary.kill()
+        pair.promote()
+        bouncer.follow(pair.primary)
+
+        assert tell(app, Allocate("o2", "LAMP", 3)) == Answer("b1")
+        assert ask(app, "SELECT orderid FROM allocations ORDER BY 1") == [("o1",), ("o2",)]
+        next(apps, None)
 
 
 def test_without_the_setting_senders_are_told_to_try_again(url: str):
