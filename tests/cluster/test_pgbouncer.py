@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,16 +11,18 @@ import psycopg2
 import pytest
 
 from allocation.domain.commands import Allocate, CreateBatch
+from allocation.domain.events import OutOfStock
 from local.servers.postgres_server import Postgres
 from messaging.delivery import new_id
 from messaging.errors import Unavailable
+from messaging.options import handler
 from messaging.postgres.inbox import Answer
 from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
 from messaging.worker.commands import handle
 from messaging.worker.received import Received
 from testing.pgbouncer import PgBouncer, find_binary
-from tests.integration.outbox import app_on, ask
+from tests.integration.outbox import app_on, ask, put, receive
 from tests.programs import missing
 
 ORDERS = 60
@@ -75,6 +78,30 @@ def test_every_transaction_has_its_limits(apps: list[MessagingApp]):
     with Transaction(engine) as transaction:
         assert transaction.read("SHOW lock_timeout") == [("6s",)]
         assert transaction.read("SHOW idle_in_transaction_session_timeout") == [("30s",)]
+
+
+@pytest.mark.parametrize("redelivered", [False, True], ids=["rate", "redelivered"])
+def test_no_attempt_keeps_a_session_while_it_waits_for_another(url: str, redelivered: bool):
+    """As many as there are sessions begin at once: each takes a time, or notes that it begins."""
+
+    @handler(rate=None if redelivered else "36000/h")
+    def notify(_event: OutOfStock, _uow: object) -> None: ...
+
+    apps = app_on(url, events={OutOfStock: [notify]}, database_shared_sessions=True)
+    app = next(apps)
+    ids = [put(app, handler="notify", status="pending") for _ in range(12)]
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as threads:
+        errors = list(threads.map(lambda one: receive(app, one, "notify", redelivered=redelivered), ids))
+    seconds = time.monotonic() - began
+    states = {state for (state,) in ask(app, "SELECT status FROM deliveries")}
+    left = ask(app, "SELECT count(*) FROM open_attempts")
+    next(apps, None)
+
+    assert errors == [None] * 12
+    assert seconds < 15  # a transaction that is idle is ended after 30
+    assert states == ({"done"} if redelivered else {"done", "waiting"})
+    assert left == [(0,)]
 
 
 def test_without_the_setting_senders_are_told_to_try_again(url: str):
