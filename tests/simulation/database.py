@@ -125,13 +125,16 @@ class Cursor(psycopg2.extensions.cursor):
     def execute(self, query: Any, params: Any = None) -> None:
         """Run statements one by one."""
         connection: Any = self.connection
+        text = query.decode() if isinstance(query, bytes) else str(query)
+        if text.startswith("SET ") and text == connection.limits:
+            return
         if current() is None:
             self._send(query, params)
             return
         connection.require_alive()
-        text = query.decode() if isinstance(query, bytes) else str(query)
         if text.startswith("PREPARE ") or (text.startswith("SET ") and not LOCK_TIMEOUT.match(text)):
             self._send(query, params)
+            connection.limits = text if text.startswith("SET ") else connection.limits
             return
         if params is not None:
             text = self.mogrify(query, params).decode()
@@ -185,7 +188,12 @@ class Connection(psycopg2.extensions.connection):
     begins = False  # with the next statement, which saves a round trip
     waits_s: float | None = None  # at most, for a lock, in this transaction
     has_waited = False  # for so long
+    limits = ""  # how they were set
     driven = False  # the driver is in the middle of a statement, and has locked it
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prepared: set[str] = set()  # the names of its statements, as the product notes them
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor whose statements are steps."""
@@ -193,6 +201,8 @@ class Connection(psycopg2.extensions.connection):
 
     def drive(self, do: Any, *args: Any) -> None:
         """Have the driver do something; if its process is killed meanwhile, nobody may touch it any more."""
+        if self.lost:
+            raise psycopg2.OperationalError(GONE)
         self.driven = True
         try:
             do(*args)
@@ -318,13 +328,11 @@ class Connection(psycopg2.extensions.connection):
         )
 
     def begin_anew(self) -> None:
-        """Forget everything, as a new session does, without the time that a server takes to start one."""
-        with super().cursor() as run:
-            with self.database.releasing(self):
-                super().rollback()
-                self.autocommit = True
-                run.execute("ROLLBACK")
-            run.execute("DISCARD ALL")
+        """Forget what was not committed, as a new session does; only what it prepared stays."""
+        with super().cursor() as run, self.database.releasing(self):
+            super().rollback()
+            self.autocommit = True
+            run.execute("ROLLBACK")
         self.autocommit = False
 
     def really_close(self) -> None:
@@ -416,11 +424,12 @@ class Database:
 
         # First of all that happens to a connection.
         @event.listens_for(engine, "connect", insert=True)
-        def adopt(connection: Any, _record: Any) -> None:
+        def adopt(connection: Any, record: Any) -> None:
             if any(self.connection_of(other) is connection for other in self.open):
                 raise RuntimeError("a session is given to two processes")  # ours, not the product's
             connection.database, connection.pid = self, connection.get_backend_pid()
             connection.abandoned = connection.begins = connection.lost = False
+            record.info["prepared"] = connection.prepared
             connection.owner = current()
             if connection.owner is not None:
                 connection.owner.connections.append(connection)
@@ -443,7 +452,7 @@ class Database:
     def release(self, connection: Any) -> None:
         """Have a dead process's session end: what it leaves is undone, and the next process gets the rest."""
         connection.abandoned = True
-        if connection.lost:
+        if connection.lost or connection in self.spare:  # a process may have had it more than once
             return
         if connection.closed or connection.driven:
             self.end(connection)

@@ -60,8 +60,9 @@ class Plan:
     stays_s: float = 0.0  # how long the schedule goes on when all is done
     prepared: tuple[Order, ...] = ()  # carried out before the schedule begins
     copies: int = 0  # of each of their deliveries, whose messages wait; 0: those are made before too
-    fails_before: bool = False  # whether `failing` fails until then
-    ends_late: bool = False  # whether an attempt of that time is still under way, and fails later
+    fails_before: int = 0  # how often `failing` has failed until then; the last time another attempt lasts
+    ends_late: bool = False  # whether that one is still under way, and fails later
+    favourite: str = "rerun"  # what operators do mostly
     bulk: bool = False  # whether a re-run of all that failed is under way
     hurries: int = 0  # how often operators, and beat, do the next thing at once
     lasts_s: float = 0.0  # for how long things may break at least, where nobody sends

@@ -21,7 +21,7 @@ from reliable_celery.requests import error_of
 from tests.simulation.broker import Broker, Message
 from tests.simulation.mistakes import notice
 from tests.simulation.processes import Worker
-from tests.simulation.scheduler import Crash, Scheduler, current, step
+from tests.simulation.scheduler import Scheduler, current, step
 
 #: How many messages such a worker holds at once.
 PREFETCH = 5
@@ -173,8 +173,6 @@ class PreforkWorker(Worker):
             step(f"takes a job: {self._shown()}", self._take_job, changes=False)
             if (job := self.running) is not None:
                 outcome = pickle.dumps(self._outcome(job, pickle.loads(job.args)))  # noqa: S301  our own
-                if (process := current()) is not None and process.dead:  # whoever caught its Crash
-                    raise Crash
                 self.end()
                 self.running = None
                 self.arrived.append(partial(self.hear, job, outcome))

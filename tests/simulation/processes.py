@@ -127,11 +127,13 @@ class Worker:
 
     def begin(self, messages: list[Message]) -> None:
         """Note what is handled from here on."""
+        self.scheduler.require_alive()
         self.handling = messages
         self.before(messages)
 
     def end(self) -> None:
         """Note that it is handled."""
+        self.scheduler.require_alive()
         self.after()
         self.handling = []
 
@@ -211,14 +213,16 @@ class Operator:
         on_edit: Callable[[str], object],
         name: str,
         hurries: int = 0,
+        favourite: str = "rerun",
     ) -> None:
         self.app, self.scheduler, self.on_edit, self.name = app, scheduler, on_edit, name
         self.hurries = hurries  # how often it does the next thing at once
+        self.favourite = getattr(self, favourite)
 
     def run(self) -> None:
         """Look after what failed every few seconds, for ever."""
         many, one = (self.begin, self.begin, self.stop, self.stop), (self.discard, self.edit, self.replay)
-        acts = (self.rerun, *many, *one, self.pause, self.resume)
+        acts = (self.favourite, self.rerun, *many, *one, self.pause, self.resume)
         while True:
             self.scheduler.sleep(0.02 if self.hurries > 0 else 5)
             self.hurries -= 1

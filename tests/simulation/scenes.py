@@ -70,9 +70,9 @@ def new_product(random: Random) -> Plan:
         waiting=tuple(Order(f"key{number}", (one,)) for number, one in enumerate(commands)),
         workers=3,
         groups=random.choice((*POOLS, *POOLS, (2, 2, 2))),
-        relays=1,
+        relays=random.choice((1, 2)),
         operators=0,
-        hurries=random.choice((0, 3, 6)),
+        hurries=random.choice((0, 6, 6)),
     )
 
 
@@ -163,13 +163,15 @@ def failures(random: Random) -> Plan:
     """Deliveries have failed, and operators and the schedule look after them at the same time."""
     orders = [Allocate(f"o{number}", "LAMP", 1) for number in range(random.randint(1, 3))]
     commands = [CreateBatch("b1", "LAMP", 9), *orders]
+    for_good = random.random() < 0.7
     return Plan(
         {},
         _odds(random, ("COMMIT", "deliveries", "bulk_reruns", "")),
         prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(commands)),
-        fails_before=True,
-        ends_late=random.random() < 0.5,
+        fails_before=3 if for_good else 1,
+        ends_late=not for_good or random.random() < 0.5,
         bulk=random.random() < 0.5,
+        favourite=random.choice(("rerun", "rerun", "begin", "pause")) if for_good else "pause",
         failing=FAILING[0],
         failing_for_s=random.choice((0.0, 3.0, 1000.0)),
         hangs=random.choice((0.0, 0.0, 0.4)),

@@ -148,7 +148,7 @@ class Scheduler:
         if process is None or self.calm or not self.odds.hold:
             return
         likely = min(0.8, 2 * self.odds.hold) if found_nothing else self.odds.hold
-        commits = self.choices.pick((0, 1, 2, 4), 1 - likely)
+        commits = self.choices.pick((0, 1, 2, 4, 8), 1 - likely)
         process.held_until = self.commits + commits if commits else 0
 
     def die(self, process: Process, *, slowly: bool = False) -> None:
@@ -158,6 +158,8 @@ class Scheduler:
 
     def kill(self, process: Process, *, slowly: bool = False) -> None:
         """Kill a process."""
+        if process.dead:
+            return
         process.dead = True
         self.changed = True
         self.abandon(process, slowly)
@@ -174,6 +176,12 @@ class Scheduler:
         process.pause()
         process.ready = process.wakes_at = None
         return ready()
+
+    def require_alive(self) -> None:
+        """Raise Crash where the process that runs was killed, and code around it has caught that."""
+        process = current()
+        if process is not None and process.dead:
+            raise Crash
 
     def sleep(self, seconds: float) -> None:
         """Have the running process sleep."""

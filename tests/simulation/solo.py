@@ -52,6 +52,7 @@ class SoloWorker(Worker):
 
     def on_task_request(self, request: Any) -> None:
         """Run a request alone, or in its place of a group."""
+        self.scheduler.require_alive()
         is_member = any(one is self.messages[id(request)] for one in self.handling)
         if not is_member:
             self.begin([self.messages[id(request)]])

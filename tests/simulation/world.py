@@ -65,9 +65,6 @@ LEASE_S, SESSION_S = 10.0, 3.0
 HANGS_S = (SESSION_S - 1, SESSION_S + 1, 12.0, 30.0)
 
 
-#: Attempts at a delivery that fails for good before the schedule, up to its last one.
-LAST_ATTEMPT = 2
-
 #: Seconds after which a scene comes to its end, with whatever is left.
 LONGEST_SCENE_S = 60.0
 
@@ -219,7 +216,7 @@ class Run:
         worker = Worker(self.fresh_app("worker 1"), self.broker, self.scheduler, "before")
         for order in self.plan.prepared:
             self.publish(order)
-        while found := [one for one in self.broker.waiting if not self.plan.copies or one.queue == QUEUES[0]]:
+        while found := [one for one in self.broker.waiting if self.is_before(one)]:
             worker.handle(self.broker.take(found[0], worker.name))
         self.broker.waiting *= max(1, self.plan.copies)
         self.broker.waiting = [copy.copy(message) for message in self.broker.waiting]
@@ -228,6 +225,13 @@ class Run:
         if self.plan.bulk:
             self.world.apps["anna"].runtime.bulk_reruns.start(DeliveryFilter(), f"anna{BULK}")
         self.books.check()
+
+    def is_before(self, message: Message) -> bool:
+        """Tell whether a message is handled before the schedule begins."""
+        is_retry = message.due > self.world.clock.at
+        if is_retry and self.plan.fails_before:
+            return self.plan.fails_before > 1
+        return not self.plan.copies or message.queue == QUEUES[0]
 
     def publish(self, order: Order) -> None:
         """Put a command's message into the broker."""
@@ -353,7 +357,8 @@ class Run:
     def start_operator(self, name: str) -> None:
         """Start an operator."""
         on_edit, hurries = self.books.edited_causes.add, self.plan.hurries
-        operator = Operator(self.fresh_app(name), self.scheduler, on_edit, name, hurries)
+        app, favourite = self.fresh_app(name), self.plan.favourite
+        operator = Operator(app, self.scheduler, on_edit, name, hurries, favourite)
         process = self.scheduler.start(name, operator.run, background=True)
         process.on_crash.append(lambda: self.restart(name, self.start_operator))
 
@@ -472,10 +477,11 @@ class Run:
         if not self.plan.fails_before or handler != self.plan.failing:
             return
         error = HandlerFailed("the schedule says so")
-        if job.delivery.attempts == LAST_ATTEMPT:
+        if job.delivery.attempts + 1 == self.plan.fails_before:
             engine = self.world.apps["worker 2"].runtime.engine
             late = Attempt(engine, job.id, "late", delivery=job.delivery)
             self.books.runs[late.token] = job.delivery.reruns
+            self.lost[job.id, job.delivery.reruns] += 1
             self.late.append((late, Failure.of("late", error)))
             if not self.plan.ends_late:
                 late.note_failed(self.late.pop()[1])
@@ -487,6 +493,7 @@ class Run:
         runtime = self.world.apps["main"].runtime
         for late, failure in self.late:
             _note_failure(runtime, dataclasses.replace(late, engine=runtime.engine), failure)
+            self.must_be_counted(late.id, late.token)
 
     def refuse(self) -> None:
         """Have a command's handler fail in its end, where the schedule says so."""
