@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from dataclasses import dataclass
 
 import psycopg2
@@ -46,9 +47,27 @@ class PgBouncer(Server):
         give(self.folder, account)
         users, config = self.folder / "users.txt", self.folder / "pgbouncer.ini"
         users.write_text(f'"{ROLE}" ""\n')
-        config.write_text(f"""\
+        config.write_text(self._config(self.postgres))
+        for file in (users, config):
+            file.chmod(0o644)
+        return Child(
+            "pgbouncer",
+            [binary, "pgbouncer.ini"],
+            log=self.folder / "pgbouncer.log",
+            cwd=self.folder,
+            user=account,
+        )
+
+    def follow(self, postgres: Postgres) -> None:
+        """Use another server from now on, as a failover manager has it do."""
+        self.postgres = postgres
+        (self.folder / "pgbouncer.ini").write_text(self._config(postgres))
+        os.kill(self.pid, signal.SIGHUP)
+
+    def _config(self, postgres: Postgres) -> str:
+        return f"""\
 [databases]
-* = host={LOOPBACK} port={self.postgres.port}
+* = host={LOOPBACK} port={postgres.port}
 [pgbouncer]
 listen_addr = {LOOPBACK}
 listen_port = {self.port}
@@ -59,16 +78,7 @@ stats_users = {ROLE}
 pool_mode = transaction
 default_pool_size = {self.sessions}
 ignore_startup_parameters = extra_float_digits
-""")
-        for file in (users, config):
-            file.chmod(0o644)
-        return Child(
-            "pgbouncer",
-            [binary, "pgbouncer.ini"],
-            log=self.folder / "pgbouncer.log",
-            cwd=self.folder,
-            user=account,
-        )
+"""
 
     def _answers(self) -> bool:
         """Log in to its own console, which opens no session of PostgreSQL."""

@@ -71,10 +71,9 @@ SELECT status FROM failed
 """
 
 #: Written before an attempt that may kill its worker.
-NOTE_BEGUN = text("""
+NOTE_BEGUN = """
 INSERT INTO open_attempts (token, delivery_id, run, state, worker)
-VALUES (:token, :id, :run, 'begun', :worker)
-""")
+VALUES (%(token)s, %(id)s, %(run)s, 'begun', %(worker)s)"""
 
 #: The same attempt may repeat this if it does not know whether it was committed. The delivery may have been
 #: put aside meanwhile.
@@ -234,9 +233,25 @@ class Attempt:
         rows = transaction.read(FAIL, self._facts(**vars(failure), **facts))
         return Status(rows[0][0]) if rows else None
 
-    def note_begun(self) -> None:
-        """Record the start of this attempt; if it never ends, its worker died."""
-        self._note(NOTE_BEGUN)
+    def begin(self, transaction: Transaction) -> bool:
+        """Record the start of this attempt; if it never ends, its worker died. False if another has the row.
+
+        A second session does that beside the row's lock. Where sessions are shared, attempts that keep one
+        while they wait for another may all wait, so there the row is locked again after a commit.
+        """
+        if not transaction.shares_sessions:
+            with Transaction(self.engine) as own:
+                own.write(NOTE_BEGUN, self._facts())
+                own.commit()
+            return True
+        transaction.write(NOTE_BEGUN, self._facts())
+        transaction.commit()
+        self.delivery = None
+        if self.claim(transaction) is not None:
+            return True
+        transaction.write(CLOSE, self._facts())
+        transaction.commit()
+        return False
 
     def note_failed(self, failure: Failure) -> None:
         """Record this attempt's failure after its transaction was lost, unless its run is over."""

@@ -65,9 +65,23 @@ class GatedAttempt(Attempt):
     has_place: bool = False  # whether it took one, or waits for one
     is_trial: bool = False  # its handler's breaker is half-open
     ended_pause: bool = False  # it succeeded as a trial
+    needs_time: bool = False  # of its rate
+    has_time: bool = False  # it took one
+    until: datetime | None = None  # that time, if it is later than now
 
     def claim(self, transaction: Transaction) -> Delivery | None:
         """Lock the delivery and return it; None also when it has to wait, which uses up no attempt."""
+        delivery = self._claim(transaction)
+        if delivery is None or not self.needs_time or self.limits is None or self.gate.options.rate is None:
+            return delivery
+        # Its time stays taken, whatever becomes of the attempt, so that is another transaction. It begins
+        # after this one: with a session each, many attempts would wait for the last sessions of a pooler.
+        transaction.commit()
+        self.until = self.limits.reserve(self.gate.limit(self.key), Rate.parse(self.gate.options.rate))
+        self.delivery, self.has_time = None, True
+        return self._claim(transaction)
+
+    def _claim(self, transaction: Transaction) -> Delivery | None:
         names = list(self.gate.names)
         rows = transaction.read(CLAIM_GATED, (self.id, names))
         if not rows:
@@ -133,8 +147,9 @@ class GatedAttempt(Attempt):
     def _limited(
         self, transaction: Transaction, delivery: Delivery, until: datetime | None, *, has_time: bool
     ) -> Wait | None:
-        """Take what is limited: a trial, a place, a time. Return what there is none of."""
+        """Take a trial and a place, and note if a time is needed. Return what there is none of."""
         gate, options = self.gate, self.gate.options
+        self.is_trial = self.needs_time = False
         if options.breaker is not None and until is not None:
             self.is_trial = take_place(transaction, f"{gate.names[0]} trial", options.breaker.trials or 1)
             if not self.is_trial:
@@ -144,8 +159,7 @@ class GatedAttempt(Attempt):
             self.has_place = True
             if not take_place(transaction, gate.limit(self.key), options.max_concurrent):
                 return Wait(Waits.PLACE, key=self.key)
-        if options.rate is not None and not has_time and self.limits is not None:
-            at = self.limits.reserve(gate.limit(self.key), Rate.parse(options.rate))
-            if at is not None:
-                return Wait(Waits.RATE, at)
+        if self.until is not None:
+            return Wait(Waits.RATE, self.until)
+        self.needs_time = options.rate is not None and not has_time and not self.has_time
         return None

@@ -115,6 +115,11 @@ class Transaction:
         """Roll back uncommitted changes and return the connection."""
         self.close()
 
+    @property
+    def shares_sessions(self) -> bool:
+        """Return whether a pooler gives each transaction whichever session is free."""
+        return len(self._begin) > 1
+
     def open(self) -> None:
         """Take a connection from the pool.
 
@@ -200,7 +205,7 @@ class Transaction:
 
     def _bound(self, sql: str | Statement, params: Params) -> bytes:
         if isinstance(sql, Statement):
-            if len(self._begin) > 1:
+            if self.shares_sessions:
                 return sql.bind_unprepared(self._cursor, tuple(params))
             return sql.bind(self._cursor, self._prepared, tuple(params))
         bound: bytes = self._cursor.mogrify(sql, params)

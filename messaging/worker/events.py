@@ -111,8 +111,8 @@ def deliver(runtime: Runtime, handler: Handler, policy: RetryPolicy, attempt: At
         delivery = _claimed(runtime, attempt, uow.transaction, handler)
         if delivery is None:
             return []
-        if attempt.is_doubtful:
-            _look_back(runtime, uow.transaction, attempt, policy)
+        if attempt.is_doubtful and not _look_back(runtime, uow.transaction, attempt, policy):
+            return []
         uow.transaction.savepoint()
         try:
             event = from_dict(bus.event_types[delivery.event_type], delivery.payload, ignore_unknown=True)
@@ -135,6 +135,7 @@ def _claimed(
     delivery = attempt.claim(transaction)
     if delivery is None:
         if attempt.redelivered:
+            transaction.commit()  # no session is kept while it waits for another one
             attempt.note_seen()
         return None
     # By its current name; the message may name any task.
@@ -145,8 +146,8 @@ def _claimed(
     return delivery
 
 
-def _look_back(runtime: Runtime, transaction: Transaction, attempt: Attempt, policy: RetryPolicy) -> None:
-    """Count earlier attempts that are missing from the row, and record this one.
+def _look_back(runtime: Runtime, transaction: Transaction, attempt: Attempt, policy: RetryPolicy) -> bool:
+    """Count earlier attempts that are missing from the row, and record this one; False if it may not begin.
 
     Raises:
         AttemptsUsedUp: there were too many, and the delivery is failed.
@@ -160,7 +161,7 @@ def _look_back(runtime: Runtime, transaction: Transaction, attempt: Attempt, pol
         error = WorkerCrashed(f"Parked: {deaths} workers died while they handled this event")
         attempt.park(transaction, Failure.of(attempt.worker, error), deaths)
         raise error
-    attempt.note_begun()
+    return attempt.begin(transaction)
 
 
 def _count_failure(

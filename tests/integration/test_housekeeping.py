@@ -17,6 +17,7 @@ from messaging.messages import Event, Text
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
 from messaging.worker.housekeeping import prune, relay, rerun
 from reliable_celery.checks import Limits, check_message
@@ -398,7 +399,8 @@ def test_open_attempts_are_deleted_with_their_run(app: MessagingApp):
     over = [put(app, status="pending"), put(app, status="done")]
     for delivery_id in (pending, *over):
         delivery = DeliveryQueries(app.runtime.engine).get(delivery_id)
-        Attempt(app.runtime.engine, delivery_id, "worker", delivery=delivery).note_begun()
+        with Transaction(app.runtime.engine) as transaction:
+            Attempt(app.runtime.engine, delivery_id, "worker", delivery=delivery).begin(transaction)
     ask(app, "UPDATE deliveries SET reruns = 1 WHERE id = CAST(:id AS uuid) RETURNING 1", id=over[0])
 
     assert prune(app.dispatcher) == 2
