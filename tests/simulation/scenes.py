@@ -75,7 +75,9 @@ def new_product(random: Random) -> Plan:
         operators=0,
         hurries=random.choice((0, 6, 6)),
     )
-    return announcements(random, plan) if len(skus) > 1 and random.random() < 0.6 else plan
+    if len(skus) > 1 and random.random() < 0.6:
+        return announcements(random, plan)
+    return replace(plan, odds=replace(plan.odds, go_on=0.5, hold=random.choice((0.4, 0.7)), faults=0))
 
 
 def announcements(random: Random, plan: Plan) -> Plan:
