@@ -39,6 +39,15 @@ class ProcessLock:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
         self._threads.release()
 
+    #: Since Python 3.13 `logging` enters the lock.
+    def __enter__(self) -> None:
+        """Acquire it."""
+        self.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        """Release it."""
+        self.release()
+
     def _lock(self) -> bool:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

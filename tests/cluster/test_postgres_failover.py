@@ -109,6 +109,7 @@ def test_no_event_is_published_that_a_failover_could_undo(pair: PostgresPair, ap
         order = threads.submit(tell, app, Allocate("o1", "LAMP", 3))
         [(session, _)] = eventually(lambda: pair.primary.ask(WAITING), what="the commit that waits")
         pair.primary.ask("SELECT pg_terminate_backend(%s)", session)
+        eventually(lambda: ask(app, "SELECT FROM allocations"), what="the commit, which is visible")
         early = threads.submit(announce)
         eventually(lambda: len(pair.primary.ask(WAITING)) == 2, what="the announcer, which waits too")
         assert published == ["BatchCreated"]
