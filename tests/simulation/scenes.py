@@ -77,7 +77,8 @@ def new_product(random: Random) -> Plan:
     )
     if len(skus) > 1 and random.random() < 0.6:
         return announcements(random, plan)
-    return replace(plan, odds=replace(plan.odds, go_on=0.5, hold=random.choice((0.4, 0.7)), faults=0))
+    odds = replace(plan.odds, go_on=0.5, hold=random.choice((0.4, 0.7)), holds=(1, 1, 2), faults=0)
+    return replace(plan, odds=odds)
 
 
 def announcements(random: Random, plan: Plan) -> Plan:
@@ -211,6 +212,6 @@ def failures(random: Random) -> Plan:
 
 #: Those that have the most to choose are drawn twice as often.
 SCENES: tuple[Callable[[Random], Plan], ...] = (
-    *(crowd, failures) * 2,
-    *(new_product, copies, answers),
+    *(crowd, failures, new_product) * 2,
+    *(copies, answers),
 )

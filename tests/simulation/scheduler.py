@@ -49,7 +49,8 @@ class Odds:
     kinds: tuple[Fault, ...] = tuple(Fault)  # of those, only these
     focus: str = ""  # steps with this word fail with another probability,
     focused: float = 0.0  # which is this one
-    hold: float = 0.0  # that whoever has read something, or is about to commit, lets others commit first
+    hold: float = 0.0  # that whoever has read something, or is about to commit, lets others commit first,
+    holds: tuple[int, ...] = (1, 2, 4, 8)  # so many times
 
 
 @dataclass
@@ -148,7 +149,7 @@ class Scheduler:
         if process is None or self.calm or not self.odds.hold:
             return
         likely = min(0.8, 2 * self.odds.hold) if found_nothing else self.odds.hold
-        commits = self.choices.pick((0, 1, 2, 4, 8), 1 - likely)
+        commits = self.choices.pick((0, *self.odds.holds), 1 - likely)
         process.held_until = self.commits + commits if commits else 0
 
     def die(self, process: Process, *, slowly: bool = False) -> None:
