@@ -100,7 +100,7 @@ def add_bulk_task(dispatcher: Dispatcher) -> None:
         throws=(Exception,),
         __doc__=__doc__,
     )
-    def bulk_task(task: Task, *args: Any, **kwargs: Any) -> list[Outcome]:
+    def bulk_task(task: Task, /, *args: Any, **kwargs: Any) -> list[Outcome]:
         """Handle a list of commands."""
         message = Received.of(task.name, task.request)
         commands = _commands(args, kwargs)

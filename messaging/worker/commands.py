@@ -57,7 +57,7 @@ def _add_command_task(dispatcher: Dispatcher, group: CommandGroup, name: str, ki
         together=group,
         __doc__=kind.__doc__,
     )
-    def command_task(task: Task, *args: Any, **kwargs: Any) -> Any:
+    def command_task(task: Task, /, *args: Any, **kwargs: Any) -> Any:
         message = Received.of(task.name, task.request)
         work, answered = group.take(message.task_id) or (message.work(), None)
         with dispatcher.watch.over(work):

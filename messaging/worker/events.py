@@ -69,7 +69,7 @@ def _add_handler_task(dispatcher: Dispatcher, group: DeliveryGroup, handler: Han
         together=group if takes_part(handler) else None,
         __doc__=handler.__doc__,
     )
-    def handler_task(task: Task, *_args: Any, **_kwargs: Any) -> None:
+    def handler_task(task: Task, /, *_args: Any, **_kwargs: Any) -> None:
         # The message's content is only shown: the event is read from the row.
         request, runtime = task.request, dispatcher.runtime
         redelivered = bool((request.delivery_info or {}).get("redelivered"))

@@ -73,6 +73,13 @@ def test_any_json_is_a_result_or_an_error_of_the_contract(
     check(app, task, args, kwargs)
 
 
+@pytest.mark.parametrize("task", sorted(FIELDS))
+@pytest.mark.parametrize("name", ["task", "self", "args", "kwargs", "request", "cls"])
+def test_a_field_may_have_the_name_of_anything_in_our_code(app: MessagingApp, task: str, name: str) -> None:
+    """Else an event with a field `task` would fail in each handler, a command with an error of Python's."""
+    check(app, task, [], {name: 1})
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), task=st.sampled_from([task for task, fields in FIELDS.items() if fields]))
 def test_any_json_in_the_right_fields_is_a_result_or_an_error_of_the_contract(
