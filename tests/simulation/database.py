@@ -409,6 +409,13 @@ class Database:
         if self.emptied % 50 == 0:
             self._cursor.execute("VACUUM pg_class")  # which has a row more for each new file
 
+    def end_left(self) -> None:
+        """End sessions that a schedule left within a transaction: the next one would wait for their locks."""
+        self._cursor.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+        )
+
     def set_clock(self, at: float) -> None:
         """Have the server's clock say so; it never goes back within a schedule."""
         self._cursor.execute("SELECT setval('sim.clock', %s)", (int(at * 1_000_000),))

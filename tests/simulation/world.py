@@ -163,6 +163,8 @@ class World:
                 failure = error
             finally:
                 run.stop()
+        if failure is not None:
+            self.database.end_left()
         return Outcome(scheduler.steps, scheduler.story, list(choices.taken), failure)
 
 
