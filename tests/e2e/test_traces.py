@@ -63,8 +63,9 @@ def wait_for(collector: Collector, trace: str, *names: str) -> dict[str, Span]:
 
 
 def handled(collector: Collector, trace: str) -> list[Span]:
-    """Return the attempts of handlers in a trace."""
-    return [span for span in collector.of(trace) if span.name == "process allocation.events"]
+    """Return the attempts of handlers in a trace, the first one first: two processes export them."""
+    spans = [span for span in collector.of(trace) if span.name == "process allocation.events"]
+    return sorted(spans, key=lambda span: span.began)
 
 
 def chain(collector: Collector, span: Span) -> list[str]:
