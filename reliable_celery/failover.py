@@ -109,7 +109,7 @@ class AsksTheLively(SentinelManagedConnection):
     """Asks the Sentinel first that answered last, and goes on asking while it is used.
 
     After a planned failover Sentinel leaves the old primary as it is for 8 s. Until then it answers whoever
-    reads, and those who wait for an announcement do not hear of it.
+    reads, and those who wait for an announcement get none.
     """
 
     def check_health(self) -> None:
