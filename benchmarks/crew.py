@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -71,8 +71,7 @@ class Crew:
 
     def processes_alive(self) -> list[psutil.Process]:
         """Return every process of the workers, including pool children."""
-        parents = [psutil.Process(child.pid) for child in self.children if child.running]
-        return [*parents, *(each for parent in parents for each in parent.children(recursive=True))]
+        return family(self.children)
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of the workers."""
@@ -88,6 +87,21 @@ class Crew:
         for process in self.processes_alive():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+
+def family(children: Sequence[Child]) -> list[psutil.Process]:
+    """Return the processes of those that run, including pool children."""
+    parents = [psutil.Process(child.pid) for child in children if child.running]
+    return [*parents, *(each for parent in parents for each in parent.children(recursive=True))]
+
+
+def unshared_mib(processes: list[psutil.Process]) -> float:
+    """Return the memory that these processes share with no other, in MiB."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().uss
+    return total / 2**20
 
 
 def cpu_s(processes: list[psutil.Process]) -> float:

@@ -79,10 +79,14 @@ def write_docs(run: Run) -> None:
     """Replace the figures in docs/explanation/performance.md, and the JSON and the plot beside it."""
     write_json(run, JSON_FILE)
     PLOT.write_text(goals_svg(run.figures))
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{markdown(run)}\n{END}{after}")
+    put_between(BEGIN, END, markdown(run))
+
+
+def put_between(begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marks on docs/explanation/performance.md."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 
 def markdown(run: Run) -> str:

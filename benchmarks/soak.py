@@ -18,6 +18,7 @@ import psutil
 import redis
 
 from benchmarks import report, stock
+from benchmarks.crew import family, unshared_mib
 from benchmarks.figure import percentile
 from benchmarks.pace import Listener, Send, sending
 from benchmarks.plots import Panel, lines_svg
@@ -128,8 +129,8 @@ def _minute(its_servers: Servers, client: redis.Redis, times: list[float], child
         p50_ms=round(percentile(times, 0.5), 1),
         p99_ms=round(percentile(times, 0.99), 1),
         worst_ms=round(max(times), 1),
-        workers=_mib(_unshared(children[0])),
-        housekeeping=_mib(sum(map(_unshared, children[1:]))),
+        workers=round(unshared_mib(family(children[:1])), 1),
+        housekeeping=round(unshared_mib(family(children[1:])), 1),
         redis=_mib(int(client.info("memory")["used_memory"])),
         tables=_mib(int(str(tables))),
         indexes=_mib(int(str(indexes))),
@@ -140,19 +141,11 @@ def _mib(size: float) -> float:
     return round(size / 2**20, 1)
 
 
-def _unshared(child: Child) -> int:
-    parent = psutil.Process(child.pid)
-    return sum(int(each.memory_full_info().uss) for each in (parent, *parent.children(recursive=True)))
-
-
 def write_docs(soak: Soak) -> None:
     """Write the picture, the measurements, and the paragraph on the page of figures."""
     JSON_FILE.write_text(json.dumps(asdict(soak), indent=1) + "\n")
     PLOT.write_text(lines_svg(_panels(soak.minutes)))
-    page = report.PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    report.PAGE.write_text(f"{before}{BEGIN}\n\n{markdown(soak)}\n{END}{after}")
+    report.put_between(BEGIN, END, markdown(soak))
 
 
 def markdown(soak: Soak) -> str:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
-import psutil
-
 from benchmarks import stock
-from benchmarks.crew import Crew, crews
+from benchmarks.crew import crews, unshared_mib
 from benchmarks.figure import Figure
 from benchmarks.peers import load
 from benchmarks.scale import Scale
@@ -26,23 +22,14 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
     before, after = scale.memory_before, scale.memory_after
     with crews([load("ours")], servers, scale.processes) as [crew]:
         take_turn(crew, stock.lines("memory-first", before))
-        early = _unshared_mib(crew)
+        early = unshared_mib(crew.processes_alive())
         for start in range(before, after, TURN):
             take_turn(crew, stock.lines(f"memory-{start}", min(TURN, after - start)))
             servers.flush_results()
-        late = _unshared_mib(crew)
+        late = unshared_mib(crew.processes_alive())
     return [
         Figure(
             "memory", f"worker memory after {after:,} commands", f"after {before:,}", 1.05, at_least=False,
             ratios=(late / early,), measured=f"{late:.1f} : {early:.1f} MiB", why=WHY,
         )
     ]  # fmt: skip
-
-
-def _unshared_mib(crew: Crew) -> float:
-    """Return the unshared memory of the worker's processes, in MiB."""
-    total = 0
-    for process in crew.processes_alive():
-        with suppress(psutil.NoSuchProcess):
-            total += process.memory_full_info().uss
-    return total / 2**20
