@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,13 @@ from kombu.transport import native_delayed_delivery
 
 from allocation.client import AllocationClient
 from local.ports import LOOPBACK, free_port
-from local.processes import programs
 from local.processes.child import Child
 from local.servers.redis_server import Redis
 from local.waiting import eventually
 from reliable_celery.farewells import FAREWELL_S, close_soon
 from testing.link import Link
 from testing.rabbitmq import RabbitMQ
+from tests.cluster.workers import ready_worker
 
 #: Celery's own step waits 1 + 3 + 5 s for a node that is away.
 SOON_S = 6.0
@@ -45,15 +45,8 @@ def worker_on(
 ) -> Callable[[str], AbstractContextManager[Child]]:
     """Start a worker on a list of nodes."""
 
-    @contextmanager
-    def start(addresses: str) -> Iterator[Child]:
-        child = programs.commands_worker(tmp_path, env | {"ALLOCATION_BROKER_URL": addresses}, 1)
-        child.start()
-        try:
-            eventually(lambda: " ready." in child.log_text(), 60, "the worker")
-            yield child
-        finally:
-            child.stop()
+    def start(addresses: str) -> AbstractContextManager[Child]:
+        return ready_worker(tmp_path, env | {"ALLOCATION_BROKER_URL": addresses})
 
     env = {
         "ALLOCATION_DATABASE_URL": new_database(),

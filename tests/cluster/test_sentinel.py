@@ -28,6 +28,7 @@ from reliable_celery.failover import answered_last, is_refusal
 from reliable_celery.sentinel import SENTINEL_TIMEOUT_S, Sentinel, as_celery
 from testing.freezing import freeze, thaw
 from testing.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
+from tests.cluster.workers import ready_worker
 from tests.e2e.certificates import Pair, make_pair
 from tests.e2e.tls_front import TlsFront
 
@@ -48,13 +49,8 @@ def cluster(server_folder: Path) -> Iterator[Sentinels]:
 def worker(cluster: Sentinels, new_database: Callable[[], str], tmp_path: Path) -> Iterator[Child]:
     """A worker on it."""
     env = {"ALLOCATION_DATABASE_URL": new_database(), **cluster.settings}
-    child = programs.commands_worker(tmp_path, env, 1)
-    child.start()
-    try:
-        eventually(lambda: " ready." in child.log_text(), 60, "the worker")
+    with ready_worker(tmp_path, env) as child:
         yield child
-    finally:
-        child.stop()
 
 
 @pytest.fixture
