@@ -216,7 +216,7 @@ def _key(line: OrderLine) -> tuple[str, str, int]:
     return line.orderid, line.sku, line.qty
 
 
-def read_ahead(transaction: Transaction, messages: Sequence[Message]) -> dict[int, Read]:
+def read_ahead(transaction: Transaction, messages: Sequence[Message]) -> dict[int, Read | None]:
     """Lock products and read what `get_for_line` will ask for, for many order lines in one round trip."""
     of_lines = [
         (place, (message.sku, message.orderid, message.qty))
@@ -230,5 +230,7 @@ def read_ahead(transaction: Transaction, messages: Sequence[Message]) -> dict[in
     found: dict[int, list[Row]] = {}
     for *row, number in transaction.read(LOAD_FOR_LINES, tuple(columns)):
         found.setdefault(number - 1, []).append(tuple(row))
-    reads = [(*of_lines[number], rows) for number, rows in found.items()]
-    return {place: Read(LOAD_FOR_LINE, wanted, rows) for place, wanted, rows in reads}
+    return {
+        place: Read(LOAD_FOR_LINE, wanted, found[number]) if number in found else None
+        for number, (place, wanted) in enumerate(of_lines)
+    }

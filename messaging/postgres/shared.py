@@ -31,8 +31,9 @@ class Read:
 
 
 #: Locks the aggregates of messages without waiting, and reads what their handlers will ask for. Returns it by
-#: the message's place in the list, without those whose aggregate is locked by others or does not exist.
-ReadAhead = Callable[[Transaction, Sequence[Message]], Mapping[int, Read]]
+#: the message's place in the list: None if its aggregate is locked by others or does not exist; without the
+#: messages of kinds that it does not read for.
+ReadAhead = Callable[[Transaction, Sequence[Message]], Mapping[int, Read | None]]
 
 
 class SharedTransaction(Transaction):
@@ -64,15 +65,17 @@ class SharedTransaction(Transaction):
         """Roll back everything that is not committed, and return the connection."""
         super().close()
 
-    def read_ahead(self, read: ReadAhead, messages: Sequence[Message]) -> set[int]:
-        """Read in one message what the handlers of these messages will read; return the places of those done.
+    def read_ahead(self, read: ReadAhead, messages: Sequence[Message]) -> tuple[set[int], set[int]]:
+        """Read in one message what the handlers of these messages will read.
 
-        Each of them must change another aggregate, and they must be handled before all others, in this order.
+        Return the places of those for which it was read, and of those that others have locked (or that do not
+        exist). Each message must change another aggregate. The former must be handled next, in this order.
         """
         found = read(self, messages)
-        self._ahead = deque(found[place] for place in sorted(found))
-        self._holds_locks = self._holds_locks or bool(found)
-        return set(found)
+        reads = {place: it for place, it in found.items() if it is not None}
+        self._ahead = deque(reads[place] for place in sorted(reads))
+        self._holds_locks = self._holds_locks or bool(reads)
+        return set(reads), found.keys() - reads.keys()
 
     def read_before(self, sql: Statement, params: Params) -> list[Row] | None:
         """Return what was read ahead for this unit of work, once: the second time it may have changed."""

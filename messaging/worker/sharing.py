@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Generic, Protocol, TypeVar
@@ -89,11 +89,9 @@ def handle_in(
     Raises:
         DATABASE_ERRORS: nothing was committed, or that is not known.
     """
-    done: dict[str, Done[T]] = {}
-    started = time.perf_counter()
-    begun, ordered = 0, _read_ahead(transaction, runtime, in_lock_order(units))
-    shared = time.perf_counter() - started
-    for unit in ordered:
+    done, begun = dict[str, Done[T]](), set[str]()
+    ordered, started, alone = in_lock_order(units), time.perf_counter(), 0.0
+    for unit in _in_waves(transaction, runtime, ordered):
         if begun and time.monotonic() > until:
             break
         began = time.perf_counter()
@@ -103,13 +101,15 @@ def handle_in(
             if not begun:
                 raise
             break  # commit, so that nobody waits for our locks while we wait
-        begun += 1
+        begun.add(unit.id)
+        seconds = time.perf_counter() - began
+        alone += seconds
         if outcome is not None:
-            done[unit.id] = Done(outcome, time.perf_counter() - began)
-    ended = time.perf_counter()
+            done[unit.id] = Done(outcome, seconds)
     transaction.commit_all()
-    shared += time.perf_counter() - ended
-    return ordered[begun:], {key: replace(one, seconds=one.seconds + shared) for key, one in done.items()}
+    shared = time.perf_counter() - started - alone
+    rest = [unit for unit in ordered if unit.id not in begun]
+    return rest, {key: replace(one, seconds=one.seconds + shared) for key, one in done.items()}
 
 
 def log_failed(count: int, error: BaseException) -> None:
@@ -139,20 +139,36 @@ def _key(message: Message) -> str:
     return str(getattr(message, message.locks or ""))
 
 
-def _read_ahead(transaction: SharedTransaction, runtime: Runtime, units: list[Unit[T]]) -> list[Unit[T]]:
-    """Lock and read for many messages in one trip; return all, those that it was done for first.
+def _in_waves(
+    transaction: SharedTransaction, runtime: Runtime, units: Sequence[Unit[T]]
+) -> Iterator[Unit[T]]:
+    """Yield messages, those first that can be read for together; end before one that others have locked.
 
-    Only for the first message of each aggregate: the next one depends on what it changes. Only for messages
-    before any that does not say what it locks: that one may change the same.
+    Who waits for a lock while it holds others makes everybody wait. Only where nothing else has begun is such
+    a message yielded, and waits.
     """
-    read, first = runtime.project.read_ahead, dict[str, Unit[T]]()
-    if read is None or len(units) < 2:  # alone it is no faster
-        return units
+    left, locked, read = list(units), set[str](), runtime.project.read_ahead
+    while left:
+        following = _following(left)
+        wave: list[Unit[T]] = []
+        if read is not None and len(following) > 1:  # alone it is no faster
+            found, skipped = transaction.read_ahead(read, [unit.message for unit in following])
+            wave = [following[place] for place in sorted(found)]
+            locked = {following[place].id for place in skipped}
+        if not wave and left[0].id in locked and len(left) < len(units):
+            return
+        wave = wave or left[:1]
+        yield from wave
+        begun = {unit.id for unit in wave}
+        left = [unit for unit in left if unit.id not in begun]
+
+
+def _following(units: Iterable[Unit[T]]) -> list[Unit[T]]:
+    """Return the next message of each aggregate: the one after it depends on what that changes.
+
+    Only those before any that does not say what it locks: that one may change the same.
+    """
+    following: dict[str, Unit[T]] = {}
     for unit in takewhile(lambda one: one.message.locks is not None, units):
-        first.setdefault(_key(unit.message), unit)
-    firsts = list(first.values())
-    served = [
-        firsts[place] for place in sorted(transaction.read_ahead(read, [one.message for one in firsts]))
-    ]
-    ids = {unit.id for unit in served}
-    return served + [unit for unit in units if unit.id not in ids]
+        following.setdefault(_key(unit.message), unit)
+    return list(following.values())

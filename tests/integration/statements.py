@@ -21,10 +21,12 @@ def recorded(app: MessagingApp) -> Iterator[list[list[str]]]:
 
     class Cursor(psycopg2.extensions.cursor):
         def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  psycopg2's name
-            super().execute(query, vars)
-            sent = self.query.decode() if self.query else ""
-            if not sent.startswith("PREPARE"):
-                messages.append([_named(one) for one in split(sent)])
+            try:
+                super().execute(query, vars)
+            finally:
+                sent = self.query.decode() if self.query else ""
+                if not sent.startswith("PREPARE"):
+                    messages.append([_named(one) for one in split(sent)])
 
     def connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
         options["cursor_factory"] = Cursor

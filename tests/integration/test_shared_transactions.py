@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +29,7 @@ from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.command_group import CommandUnit, once_each
 from messaging.worker.received import Received
-from messaging.worker.sharing import handle_together, in_lock_order
+from messaging.worker.sharing import handle_in, handle_together, in_lock_order
 from tests.integration.outbox import app_on, ask
 from tests.integration.statements import recorded
 
@@ -81,8 +82,9 @@ def test_the_commands_of_a_message_with_many_share_transactions(app: MessagingAp
     outcomes, _ = handle_many(app.runtime, message(), COMMANDS)
 
     assert told(outcomes) == [None, "b1", "InvalidSku", "InvalidMessage", "b1"]
-    # The invalid one is refused alone, and so is the last, which is in a group by itself.
-    assert ask(app, "SELECT count(*) FROM inbox GROUP BY at ORDER BY at") == [(3,), (1,), (1,)]
+    # What does not exist may be locked by others, so it comes after the rest of its group. The invalid one is
+    # refused alone, and the last is in a group by itself.
+    assert ask(app, "SELECT count(*) FROM inbox GROUP BY at ORDER BY at") == [(2,), (1,), (1,), (1,)]
 
 
 def test_the_commands_of_a_redelivered_message_have_transactions_of_their_own(app: MessagingApp):
@@ -227,6 +229,19 @@ def test_allocations_of_different_products_go_to_postgresql_in_two_messages(app:
     assert not [one for sent in messages for one in sent if "SAVEPOINT" in one]
 
 
+def test_allocations_of_the_same_products_take_one_message_more_for_each_time_that_they_come_again(
+    app: MessagingApp,
+):
+    stock(app, "CHAIR", "LAMP", "TABLE")
+    orders = [Allocate(f"o{order}", sku, 1) for order in (1, 2, 3) for sku in ("CHAIR", "LAMP", "TABLE")]
+
+    with recorded(app) as messages:
+        assert results(app, orders) == ["chair", "lamp", "table"] * 3
+
+    assert len(messages) == 4
+    assert ask(app, "SELECT DISTINCT allocated_quantity FROM batches") == [(3,)]
+
+
 def test_a_command_sees_what_an_earlier_one_of_its_group_did_to_the_same_product(app: MessagingApp):
     stock(app, "LAMP", "TABLE", qty=3)
     commands: list[Command] = [
@@ -348,6 +363,27 @@ def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingA
     assert ask(app, "SELECT sku FROM allocations ORDER BY 1") == [("LAMP",), ("TABLE",)]
 
 
+def test_a_group_that_holds_locks_leaves_a_product_that_others_hold_for_the_next_transaction(
+    app: MessagingApp, other: Connection
+):
+    """It would make everybody wait who wants what it has locked. Nothing overtakes what it may depend on."""
+    stock(app, "CHAIR", "LAMP", "TABLE")
+    other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
+    commands = [
+        *(Allocate("o1", sku, 1) for sku in ("CHAIR", "LAMP", "TABLE")),
+        ChangeBatchQuantity("chair", 5),
+        Allocate("o2", "CHAIR", 1),
+    ]
+    units = [unit(app, command) for command in commands]
+
+    with recorded(app) as messages, SharedTransaction(app.runtime.engine) as transaction:
+        rest, done = handle_in(transaction, app.runtime, units, time.monotonic() + 60)
+
+    assert rest == [units[0], *units[3:]]
+    assert done.keys() == {units[1].id, units[2].id}
+    assert len(messages) == 2
+
+
 def test_a_command_for_a_locked_product_holds_up_no_other_that_comes_first(
     app: MessagingApp, other: Connection
 ):
@@ -403,8 +439,10 @@ def test_what_is_read_ahead_is_as_fresh_as_its_lock(app: MessagingApp, other: Co
     with Late(app.runtime.engine) as transaction:
         found = read_ahead(transaction, lines)
 
-    assert list(found) == [0]
-    assert [row[0] for row in found[0].rows] == [None, "lamp"]
+    lamp, new = found[0], found[1]
+    assert lamp is not None
+    assert [row[0] for row in lamp.rows] == [None, "lamp"]
+    assert new is None
 
 
 def test_a_project_whose_read_ahead_fails_has_its_commands_carried_out_one_by_one(
