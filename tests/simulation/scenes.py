@@ -48,6 +48,10 @@ def _odds(random: Random, focus: tuple[str, ...]) -> Odds:
     )
 
 
+def _without_faults(random: Random) -> Odds:
+    return Odds(go_on=random.choice((0.8, 0.5)), slow=0.0, faults=0, hold=random.choice((0.3, 0.5)))
+
+
 def _kinds(random: Random) -> dict[str, Any]:
     groups, prefork = random.choice(KINDS)
     return {"groups": groups, "prefork": prefork}
@@ -55,7 +59,7 @@ def _kinds(random: Random) -> dict[str, Any]:
 
 def new_product(random: Random) -> Plan:
     """Products are created, ordered and corrected at the same time."""
-    skus = random.choice((("LAMP",), ("LAMP", "RUG")))
+    skus = random.choice((("LAMP",), ("LAMP",), ("LAMP", "RUG")))
     commands: list[Command] = [
         CreateBatch(f"b{number}", sku, random.randint(2, 9)) for number, sku in enumerate(skus, 1)
     ]
@@ -65,9 +69,9 @@ def new_product(random: Random) -> Plan:
     if random.random() < 0.4:
         commands.append(ChangeBatchQuantity("b1", random.randint(0, 4)))
     random.shuffle(commands)
-    plan = Plan(
+    return Plan(
         {},
-        _odds(random, ("", "COMMIT")),
+        replace(_without_faults(random), holds=(1, 1, 2)),
         waiting=tuple(Order(f"key{number}", (one,)) for number, one in enumerate(commands)),
         workers=3,
         groups=random.choice((*POOLS, *POOLS, (2, 2, 2))),
@@ -75,26 +79,22 @@ def new_product(random: Random) -> Plan:
         operators=0,
         hurries=random.choice((0, 6, 6)),
     )
-    if len(skus) > 1 and random.random() < 0.6:
-        return announcements(random, plan)
-    odds = replace(plan.odds, go_on=0.5, hold=random.choice((0.4, 0.7)), holds=(1, 1, 2), faults=0)
-    return replace(plan, odds=odds)
 
 
-def announcements(random: Random, plan: Plan) -> Plan:
+def announcements(random: Random) -> Plan:
     """Events of two products are committed and published at the same time."""
     skus = ("LAMP", "RUG")
-    return replace(
-        plan,
+    return Plan(
+        {},
+        _without_faults(random),
         prepared=tuple(Order(f"stock of {sku}", (CreateBatch(f"b of {sku}", sku, 9),)) for sku in skus),
         waiting=tuple(
             Order(f"key{number}", (Allocate(f"o{number}", skus[number % 2], 1),)) for number in range(6)
         ),
-        odds=Odds(go_on=random.choice((0.5, 0.3)), slow=0.0, faults=0, hold=random.choice((0.3, 0.5))),
-        groups=(),
         workers=2,
         relays=1,
-        hurries=12,
+        operators=0,
+        hurries=8,
     )
 
 
@@ -212,6 +212,6 @@ def failures(random: Random) -> Plan:
 
 #: Those that have the most to choose are drawn twice as often.
 SCENES: tuple[Callable[[Random], Plan], ...] = (
-    *(crowd, failures, new_product) * 2,
+    *(crowd, failures, new_product, announcements) * 2,
     *(copies, answers),
 )
