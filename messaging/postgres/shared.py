@@ -70,9 +70,14 @@ class SharedTransaction(Transaction):
 
         Return the places of those for which it was read, and of those that others have locked. Each message
         must change another aggregate. The former must be handled next, in this order.
+
+        Raises:
+            TypeError: the project returned something else, or began a unit of work.
         """
         found = read(self, messages)
         reads = {place: it for place, it in found.items() if it is not None}
+        if self._is_open or not all(isinstance(it, Read) for it in reads.values()):
+            raise TypeError("A project's `read_ahead` returns `Read`s, and begins no unit of work")
         self._ahead = deque(reads[place] for place in sorted(reads))
         self._holds_locks = self._holds_locks or bool(reads)
         return set(reads), found.keys() - reads.keys()

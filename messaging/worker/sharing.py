@@ -66,16 +66,16 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
     left, done = list(units), dict[str, Done[T]]()
     until = time.monotonic() + LONGEST_GROUP_S
     while left and time.monotonic() < until:
-        # Others may wait: those that are done for their answers, other aggregates for their turn.
-        patience_ms = PATIENCE_MS if done or len({_aggregate(unit) for unit in left}) > 1 else None
         try:
+            # Others may wait: those that are done for their answers, other aggregates for their turn.
+            patience_ms = PATIENCE_MS if done or len({_aggregate(unit) for unit in left}) > 1 else None
             with SharedTransaction(runtime.engine, patience_ms) as transaction:
                 rest, some = handle_in(transaction, runtime, left, until)
         except DATABASE_ERRORS as error:
             log_failed(len(left), error)
             break
         except Exception:
-            logger.exception("A group of %d messages is handled one by one: its read ahead failed", len(left))
+            logger.exception("A group of %d messages is handled one by one", len(left))
             break
         left, done = rest, done | some
     return done
@@ -101,9 +101,10 @@ def handle_in(
             if not begun:
                 raise
             break  # commit, so that nobody waits for our locks while we wait
+        finally:
+            seconds = time.perf_counter() - began
+            alone += seconds
         begun.add(unit.id)
-        seconds = time.perf_counter() - began
-        alone += seconds
         if outcome is not None:
             done[unit.id] = Done(outcome, seconds)
     transaction.commit_all()
@@ -142,9 +143,9 @@ def _key(message: Message) -> str:
 def _in_waves(
     transaction: SharedTransaction, runtime: Runtime, units: Sequence[Unit[T]]
 ) -> Iterator[Unit[T]]:
-    """Yield messages, those first that can be read for together; end before one that others have locked.
+    """Yield messages, those first that can be read for together; end before those that others have locked.
 
-    Who waits for a lock while it holds others makes everybody wait. Only where nothing else has begun is such
+    Who waits for a lock while it holds others makes everybody wait. Only where nothing else can begin is such
     a message yielded, and waits.
     """
     left, locked, read = list(units), set[str](), runtime.project.read_ahead
@@ -155,7 +156,8 @@ def _in_waves(
             found, skipped = transaction.read_ahead(read, [unit.message for unit in following])
             wave = [following[place] for place in sorted(found)]
             locked = {following[place].id for place in skipped}
-        if not wave and left[0].id in locked and len(left) < len(units):
+        wave = wave or [unit for unit in following if unit.id not in locked][:1]
+        if not wave and following and len(left) < len(units):
             return
         wave = wave or left[:1]
         yield from wave

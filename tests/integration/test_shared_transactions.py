@@ -21,7 +21,7 @@ from local.waiting import eventually
 from messaging.delivery import new_id
 from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
-from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.telemetry.work import NOBODY, Kind, Work
@@ -444,12 +444,68 @@ def test_what_is_read_ahead_is_as_fresh_as_its_lock(app: MessagingApp, other: Co
     assert new is None
 
 
-def test_a_project_whose_read_ahead_fails_has_its_commands_carried_out_one_by_one(
+def test_what_is_not_read_ahead_does_not_wait_behind_a_locked_product(app: MessagingApp, other: Connection):
+    stock(app, "CHAIR")
+    other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
+    units = [
+        unit(app, Allocate("o1", "CHAIR", 1)),
+        *(unit(app, CreateBatch(sku, sku, 1)) for sku in ("LAMP", "TABLE")),
+    ]
+
+    with SharedTransaction(app.runtime.engine, PATIENCE_MS) as transaction:
+        rest, done = handle_in(transaction, app.runtime, units, time.monotonic() + 60)
+
+    assert rest == units[:1]
+    assert done.keys() == {unit.id for unit in units[1:]}
+
+
+def test_the_time_of_a_message_does_not_count_what_another_one_waited_in_vain(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    stock(app, "CHAIR", "LAMP")
+    allocate = app.runtime.project.bus.commands[Allocate]
+
+    def waits_for_lamps(command: Allocate, uow: Any) -> Any:
+        if command.sku == "LAMP":
+            time.sleep(1)
+            raise psycopg2.errors.LockNotAvailable
+        return allocate(command, uow)
+
+    monkeypatch.setitem(app.runtime.project.bus.commands, Allocate, waits_for_lamps)
+    units = [unit(app, Allocate("o1", sku, 1)) for sku in ("CHAIR", "LAMP")]
+
+    done = handle_together(app.runtime, units)
+
+    assert done.keys() == {units[0].id}
+    assert done[units[0].id].seconds < 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda *_: 1 / 0,
+        lambda *_: None,
+        lambda *_: {0: [("LAMP",)]},
+        lambda transaction, _: transaction.open() or {},
+    ],
+    ids=["fails", "returns nothing", "returns rows alone", "begins a unit of work"],
+)
+def test_a_project_whose_read_ahead_is_wrong_has_its_commands_carried_out_one_by_one(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch, odd: Any
+):
+    stock(app, "LAMP")
+    monkeypatch.setattr(app.runtime, "project", replace(app.runtime.project, read_ahead=odd))
+
+    outcomes, _ = handle_many(app.runtime, message(), COMMANDS[1:3])
+
+    assert told(outcomes) == ["lamp", "InvalidSku"]
+
+
+def test_a_command_that_names_a_wrong_field_as_its_lock_is_carried_out_alone(
     app: MessagingApp, monkeypatch: pytest.MonkeyPatch
 ):
     stock(app, "LAMP")
-    broken = replace(app.runtime.project, read_ahead=lambda *_: 1 / 0)
-    monkeypatch.setattr(app.runtime, "project", broken)
+    monkeypatch.setattr(Allocate, "locks", "skuu")
 
     outcomes, _ = handle_many(app.runtime, message(), COMMANDS[1:3])
 
