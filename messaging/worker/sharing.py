@@ -65,11 +65,10 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
     """
     left, done = list(units), dict[str, Done[T]]()
     until = time.monotonic() + LONGEST_GROUP_S
+    patient_until: float | None = None
     while left and time.monotonic() < until:
         try:
-            # Others may wait: those that are done for their answers, other aggregates for their turn.
-            patience_ms = PATIENCE_MS if done or len({_aggregate(unit) for unit in left}) > 1 else None
-            with SharedTransaction(runtime.engine, patience_ms) as transaction:
+            with SharedTransaction(runtime.engine, _patience_ms(left, patient_until)) as transaction:
                 rest, some = handle_in(transaction, runtime, left, until)
         except DATABASE_ERRORS as error:
             log_failed(len(left), error)
@@ -78,6 +77,7 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
             logger.exception("A group of %d messages is handled one by one", len(left))
             break
         left, done = rest, done | some
+        patient_until = patient_until or time.monotonic() + PATIENCE_MS / 1000
     return done
 
 
@@ -128,6 +128,17 @@ def in_lock_order(units: Iterable[U]) -> list[U]:
         some = list(run)
         ordered += sorted(some, key=lambda one: _key(one.message)) if says else some
     return ordered
+
+
+def _patience_ms(units: Iterable[Unit[object]], until: float | None) -> int | None:
+    """Return how long a lock may be waited for; None where nobody waits for the group's end.
+
+    Once some are done they wait for their answers, `until` then for all locks together. Before that, other
+    aggregates wait for their turn.
+    """
+    if until is not None:
+        return max(1, int(1000 * (until - time.monotonic())))
+    return PATIENCE_MS if len({_aggregate(unit) for unit in units}) > 1 else None
 
 
 def _aggregate(unit: Unit[object]) -> tuple[bool, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from messaging.postgres.shared import PATIENCE_MS, SharedTransaction
 from messaging.postgres.transaction import Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.telemetry.work import NOBODY, Kind, Work
+from messaging.worker import sharing
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.command_group import CommandUnit, once_each
@@ -417,6 +419,32 @@ def test_commands_for_one_product_wait_together_for_its_lock(app: MessagingApp, 
         other.rollback()
 
         assert len(group.result(20)) == 3
+
+
+def test_what_is_done_waits_for_all_locks_of_others_together_as_long_as_for_one(
+    app: MessagingApp, other: Connection, monkeypatch: pytest.MonkeyPatch
+):
+    stock(app, "CHAIR", "LAMP", "TABLE")
+    other.execute(text("SELECT FROM products WHERE sku = 'LAMP' FOR NO KEY UPDATE"))
+    units = [unit(app, Allocate("o1", sku, 1)) for sku in ("CHAIR", "LAMP", "TABLE")]
+    monkeypatch.setattr(sharing, "PATIENCE_MS", 20_000)  # a busy machine takes long to see who waits
+    monkeypatch.setattr(sharing, "LONGEST_GROUP_S", 60)
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND state_change < now() - interval '0.3 s'"
+    )
+
+    with other.engine.connect() as another, ThreadPoolExecutor(1) as thread, recorded(app) as messages:
+        another.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
+        group = thread.submit(handle_together, app.runtime, units)
+        for holder in (another, other):
+            eventually(lambda: ask(app, waits) == [(1,)], 20, "a group that waits")
+            holder.rollback()
+        assert len(group.result(20)) == 3
+
+    found = re.findall("LOCAL lock_timeout = ([0-9]+)", str(messages))
+    of_others, first, second = map(int, found)
+    assert (of_others, second < first - 300) == (20, True)
 
 
 def test_what_is_read_ahead_is_as_fresh_as_its_lock(app: MessagingApp, other: Connection):
