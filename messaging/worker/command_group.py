@@ -55,6 +55,7 @@ class CommandUnit:
             except DATABASE_ERRORS:
                 raise
             except Exception as error:  # noqa: BLE001  any error is the answer
+                transaction.close()  # still open where its own `__enter__` failed
                 if not runtime.inbox.record_refusal(transaction, job, error):
                     return None
                 log_unexpected(runtime, job, error)

@@ -93,6 +93,7 @@ class DeliveryUnit:
             except DATABASE_ERRORS:
                 raise
             except Exception as error:  # noqa: BLE001  its task runs it again, and counts that
+                transaction.close()  # still open where its own `__enter__` failed
                 logger.info("Delivery %s is made alone: %s", self.id, describe(error))
                 return None
         return deliveries

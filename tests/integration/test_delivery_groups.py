@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import pytest
 from celery.app.task import Context
 
+from allocation.adapters.unit_of_work import PostgresAllocationUnitOfWork
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.events import Deallocated, OutOfStock
 from messaging.delivery import new_id
@@ -195,3 +197,22 @@ def test_lines_of_different_products_are_allocated_again_in_three_messages(app: 
     lines = ask(app, "SELECT batch_reference FROM allocations ORDER BY 1")
     assert lines == [("second-CHAIR",), ("second-LAMP",), ("second-TABLE",)]
     assert ask(app, "SELECT status, attempts FROM deliveries GROUP BY 1, 2") == [("done", 1)]
+
+
+def test_one_whose_unit_of_work_fails_as_it_begins_leaves_the_others_alone(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    begun: list[Any] = []
+
+    class UnitOfWork(PostgresAllocationUnitOfWork):
+        def __enter__(self) -> Self:
+            super().__enter__()
+            begun.append(self.job)
+            if len(begun) == 1:
+                raise ConnectionRefusedError("a server that it needs is down")
+            return self
+
+    monkeypatch.setattr(app.runtime, "project", replace(app.runtime.project, unit_of_work=UnitOfWork))
+    ids = [owed(app, sku) for sku in ("CHAIR", "LAMP", "TABLE")]
+
+    assert len(together(app, *ids)) == 2

@@ -349,6 +349,30 @@ def test_a_repository_that_is_built_with_its_unit_of_work_takes_part(
     assert results(app, [Allocate("o1", sku, 1) for sku in ("CHAIR", "LAMP")]) == ["chair", "lamp"]
 
 
+def test_a_unit_of_work_that_fails_as_it_begins_fails_no_other_one(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    """The transaction had begun it."""
+    begun: list[Any] = []
+
+    class UnitOfWork(PostgresAllocationUnitOfWork):
+        def __enter__(self) -> Self:
+            super().__enter__()
+            begun.append(self.job)
+            if len(begun) == 1:
+                raise ConnectionRefusedError("a server that it needs is down")
+            return self
+
+    stock(app, "CHAIR", "LAMP")
+    monkeypatch.setattr(
+        app.runtime, "project", dataclasses.replace(app.runtime.project, unit_of_work=UnitOfWork)
+    )
+
+    outcomes = results(app, [Allocate("o1", sku, 1) for sku in ("CHAIR", "LAMP")])
+
+    assert outcomes == [ConnectionRefusedError, "lamp"]
+
+
 def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingApp, other: Connection):
     stock(app, "CHAIR", "LAMP", "TABLE")
     other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
