@@ -107,7 +107,13 @@ class SharedTransaction(Transaction):
         self._read = self._ahead.popleft() if self._ahead else None
 
     def commit(self) -> None:
-        """End a unit of work; its changes will be committed with the others'."""
+        """End a unit of work; its changes will be committed with the others'.
+
+        Raises:
+            InterfaceError: its handler has rolled it back; as where it has a transaction of its own.
+        """
+        if not self._is_open:
+            raise psycopg2.InterfaceError("the unit of work was rolled back before its commit")
         if self._savepoint:
             self._pending.append(b"RELEASE SAVEPOINT " + self._savepoint)
         self._is_open, self._holds_locks = False, True

@@ -373,6 +373,28 @@ def test_a_unit_of_work_that_fails_as_it_begins_fails_no_other_one(
     assert outcomes == [ConnectionRefusedError, "lamp"]
 
 
+def test_a_handler_that_rolls_back_by_itself_has_changed_nothing(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither in a group nor, as the bus then cannot commit, alone."""
+    allocate = app.runtime.project.bus.commands[Allocate]
+
+    def rolls_back_chairs(command: Allocate, uow: Any) -> Any:
+        result = allocate(command, uow)
+        if command.sku == "CHAIR":
+            uow.rollback()
+        return result
+
+    stock(app, "CHAIR", "LAMP")
+    monkeypatch.setitem(app.runtime.project.bus.commands, Allocate, rolls_back_chairs)
+    orders = [["allocation.allocate", {"orderid": "o1", "sku": sku, "qty": 1}] for sku in ("CHAIR", "LAMP")]
+
+    outcomes, _ = handle_many(app.runtime, message(), orders)
+
+    assert ["error" in outcome for outcome in outcomes] == [True, False]
+    assert ask(app, "SELECT sku FROM allocations") == [("LAMP",)]
+
+
 def test_a_locked_product_holds_up_no_other_command_of_the_group(app: MessagingApp, other: Connection):
     stock(app, "CHAIR", "LAMP", "TABLE")
     other.execute(text("SELECT FROM products WHERE sku = 'CHAIR' FOR NO KEY UPDATE"))
