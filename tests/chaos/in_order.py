@@ -17,18 +17,18 @@ CREATE TABLE moods (fails double precision);
 #: How often the handler fails, from 0 to 1.
 FAILS = 0.03
 
-#: What is done, in the order in which the raising transactions committed: those of one product lock it, those
-#: of a group have savepoints, whose ids rise.
+#: What is done, in the order in which the raising transactions committed: those of one product lock it. Those
+#: of a group have one commit; the numbers of its statements rise, with or without savepoints.
 RAISED = """
 WITH raised AS (
     SELECT own.id, own.lane, own.position, pg_xact_commit_timestamp(coalesce(inbox.xmin, cause.xmin)) AS at,
-           coalesce(inbox.xmin, cause.xmin)::text::bigint AS subtransaction
+           coalesce(inbox.cmin, cause.cmin)::text::bigint AS statement
     FROM deliveries own LEFT JOIN inbox ON task_id = own.causation_id
     LEFT JOIN deliveries cause ON cause.id::text = own.causation_id
     WHERE own.handler = 'record_move' AND own.status = 'done'
 ), done AS (
     SELECT lane, id, row_number() OVER (PARTITION BY lane ORDER BY moves.position) AS was,
-           row_number() OVER (PARTITION BY lane ORDER BY at, subtransaction, raised.position) AS expected
+           row_number() OVER (PARTITION BY lane ORDER BY at, statement, raised.position) AS expected
     FROM raised JOIN moves ON delivery_id = id
 )"""
 
