@@ -72,6 +72,20 @@ def test_effects_in_another_order_than_the_commits_are_found(database: Connectio
     assert findings(database, OUT_OF_ORDER) == 0
 
 
+def test_commands_of_one_transaction_are_in_order_with_and_without_savepoints(database: Connection):
+    """As in a group: one that was read for in a later wave sends nothing by itself, and has none."""
+    database.exec_driver_sql("TRUNCATE deliveries, inbox, moves CASCADE")
+    ids = [new_id() for _ in range(3)]
+    first, second, third = (
+        f"{COMMAND.format(cause=f'c-{each}')}; {DELIVERY.format(id=each, cause=f'c-{each}')};" for each in ids
+    )
+    database.exec_driver_sql(f"BEGIN; {first} SAVEPOINT two; {second} RELEASE two; {third} COMMIT")
+
+    moved(database, *ids)
+
+    assert findings(database, OUT_OF_ORDER) == 0
+
+
 def test_an_effect_that_is_missing_or_happened_twice_is_found(database: Connection):
     first, _second = raised(database)
     moved(database, first, first)
