@@ -45,7 +45,8 @@ LOAD_FOR_LINE = Statement(
     *("text", "text", "integer"),
 )
 
-# Both for many lines at once, of one product each; a product that another transaction has locked is left out.
+# Both for many lines at once, of one product each. A product that another transaction has locked is not
+# waited for; its line gets a row without anything in it.
 LOCK_FREE_PRODUCTS = Statement(
     """
 SELECT set_config('allocation.locked_skus', array_agg(sku)::text, true)
@@ -55,12 +56,16 @@ FROM (SELECT sku FROM products WHERE sku = ANY($1) ORDER BY sku FOR NO KEY UPDAT
 
 LOAD_FOR_LINES = Statement(
     f"""
-SELECT found.*, number FROM (
-    SELECT * FROM unnest($1, $2, $3) WITH ORDINALITY AS lines (sku, orderid, qty, number)
-    WHERE sku = ANY(nullif(current_setting('allocation.locked_skus', true), '')::text[])
-) line CROSS JOIN LATERAL (
+WITH lines AS (
+    SELECT *, sku = ANY(nullif(current_setting('allocation.locked_skus', true), '')::text[]) AS locked
+    FROM unnest($1, $2, $3) WITH ORDINALITY AS lines (sku, orderid, qty, number)
+)
+SELECT found.*, number FROM (SELECT * FROM lines WHERE locked) line CROSS JOIN LATERAL (
 {LOAD.format(sku="line.sku", orderid="line.orderid", qty="line.qty", is_locked="true")}
-) found""",  # noqa: S608  # put together from constants
+) found
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, number FROM lines
+WHERE locked IS NOT true AND EXISTS (SELECT FROM products WHERE products.sku = lines.sku)""",  # noqa: S608
     *("text[]", "text[]", "integer[]"),
 )
 
@@ -231,6 +236,7 @@ def read_ahead(transaction: Transaction, messages: Sequence[Message]) -> dict[in
     for *row, number in transaction.read(LOAD_FOR_LINES, tuple(columns)):
         found.setdefault(number - 1, []).append(tuple(row))
     return {
-        place: Read(LOAD_FOR_LINE, wanted, found[number]) if number in found else None
+        place: Read(LOAD_FOR_LINE, wanted, found[number]) if found[number][0][1] is not None else None
         for number, (place, wanted) in enumerate(of_lines)
+        if number in found
     }

@@ -25,17 +25,19 @@ FIND = """
 SELECT task_id, coalesce(idempotency_key, task_id), command, result, error FROM inbox
 WHERE task_id = ANY(%(ids)s) OR (coalesce(idempotency_key, task_id) = ANY(%(keys)s) AND error IS NULL)"""
 
-# Waits for a copy of the message that is about to commit; its answer is kept. The result under the key is
-# kept as well: a repeat may be refused after the first message was carried out.
-REFUSE = Statement(
+# A refusal begins as an effect under its key: it waits for a copy of the message, or for another message with
+# the key, that is about to commit, and those that come later wait for it. Each answer that stands is kept.
+RESERVE = Statement(
     """
-INSERT INTO inbox (task_id, idempotency_key, command, error)
-SELECT $1, $2, '', $3 WHERE NOT EXISTS (
-    SELECT FROM inbox WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)
-ON CONFLICT (task_id) DO NOTHING RETURNING true""",
-    *("text", "text", "json"),
+INSERT INTO inbox (task_id, idempotency_key, command, at) VALUES ($1, $2, '', '-infinity')
+ON CONFLICT DO NOTHING""",
+    *("text", "text"),
 )
 
+REFUSE = Statement(
+    "UPDATE inbox SET error = $2, at = now() WHERE task_id = $1 AND at = '-infinity' RETURNING true",
+    *("text", "json"),
+)
 
 ANSWER = Statement(
     "INSERT INTO inbox (task_id, idempotency_key, command, result, effects) VALUES ($1, $2, $3, $4, $5)",
@@ -131,7 +133,8 @@ class Inbox:
 
     def record_refusal(self, transaction: Transaction, job: CommandJob, error: Exception) -> bool:
         """Write an error as a message's answer; False if the message or its key has an answer."""
-        return bool(transaction.read(REFUSE, (job.id, job.stored_key, json.dumps(_stored(job, error)))))
+        transaction.write(RESERVE, (job.id, job.stored_key))
+        return bool(transaction.read(REFUSE, (job.id, json.dumps(_stored(job, error)))))
 
     def _find(self, ids: list[str], keys: list[str]) -> list[Row]:
         with Transaction(self.engine) as transaction:

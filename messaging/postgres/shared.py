@@ -31,8 +31,8 @@ class Read:
 
 
 #: Locks the aggregates of messages without waiting, and reads what their handlers will ask for. Returns it by
-#: the message's place in the list: None if its aggregate is locked by others or does not exist; without the
-#: messages of kinds that it does not read for.
+#: the message's place in the list: None if its aggregate is locked by others, nothing if it does not exist or
+#: the message is of a kind that it does not read for.
 ReadAhead = Callable[[Transaction, Sequence[Message]], Mapping[int, Read | None]]
 
 
@@ -68,8 +68,8 @@ class SharedTransaction(Transaction):
     def read_ahead(self, read: ReadAhead, messages: Sequence[Message]) -> tuple[set[int], set[int]]:
         """Read in one message what the handlers of these messages will read.
 
-        Return the places of those for which it was read, and of those that others have locked (or that do not
-        exist). Each message must change another aggregate. The former must be handled next, in this order.
+        Return the places of those for which it was read, and of those that others have locked. Each message
+        must change another aggregate. The former must be handled next, in this order.
         """
         found = read(self, messages)
         reads = {place: it for place, it in found.items() if it is not None}

@@ -30,6 +30,7 @@ from messaging.errors import Expired, InvalidMessage, Unavailable, WorkerCrashed
 from messaging.messages import Command, to_dict
 from messaging.operator.replaying import replay
 from messaging.postgres.inbox import Answer
+from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.commands import handle
@@ -205,6 +206,33 @@ def test_a_running_copy_cannot_commit_a_command_whose_sender_got_a_refusal(app: 
 
     assert str(running.result(10).error) == str(refusal)
     assert allocated(app) == []
+
+
+def test_a_success_waits_for_a_refusal_under_its_key_that_is_about_to_be_committed(app: MessagingApp, tell):
+    """Else a copy of the refused message could be told the success, and then the refusal."""
+    tell(STOCK, message())
+    refused, other = message("order-1"), message("order-1")
+    with Transaction(app.runtime.engine) as transaction, ThreadPoolExecutor(1) as thread:
+        app.runtime.inbox.record_refusal(transaction, refused.job(ORDER), InvalidSku("Invalid sku LAMP"))
+        running = thread.submit(tell, ORDER, other)
+        eventually(lambda: waiting(app), what="the other message at the key")
+        assert allocated(app) == []
+        transaction.commit()
+
+        assert running.result(10).result == "b1"
+    assert isinstance(tell(ORDER, again(refused)).error, InvalidSku)
+
+
+def test_a_refusal_waits_for_a_success_under_its_key_that_is_about_to_be_committed(app: MessagingApp):
+    refused, other = message("order-1").job(ORDER), message("order-1").job(ORDER)
+    with Transaction(app.runtime.engine) as transaction, ThreadPoolExecutor(1) as thread:
+        other.finish(transaction, "b1")
+        transaction.read("SELECT 1")
+        running = thread.submit(app.runtime.inbox.refuse, refused, InvalidSku("Invalid sku LAMP"))
+        eventually(lambda: waiting(app), what="the refusal at the key")
+        transaction.commit()
+
+        assert running.result(10).result == "b1"
 
 
 def test_no_sender_gets_unavailable_for_a_command_that_another_copy_carries_out(app: MessagingApp, tell):

@@ -81,9 +81,11 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a refusal does not look for a result under its key")
 def _(_world: World, stack: ExitStack) -> None:
-    condition = """WHERE NOT EXISTS (
-    SELECT FROM inbox WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)"""
-    without(stack, inbox, "REFUSE", condition)
+    columns = "INSERT INTO inbox (task_id, idempotency_key, command, error, at)"
+    without(
+        stack, inbox, "RESERVE", "INSERT INTO inbox (task_id, idempotency_key, command, at)", instead=columns
+    )
+    without(stack, inbox, "RESERVE", "'', '-infinity'", instead="'', '{}', '-infinity'")
 
 
 @mutation("messages are acknowledged before they are handled")

@@ -20,6 +20,8 @@ from tests.simulation.world import World
 FOUND = {
     48: "the failure of an attempt that lost its session was not counted: its delivery was paused",
     255276959: "a pause that another operator ended at the same moment ended with a ValueError",
+    101575379: "a message was told the success under its key by one copy, and its refusal by another",
+    807999840: "the same, with a group",
     237: "a copy was told an unexpected error under another name",
 }
 
