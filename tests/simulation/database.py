@@ -79,15 +79,16 @@ SELECT
     'command', command, 'result', result, 'error', error->>'type')), '[]') FROM inbox),
  (SELECT coalesce(json_agg(json_build_object('id', id, 'type', event_type, 'payload', payload,
     'handler', handler, 'status', status, 'attempts', attempts, 'run', reruns, 'cause', causation_id,
-    'crashes', crashes, 'lane', lane, 'position', position,
+    'crashes', crashes, 'lane', lane, 'position', position, 'copy_of', edited_from, 'automatic', auto_reruns,
     'listed', (SELECT count(*) FROM attempts WHERE delivery_id = deliveries.id AND run = reruns))), '[]')
   FROM deliveries),
- (SELECT coalesce(json_agg(json_build_array(position, event_id, subject, causation_id)
+ (SELECT coalesce(json_agg(json_build_array(position, event_id, subject, causation_id, event_type)
     ORDER BY position), '[]')
   FROM announcements),
  (SELECT coalesce(json_agg(json_build_array(job, key, handler) ORDER BY position), '[]') FROM effects),
  (SELECT count(*) FROM dead_letters WHERE reason = 'killed its worker'),
  (SELECT coalesce(json_agg(json_build_array(token, run)), '[]') FROM attempts),
+ (SELECT coalesce(json_agg(name), '[]') FROM pauses WHERE scope = 'handler'),
  (SELECT coalesce(json_agg(json_build_array(actor, count, outcome)), '[]') FROM audit WHERE action = 'rerun'),
  (SELECT coalesce(json_agg(json_build_array(actor, delivery_id)), '[]') FROM actions
   WHERE action = 'rerun' AND actor LIKE '% bulk%'),

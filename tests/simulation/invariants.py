@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from allocation.domain.commands import Allocate
 from messaging.bus import MessageBus
+from messaging.messages import to_dict
 from messaging.wire.replay import parse_line
 from tests.simulation.broker import Broker
 from tests.simulation.database import Database
 from tests.simulation.model import Model
 from tests.simulation.results import Results
 from tests.simulation.scheduler import Broken
+from tests.simulation.slots import MAX_CRASHES, RERUN_MAX
 
 NOT_KNOWN = "not known"
 USED_BEFORE = "was used before"
@@ -46,18 +48,24 @@ class Books:
     ever: dict[str, dict[str, Any]] = field(default_factory=dict)  # deliveries, the pruned ones too
     waiting: dict[str, int] = field(default_factory=dict)  # announcements by event id
     last_position: dict[str, int] = field(default_factory=dict)  # by subject
+    published: set[str] = field(default_factory=set)  # ids of events
+    last_published: dict[str, int] = field(default_factory=dict)  # positions by subject
+    seen: int = 0  # of what was published
+    announced: dict[str, Counter[str]] = field(default_factory=dict)  # types of waiting events, by cause
     effects: list[tuple[str, str, str]] = field(default_factory=list)
     parked: int = 0
     checks: int = 0
     carried_out: dict[str, int] = field(default_factory=dict)  # when, by key
     taken: dict[str, int] = field(default_factory=dict)  # when a worker took a message last, by task id
+    paused: dict[str, float] = field(default_factory=dict)  # since when, by handler
+    again: Counter[str] = field(default_factory=Counter)  # how often it was one that was redelivered
 
     def check(self) -> None:
         """Read what is committed, and raise Broken with the first thing that is wrong."""
-        committed: list[str] = []
+        published, committed = list(self._published()), list[str]()
         if self.database.committed:
             committed = list(self._committed())
-        found = [*committed, *self._told(), *self._mailed()]
+        found = [*published, *committed, *self._told(), *self._mailed()]
         if found:
             raise Broken("; ".join(found[:3]))
 
@@ -65,9 +73,14 @@ class Books:
         found = self.database.snapshot()
         if found is None:
             return
-        batches, lines, inbox, deliveries, announcements, effects, self.parked, attempts, *bulk = found
+        batches, lines, inbox, deliveries, announcements, effects, self.parked, *others = found
+        attempts, paused, *bulk = others
+        self.paused = {name: self.paused.get(name, self.broker.clock.at) for name in paused}
         yield from self._answers(inbox)
         yield from self._deliveries(deliveries)
+        self.announced = {}
+        for *_, cause, kind in announcements:
+            self.announced.setdefault(cause, Counter())[kind] += 1
         yield from self._effects([tuple(one) for one in effects])
         yield from self._stock(batches, lines)
         yield from self._announcements(announcements)
@@ -107,6 +120,8 @@ class Books:
                 yield f"a delivery went from {row['status']} to {new['status']}"
             elif new["run"] > row["run"] and row["status"] != "failed":
                 yield f"delivery {name} was re-run although it was {row['status']}"
+            elif new["automatic"] > row["automatic"] and row["crashes"]:
+                yield f"the schedule has re-run {name}, which kills its workers"
             elif new["run"] == row["run"] and new["attempts"] < row["attempts"]:
                 yield f"attempts of {name} went from {row['attempts']} to {new['attempts']}"
         for row in rows:
@@ -118,6 +133,11 @@ class Books:
                 yield f"{row['handler']} is said to have killed {row['crashes']} workers, and lost {lost}"
             if row["attempts"] > 3 + lost:  # those that lost their row's lock ran beside others
                 yield f"{row['handler']} was tried {row['attempts']} times in one run"
+            if row["automatic"] > RERUN_MAX:
+                yield f"the schedule has re-run {row['handler']} {row['automatic']} times"
+            original = self.ever.get(row["copy_of"], row)
+            if (original["lane"], original["position"]) != (row["lane"], row["position"]) and row["lane"]:
+                yield f"the copy of {row['copy_of']} has another place in its lane"
         doubles = Counter((r["cause"], r["type"], str(r["payload"]), r["handler"]) for r in rows)
         yield from (
             f"raised twice: {what}" for what, count in doubles.items() if count > 1 and not self._edited(what)
@@ -184,6 +204,7 @@ class Books:
         if handler == "reallocate":
             self.model.reallocate(self.ever[job]["payload"])
         if handler not in COMMANDS or job not in self.inbox:
+            yield from self._raised(job, handler)
             return
         row = self.inbox[job]
         if row["error"] is not None:  # wrong, and said already
@@ -192,10 +213,27 @@ class Books:
         result = self.model.carry_out(command)
         if result != row["result"]:
             yield f"{row['command']} came to {row['result']!r}, one after the other it is {result!r}"
-        if isinstance(command, Allocate) and result is None:
-            caused = [r for r in self.ever.values() if r["cause"] == job and r["type"] == "OutOfStock"]
-            if not caused:
-                yield f"{row['command']} was answered out of stock, and nobody is notified"
+        yield from self._raised(job, row["command"])
+
+    def _raised(self, job: str, what: str) -> Iterator[str]:
+        """What was raised has a delivery for each of its handlers, and is announced."""
+        events = self.model.take_events()
+        wanted = Counter(
+            (type(event).__name__, _line(to_dict(event)), handler.__name__)
+            for event in events
+            for handler in self.bus.events[type(event)]
+        )
+        found = Counter(
+            (row["type"], _line(row["payload"]), row["handler"])
+            for row in self.ever.values()
+            if row["cause"] == job and row["copy_of"] is None
+        )
+        if found != wanted:
+            lost, more = list((wanted - found).elements()), list((found - wanted).elements())
+            yield f"{what} has raised {lost} without deliveries, and has deliveries of {more} that it has not"
+        kinds, announced = Counter(type(one).__name__ for one in events), self.announced.get(job, Counter())
+        if announced != kinds:
+            yield f"{what} has raised {dict(kinds)}, announced are {dict(announced)}"
 
     def _stock(self, batches: list[Any], lines: list[Any]) -> Iterator[str]:
         sums: Counter[str] = Counter()
@@ -213,18 +251,33 @@ class Books:
             yield f"lines are {sorted(lines)}, one after the other they are {sorted(self.model.lines())}"
 
     def _announcements(self, rows: list[Any]) -> Iterator[str]:
-        now = {event_id: position for position, event_id, _, _ in rows}
-        published = {one["id"] for one in self.broker.announced}
+        now = {event_id: position for position, event_id, *_ in rows}
         for event_id in self.waiting:
-            if event_id not in now and event_id not in published:
+            if event_id not in now and event_id not in self.published:
                 yield f"event {event_id} is gone and was never published"
-        for position, event_id, subject, _ in rows:
+        for position, event_id, subject, *_ in rows:
             if event_id in self.waiting:
                 continue
             if position < self.last_position.get(subject, 0):
                 yield f"event {event_id} of {subject} was committed later and comes before others"
             self.last_position[subject] = position
         self.waiting = now
+
+    def _published(self) -> Iterator[str]:
+        """Each product's events reach the broker in the order of their commits, apart from repetitions."""
+        new, self.seen = self.broker.announced[self.seen :], len(self.broker.announced)
+        for one in new:
+            subject, position = one["subject"], int(one["sequence"])
+            if one["id"] not in self.published and position < self.last_published.get(subject, 0):
+                yield f"event {one['id']} of {subject} was published after later ones"
+            self.published.add(one["id"])
+            self.last_published[subject] = max(position, self.last_published.get(subject, 0))
+
+    def is_told(self, key: str, result: Any) -> None:
+        """Compare a result that a sender's client has returned with what was done under its key."""
+        done = [row["result"] for row in self._effects_of(key)]
+        if done != [result]:
+            raise Broken(f"the sender of {key} was told {result!r}, recorded are {done}")
 
     def _told(self) -> Iterator[str]:
         effects = {row["key"]: row for row in self.inbox.values() if row["error"] is None}
@@ -299,6 +352,8 @@ class Books:
             yield f"{task_id} was told {error}, recorded is {row['error']}"
         elif error == "WorkerCrashed" and not self.parked:
             yield f"{task_id} was told WorkerCrashed, and there is no dead letter"
+        elif error == "WorkerCrashed" and self.again[task_id] <= MAX_CRASHES:
+            yield f"{task_id} was told WorkerCrashed, it was redelivered {self.again[task_id]} times"
 
     def _mailed(self) -> Iterator[str]:
         ids = {mail.partition("@")[0].lstrip("<").rpartition(".")[0] for mail in self.mails}
@@ -370,6 +425,10 @@ class Books:
                 for row in self.deliveries.values()
             )
         )
+
+
+def _line(payload: object) -> str:
+    return json.dumps(payload, sort_keys=True)
 
 
 def _is_open(answer: dict[str, Any]) -> bool:

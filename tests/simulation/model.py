@@ -7,7 +7,7 @@ from typing import Any
 
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.model import Batch, OrderLine, Product
-from messaging.messages import Command
+from messaging.messages import Command, Event
 
 
 class Model:
@@ -35,6 +35,13 @@ class Model:
         """Carry out the reaction to a line that lost its stock."""
         line = OrderLine(payload["orderid"], payload["sku"], payload["qty"])
         self.products[line.sku].reallocate(line)
+
+    def take_events(self) -> list[Event]:
+        """Return what was raised since the last call."""
+        events = [event for product in self.products.values() for event in product.events]
+        for product in self.products.values():
+            product.events = []
+        return events
 
     def batches(self) -> dict[str, tuple[str, int, int]]:
         """Return SKU, purchased and allocated quantity by reference."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from typing import Any
+from unittest.mock import patch
 
 from celery.backends.redis import RedisBackend
 from celery.worker.request import Request as CeleryRequest
@@ -17,6 +19,7 @@ from sqlalchemy import text
 import reliable_celery.requests
 from allocation.adapters import repository
 from messaging.bus import MessageBus
+from messaging.client.client import Client
 from messaging.postgres import announcements, attempts, gate, inbox, outbox, reruns
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.audit import GO_ON
@@ -24,13 +27,15 @@ from messaging.postgres.dead_letters import DeadLetters
 from messaging.postgres.inbox import Answer, Inbox
 from messaging.postgres.low_water import LowWater
 from messaging.postgres.order import Lanes
+from messaging.postgres.outbox import Outbox
+from messaging.postgres.pauses import Pauses
 from messaging.postgres.reruns import BulkReruns, Progress
 from messaging.postgres.shared import SharedTransaction
 from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.wire.cloud_events import Announcement
 from messaging.worker import events, sharing
-from messaging.worker.delivery_group import DeliveryUnit
+from messaging.worker.delivery_group import DeliveryGroup, DeliveryUnit
 from messaging.worker.received import Received
 from reliable_celery.groups import collecting, prefork
 from reliable_celery.results import ResultBackend
@@ -142,6 +147,22 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("a parked command leaves no dead letter")
 def _(_world: World, stack: ExitStack) -> None:
     put(stack, DeadLetters, "add", lambda _self, _letter: None)
+
+
+@mutation("a command is parked when it is redelivered for the first time")
+def _(_world: World, stack: ExitStack) -> None:
+    count = Inbox.count_crash
+    put(stack, Inbox, "count_crash", lambda self, task_id: count(self, task_id) + 2)
+
+
+@mutation("a sender's client gives the outcomes of many commands in another order")
+def _(_world: World, stack: ExitStack) -> None:
+    outcomes = Client._outcomes
+
+    def mixed_up(self: Client, keyed: Any, sent: Any, timeout_s: float) -> Any:
+        return outcomes(self, list(reversed(keyed)), sent, timeout_s)
+
+    put(stack, Client, "_outcomes", mixed_up)
 
 
 @mutation("an answer that cannot be stored is told as a failure")
@@ -277,13 +298,116 @@ def _(_world: World, stack: ExitStack) -> None:
     without(stack, gate, "CLAIM_GATED", "earlier.position < deliveries.position", instead="false")
 
 
+@mutation("a failed delivery does not hold up its lane")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, gate, "CLAIM_GATED", ", 'failed')", instead=")")
+
+
+@mutation("the corrected copy of a delivery goes to the end of its lane")
+def _(_world: World, stack: ExitStack) -> None:
+    last = "nextval('deliveries_position')"
+    without(stack, outbox, "REPLACE", f"coalesce(position, {last})", instead=last)
+
+
 @mutation("nobody wakes the next one of a lane")
 def _(_world: World, stack: ExitStack) -> None:
     put(stack, Lanes, "wake_head", lambda *_args: [])
     put(stack, Lanes, "wake_heads", lambda *_args: [])
 
 
+@mutation("the schedule re-runs a delivery as often as it fails")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, outbox, "RERUN_COOLED", "auto_reruns < :rerun_max", instead="0 < :rerun_max")
+
+
+@mutation("the schedule re-runs what kills its workers")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, outbox, "RERUN_COOLED", "AND crashes = 0")
+
+
+@mutation("workers do not ask what is paused")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, Pauses, "seen", lambda _self: [])
+
+
+@mutation("groups do not ask what is paused")
+def _(_world: World, stack: ExitStack) -> None:
+    prepare = DeliveryGroup.prepare
+
+    def prepare_all(self: DeliveryGroup, members: Any) -> set[str]:
+        with patch.object(self.runtime.pauses, "seen", list):
+            return prepare(self, members)
+
+    put(stack, DeliveryGroup, "prepare", prepare_all)
+
+
+@mutation("a redelivered message that finds its delivery locked leaves no trace")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, Attempt, "note_seen", lambda _self: None)
+
+
+# What is raised
+
+
+@mutation("of the events of one kind that a commit raises only the first is written")
+def _(_world: World, stack: ExitStack) -> None:
+    take = PostgresUnitOfWork.take_events
+
+    def take_first(self: PostgresUnitOfWork) -> list[Any]:
+        return list({type(one.event): one for one in reversed(take(self))}.values())[::-1]
+
+    put(stack, PostgresUnitOfWork, "take_events", take_first)
+
+
+@mutation("what the handler of an event raises is not written")
+def _(_world: World, stack: ExitStack) -> None:
+    take = PostgresUnitOfWork.take_events
+
+    def take_of_commands(self: PostgresUnitOfWork) -> list[Any]:
+        return [] if isinstance(self.job, Attempt) else take(self)
+
+    put(stack, PostgresUnitOfWork, "take_events", take_of_commands)
+
+
 # Events for other apps
+
+
+@mutation("the events of a group are not announced")
+def _(_world: World, stack: ExitStack) -> None:
+    write = Outbox.write
+
+    def write_unannounced(
+        self: Outbox, transaction: Transaction, raised: Any, correlation: str, cause: str, effects: Any = None
+    ) -> Any:
+        outbox = replace(self, announced=False) if isinstance(transaction, SharedTransaction) else self
+        return write(outbox, transaction, raised, correlation, cause, effects)
+
+    put(stack, Outbox, "write", write_unannounced)
+
+
+@mutation("events are published in another order than they were committed in")
+def _(_world: World, stack: ExitStack) -> None:
+    ordered = "FROM taken ORDER BY position"
+    without(stack, announcements, "TAKE", ordered, instead=f"{ordered} DESC")
+
+
+@mutation("two processes publish at once, each what the other has not locked")
+def _(_world: World, stack: ExitStack) -> None:
+    oldest = "ORDER BY position LIMIT :limit"
+    without(stack, announcements, "TAKE", oldest, instead=f"{oldest} FOR UPDATE SKIP LOCKED")
+    take = announcements.Announcements.take
+
+    @contextmanager
+    def take_beside(
+        self: announcements.Announcements, limit: int, low: LowWater | None = None
+    ) -> Iterator[list[Announcement]]:
+        announcements.LOCK = next(others)
+        with take(self, limit, low) as taken:
+            yield taken
+
+    others = count(announcements.LOCK)
+    put(stack, announcements, "LOCK", next(others))
+    put(stack, announcements.Announcements, "take", take_beside)
 
 
 @mutation("announcements are deleted by range")
@@ -363,6 +487,28 @@ def _(_world: World, stack: ExitStack) -> None:
         return place(self, line)
 
     put(stack, repository, "Product", type("Product", (Product,), {"_place": place_anew}))
+
+
+@mutation("a shortage outlives the line's new place")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, repository, "DELETE_SHORTAGE", "WHERE", instead="WHERE false AND")
+
+
+@mutation("a shortage is not remembered")
+def _(_world: World, stack: ExitStack) -> None:
+    nothing = "SELECT $1, $2, $3"
+    put(stack, repository, "INSERT_SHORTAGE", Statement(nothing, "text", "text", "integer"))
+
+
+@mutation("a line that lost its stock and finds no other is reported to nobody")
+def _(_world: World, stack: ExitStack) -> None:
+    from allocation.domain.model import Product
+
+    def place_or_note(self: Product, line: Any) -> None:
+        if self._place(line) is None:
+            self.short.add(line)
+
+    put(stack, repository, "Product", type("Product", (Product,), {"reallocate": place_or_note}))
 
 
 # Groups

@@ -57,6 +57,8 @@ class Plan:
     failing_for_s: float = 0.0
     deadly: str = ""  # a handler of events that kills its worker
     deadly_for_s: float = 0.0
+    slowly: bool = False  # whether the sessions of those workers stay for a while
+    paused: str = ""  # a handler that is paused when it begins
     hangs: float = 0.0  # how likely a handler that fails does it only when its session is gone
     stays_s: float = 0.0  # how long the schedule goes on when all is done
     prepared: tuple[Order, ...] = ()  # carried out before the schedule begins

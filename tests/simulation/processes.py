@@ -292,9 +292,15 @@ class Sender:
     """Another app, which sends its wishes one by one, or all at once, and repeats what was not answered."""
 
     def __init__(
-        self, client: AllocationClient, scheduler: Scheduler, orders: list[Order], at_once: bool = False
+        self,
+        client: AllocationClient,
+        scheduler: Scheduler,
+        orders: list[Order],
+        at_once: bool,
+        on_result: Callable[[str, Any], object],
     ) -> None:
         self.client, self.scheduler, self.orders, self.at_once = client, scheduler, orders, at_once
+        self.on_result = on_result  # called with the key and the result of a command
 
     def run(self) -> None:
         """Send everything."""
@@ -303,6 +309,8 @@ class Sender:
             for attempt in range(TRIES):
                 first = sent.get(order.key) if attempt == 0 else None
                 told = self.send(order) if first is None else self.answer(first)
+                if not order.bulk and not isinstance(told, Exception):
+                    self.on_result(order.key, told)
                 self.scheduler.tell(f"was told {told!r} for {order.key}"[:160])
                 if not isinstance(told, Unavailable | NotAnswered):
                     break
@@ -330,7 +338,11 @@ class Sender:
         try:
             if order.bulk:
                 keyed = [(f"{order.key}.{number}", one) for number, one in enumerate(order.commands)]
-                return [one.error or one.result for one in self.client.many(keyed, timeout_s=PATIENCE_S)]
+                outcomes = list(self.client.many(keyed, timeout_s=PATIENCE_S))
+                for one in outcomes:
+                    if one.error is None:
+                        self.on_result(one.key, one.result)
+                return [one.error or one.result for one in outcomes]
             if order.expires_s is not None:
                 return self.client.answer(self._expiring(order), PATIENCE_S)
             return self.client.call(order.commands[0], key=order.key, timeout_s=PATIENCE_S)

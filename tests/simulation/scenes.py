@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -52,8 +52,8 @@ def _without_faults(random: Random) -> Odds:
     return Odds(go_on=random.choice((0.8, 0.5)), slow=0.0, faults=0, hold=random.choice((0.3, 0.5)))
 
 
-def _kinds(random: Random) -> dict[str, Any]:
-    groups, prefork = random.choice(KINDS)
+def _kinds(random: Random, kinds: Sequence[tuple[tuple[int, ...], int]] = KINDS) -> dict[str, Any]:
+    groups, prefork = random.choice(kinds)
     return {"groups": groups, "prefork": prefork}
 
 
@@ -92,7 +92,7 @@ def announcements(random: Random) -> Plan:
             Order(f"key{number}", (Allocate(f"o{number}", skus[number % 2], 1),)) for number in range(6)
         ),
         workers=2,
-        relays=1,
+        relays=random.choice((1, 1, 2)),
         operators=0,
         hurries=8,
     )
@@ -210,8 +210,95 @@ def failures(random: Random) -> Plan:
     return replace(plan, favourite="stop") if plan.bulk and random.random() < 0.5 else plan
 
 
-#: Those that have the most to choose are drawn twice as often.
+def shortages(random: Random) -> Plan:
+    """A batch shrinks and grows; the same few lines lose their stock, are ordered again and lose it again."""
+    lines = [Allocate(f"o{number}", "LAMP", random.choice((2, 3, 4))) for number in (1, 2)]
+    before: list[Command] = [CreateBatch("b1", "LAMP", random.choice((4, 7))), *lines]
+    if random.random() < 0.7:
+        before.append(ChangeBatchQuantity("b1", 0))
+    commands: list[Command] = []
+    for _ in range(random.choice((1, 2, 2))):
+        commands += [ChangeBatchQuantity("b1", random.choice((4, 7))), random.choice(lines)]
+        commands.append(ChangeBatchQuantity("b1", random.choice((0, 0, 2))))
+    return Plan(
+        {},
+        replace(_odds(random, OF_DELIVERIES), hold=0.1),
+        prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(before)),
+        waiting=tuple(Order(f"key{number}", (one,)) for number, one in enumerate(commands)),
+        workers=random.choice((1, 1, 2)),
+        **_kinds(random),
+        relays=1,
+        operators=0,
+    )
+
+
+def lanes(random: Random) -> Plan:
+    """The first delivery of a lane has failed: others wait behind it, or one follows before anybody looks."""
+    follows = random.random() < 0.5
+    corrections = [] if follows else [ChangeBatchQuantity("b1", qty) for qty in (8, 7)]
+    return Plan(
+        {},
+        _odds(random, ("COMMIT", "deliveries", "")),
+        prepared=tuple(
+            Order(f"before{number}", (one,))
+            for number, one in enumerate([CreateBatch("b1", "LAMP", 9), *corrections])
+        ),
+        waiting=(Order("key", (ChangeBatchQuantity("b1", 5),)),),
+        fails_before=3,
+        favourite=random.choice(("rerun", "edit", "edit", "discard")),
+        failing="list_correction",
+        failing_for_s=0.0 if follows else random.choice((0.0, 3.0, 1000.0)),
+        workers=2,
+        groups=random.choice(POOLS),
+        relays=random.choice((1, 2)),
+        operators=0 if follows else random.choice((1, 2)),
+        hurries=0 if follows else random.choice((2, 3)),
+        lasts_s=random.choice((1.0, 12.0)),
+    )
+
+
+def paused(random: Random) -> Plan:
+    """Orders arrive while a handler of what they raise is paused."""
+    count = random.randint(2, 4)
+    return Plan(
+        {},
+        _odds(random, OF_DELIVERIES),
+        prepared=(Order("stock", (CreateBatch("b1", "LAMP", 9),)),),
+        waiting=tuple(Order(f"key{number}", (Allocate(f"o{number}", "LAMP", 1),)) for number in range(count)),
+        paused=FAILING[0],
+        late_s=1.5,
+        workers=random.choice((1, 2)),
+        **_kinds(random, KINDS[2:]),
+        relays=1,
+        operators=1,
+        favourite="resume",
+        hurries=random.choice((0, 1)),
+    )
+
+
+def killers(random: Random) -> Plan:
+    """Deliveries kill each worker that makes them; its session stays for a while, or ends at once."""
+    return Plan(
+        {},
+        replace(_odds(random, ("deliveries", "")), faults=random.choice((0, 1))),
+        prepared=(
+            Order("stock", (CreateBatch("b1", "LAMP", 9),)),
+            *(Order(f"before{number}", (Allocate(f"o{number}", "LAMP", 1),)) for number in range(2)),
+        ),
+        copies=random.choice((1, 2)),
+        deadly=FAILING[0],
+        deadly_for_s=1000.0,
+        slowly=random.random() < 0.7,
+        workers=random.choice((1, 2)),
+        prefork=random.choice((4, 4, 0)),
+        relays=1,
+        operators=0,
+    )
+
+
+#: Those that have the most to choose are drawn more often.
 SCENES: tuple[Callable[[Random], Plan], ...] = (
-    *(crowd, failures, new_product, announcements) * 2,
-    *(copies, answers),
+    *(crowd, failures, new_product, announcements) * 3,
+    *(announcements, shortages, shortages, lanes, lanes),
+    *(copies, answers, paused, killers),
 )

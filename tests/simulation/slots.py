@@ -24,6 +24,9 @@ from tests.simulation.results import Backend
 
 INSERT_EFFECT = "INSERT INTO effects (job, key, handler) VALUES (%s, %s, %s)"
 
+#: How many workers a message may kill, and how often the schedule re-runs a delivery.
+MAX_CRASHES, RERUN_MAX = 2, 1
+
 #: The broker of the simulation, for workers and senders.
 BROKER = {
     "broker_url": "simulated://",
@@ -44,14 +47,14 @@ def settings_on(url: str) -> Settings:
         database_url=url,
         broker_url="redis://127.0.0.1:1/0",
         command_attempts=3,
-        max_crashes=2,
+        max_crashes=MAX_CRASHES,
         event_max_retries=2,
         event_jitter=False,
         relay_grace_s=4,
         relay_grace_max_s=10,
         rerun_cooldown_s=5,
         rerun_cooldown_max_s=60,
-        rerun_max=1,
+        rerun_max=RERUN_MAX,
         done_retention_s=12,
         prune_interval_s=12,
         smtp_timeout_s=5,

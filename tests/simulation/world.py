@@ -31,8 +31,10 @@ import messaging.worker.announcer
 import reliable_celery.groups.prefork
 from messaging.delivery import Failure
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
+from messaging.operator.pausing import Pausing
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import SEEN_S, Scope
 from messaging.wire.validation import from_dict
 from messaging.worker.app import MessagingApp
 from messaging.worker.events import _note_failure
@@ -56,7 +58,7 @@ from tests.simulation.solo import SoloWorker
 STEPS = 6000
 
 #: How many schedules are scenes.
-SCENES = 0.6
+SCENES = 0.8
 
 #: Seconds until the messages of a dead worker, or the locks of its session, are free.
 LEASE_S, SESSION_S = 10.0, 3.0
@@ -183,6 +185,8 @@ class Run:
     zombies: list[Any] = field(default_factory=list)
     late: list[tuple[Attempt, Failure]] = field(default_factory=list)  # attempts that are still under way
     at_db: float = 0.0
+    taken_at: dict[str, float] = field(default_factory=dict)  # the latest messages, by process
+    broken_at: dict[str, float] = field(default_factory=dict)  # something of it, at the latest, by process
 
     def __post_init__(self) -> None:
         """Make what is simulated."""
@@ -206,7 +210,8 @@ class Run:
         for name in ("anna", "bert")[: self.plan.operators]:
             self.start_operator(name)
         for name, orders in self.plan.senders.items():
-            sender = Sender(self.world.clients[name], self.scheduler, orders, self.plan.at_once)
+            client, at_once = self.world.clients[name], self.plan.at_once
+            sender = Sender(client, self.scheduler, orders, at_once, self.books.is_told)
             self.scheduler.start(name, sender.run)
         if self.late:
             self.scheduler.start("late worker", self.end_late, background=True)
@@ -226,6 +231,10 @@ class Run:
             self.publish(order)
         if self.plan.bulk:
             self.world.apps["anna"].runtime.bulk_reruns.start(DeliveryFilter(), f"anna{BULK}")
+        if self.plan.paused:
+            Pausing(self.world.apps["anna"].dispatcher).pause(
+                Scope.HANDLER, self.plan.paused, "anna", "it fails"
+            )
         self.books.check()
 
     def is_before(self, message: Message) -> bool:
@@ -446,6 +455,8 @@ class Run:
         process = current()
         if process is None:
             return
+        if hasattr(job, "token"):
+            self.must_not_be_paused(process, job.delivery.handler)
         if getattr(message, "sku", "") == POISON:
             self.begun[job.id] = self.begun.get(job.id, 0) + 1
             if self.begun[job.id] > 3 + self.plan.odds.faults + self.plan.duplicates:
@@ -511,7 +522,7 @@ class Run:
         if self.killed[run] > 6 + self.plan.odds.faults + self.plan.duplicates:
             self.scheduler.break_off(f"{handler} has killed {self.killed[run]} workers in one run")
         self.scheduler.tell("is killed by the event")
-        self.scheduler.die(process)
+        self.scheduler.die(process, slowly=self.plan.slowly)
 
     def hang(self, process: Process) -> None:
         """Have the handler fail only after a while, where the schedule says so; its session ends before."""
@@ -545,11 +556,13 @@ class Run:
     def taken(self, messages: list[Message]) -> None:
         """Remember when messages were taken; a bulk message's commands are named after it."""
         if process := current():
-            process.faults = 0
+            if process.faults:
+                self.broken_at[process.name] = self.world.clock.at
+            process.faults, self.taken_at[process.name] = 0, self.world.clock.at
         for message in messages:
-            self.books.taken[message.id] = self.books.checks
-            for position in range(4):
-                self.books.taken[f"{message.id}.{position}"] = self.books.checks
+            for name in (message.id, *(f"{message.id}.{position}" for position in range(4))):
+                self.books.taken[name] = self.books.checks
+                self.books.again[name] += message.redelivered
 
     def handled(self) -> None:
         """Check that the attempts that failed are counted, once their messages are done with."""
@@ -583,6 +596,13 @@ class Run:
             self.scheduler.break_off(
                 f"the attempt {token} at delivery {delivery_id} failed and is not counted"
             )
+
+    def must_not_be_paused(self, process: Process, handler: str) -> None:
+        """Raise Broken where a handler begins whose pause its worker must have seen."""
+        read_at = self.taken_at[process.name] - SEEN_S  # at the earliest, unless the database did not answer
+        is_sure = not process.faults and self.broken_at.get(process.name, 0.0) < read_at
+        if is_sure and self.books.paused.get(handler, read_at) < read_at:
+            self.scheduler.break_off(f"{handler} begins, and is paused since {self.books.paused[handler]}")
 
     def check(self) -> None:
         """Check what must hold."""
