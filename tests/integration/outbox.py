@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import text
 
 import celeryconfig
+from allocation.adapters.unit_of_work import PostgresAllocationUnitOfWork
 from allocation.bootstrap import project
 from allocation.config import Settings
 from messaging.bus import MessageBus
@@ -106,3 +107,18 @@ def receive(
     finally:
         task.pop_request()
     return None
+
+
+def failing_as_it_begins() -> type[PostgresAllocationUnitOfWork]:
+    """Return a unit of work that fails in its own `__enter__`, the first time."""
+    begun: list[Any] = []
+
+    class UnitOfWork(PostgresAllocationUnitOfWork):
+        def __enter__(self) -> Self:
+            super().__enter__()
+            begun.append(self.job)
+            if len(begun) == 1:
+                raise ConnectionRefusedError("a server that it needs is down")
+            return self
+
+    return UnitOfWork

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from celery.app.task import Context
 
-from allocation.adapters.unit_of_work import PostgresAllocationUnitOfWork
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.events import Deallocated, OutOfStock
 from messaging.delivery import new_id
@@ -18,7 +17,7 @@ from messaging.postgres.inbox import CommandJob
 from messaging.postgres.pauses import Scope
 from messaging.worker.app import MessagingApp
 from reliable_celery.groups.member import Member
-from tests.integration.outbox import app_on, ask, put, receive, state
+from tests.integration.outbox import app_on, ask, failing_as_it_begins, put, receive, state
 from tests.integration.statements import recorded
 
 Behaviour = Callable[..., None]  # (event, unit of work)
@@ -202,17 +201,8 @@ def test_lines_of_different_products_are_allocated_again_in_three_messages(app: 
 def test_one_whose_unit_of_work_fails_as_it_begins_leaves_the_others_alone(
     app: MessagingApp, monkeypatch: pytest.MonkeyPatch
 ):
-    begun: list[Any] = []
-
-    class UnitOfWork(PostgresAllocationUnitOfWork):
-        def __enter__(self) -> Self:
-            super().__enter__()
-            begun.append(self.job)
-            if len(begun) == 1:
-                raise ConnectionRefusedError("a server that it needs is down")
-            return self
-
-    monkeypatch.setattr(app.runtime, "project", replace(app.runtime.project, unit_of_work=UnitOfWork))
+    project = replace(app.runtime.project, unit_of_work=failing_as_it_begins())
+    monkeypatch.setattr(app.runtime, "project", project)
     ids = [owed(app, sku) for sku in ("CHAIR", "LAMP", "TABLE")]
 
     assert len(together(app, *ids)) == 2

@@ -32,7 +32,7 @@ from messaging.worker.bulk import handle_many
 from messaging.worker.command_group import CommandUnit, once_each
 from messaging.worker.received import Received
 from messaging.worker.sharing import handle_in, handle_together, in_lock_order
-from tests.integration.outbox import app_on, ask
+from tests.integration.outbox import app_on, ask, failing_as_it_begins
 from tests.integration.statements import recorded
 
 COMMANDS = [
@@ -353,20 +353,9 @@ def test_a_unit_of_work_that_fails_as_it_begins_fails_no_other_one(
     app: MessagingApp, monkeypatch: pytest.MonkeyPatch
 ):
     """The transaction had begun it."""
-    begun: list[Any] = []
-
-    class UnitOfWork(PostgresAllocationUnitOfWork):
-        def __enter__(self) -> Self:
-            super().__enter__()
-            begun.append(self.job)
-            if len(begun) == 1:
-                raise ConnectionRefusedError("a server that it needs is down")
-            return self
-
     stock(app, "CHAIR", "LAMP")
-    monkeypatch.setattr(
-        app.runtime, "project", dataclasses.replace(app.runtime.project, unit_of_work=UnitOfWork)
-    )
+    project = replace(app.runtime.project, unit_of_work=failing_as_it_begins())
+    monkeypatch.setattr(app.runtime, "project", project)
 
     outcomes = results(app, [Allocate("o1", sku, 1) for sku in ("CHAIR", "LAMP")])
 
