@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from local.processes import programs
 from local.processes.child import Child
 from local.servers.redis_server import Redis
 from local.waiting import eventually
 from messaging.delivery import new_id
 from reliable_celery.alive import EVERY_S
 from testing.freezing import freeze, thaw
+from tests.cluster.workers import ready_worker
 
 #: Seconds; two touches and a busy machine.
 ALIVE_S = 4 * EVERY_S
@@ -36,14 +36,11 @@ def worker(server: Redis, new_database: Callable[[], str], tmp_path: Path) -> It
         "ALLOCATION_RESULT_BACKEND_URL": server.url_of(1),
         "ALLOCATION_WORKER_ALIVE_FILE": str(tmp_path / "alive"),
     }
-    child = programs.commands_worker(tmp_path, env, 1)
-    child.start()
-    try:
-        eventually(lambda: " ready." in child.log_text(), 60, "the worker")
-        yield child
-    finally:
-        thaw(child.pid)
-        child.stop()
+    with ready_worker(tmp_path, env) as child:
+        try:
+            yield child
+        finally:
+            thaw(child.pid)
 
 
 def test_a_worker_shows_that_it_is_alive_unless_it_hangs(worker: Child, server: Redis, tmp_path: Path):

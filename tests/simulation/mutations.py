@@ -18,6 +18,7 @@ from sqlalchemy import text
 
 import reliable_celery.requests
 from allocation.adapters import repository
+from allocation.domain.model import Product
 from messaging.bus import MessageBus
 from messaging.client.client import Client
 from messaging.postgres import announcements, attempts, gate, inbox, outbox, reruns
@@ -151,8 +152,8 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a command is parked when it is redelivered for the first time")
 def _(_world: World, stack: ExitStack) -> None:
-    count = Inbox.count_crash
-    put(stack, Inbox, "count_crash", lambda self, task_id: count(self, task_id) + 2)
+    counted = Inbox.count_crash
+    put(stack, Inbox, "count_crash", lambda self, task_id: counted(self, task_id) + 2)
 
 
 @mutation("a sender's client gives the outcomes of many commands in another order")
@@ -476,8 +477,6 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a line that is allocated already is allocated again elsewhere")
 def _(_world: World, stack: ExitStack) -> None:
-    from allocation.domain.model import Product
-
     place = Product._place
 
     def place_anew(self: Product, line: Any) -> Any:
@@ -502,8 +501,6 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a line that lost its stock and finds no other is reported to nobody")
 def _(_world: World, stack: ExitStack) -> None:
-    from allocation.domain.model import Product
-
     def place_or_note(self: Product, line: Any) -> None:
         if self._place(line) is None:
             self.short.add(line)
