@@ -550,6 +550,26 @@ def _(_world: World, stack: ExitStack) -> None:
     put(stack, SharedTransaction, "commit_all", commit_or_not)
 
 
+@mutation("a message of a group is told its refusal although its key was carried out")
+def _(_world: World, stack: ExitStack) -> None:
+    record = Inbox.record_refusal
+
+    def record_and_tell(self: Inbox, transaction: Transaction, job: Any, error: Exception) -> bool:
+        return record(self, transaction, job, error) or isinstance(transaction, SharedTransaction)
+
+    put(stack, Inbox, "record_refusal", record_and_tell)
+
+
+@mutation("a refusal of a group is told and not recorded")
+def _(_world: World, stack: ExitStack) -> None:
+    record = Inbox.record_refusal
+
+    def record_alone(self: Inbox, transaction: Transaction, job: Any, error: Exception) -> bool:
+        return isinstance(transaction, SharedTransaction) or record(self, transaction, job, error)
+
+    put(stack, Inbox, "record_refusal", record_alone)
+
+
 @mutation("a group's messages are acknowledged before their answers are stored")
 def _(_world: World, stack: ExitStack) -> None:
     put(stack, ResultBackend, "when_stored", lambda *_args: False)

@@ -57,6 +57,10 @@ def _kinds(random: Random, kinds: Sequence[tuple[tuple[int, ...], int]] = KINDS)
     return {"groups": groups, "prefork": prefork}
 
 
+def _before(commands: Sequence[Command]) -> tuple[Order, ...]:
+    return tuple(Order(f"before{number}", (one,)) for number, one in enumerate(commands))
+
+
 def new_product(random: Random) -> Plan:
     """Products are created, ordered and corrected at the same time."""
     skus = random.choice((("LAMP",), ("LAMP",), ("LAMP", "RUG")))
@@ -170,7 +174,7 @@ def copies(random: Random) -> Plan:
     return Plan(
         {},
         _odds(random, OF_DELIVERIES),
-        prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(commands)),
+        prepared=_before(commands),
         copies=random.choice((1, 2, 2)),
         workers=random.choice((2, 2, 3)),
         **_kinds(random),
@@ -189,10 +193,10 @@ def failures(random: Random) -> Plan:
     orders = [Allocate(f"o{number}", "LAMP", 1) for number in range(random.randint(1, 3))]
     commands = [CreateBatch("b1", "LAMP", 9), *orders]
     for_good = random.random() < 0.7
-    plan = Plan(
+    return Plan(
         {},
         _odds(random, ("COMMIT", "deliveries", "bulk_reruns", "")),
-        prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(commands)),
+        prepared=_before(commands),
         fails_before=3 if for_good else 1,
         ends_late=not for_good or random.random() < 0.5,
         bulk=random.random() < 0.5,
@@ -207,7 +211,26 @@ def failures(random: Random) -> Plan:
         hurries=random.choice((2, 3)),
         lasts_s=random.choice((1.0, 12.0, 20.0)),
     )
-    return replace(plan, favourite="stop") if plan.bulk and random.random() < 0.5 else plan
+
+
+def stops(random: Random) -> Plan:
+    """A re-run of all that failed is under way, and operators stop it while the relays go on with it."""
+    orders = [Allocate(f"o{number}", "LAMP", 1) for number in range(random.randint(1, 3))]
+    return Plan(
+        {},
+        _without_faults(random),
+        prepared=_before([CreateBatch("b1", "LAMP", 9), *orders]),
+        fails_before=3,
+        bulk=True,
+        favourite="stop",
+        failing=FAILING[0],
+        failing_for_s=random.choice((0.0, 1000.0)),
+        workers=1,
+        relays=random.choice((1, 2)),
+        operators=random.choice((1, 2)),
+        hurries=random.choice((1, 2, 3)),
+        lasts_s=1.0,
+    )
 
 
 def shortages(random: Random) -> Plan:
@@ -223,7 +246,7 @@ def shortages(random: Random) -> Plan:
     return Plan(
         {},
         replace(_odds(random, OF_DELIVERIES), hold=0.1),
-        prepared=tuple(Order(f"before{number}", (one,)) for number, one in enumerate(before)),
+        prepared=_before(before),
         waiting=tuple(Order(f"key{number}", (one,)) for number, one in enumerate(commands)),
         workers=random.choice((1, 1, 2)),
         **_kinds(random),
@@ -239,10 +262,7 @@ def lanes(random: Random) -> Plan:
     return Plan(
         {},
         _odds(random, ("COMMIT", "deliveries", "")),
-        prepared=tuple(
-            Order(f"before{number}", (one,))
-            for number, one in enumerate([CreateBatch("b1", "LAMP", 9), *corrections])
-        ),
+        prepared=_before([CreateBatch("b1", "LAMP", 9), *corrections]),
         waiting=(Order("key", (ChangeBatchQuantity("b1", 5),)),),
         fails_before=3,
         favourite=random.choice(("rerun", "edit", "edit", "discard")),
@@ -300,5 +320,5 @@ def killers(random: Random) -> Plan:
 SCENES: tuple[Callable[[Random], Plan], ...] = (
     *(crowd, failures, new_product, announcements) * 3,
     *(announcements, shortages, shortages, lanes, lanes),
-    *(copies, answers, paused, killers),
+    *(copies, answers, paused, killers, stops),
 )
