@@ -19,7 +19,7 @@ ON_PORT = {
 
 
 class Settings(MessagingSettings):
-    """What can be set; the README lists each with its default."""
+    """What can be set (docs/reference/settings.md)."""
 
     model_config = SettingsConfigDict(env_prefix="ALLOCATION_")
 

@@ -16,19 +16,29 @@ UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "day": 86400}
 
 @dataclass(frozen=True)
 class Breaker:
-    """When a handler that keeps failing is stopped, and for how long. A failure is any error but `ignore`.
+    """When a handler that keeps failing is stopped, and for how long.
 
     After the pause some deliveries are tried. If one of them succeeds, all others go on; if one fails, the
     next pause is twice as long. A failed trial never uses up a delivery's last attempt.
+
+    Attributes:
+        failures: so many in a row stop it; None here and below: the setting `breaker_…` of this name.
+        share: of the attempts in `window_s`, from 0 to 1, that fail.
+        window_s: seconds.
+        at_least: attempts in the window before their share counts.
+        pause_s: seconds; doubles each time.
+        pause_max_s: the longest pause in seconds.
+        trials: deliveries that are tried at the same time after the pause.
+        ignore: errors that do not count as failures.
     """
 
-    failures: int | None = None  # in a row; None: the setting `breaker_failures`
-    share: float | None = None  # of the attempts in `window_s`, from 0 to 1; None: `breaker_share`
-    window_s: float | None = None  # seconds; None: the setting `breaker_window_s`
-    at_least: int | None = None  # attempts in the window before their share counts; None: `breaker_at_least`
-    pause_s: float | None = None  # seconds, doubles each time; None: the setting `breaker_pause_s`
-    pause_max_s: float | None = None  # seconds; None: the setting `breaker_pause_max_s`
-    trials: int | None = None  # deliveries that are tried at once; None: the setting `breaker_trials`
+    failures: int | None = None
+    share: float | None = None
+    window_s: float | None = None
+    at_least: int | None = None
+    pause_s: float | None = None
+    pause_max_s: float | None = None
+    trials: int | None = None
     ignore: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,15 +77,24 @@ class Rate:
 
 @dataclass(frozen=True)
 class HandlerOptions:
-    """Options of one event handler; without any, its deliveries never wait."""
+    """Options of one event handler; without any, its deliveries never wait.
 
-    in_order_by: str | None = None  # a field of the event: deliveries with the same value keep their order
-    breaker: Breaker | None = None  # stops the handler while it keeps failing
-    max_concurrent: int | None = None  # deliveries that run at once
-    rate: str | None = None  # deliveries per time, such as "50/min", spread evenly
-    limit_by: str | None = None  # a field of the event: each of its values has these limits of its own
-    #: Its deliveries may share a transaction with others that have arrived (docs/adr/012). One that fails is
-    #: made again, alone, and only that counts: the handler should do nothing outside the database.
+    Attributes:
+        in_order_by: a field of the event: deliveries with the same value keep the order of their commits.
+        breaker: stops the handler while it keeps failing.
+        max_concurrent: deliveries that run at once.
+        rate: deliveries per time, spread evenly: `3/s`, `50/min`, `1000/h` or `5/day`.
+        limit_by: a field of the event: each of its values has these two limits of its own.
+        shares_transaction: its deliveries may share a transaction with others that have arrived
+            (docs/adr/012). One that fails is made again, alone, and only that counts: the handler should do
+            nothing outside the database.
+    """
+
+    in_order_by: str | None = None
+    breaker: Breaker | None = None
+    max_concurrent: int | None = None
+    rate: str | None = None
+    limit_by: str | None = None
     shares_transaction: bool = False
 
     def __post_init__(self) -> None:

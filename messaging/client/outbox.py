@@ -1,7 +1,7 @@
 """Commands that are sent if and only if the caller's own database transaction commits.
 
 `send` writes a row in that transaction. A relay, `python -m <project>.client relay`, sends it, and hands the
-answer to the app in another transaction of the same database. docs/sending-from-a-transaction.md
+answer to the app in another transaction of the same database. docs/how-to/sending-from-a-transaction.md
 """
 
 from __future__ import annotations

@@ -9,16 +9,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pace:
-    """What can be set about a relay."""
+    """What can be set about a relay.
 
-    size: int = 100  # commands in a message; no more than the backend's ALLOCATION_BULK_MAX
-    in_flight: int = 50  # messages without an answer, of all relays; the rest waits in the table
-    interval_s: float = 0.2  # between looks at the table while there is nothing to do
-    lease_s: float = 10  # then what a relay took and did not confirm is sent by another
-    answer_after_s: float = 60  # then a command without an answer is sent again; it doubles each time
+    Attributes:
+        size: commands in a message; no more than the backend's `ALLOCATION_BULK_MAX`.
+        in_flight: messages without an answer, of all relays; the rest waits in the table.
+        interval_s: seconds between looks at the table while there is nothing to do.
+        lease_s: seconds after which what a relay took and did not confirm is sent by another.
+        answer_after_s: seconds after which a command without an answer is sent again; doubles each time.
+        answer_after_max_s: the longest of these waits.
+        pause_max_s: the longest pause in seconds while the broker, the results or the database is away.
+        retention_s: seconds for which handled commands are kept, and their keys refused to others.
+    """
+
+    size: int = 100
+    in_flight: int = 50
+    interval_s: float = 0.2
+    lease_s: float = 10
+    answer_after_s: float = 60
     answer_after_max_s: float = 3600
-    pause_max_s: float = 30  # the longest pause while the broker, the results or the database is away
-    retention_s: float = 7 * 86400  # how long handled commands are kept, and their keys refused to others
+    pause_max_s: float = 30
+    retention_s: float = 7 * 86400
 
     def resend_after_s(self, attempts: int) -> float:
         """Return how long an answer may take, given how often the command was sent."""

@@ -53,16 +53,27 @@ class Names:
 
 @dataclass(frozen=True)
 class Project(Names):
-    """A project on the bus."""
+    """A project on the bus.
+
+    Attributes:
+        bus: the messages and their handlers.
+        settings: reads the settings; called when they are first needed.
+        unit_of_work: makes the unit of work of a command or a delivery.
+        migrations: a folder of Alembic versions.
+        refusals: business errors, which are sent to the sender.
+        read_ahead: reads for commands that share a transaction (docs/adr/012).
+        renamed_handlers: the new names of event handlers by their old ones.
+        fakes: "module:name" of a unit of work in memory, for the tests that `deliveries reproduce` writes.
+    """
 
     bus: MessageBus
     settings: Callable[[], MessagingSettings]
     unit_of_work: UnitOfWorkFactory
-    migrations: Path  # a folder of Alembic versions
-    refusals: tuple[type[Exception], ...] = ()  # business errors, which are sent to the sender
-    read_ahead: ReadAhead | None = None  # for commands that share a transaction
-    renamed_handlers: Mapping[str, str] = field(default_factory=dict)  # old name → new name
-    fakes: str = ""  # "module:name" of a unit of work in memory, for tests that `deliveries reproduce` writes
+    migrations: Path
+    refusals: tuple[type[Exception], ...] = ()
+    read_ahead: ReadAhead | None = None
+    renamed_handlers: Mapping[str, str] = field(default_factory=dict)
+    fakes: str = ""
 
     @cached_property
     def command_tasks(self) -> dict[str, type[Command]]:

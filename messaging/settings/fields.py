@@ -106,9 +106,10 @@ class MessagingSettings(BaseSettings):
         1,
         ge=1,
         le=32,
-        description="most waiting commands that share a transaction; 1: each has its own",
+        description="most messages of a worker that share a transaction (pools prefork and solo), up to 32; 1:"
+        " each has its own",
     )
-    max_crashes: int = Field(3, ge=1, description="workers that a message may kill before it is parked")
+    max_crashes: int = Field(3, ge=1, description="a message that has killed more workers is parked")
     bulk_max: int = Field(1000, ge=1, description="most commands in one message of `many`")
 
     relay_interval_s: float = Field(
@@ -140,7 +141,7 @@ class MessagingSettings(BaseSettings):
     rerun_max: int = Field(
         5, ge=0, description="scheduled re-runs per delivery; after that only an operator re-runs it"
     )
-    rerun_batch: int = Field(100, ge=1, description="scheduled re-runs at once, shared by the handlers")
+    rerun_batch: int = Field(100, ge=1, description="most re-runs of one handler by the schedule that are in progress")
 
     prune_interval_s: float = Field(3600, gt=0, description="time between deletions of old rows")
     done_retention_s: float = Field(
@@ -156,12 +157,12 @@ class MessagingSettings(BaseSettings):
     worker_lease_s: float = Field(
         10,
         ge=3,  # an idle worker's event loop turns every second
-        description="a worker that is silent for so long loses its messages to other workers",
+        description="seconds of silence after which a worker's messages go to others",
     )
     visibility_timeout_s: int = Field(
         40,
         ge=1,
-        description="the same for workers without a lease (solo pool); longer than any task",
+        description="the same for workers without a lease (solo pool); longer than two tasks, one after the other",
     )
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is killed")
     result_expires_s: int = Field(86400, ge=1, description="how long results are kept for their senders")
@@ -196,7 +197,7 @@ class MessagingSettings(BaseSettings):
         ge=16_384,  # any single command fits, even with all its text escaped in JSON
         description="larger messages become dead letters",
     )
-    message_max_eta_s: int = Field(86_400, ge=1, description="messages with a later ETA become dead letters")
+    message_max_eta_s: int = Field(86_400, ge=1, description="messages that are due later than that from now become dead letters")
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:

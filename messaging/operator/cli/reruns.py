@@ -69,14 +69,12 @@ def rerun(
     _say_what_is_left_alone(tool, ids)
     if canary:
         rerun_after_canary(tool, which, limit, canary, wait_s or CANARY_S, rate)
+        _say_what_is_over(counts, limit)
         return
     turns = _rerun(tool, which, min(sum(counts.values()), limit), limit, rate)
     put_back = tuple(delivery.id for turn in turns for delivery in turn.deliveries)
     console().print(outcome(turns))
-    if sum(counts.values()) > limit:
-        console().print(
-            f"{sum(counts.values()) - limit:,} more are still failed; raise --limit to include them."
-        )
+    _say_what_is_over(counts, limit)
     if wait_s is not None and put_back:
         _wait(tool, put_back, wait_s)
     if ids and not put_back:
@@ -111,6 +109,11 @@ def _say_what_would_happen(counts: dict[tuple[str, str], int], limit: int, verb:
         print_table(("failed", "event", "handler"), rows)
     capped = f"; --limit {limit} takes the earliest failures" if total > limit else ""
     console().print(f"{min(total, limit):,} of {total:,} would be {verb}{capped}.")
+
+
+def _say_what_is_over(counts: dict[tuple[str, str], int], limit: int) -> None:
+    if (over := sum(counts.values()) - limit) > 0:
+        console().print(f"{over:,} more are still failed; raise --limit to include them.")
 
 
 def _say_what_is_left_alone(tool: Tool, ids: tuple[UUID, ...]) -> None:
@@ -165,12 +168,13 @@ def discard(
     """Discard failed deliveries, with a reason. This is final: a discarded delivery cannot be re-run."""
     which = chosen(tool, ids, **options)
     must_choose(which, everything)
+    counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
     if dry_run:
-        counts = DeliveryQueries(tool.runtime.engine).count_failed(which)
         _say_what_would_happen(counts, limit, "discarded")
         return
     _say_what_is_left_alone(tool, ids)
     gone = tool.runtime.outbox.discard(which, tool.actor, limit, reason)
     console().print(f"{len(gone):,} discarded for good.")
+    _say_what_is_over(counts, limit)
     if ids and not gone:
         raise SystemExit(REFUSED)
