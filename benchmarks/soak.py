@@ -11,16 +11,18 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
-from importlib import import_module
+from functools import cache
 from itertools import count
 
 import psutil
 import redis
 
+from allocation.client import AllocationClient
 from benchmarks import report, stock
 from benchmarks.crew import family, unshared_mib
 from benchmarks.figure import percentile
 from benchmarks.pace import Listener, Send, sending
+from benchmarks.peers.peer import redis_url
 from benchmarks.plots import Panel, lines_svg
 from benchmarks.servers import Servers, servers
 from local.processes import programs
@@ -79,6 +81,18 @@ class Soak:
     highest: float
     rate: float
     minutes: list[Minute]
+
+
+@cache
+def _client() -> AllocationClient:
+    return AllocationClient(redis_url(0), redis_url(1))
+
+
+def send_one(task_id: str, sku: str) -> None:
+    """Enqueue a line under an id of its own with the typed client, since a plain sender hangs in the end."""
+    _client().app.send_task(
+        "allocation.allocate", (task_id, sku, 1), task_id=task_id, queue="allocation.commands", declare=()
+    )
 
 
 def highest_rate(its_servers: Servers, send_one: Send, listener: Listener) -> float:
@@ -205,8 +219,6 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="write the picture and the page")
     options = parser.parse_args()
     with servers() as its_servers:
-        # Imported late, since peers read their addresses at import.
-        send_one: Send = import_module("benchmarks.peers.ours").send_one
         stock.fill(its_servers)
         its_servers.rows("INSERT INTO products (sku) VALUES (%s)", (SOLD_OUT,))
         children = [

@@ -17,11 +17,24 @@ PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, 
 CONNECT_TIMEOUT_S = 4
 
 
+class _App(Celery):  # type: ignore[misc]  # Celery is untyped
+    def _get_backend(self) -> Any:
+        """Return the result backend; on Redis one that listens for an answer only when it is asked for.
+
+        Celery's listens for the answer to whatever is sent. If nobody asks for one, nobody reads what Redis
+        says to that either, and after some 300,000 commands the connection is full: sending hangs for ever.
+        """
+        backend = super()._get_backend()
+        if isinstance(backend, RedisBackend):
+            backend.on_task_call = lambda _producer, _task_id: None
+        return backend
+
+
 def make_app(
     project: str, broker_url: str, backend_url: str, sentinel: Sentinel, ca_file: Path | None
 ) -> Celery:
     """Return an app that sends a project's commands; it connects on first use."""
-    app = Celery(
+    app = _App(
         f"{project}.client",
         broker=topology.address(broker_url),
         backend=_backend(backend_url),

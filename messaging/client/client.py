@@ -90,7 +90,7 @@ class Client:
         """Send a command and return without waiting for its answer; the broker has confirmed the message.
 
         Raises:
-            Unavailable: the broker or the result backend was unavailable for some seconds.
+            Unavailable: the broker was unavailable for some seconds.
         """
         task_id = str(uuid4())  # a new one for each message: its result is found by it
         key = task_id if key is None else key
