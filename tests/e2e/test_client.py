@@ -226,6 +226,22 @@ def test_a_closed_client_leaves_no_connection_to_the_results(server_folder: Path
     assert after == []
 
 
+def test_a_sender_listens_only_for_the_answers_that_it_asks_for(server_folder: Path):
+    with (
+        Redis(server_folder / "listens") as server,
+        redis.Redis.from_url(server.url_of(1)) as results,
+        AllocationClient(server.url, server.url_of(1)) as client,
+    ):
+        sent = [client.delay(Allocate(f"o{number}", "LAMP", 1)) for number in range(3)]
+        unasked = results.client_list(_type="pubsub")
+        with pytest.raises(NotAnswered):
+            client.answer(sent[0], timeout_s=0.1)
+        asked = [row["sub"] for row in results.client_list(_type="pubsub")]
+
+    assert unasked == []
+    assert asked == ["1"]
+
+
 def _connections(results: redis.Redis) -> list[str]:
     """Return the other clients of the results' database."""
     return [row["addr"] for row in results.client_list() if row["db"] == "1" and row["name"] != "watcher"]
