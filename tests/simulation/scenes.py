@@ -90,7 +90,7 @@ def announcements(random: Random) -> Plan:
     skus = ("LAMP", "RUG")
     return Plan(
         {},
-        _without_faults(random),
+        replace(_without_faults(random), hold=0.5, holds=(1, 2, 3)),
         prepared=tuple(Order(f"stock of {sku}", (CreateBatch(f"b of {sku}", sku, 9),)) for sku in skus),
         waiting=tuple(
             Order(f"key{number}", (Allocate(f"o{number}", skus[number % 2], 1),)) for number in range(6)
@@ -161,6 +161,26 @@ def answers(random: Random) -> Plan:
         prefork=prefork,
         relays=1,
         operators=0,
+    )
+
+
+def repeats(random: Random) -> Plan:
+    """An order arrives several times under its key, in several messages; a handler refuses at random."""
+    order = Order("key", (Allocate("o1", "LAMP", 2),))
+    other = Order("other", (Allocate("o2", "LAMP", 1),))
+    orders = [order, order, replace(order, again=True), *random.choice(((), (other,)))]
+    random.shuffle(orders)
+    return Plan(
+        {},
+        _odds(random, OF_ANSWERS),
+        prepared=_before([CreateBatch("b1", "LAMP", 9)]),
+        waiting=tuple(orders),
+        workers=random.choice((2, 3)),
+        **_kinds(random, KINDS[2:]),
+        relays=1,
+        operators=0,
+        duplicates=random.choice((0, 0, 1)),
+        refusals=random.choice((0.3, 0.5)),
     )
 
 
@@ -319,6 +339,6 @@ def killers(random: Random) -> Plan:
 #: Those that have the most to choose are drawn more often.
 SCENES: tuple[Callable[[Random], Plan], ...] = (
     *(crowd, failures, new_product, announcements) * 3,
-    *(announcements, shortages, shortages, lanes, lanes),
-    *(copies, answers, paused, killers, stops),
+    *(announcements, announcements, shortages, shortages, lanes, lanes),
+    *(copies, answers, repeats, paused, killers, stops),
 )
