@@ -176,6 +176,16 @@ def _(_world: World, stack: ExitStack) -> None:
     put(stack, reliable_celery.requests.Request, "on_failure", CeleryRequest.on_failure)
 
 
+@mutation("a copy is told an unexpected error under another name")
+def _(_world: World, stack: ExitStack) -> None:
+    def rebuilt(name: str, module: str, *args: object) -> Exception:
+        kind: type[Exception] = type(name, (Exception,), {"__module__": module})
+        return kind(*args)
+
+    put(stack, inbox, "rebuilt", rebuilt)
+    put(stack, inbox, "_can_be_pickled", lambda _error: True)
+
+
 # Deliveries
 
 THIS_RUN = "SELECT delivery_id, %(run)s, number"
