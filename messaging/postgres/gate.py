@@ -138,10 +138,11 @@ class GatedAttempt(Attempt):
         options = self.gate.options
         if first_stop(self.gate.pauses, self.gate.names, delivery.event_type):
             return Wait(Waits.PAUSE)
-        if options.breaker is not None and open_until is not None:
-            return Wait(Waits.BREAKER, open_until)
+        # Only the first of a key waits for the breaker: after its pause nothing else can be tried.
         if options.in_order_by is not None and is_blocked:
             return Wait(Waits.ORDER)
+        if options.breaker is not None and open_until is not None:
+            return Wait(Waits.BREAKER, open_until)
         return None
 
     def _limited(
