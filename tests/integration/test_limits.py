@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -219,6 +220,22 @@ def test_many_at_once_never_get_the_same_time(clean_database: str):
 
         assert len(calls) + len(due) == 20
         assert all((later - sooner).total_seconds() > 0.99 for sooner, later in pairwise(due))
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_as_many_threads_as_a_worker_has_run_at_once(clean_database: str, redelivered: bool):
+    """Each has a connection while its handler runs, and takes another one if it is redelivered."""
+    threads = 25
+    for app in app_with(clean_database, rate="999999999/s"):
+        ids = [pending(app) for _ in range(threads)]
+        everyone = threading.Barrier(threads)
+        during.extend([lambda all_run=everyone: all_run.wait(10)] * threads)  # type: ignore[misc]
+
+        with ThreadPoolExecutor(threads) as pool:
+            received = [pool.submit(receive, app, one, "limited", redelivered=redelivered) for one in ids]
+
+        assert [one.result() for one in received] == [None] * threads
+        assert {state(app, one) for one in ids} == {"done"}
 
 
 @pytest.mark.parametrize(
