@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from allocation.domain.events import OutOfStock
 from local import ROOT
@@ -180,6 +181,40 @@ def test_deliveries_are_spread_over_time_and_take_their_time_once(clean_database
         later = pending(app)
         deliver(app, later)
         assert waits_for(app, later) == ("rate", pytest.approx(30, abs=3))
+
+
+def test_a_release_without_the_rate_sends_at_once_what_waited_for_a_time(clean_database: str):
+    for app in app_with(clean_database, rate="1/h"):
+        first, *waiting = (pending(app) for _ in range(4))
+        deliver(app, first, *waiting)
+        housekeeping.relay(app.dispatcher)
+        assert sent(app) == []
+
+    for app in app_with(clean_database, max_concurrent=2):
+        housekeeping.relay(app.dispatcher)
+        assert sorted(sent(app)) == sorted(waiting)
+        deliver(app, *waiting)
+
+        assert {state(app, one) for one in waiting} == {"done"}
+
+
+def test_the_recipe_gives_new_times_to_what_waits_when_a_rate_has_changed(clean_database: str):
+    page = (ROOT / "docs/how-to/recipes.md").read_text()
+    recipe = page.partition("## A new rate")[2].partition("```sql\n")[2].partition("```")[0]
+    for app in app_with(clean_database, rate="1/h"):
+        first, *waiting = (pending(app) for _ in range(4))
+        deliver(app, first, *waiting)
+
+    for app in app_with(clean_database, rate="1/min"):
+        with app.runtime.engine.connect() as connection:
+            connection.execute(text(recipe.replace("send_mail", "limited")))
+        housekeeping.relay(app.dispatcher)
+        deliver(app, *(again := sent(app)), later := pending(app))
+
+        assert sorted(again) == sorted(waiting)
+        assert state(app, again[0]) == "done"
+        times = [waits_for(app, one)[1] for one in (*again[1:], later)]
+        assert times == [pytest.approx(seconds, abs=30) for seconds in (60, 120, 180)]
 
 
 def test_a_retry_takes_a_new_time(clean_database: str):
