@@ -124,9 +124,9 @@ class Pauses:
         try:
             return self.active()
         except DATABASE_ERRORS as error:
+            logger.warning("Pauses cannot be read: %s", type(error).__name__)
             if self._seen is None:
                 raise
-            logger.warning("Pauses cannot be read: %s", type(error).__name__)
             return self._seen
 
     def forget(self) -> None:

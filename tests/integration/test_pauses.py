@@ -161,7 +161,10 @@ def test_no_thread_of_a_restarted_worker_runs_what_is_paused(app: MessagingApp, 
 
 
 def test_nothing_runs_before_the_pauses_could_be_read_for_the_first_time(
-    app: MessagingApp, pausing: Pausing, monkeypatch: pytest.MonkeyPatch
+    app: MessagingApp,
+    pausing: Pausing,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     one = pending(app, OTHER)
     nowhere = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none")
@@ -170,6 +173,7 @@ def test_nothing_runs_before_the_pauses_could_be_read_for_the_first_time(
         error = receive(app, one, OTHER)
         assert isinstance(error, OperationalError)  # Celery sends the message again
         assert (ran, state(app, one), attempts(app, one)) == ([], "pending", 0)
+        assert "Pauses cannot be read: OperationalError" in caplog.text
 
     receive(app, one, OTHER)
     assert ran == [OTHER]
