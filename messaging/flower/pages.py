@@ -17,7 +17,6 @@ from messaging.operator.deliveries import DeliveryQueries, FailureGroup, Unknown
 from messaging.operator.filters import parse_age, parse_moment
 from messaging.operator.reruns import begin, listed, outcome, standing
 from messaging.operator.waits import Waits
-from messaging.postgres.audit import Entry
 from messaging.postgres.dead_letters import STATES, DeadLetters
 from messaging.postgres.filters import DeliveryFilter
 from messaging.texts import storable
@@ -223,21 +222,16 @@ class DeadLettersPage(Page):
     async def act(self, action: str, letter_id: str, reason: str) -> str:
         """Carry out an action and return the text to show."""
         if action == "replay":
-            letter = await self.work(replaying.replay, self.capp.dispatcher, self.letters, letter_id)
-            await self.note("replay", letter_id)
+            letter = await self.work(
+                replaying.replay, self.capp.dispatcher, self.letters, letter_id, self.actor
+            )
             return f"Sent to {letter.queue} again: {letter.task}."
         if action == "discard":
             if not reason:
                 return "Nothing was discarded: enter a reason in the field beside the button."
-            await self.work(self.letters.discard, letter_id, reason)
-            await self.note("discard", letter_id, storable(reason))
+            await self.work(self.letters.discard, letter_id, reason, self.actor)
             return "Discarded."
         raise tornado.web.HTTPError(400, "Unknown action")
-
-    async def note(self, action: str, letter_id: str, reason: str | None = None) -> None:
-        """Write an action into the audit."""
-        entry = Entry(self.actor, action, f"dead letter {letter_id}", reason, 1, "done")
-        await self.work(self.runtime.audit.note, entry)
 
 
 def only(group: FailureGroup, filters: dict[str, str]) -> str:

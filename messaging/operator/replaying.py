@@ -16,7 +16,7 @@ OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
 
 
 def replay(
-    dispatcher: Dispatcher, letters: DeadLetters, letter_id: str, *, anyway: bool = False
+    dispatcher: Dispatcher, letters: DeadLetters, letter_id: str, actor: str, *, anyway: bool = False
 ) -> DeadLetter:
     """Send a dead letter's message again, to the queue that it came from.
 
@@ -24,7 +24,7 @@ def replay(
         NotReplayable: it was already settled, this release has no such task (unless `anyway`), or the
             broker has no such queue.
     """
-    with letters.replaying(letter_id) as letter:
+    with letters.replaying(letter_id, actor) as letter:
         if not anyway and letter.task not in dispatcher.app.tasks:
             raise NotReplayable(
                 f"This release has no task {letter.task}; the message would come back as a dead letter"

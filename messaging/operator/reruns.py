@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from messaging.errors import MessagingError
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import shown
 from messaging.postgres.audit import UNDER_WAY
 from messaging.postgres.breakers import stop_of
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import first_stop
-from messaging.postgres.reruns import BulkRerun, Progress
+from messaging.postgres.reruns import BulkRerun, Progress, WrongRerun
 from messaging.project.runtime import Runtime
 from messaging.worker.dispatcher import Dispatcher, RerunTurn
 
@@ -42,10 +41,6 @@ def outcome(turns: Sequence[RerunTurn]) -> str:
     )
 
 
-class WrongRerun(MessagingError):
-    """It cannot be re-run now."""
-
-
 def begin(
     dispatcher: Dispatcher,
     chosen: DeliveryFilter,
@@ -59,7 +54,8 @@ def begin(
     """Begin a re-run that goes on until it ends; see `BulkReruns.start`.
 
     Raises:
-        WrongRerun: some are to be tried first, but their handler is paused or stopped by its breaker.
+        WrongRerun: some are to be tried first, but their handler is paused or stopped by its breaker, or
+            another action holds some of them.
     """
     runtime = dispatcher.runtime
     if canary:

@@ -87,11 +87,10 @@ ON CONFLICT (token) DO UPDATE SET
 """)
 
 #: The lock may belong to a dead worker's session, so the next attempt is recorded.
-NOTE_SEEN = text("""
+NOTE_SEEN = """
 INSERT INTO open_attempts (token, delivery_id, run, state, worker)
-SELECT :token, id, reruns, 'seen', :worker FROM deliveries WHERE id = :id AND status = 'pending'
-ON CONFLICT DO NOTHING
-""")
+SELECT %(token)s, id, reruns, 'seen', %(worker)s FROM deliveries WHERE id = %(id)s AND status = 'pending'
+ON CONFLICT DO NOTHING"""
 
 #: Adds the failures to the row, which the caller has locked; counts the attempts that never ended.
 #: 'seen' rows stay: another worker that finds the row locked must not wait for this transaction.
@@ -255,15 +254,13 @@ class Attempt:
 
     def note_failed(self, failure: Failure) -> None:
         """Record this attempt's failure after its transaction was lost, unless its run is over."""
-        self._note(NOTE_FAILED, **vars(failure))
-
-    def note_seen(self) -> None:
-        """Record that a redelivered message found its pending delivery locked."""
-        self._note(NOTE_SEEN)
-
-    def _note(self, statement: Any, **facts: Any) -> None:
         with self.engine.begin() as connection:
-            connection.execute(statement, self._facts(**facts))
+            connection.execute(NOTE_FAILED, self._facts(**vars(failure)))
+
+    def note_seen(self, transaction: Transaction) -> None:
+        """Record that a redelivered message found its pending delivery locked."""
+        transaction.write(NOTE_SEEN, self._facts())
+        transaction.commit()
 
     def _facts(self, **facts: Any) -> dict[str, Any]:
         run = self.delivery.reruns if self.delivery else None

@@ -38,6 +38,10 @@ VALUES (:actor, :action, :subject, :reason, :count, :outcome) RETURNING id
 
 GO_ON = text("UPDATE audit SET count = :count, outcome = :outcome WHERE id = :id")
 
+#: For an action that is counted as it goes on.
+COUNT = text("UPDATE audit SET count = count + :count WHERE id = :id")
+END = text("UPDATE audit SET outcome = 'done' WHERE id = :id")
+
 LIST = text("""
 SELECT id, at, actor, action, subject, reason, count, outcome FROM audit
 WHERE (CAST(:actor AS text) IS NULL OR actor = :actor) AND (CAST(:action AS text) IS NULL OR action = :action)
@@ -69,21 +73,16 @@ class Audit:
 
     engine: Engine
 
-    def note(self, entry: Entry) -> None:
-        """Write an entry."""
-        with self.engine.begin() as connection:
-            connection.execute(NOTE, entry.facts)
-
     def begin(self, entry: Entry) -> int:
         """Write the entry of an action that goes on; return its id."""
         with self.engine.begin() as connection:
             number: int = connection.execute(BEGIN, entry.facts).scalar_one()
         return number
 
-    def go_on(self, entry_id: int, count: int, outcome: str = UNDER_WAY) -> None:
-        """Say where an action stands."""
+    def end(self, entry_id: int) -> None:
+        """Say that an action is done."""
         with self.engine.begin() as connection:
-            connection.execute(GO_ON, {"id": entry_id, "count": count, "outcome": outcome})
+            connection.execute(END, {"id": entry_id})
 
     def find(
         self,

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from messaging.dead_letters import DeadLetter
 from messaging.delivery import new_id
 from messaging.errors import MessagingError
+from messaging.postgres.audit import NOTE, Entry
 from messaging.texts import storable
 from reliable_celery.dead_letters import DeadLetter as ReceivedLetter
 
@@ -106,8 +107,8 @@ class DeadLetters:
             return _get(connection, WHOLE, letter_id)
 
     @contextmanager
-    def replaying(self, letter_id: str) -> Iterator[DeadLetter]:
-        """Yield an open letter to replay; it is marked as replayed when the block succeeds.
+    def replaying(self, letter_id: str, actor: str) -> Iterator[DeadLetter]:
+        """Yield an open letter to replay; it is marked as replayed, and audited, when the block succeeds.
 
         Raises:
             NotReplayable: it was settled before.
@@ -118,10 +119,11 @@ class DeadLetters:
             connection.execute(
                 text("UPDATE dead_letters SET replayed_at = now() WHERE id = :id"), {"id": letter_id}
             )
+            _note(connection, actor, "replay", letter_id)
             yield letter
 
-    def discard(self, letter_id: str, reason: str) -> DeadLetter:
-        """Discard a letter for good.
+    def discard(self, letter_id: str, reason: str, actor: str) -> DeadLetter:
+        """Discard a letter for good, and audit it.
 
         Raises:
             NotReplayable: it was settled before.
@@ -132,6 +134,7 @@ class DeadLetters:
                 "UPDATE dead_letters SET discarded_at = now(), discard_reason = :reason WHERE id = :id"
             )
             connection.execute(query, {"id": letter_id, "reason": storable(reason)})
+            _note(connection, actor, "discard", letter_id, storable(reason))
         return letter
 
     def prune(self, retention_s: float, limit: int = 5000) -> int:
@@ -163,6 +166,11 @@ def _lock_open(connection: Connection, columns: str, letter_id: str) -> DeadLett
     if letter.state != "open":
         raise NotReplayable(f"Dead letter {letter_id} has already been {letter.state}")
     return letter
+
+
+def _note(connection: Connection, actor: str, action: str, letter_id: str, reason: str | None = None) -> None:
+    entry = Entry(actor, action, f"dead letter {letter_id}", reason, 1, "done")
+    connection.execute(NOTE, entry.facts)
 
 
 def _from_row(row: Any) -> DeadLetter:

@@ -23,7 +23,7 @@ CONDITIONS = {
     "error": "position(lower(:error) in lower(last_error)) > 0",
     "since": "coalesce(finished_at, created_at) >= :since",
     "until": "coalesce(finished_at, created_at) < :until",
-    "older_than_s": "created_at < now() - make_interval(secs => :older_than_s)",
+    "older_than_s": "created_at < {now} - make_interval(secs => :older_than_s)",
     "correlation": "correlation_id = :correlation",
     "ids": "id = ANY(CAST(:ids AS uuid[]))",
 }
@@ -86,7 +86,11 @@ class DeliveryFilter:
     @property
     def sql(self) -> str:
         """Return the conditions that are set, to append to a WHERE clause; `facts` has their values."""
-        return "".join(f" AND {CONDITIONS[name]}" for name in self.facts)
+        return self.sql_at("now()")
+
+    def sql_at(self, now: str) -> str:
+        """Return them as of another time, which is given in SQL."""
+        return "".join(f" AND {CONDITIONS[name].format(now=now)}" for name in self.facts)
 
 
 def _bound(value: Any) -> Any:

@@ -10,7 +10,7 @@ from messaging.delivery import Delivery, Failure, Status, Waits
 from messaging.options import NO_OPTIONS, HandlerOptions, Rate
 from messaging.postgres import breakers
 from messaging.postgres.attempts import CLAIM_COLUMNS, CLAIM_FROM, Attempt
-from messaging.postgres.limits import Limits, take_place
+from messaging.postgres.limits import reserve, take_place
 from messaging.postgres.order import OPEN
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.transaction import Statement, Transaction
@@ -59,7 +59,6 @@ class GatedAttempt(Attempt):
     """An attempt of a handler that has a gate."""
 
     gate: Gate = field(default_factory=lambda: Gate(()))
-    limits: Limits | None = None
     lane: str | None = None
     key: str = ""  # whose limits count
     has_place: bool = False  # whether it took one, or waits for one
@@ -72,12 +71,11 @@ class GatedAttempt(Attempt):
     def claim(self, transaction: Transaction) -> Delivery | None:
         """Lock the delivery and return it; None also when it has to wait, which uses up no attempt."""
         delivery = self._claim(transaction)
-        if delivery is None or not self.needs_time or self.limits is None or self.gate.options.rate is None:
+        if delivery is None or not self.needs_time or self.gate.options.rate is None:
             return delivery
-        # Its time stays taken, whatever becomes of the attempt, so that is another transaction. It begins
-        # after this one: with a session each, many attempts would wait for the last sessions of a pooler.
+        # Its time stays taken, whatever becomes of the attempt, so that is a transaction of its own.
         transaction.commit()
-        self.until = self.limits.reserve(self.gate.limit(self.key), Rate.parse(self.gate.options.rate))
+        self.until = reserve(transaction, self.gate.limit(self.key), Rate.parse(self.gate.options.rate))
         self.delivery, self.has_time = None, True
         return self._claim(transaction)
 
@@ -138,10 +136,11 @@ class GatedAttempt(Attempt):
         options = self.gate.options
         if first_stop(self.gate.pauses, self.gate.names, delivery.event_type):
             return Wait(Waits.PAUSE)
-        if options.breaker is not None and open_until is not None:
-            return Wait(Waits.BREAKER, open_until)
+        # Only the first of a key waits for the breaker: after its pause nothing else can be tried.
         if options.in_order_by is not None and is_blocked:
             return Wait(Waits.ORDER)
+        if options.breaker is not None and open_until is not None:
+            return Wait(Waits.BREAKER, open_until)
         return None
 
     def _limited(

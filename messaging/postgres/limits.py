@@ -50,19 +50,19 @@ def take_place(transaction: Transaction, name: str, places: int) -> bool:
     return bool(transaction.read(TAKE_PLACE, {"name": name, "places": places}))
 
 
+def reserve(transaction: Transaction, name: str, rate: Rate) -> datetime | None:
+    """Take the next free time and commit; return it, or None if it is now."""
+    [(at, is_now)] = transaction.read(RESERVE, {"name": name, "every_s": rate.every_s})
+    transaction.commit()
+    return None if is_now else at
+
+
 @dataclass(frozen=True)
 class Limits:
     """The limits of one database."""
 
     engine: Engine
     grace_s: float
-
-    def reserve(self, name: str, rate: Rate) -> datetime | None:
-        """Take the next free time; return it, or None if it is now."""
-        with Transaction(self.engine) as transaction:
-            [(at, is_now)] = transaction.read(RESERVE, {"name": name, "every_s": rate.every_s})
-            transaction.commit()
-        return None if is_now else at
 
     def wake_for_place(self, names: Sequence[str], key: str, place: str, places: int) -> list[Delivery]:
         """Set the first that waits for a place back to pending, if one is free; return it."""

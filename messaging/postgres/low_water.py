@@ -22,6 +22,7 @@ class LowWater:
     def taken(self, position: int, oldest_running: int, next_to_begin: int) -> None:
         """Note that everything visible up to `position` was taken, with the transactions of that snapshot."""
         if self._next is not None and oldest_running >= self._next[1]:
-            self.mark, self._next = self._next[0], None
+            # More may have been committed late, below the mark to come, than fits into this batch.
+            self.mark, self._next = min(self._next[0], position), None
         if self._next is None:
             self._next = position, next_to_begin

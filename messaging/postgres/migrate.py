@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg2.errors import LockNotAvailable
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent / "migrations"
 
 #: Any constant will do; it makes concurrent migrations run one after the other.
 LOCK = 4_177_010
 
+#: Seconds for which a migration waits for a table. Whoever uses the table waits behind it, and gives up after
+#: `task_time_limit_s / (command_attempts + 1)`, 6 s by default.
+LOCK_S = 3.0
+#: Seconds in which the others go on.
+PAUSE_S = 3.0
+
 
 def migrate(engine: Engine, project_versions: Path) -> None:
-    """Apply the missing migrations; safe to run twice or concurrently."""
+    """Apply the missing migrations; safe to run twice or concurrently.
+
+    Repeats that until no transaction, such as a backup, keeps it from changing a table.
+    """
+    while True:
+        try:
+            return _migrate(engine, project_versions)
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+        logger.warning("A table is in use, by a backup or a long transaction: trying again in %g s", PAUSE_S)
+        time.sleep(PAUSE_S)
+
+
+def _migrate(engine: Engine, project_versions: Path) -> None:
     config = _config(project_versions)
     with engine.begin() as connection:
-        # A worker waits seconds for a lock; a migration waits for running transactions and other migrations.
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))  # another migration may take long
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_S} s'"))
         config.attributes["connection"] = connection
         command.upgrade(config, "heads")
 

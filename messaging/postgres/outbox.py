@@ -19,7 +19,7 @@ from messaging.errors import MessagingError
 from messaging.messages import Event, to_dict
 from messaging.postgres.announcements import INSERT_ANNOUNCEMENT
 from messaging.postgres.attempts import NO_MORE, Attempt
-from messaging.postgres.audit import NOTE, Entry
+from messaging.postgres.audit import COUNT, NOTE, Entry
 from messaging.postgres.breakers import NOT_OPEN
 from messaging.postgres.effects import Effects
 from messaging.postgres.filters import DeliveryFilter
@@ -76,10 +76,13 @@ SELECT id::text, event_type, payload, handler, correlation_id, causation_id, att
 FROM back
 """
 
+#: When an action on many began. Later failures are left alone, and ages are those of that time.
+BEGUN = "coalesce(:before, now())"
+
 #: The rows that an operator selects; the filter's conditions are filled in.
-CHOSEN = """
+CHOSEN = f"""
 chosen AS (
-    SELECT id FROM deliveries WHERE status = 'failed' AND finished_at <= coalesce(:before, now()){filter}
+    SELECT id FROM deliveries WHERE status = 'failed' AND finished_at <= {BEGUN}{{filter}}
     ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )"""
 
@@ -239,6 +242,7 @@ class Outbox:
         before: datetime | None = None,
         *,
         aside: bool = False,
+        entry: int | None = None,
     ) -> list[Delivery]:
         """Set failed deliveries back to pending, oldest failures first, and return them for sending.
 
@@ -248,12 +252,15 @@ class Outbox:
             limit: at most this many.
             before: only those that failed before this time, so that none is re-run twice.
             aside: have them wait instead: the relay sends them as fast as workers take messages.
+            entry: of the audit, which counts them.
         """
-        query = text(f"WITH {CHOSEN.format(filter=chosen.sql)}, {PUT_BACK}")
+        query = text(f"WITH {CHOSEN.format(filter=chosen.sql_at(BEGUN))}, {PUT_BACK}")
         facts = {"limit": limit, "before": before, "actor": actor, "automatic": False, "aside": aside}
         with self.engine.begin() as connection:
-            rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s})
-            return [Delivery.to_send(row) for row in rows]
+            rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s}).all()
+            if entry is not None:
+                connection.execute(COUNT, {"id": entry, "count": len(rows)})
+        return [Delivery.to_send(row) for row in rows]
 
     def rerun_cooled(
         self, limit: int, rerun_max: int, cooldown_s: float, cooldown_max_s: float
@@ -281,7 +288,7 @@ class Outbox:
 
     def discard(self, chosen: DeliveryFilter, actor: str, limit: int, reason: str) -> list[str]:
         """Discard failed deliveries for good, with the reason; return their ids."""
-        query = text(f"WITH {CHOSEN.format(filter=chosen.sql)}, {DISCARD}")
+        query = text(f"WITH {CHOSEN.format(filter=chosen.sql_at(BEGUN))}, {DISCARD}")
         facts = {"before": None, "limit": limit, "reason": reason, "actor": actor}
         with self.engine.begin() as connection:
             gone = [row.id for row in connection.execute(query, {**chosen.facts, **facts})]

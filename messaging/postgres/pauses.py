@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ class Pauses:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._seen: list[Pause] = []
+        self._reading = threading.Lock()
+        self._seen: list[Pause] | None = None
         self._seen_at = float("-inf")
 
     def add(self, scope: Scope, names: Sequence[str], actor: str, reason: str) -> bool:
@@ -107,15 +109,25 @@ class Pauses:
             return [Pause(Scope(row.scope), *row[1:]) for row in connection.execute(ACTIVE)]
 
     def seen(self) -> list[Pause]:
-        """Return the pauses as they were at most `SEEN_S` ago, without asking the database each time."""
-        now = time.monotonic()
-        if not 0 <= now - self._seen_at < SEEN_S:
-            self._seen_at = now
-            try:
-                self._seen = self.active()
-            except DATABASE_ERRORS as error:
-                logger.warning("Pauses cannot be read: %s", type(error).__name__)
-        return self._seen
+        """Return the pauses as they were at most `SEEN_S` ago, without asking the database each time.
+
+        While they cannot be read, return what was read last. Until they have been read once, raise one of
+        `DATABASE_ERRORS`: what is paused would run.
+        """
+        with self._reading:
+            now = time.monotonic()
+            if self._seen is None or not 0 <= now - self._seen_at < SEEN_S:
+                self._seen, self._seen_at = self._read(), now
+            return self._seen
+
+    def _read(self) -> list[Pause]:
+        try:
+            return self.active()
+        except DATABASE_ERRORS as error:
+            logger.warning("Pauses cannot be read: %s", type(error).__name__)
+            if self._seen is None:
+                raise
+            return self._seen
 
     def forget(self) -> None:
         """Read the pauses again when they are asked for."""

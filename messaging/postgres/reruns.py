@@ -19,7 +19,7 @@ from messaging.delivery import Delivery, Status
 from messaging.errors import MessagingError
 from messaging.postgres.audit import BEGIN, GO_ON, UNDER_WAY, Entry
 from messaging.postgres.filters import DeliveryFilter
-from messaging.postgres.outbox import CHOSEN, PUT_BACK
+from messaging.postgres.outbox import BEGUN, CHOSEN, PUT_BACK
 
 #: Most deliveries in one step.
 STEP = 200
@@ -75,6 +75,10 @@ STATES = text(
 )
 
 FOUND = text("SELECT count AS requeued, outcome FROM audit WHERE id = :id AND action = 'rerun'")
+
+
+class WrongRerun(MessagingError):
+    """It cannot be re-run now."""
 
 
 class NotUnderWay(MessagingError):
@@ -152,16 +156,22 @@ class BulkReruns:
             canary: go on only if so many, chosen at random, succeed first.
             canary_s: seconds that they have.
             rate: at most so many per second after that.
+
+        Raises:
+            WrongRerun: another action holds some of those that are to be tried first.
         """
         with self.engine.begin() as connection:
             query = text(COUNT.format(filter=chosen.sql))
             failed, before = connection.execute(query, chosen.facts).one()
             expected = failed if limit is None else min(failed, limit)
             tried: list[Delivery] = []
-            if canary:
-                tried = self._requeue(
-                    connection, SAMPLE, chosen, f"{actor} (canary)", min(canary, expected), before
-                )
+            if first := min(canary, expected):
+                tried = self._requeue(connection, SAMPLE, chosen, f"{actor} (canary)", first, before)
+                if held := first - len(tried):
+                    raise WrongRerun(
+                        f"{held:,} of the {first:,} that are to be tried first are being changed just now:"
+                        " try again"
+                    )
             entry = Entry(actor, "rerun", str(chosen), None, len(tried), UNDER_WAY)
             number: int = connection.execute(BEGIN, entry.facts).scalar_one()
             facts = {
@@ -229,7 +239,7 @@ class BulkReruns:
     ) -> list[Delivery]:
         if limit <= 0:
             return []
-        query = text(f"WITH {choice.format(filter=chosen.sql)}, {PUT_BACK}")
+        query = text(f"WITH {choice.format(filter=chosen.sql_at(BEGUN))}, {PUT_BACK}")
         facts = {"limit": limit, "before": before, "actor": actor, "automatic": False, "aside": False}
         rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s})
         return [Delivery.to_send(row) for row in rows]

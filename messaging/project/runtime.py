@@ -48,8 +48,12 @@ class Runtime:
 
     @property
     def engine(self) -> Engine:
-        """Return this process's engine with its pool."""
-        return self._once("engine", lambda: self._connect(pool_size=5))
+        """Return this process's engine with its pool.
+
+        A thread holds one connection while a handler runs, and may need another. A limit would let threads
+        that hold one wait for others that do the same.
+        """
+        return self._once("engine", lambda: self._connect(pool_size=0))  # as many as its threads need
 
     @property
     def outbox(self) -> Outbox:

@@ -122,10 +122,11 @@ class Dispatcher:
         while limit > 0:
             started, wanted = time.monotonic(), min(turn, limit)
             aside = rate is None and done >= BACKLOG
-            deliveries = outbox.rerun(chosen, actor, wanted, before, aside=aside)
+            deliveries = outbox.rerun(chosen, actor, wanted, before, aside=aside, entry=entry)
             limit, done = limit - len(deliveries), done + len(deliveries)
             is_last = limit <= 0 or len(deliveries) < wanted
-            audit.go_on(entry, done, "done" if is_last else UNDER_WAY)
+            if is_last:
+                audit.end(entry)
             if aside:
                 yield RerunTurn(deliveries, 0, len(deliveries))
             elif deliveries:

@@ -135,8 +135,7 @@ def _claimed(
     delivery = attempt.claim(transaction)
     if delivery is None:
         if attempt.redelivered:
-            transaction.commit()  # no session is kept while it waits for another one
-            attempt.note_seen()
+            attempt.note_seen(transaction)
         return None
     # By its current name; the message may name any task.
     task_of = runtime.project.handler_task

@@ -21,7 +21,7 @@ def attempt_at(
         return Attempt(runtime.engine, delivery_id, worker, redelivered)
     options = runtime.settings.completed(options)
     gate = Gate(runtime.project.handler_names(handler.__name__), options, pauses)
-    return GatedAttempt(runtime.engine, delivery_id, worker, redelivered, gate=gate, limits=runtime.limits)
+    return GatedAttempt(runtime.engine, delivery_id, worker, redelivered, gate=gate)
 
 
 def wake_next(dispatcher: Dispatcher, attempt: Attempt) -> None:

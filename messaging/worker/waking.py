@@ -58,7 +58,7 @@ def _wake(dispatcher: Dispatcher, queues: Sequence[Queue], room: int, first: boo
         names, options = _handler_of(dispatcher, queue)
         allowed = min(each, stops.allowed(queue, names, options, first))
         if allowed > 0:
-            timed = queue.why in (Waits.TIME, Waits.RATE)
+            timed = queue.why == Waits.TIME or (queue.why == Waits.RATE and options.rate is not None)
             woken += runtime.waiting.wake(queue, allowed, soon_s if timed else None)
     if any(queue.why == Waits.ORDER for queue in queues):
         woken += runtime.lanes.wake_heads(each)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 import celeryconfig
 from allocation.adapters.unit_of_work import PostgresAllocationUnitOfWork
@@ -107,6 +108,21 @@ def receive(
     finally:
         task.pop_request()
     return None
+
+
+@contextmanager
+def refused(app: MessagingApp, statement: str) -> Iterator[None]:
+    """Have a program die at each statement that begins like this."""
+
+    def refuse(_connection: Any, _cursor: Any, sent: str, *_: Any) -> None:
+        if sent.strip().startswith(statement):
+            raise RuntimeError("refused by the test")
+
+    event.listen(app.runtime.engine, "before_cursor_execute", refuse)
+    try:
+        yield
+    finally:
+        event.remove(app.runtime.engine, "before_cursor_execute", refuse)
 
 
 def failing_as_it_begins() -> type[PostgresAllocationUnitOfWork]:

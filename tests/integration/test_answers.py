@@ -325,7 +325,7 @@ def test_the_replay_of_a_parked_command_is_signed_once_where_only_signed_message
         handle(app.runtime, again(killer), lambda: ORDER)
 
         [(letter_id,)] = ask(app, "SELECT id::text FROM dead_letters")
-        replay(app.dispatcher, app.runtime.dead_letters, letter_id)
+        replay(app.dispatcher, app.runtime.dead_letters, letter_id, "ann")
 
         with app.connection_for_read() as connection, connection.SimpleQueue("allocation.commands") as queue:
             sent = queue.get(block=False)

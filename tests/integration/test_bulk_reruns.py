@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from allocation.domain.events import OutOfStock
+from local.waiting import eventually
 from messaging.operator.pausing import Pausing
-from messaging.operator.reruns import WrongRerun, begin, listed
+from messaging.operator.reruns import begin, listed
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import Scope
-from messaging.postgres.reruns import NotUnderWay
+from messaging.postgres.reruns import NotUnderWay, WrongRerun
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from messaging.worker.rerunning import take_step
@@ -210,6 +213,44 @@ def test_failures_after_the_beginning_are_left_alone(app: MessagingApp):
 
     assert audited(app) == (5, "done")
     assert ask(app, "SELECT DISTINCT reruns, status FROM deliveries") == [(1, "failed")]
+
+
+def test_an_age_is_that_at_the_beginning_however_long_a_rerun_takes(app: MessagingApp):
+    """What was too young when it began is left alone."""
+    failed(app, 1, age_s=90.0)
+    young, outbox = failed(app, 2, age_s=0.0), app.runtime.outbox
+    a_minute = DeliveryFilter(older_than_s=60)
+    begun = begin(app.dispatcher, a_minute, "ann")
+    before = app.runtime.bulk_reruns.under_way()[0].before
+    ask(
+        app,
+        "UPDATE deliveries SET created_at = CAST(:before AS timestamptz) - interval '59.9 s'"
+        " WHERE id = ANY(CAST(:ids AS uuid[])) RETURNING 1",
+        ids=young, before=before,
+    )  # fmt: skip
+    eventually(lambda: outbox.clock() > before + timedelta(seconds=0.2), what="the time at which all are old")
+
+    assert len(take_step(app.dispatcher, begun.id).deliveries) == 1
+    assert outbox.rerun(a_minute, "ann", 10, before) == []
+    assert {state(app, one) for one in young} == {"failed"}
+    assert len(outbox.rerun(a_minute, "ann", 10)) == 2
+
+
+@pytest.mark.parametrize("held", [1, 3])
+def test_a_rerun_that_cannot_try_so_many_first_is_refused(app: MessagingApp, held: int):
+    """While another operator's action holds some of them: the others must not go on without a trial."""
+    ids = failed(app, 3)
+    query = text("SELECT FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) FOR UPDATE")
+    with app.runtime.engine.begin() as other:
+        other.execute(query, {"ids": ids[:held]})
+        with pytest.raises(WrongRerun, match=f"{held} of the 3 .* changed just now: try again"):
+            begin(app.dispatcher, DeliveryFilter(), "ann", canary=3)
+
+    assert housekeeping.relay(app.dispatcher) == 0
+    assert states(app) == {"failed": 3}
+    assert ask(app, "SELECT FROM audit") == []
+    begin(app.dispatcher, DeliveryFilter(), "ann", canary=3)
+    assert states(app) == {"pending": 3}
 
 
 def test_a_filter_of_a_newer_release_is_not_read_as_a_wider_one(app: MessagingApp):

@@ -20,7 +20,7 @@ from messaging.operator.reproduce import NotReproducible, test_of
 from messaging.postgres.audit import UNDER_WAY
 from messaging.postgres.filters import DeliveryFilter
 from messaging.worker.app import MessagingApp
-from tests.integration.outbox import app_on, ask, put, receive, sent, state
+from tests.integration.outbox import app_on, ask, put, receive, refused, sent, state
 
 test_of.__test__ = False  # type: ignore[attr-defined]  # it is no test
 
@@ -134,6 +134,22 @@ def test_an_interrupted_rerun_says_where_it_stood_and_outlives_the_deliveries(ap
 
     [entry] = app.runtime.audit.find(10)
     assert (entry.count, entry.outcome) == (2, UNDER_WAY)
+
+
+def test_a_rerun_whose_program_dies_has_counted_what_it_requeued(app: MessagingApp):
+    """Each turn is counted in the transaction that requeues it."""
+    for _ in range(5):
+        put(app, handler="quote")
+    turns = app.dispatcher.rerun(DeliveryFilter(), "anna", 5, rate=2, pause=lambda _seconds: None)
+    next(turns)
+
+    with refused(app, "UPDATE audit"), pytest.raises(RuntimeError, match="refused"):
+        next(turns)
+
+    [entry] = app.runtime.audit.find(10)
+    requeued = ask(app, "SELECT count(*) FROM deliveries WHERE status = 'pending'")
+    assert requeued == [(entry.count,)] == [(2,)]
+    assert entry.outcome == UNDER_WAY
 
 
 def test_a_failure_becomes_a_test_that_fails_in_the_same_way(app: MessagingApp, tmp_path: Path):

@@ -174,3 +174,21 @@ def test_a_quick_search_is_always_from_the_beginning(engine: Engine):
     owe(engine, 1, ago_s=3600)
 
     assert relayed(due) == 1
+
+
+def test_events_that_are_committed_late_are_published_before_those_committed_after_them(engine: Engine):
+    """Although a batch is too small for all of them: an event of the same product may follow meanwhile."""
+    announcements, low = Announcements(engine), LowWater()
+    with engine.connect() as slow:
+        slow.execute(text("SELECT pg_current_xact_id()"))
+        late = sorted(slow.execute(ADD, {"count": 30}).scalars())
+        other = add(engine, 10)
+        published = take(announcements, low, 10)
+        slow.commit()
+    published += take(announcements, low, 20)
+    after = add(engine, 40)
+
+    while some := take(announcements, low, 40):
+        published += some
+
+    assert published == other + late + after

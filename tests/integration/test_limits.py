@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from allocation.domain.events import OutOfStock
 from local import ROOT
@@ -181,6 +183,40 @@ def test_deliveries_are_spread_over_time_and_take_their_time_once(clean_database
         assert waits_for(app, later) == ("rate", pytest.approx(30, abs=3))
 
 
+def test_a_release_without_the_rate_sends_at_once_what_waited_for_a_time(clean_database: str):
+    for app in app_with(clean_database, rate="1/h"):
+        first, *waiting = (pending(app) for _ in range(4))
+        deliver(app, first, *waiting)
+        housekeeping.relay(app.dispatcher)
+        assert sent(app) == []
+
+    for app in app_with(clean_database, max_concurrent=2):
+        housekeeping.relay(app.dispatcher)
+        assert sorted(sent(app)) == sorted(waiting)
+        deliver(app, *waiting)
+
+        assert {state(app, one) for one in waiting} == {"done"}
+
+
+def test_the_recipe_gives_new_times_to_what_waits_when_a_rate_has_changed(clean_database: str):
+    page = (ROOT / "docs/how-to/recipes.md").read_text()
+    recipe = page.partition("## A new rate")[2].partition("```sql\n")[2].partition("```")[0]
+    for app in app_with(clean_database, rate="1/h"):
+        first, *waiting = (pending(app) for _ in range(4))
+        deliver(app, first, *waiting)
+
+    for app in app_with(clean_database, rate="1/min"):
+        with app.runtime.engine.connect() as connection:
+            connection.execute(text(recipe.replace("send_mail", "limited")))
+        housekeeping.relay(app.dispatcher)
+        deliver(app, *(again := sent(app)), later := pending(app))
+
+        assert sorted(again) == sorted(waiting)
+        assert state(app, again[0]) == "done"
+        times = [waits_for(app, one)[1] for one in (*again[1:], later)]
+        assert times == [pytest.approx(seconds, abs=30) for seconds in (60, 120, 180)]
+
+
 def test_a_retry_takes_a_new_time(clean_database: str):
     def fail() -> None:
         raise RuntimeError("x")
@@ -219,6 +255,22 @@ def test_many_at_once_never_get_the_same_time(clean_database: str):
 
         assert len(calls) + len(due) == 20
         assert all((later - sooner).total_seconds() > 0.99 for sooner, later in pairwise(due))
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_as_many_threads_as_a_worker_has_run_at_once(clean_database: str, redelivered: bool):
+    """Each has a connection while its handler runs, and takes another one if it is redelivered."""
+    threads = 25
+    for app in app_with(clean_database, rate="999999999/s"):
+        ids = [pending(app) for _ in range(threads)]
+        everyone = threading.Barrier(threads)
+        during.extend([lambda all_run=everyone: all_run.wait(10)] * threads)  # type: ignore[misc]
+
+        with ThreadPoolExecutor(threads) as pool:
+            received = [pool.submit(receive, app, one, "limited", redelivered=redelivered) for one in ids]
+
+        assert [one.result() for one in received] == [None] * threads
+        assert {state(app, one) for one in ids} == {"done"}
 
 
 @pytest.mark.parametrize(

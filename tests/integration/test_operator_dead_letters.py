@@ -19,7 +19,7 @@ from messaging.operator.replaying import replay
 from messaging.postgres.dead_letters import DeadLetters, NotReplayable
 from messaging.texts import storable
 from messaging.worker.app import MessagingApp
-from tests.integration.outbox import app_on, ask
+from tests.integration.outbox import app_on, ask, refused
 
 HEADERS = {"task": "allocation.allocate", "id": "t1", "retries": 0, "own": "Ü"}
 
@@ -74,7 +74,7 @@ def test_a_message_is_replayed_unchanged(
         properties={"correlation_id": "t1", "priority": 3, "delivery_tag": "old", "delivery_info": {}},
     )  # fmt: skip
 
-    replay(app.dispatcher, letters, letter_id)
+    replay(app.dispatcher, letters, letter_id, "ann")
 
     [message] = taken(app)
     sent = message.body if isinstance(message.body, bytes) else message.body.encode(encoding)
@@ -90,7 +90,7 @@ def test_a_message_is_replayed_once_whatever_the_number_of_operators(app: Messag
 
     def press() -> bool:
         try:
-            replay(app.dispatcher, letters, letter_id)
+            replay(app.dispatcher, letters, letter_id, "ann")
         except NotReplayable:
             return False
         return True
@@ -106,16 +106,36 @@ def test_a_message_for_an_unknown_task_is_replayed_only_with_anyway(app: Messagi
     letter_id = keep(app, task="allocation.later", body=b"[[], {}, {}]", headers=HEADERS)
 
     with pytest.raises(NotReplayable, match=r"no task allocation\.later"):
-        replay(app.dispatcher, letters, letter_id)
+        replay(app.dispatcher, letters, letter_id, "ann")
     assert letters.find("open")
 
-    replay(app.dispatcher, letters, letter_id, anyway=True)
+    replay(app.dispatcher, letters, letter_id, "ann", anyway=True)
     assert len(taken(app)) == 1
+
+
+@pytest.mark.parametrize("act", ["replay", "discard"])
+def test_what_is_not_in_the_audit_has_not_been_done(app: MessagingApp, letters: DeadLetters, act: str):
+    """A letter is settled and audited in one transaction, whenever the operator's program dies."""
+    letter_id = keep(app, body=b"[[], {}, {}]", headers=HEADERS)
+    acts: dict[str, Callable[[], object]] = {
+        "replay": lambda: replay(app.dispatcher, letters, letter_id, "ann"),
+        "discard": lambda: letters.discard(letter_id, "a port scan", "ann"),
+    }
+
+    with refused(app, "INSERT INTO audit"), pytest.raises(RuntimeError, match="refused"):
+        acts[act]()
+    assert [one.id for one in letters.find("open")] == [letter_id]
+    assert taken(app) == []
+
+    acts[act]()
+    assert letters.find("open") == []
+    entry = (act, f"dead letter {letter_id}", "a port scan" if act == "discard" else None, 1, "done")
+    assert ask(app, "SELECT actor, action, subject, reason, count, outcome FROM audit") == [("ann", *entry)]
 
 
 def test_letters_are_found_by_state_reason_and_task(app: MessagingApp, letters: DeadLetters):
     discarded = keep(app, reason="undecodable body", task=None)
-    letters.discard(discarded, "a port scan")
+    letters.discard(discarded, "a port scan", "ann")
     waiting = keep(app)
 
     def ids(**filters: Any) -> list[str]:
@@ -128,7 +148,7 @@ def test_letters_are_found_by_state_reason_and_task(app: MessagingApp, letters: 
     assert ids(state="all", reason="UNDECODABLE") == [discarded]
     assert ids(state="all", task="allocate") == [waiting]
     with pytest.raises(NotReplayable, match="has already been discarded"):
-        letters.discard(discarded, "again")
+        letters.discard(discarded, "again", "bob")
 
 
 def test_a_binary_body_is_shown_in_base64(app: MessagingApp, letters: DeadLetters):
@@ -256,7 +276,7 @@ def test_any_text_in_a_message_can_be_stored(app: MessagingApp, letters: DeadLet
     texts = ("reason", "error", "task", "task_id", "queue", "content_type", "content_encoding")
     letter_id = keep(app, headers={"own": wrong}, properties={"own": wrong}, **dict.fromkeys(texts, wrong))
 
-    letters.discard(letter_id, wrong)
+    letters.discard(letter_id, wrong, "ann")
 
     letter = letters.get(letter_id)
     assert letter is not None

@@ -15,7 +15,7 @@ from messaging.bus import MessageBus
 from messaging.delivery import Delivery, Status, new_id
 from messaging.messages import Event
 from messaging.operator.waits import Waits
-from messaging.options import handler
+from messaging.options import Breaker, handler
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.transaction import Transaction
 from messaging.unit_of_work import Raised
@@ -297,3 +297,38 @@ def test_a_corrected_copy_of_a_renamed_handlers_delivery_keeps_its_place(
         assert sent(release) == [second]
         receive(release, second, "renamed")
         assert ran == [("a", 3), ("a", 2)]
+
+
+def test_the_first_of_a_key_is_tried_at_once_after_the_pause_of_a_breaker(clean_database: str):
+    """However many wait behind it: only the first ones wait for the breaker, the others for their turn."""
+
+    @handler(max_retries=50, in_order_by="key", breaker=Breaker(failures=1, pause_s=60, pause_max_s=60))
+    def stopped(event: Moved, uow: Any) -> None:
+        in_order(event, uow)
+
+    def tried(app: MessagingApp) -> list[str]:
+        """End the breaker's pause and have a worker take what the relay sends."""
+        ask(app, "UPDATE breakers SET until = clock_timestamp() - interval '1 ms' RETURNING 1")
+        housekeeping.relay(app.dispatcher)
+        ids = sent(app)
+        for delivery_id in ids:
+            receive(app, delivery_id, "stopped")
+        return ids
+
+    ran.clear()
+    failing.clear()
+    for app in app_on(clean_database, events={Moved: [stopped]}, relay_grace_s=1, relay_interval_s=1):
+        first, *others = commit(app, *(Moved("a", number) for number in range(1, 11)))
+        failing.add(1)
+        for delivery_id in (first, *others):
+            receive(app, delivery_id, "stopped")
+        assert tried(app) == [first]  # it fails, and waits for longer than the others now
+        assert ran == []
+        failing.clear()
+
+        assert tried(app) == [first]
+        while next_ones := sent(app):
+            for delivery_id in next_ones:
+                receive(app, delivery_id, "stopped")
+
+        assert ran == [("a", number) for number in range(1, 11)]

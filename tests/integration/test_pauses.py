@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, event
+from sqlalchemy.exc import OperationalError
 
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
@@ -16,7 +19,7 @@ from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import Pausing, WrongPause
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
-from messaging.postgres.pauses import SEEN_S, Pauses, Scope
+from messaging.postgres.pauses import SEEN_S, Pause, Pauses, Scope
 from messaging.postgres.transaction import Transaction
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
@@ -131,6 +134,53 @@ def test_a_process_notices_a_pause_and_its_end_within_a_second_or_so(app: Messag
     began = time.monotonic()
     eventually(lambda: not holds(), 10, "a delivery that runs", every=0.05)
     assert time.monotonic() - began < SEEN_S + 2
+
+
+def test_no_thread_of_a_restarted_worker_runs_what_is_paused(app: MessagingApp, pausing: Pausing):
+    """The others wait while one of them reads the pauses for the first time."""
+    pausing.pause(Scope.HANDLER, STOPPED, "anna", "moving")
+    reading, may_read = threading.Event(), threading.Event()
+
+    class SlowlyRead(Pauses):
+        def active(self) -> list[Pause]:
+            reading.set()
+            assert may_read.wait(20)
+            return super().active()
+
+    pauses = SlowlyRead(app.runtime.engine)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(pauses.seen)
+        assert reading.wait(20)
+        second = pool.submit(pauses.seen)
+        with suppress(TimeoutError):
+            second.result(0.3)
+        may_read.set()
+
+        assert [one.name for one in first.result(20)] == [STOPPED]
+        assert second.result(20) == first.result(20)
+
+
+def test_nothing_runs_before_the_pauses_could_be_read_for_the_first_time(
+    app: MessagingApp,
+    pausing: Pausing,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    one = pending(app, OTHER)
+    nowhere = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none")
+    with monkeypatch.context() as patch:
+        patch.setattr(app.runtime.pauses, "_engine", nowhere)
+        error = receive(app, one, OTHER)
+        assert isinstance(error, OperationalError)  # Celery sends the message again
+        assert (ran, state(app, one), attempts(app, one)) == ([], "pending", 0)
+        assert "Pauses cannot be read: OperationalError" in caplog.text
+
+    receive(app, one, OTHER)
+    assert ran == [OTHER]
+    assert attempts(app, one) == 1
+    app.runtime.pauses.forget()
+    monkeypatch.setattr(app.runtime.pauses, "_engine", nowhere)
+    assert app.runtime.pauses.seen() == []  # as they were read last
 
 
 def test_what_is_running_when_a_pause_begins_finishes(app: MessagingApp, pausing: Pausing):

@@ -354,7 +354,7 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a redelivered message that finds its delivery locked leaves no trace")
 def _(_world: World, stack: ExitStack) -> None:
-    put(stack, Attempt, "note_seen", lambda _self: None)
+    put(stack, Attempt, "note_seen", lambda _self, _transaction: None)
 
 
 # What is raised

@@ -267,7 +267,7 @@ class Operator:
         """Send a dead letter again."""
         letters = self.app.runtime.dead_letters.find(reason=PARKED)
         for letter in letters[:1]:
-            replay(self.app.dispatcher, self.app.runtime.dead_letters, letter.id)
+            replay(self.app.dispatcher, self.app.runtime.dead_letters, letter.id, self.name)
 
     def pause(self) -> None:
         """Pause a handler of events."""

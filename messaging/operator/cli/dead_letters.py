@@ -14,7 +14,6 @@ from messaging.operator import replaying
 from messaging.operator.cli.options import REASON, TEXT, json_option
 from messaging.operator.cli.output import console, print_facts, print_json, print_table, printable, when
 from messaging.operator.cli.tool import REFUSED, Failure, Group, Tool
-from messaging.postgres.audit import Entry
 from messaging.postgres.dead_letters import STATES, DeadLetters
 
 #: The fields that a list leaves out, and those that replace them.
@@ -108,8 +107,7 @@ def replay(tool: Tool, ids: tuple[UUID, ...], anyway: bool) -> None:
     store, refused = DeadLetters(tool.runtime.engine), False
     for letter_id in map(str, ids):
         try:
-            letter = replaying.replay(tool.dispatcher, store, letter_id, anyway=anyway)
-            _note(tool, "replay", letter_id)
+            letter = replaying.replay(tool.dispatcher, store, letter_id, tool.actor, anyway=anyway)
             console().print(f"{letter_id} sent to {letter.queue} again ({letter.task}).")
         except MessagingError as error:
             refused = True
@@ -130,10 +128,5 @@ def discard(tool: Tool, ids: tuple[UUID, ...], reason: str) -> None:
     """Discard dead letters for good, with a reason."""
     store = DeadLetters(tool.runtime.engine)
     for letter_id in map(str, ids):
-        letter = store.discard(letter_id, reason)
-        _note(tool, "discard", letter_id, reason)
+        letter = store.discard(letter_id, reason, tool.actor)
         console().print(f"{letter_id} of {when(letter.at)} discarded.")
-
-
-def _note(tool: Tool, action: str, letter_id: str, reason: str | None = None) -> None:
-    tool.runtime.audit.note(Entry(tool.actor, action, f"dead letter {letter_id}", reason, 1, "done"))
