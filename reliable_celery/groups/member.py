@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from billiard.common import terminate_handler_fired
 from celery import Celery, Task
 from celery._state import _task_stack
 from celery.app.task import Context
@@ -61,6 +62,8 @@ def prepare(members: Sequence[Member]) -> set[str]:
         except (WorkerShutdown, WorkerTerminate):
             raise
         except BaseException:
+            if terminate_handler_fired():  # this process was told to end
+                raise
             logger.exception("A group of %d tasks is run one by one", len(some))
     return prepared
 

@@ -391,3 +391,30 @@ def test_terminating_a_command_that_waits_to_run_alone_kills_no_other(
 
     assert outcomes == [f"batch-{skus[0]}"] * 2 + ["TaskRevokedError"]
     assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-1",)]
+
+
+@pytest.mark.parametrize("pool", ["prefork"], indirect=True)
+def test_a_process_whose_group_was_terminated_politely_carries_out_nothing_more(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    """Celery takes its later death for that of a terminated command, which it does not run again."""
+    with failing_order(backend, "order-2", "IF nextval('hampered') = 1 THEN PERFORM pg_sleep(1); END IF"):
+        with paused(worker):
+            sent = allocate_in_two_messages(shop, skus)
+        eventually(lambda: sleeping(backend), what="a group that is under way")
+        shop.app.control.revoke(sent[1].id, terminate=True)
+        outcomes = [outcome(result) for result in sent]
+    engine = create_engine(backend.addresses.database_url)
+    with engine.begin() as holder:
+        holder.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": skus[3]})
+        late = shop.send("allocate", orderid="late", sku=skus[3], qty=1)
+        at_lock = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        eventually(lambda: len(backend.sql(at_lock)) == 1, what="the next command at the lock")
+        for child in psutil.Process(worker.pid).children():
+            child.kill()
+    engine.dispose()
+
+    assert outcomes == [
+        f"batch-{skus[0]}", "TaskRevokedError", f"batch-{skus[2]}", f"batch-{skus[3]}", f"batch-{skus[0]}"
+    ]  # fmt: skip
+    assert outcome(late) == f"batch-{skus[3]}"
