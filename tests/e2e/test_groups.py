@@ -215,6 +215,21 @@ def test_a_key_that_is_used_twice_in_a_group_takes_effect_once(
     assert backend.sql(LINES, skus=skus) == [("order",)]
 
 
+def test_two_commands_with_one_id_are_both_settled_and_the_first_is_answered(
+    shop: Shop, other_shop: Shop, worker: Child, backend: Backend, skus
+):
+    task_id = str(uuid4())
+    with paused(worker):
+        first = shop.send("allocate", orderid="order-0", sku=skus[0], qty=1, task_id=task_id)
+        other_shop.send("allocate", orderid="order-1", sku=skus[0], qty=1, task_id=task_id)
+        last = shop.send("allocate", orderid="order-2", sku=skus[1], qty=1)
+
+    assert [outcome(first), outcome(last)] == [f"batch-{skus[0]}", f"batch-{skus[1]}"]
+    assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-2",)]
+    with redis.Redis.from_url(backend.addresses.broker_url) as broker:
+        eventually(lambda: not broker.exists(*UNACKED), 5, "a worker without messages")
+
+
 def test_an_error_of_the_database_affects_no_other_command(shop: Shop, worker: Child, backend: Backend, skus):
     with failing_order(backend, "order-1", "RAISE 'no'"):
         with paused(worker):
