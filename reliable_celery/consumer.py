@@ -40,8 +40,11 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
     def __init__(self, on_task_request: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
         super().__init__(on_task_request, *args, **kwargs)
         max_crashes = self.app.conf.get("message_max_crashes")
+        run = self.on_task_request
         if max_crashes is not None:
-            self.on_task_request = PoisonCount(self, max_crashes).counting(on_task_request)
+            run = PoisonCount(self, max_crashes).counting(run)
+        # Not always called while its own message is received: a group runs several requests.
+        self.on_task_request = lambda request: self._handle(run, request, request.message)
         self.groups = self.open_groups(self.app.conf.get("message_group_max") or 1)
         self.dead_letters = self.open_dead_letters()
 
@@ -98,13 +101,13 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
             if name not in self.strategies or (name in RUNS_OTHERS and not limits.message_allow_callbacks):
                 self.on_unknown_task(None, message, KeyError(name))
             elif not put_off(message):
-                self._handle(handle, message)
+                self._handle(handle, message, message)
 
         return on_task_received
 
-    def _handle(self, handle: Callable[[Any], None], message: Any) -> None:
+    def _handle(self, handle: Callable[[Any], object], received: Any, message: Any) -> None:
         try:
-            handle(message)
+            handle(received)
         except KeyError as exc:
             # The Redis transport treats it as a connection error, so the worker would reconnect for ever.
             self.refuse(message, exc)

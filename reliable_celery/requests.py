@@ -63,6 +63,9 @@ class Request(CeleryRequest):
             task_ready(self)
             self.give_back(error)
             return None
+        if isinstance(error, MemoryError) and return_ok:
+            # Its task has ended and was answered; Celery would end the worker, and the next one that gets it.
+            exc_info.exception = RuntimeError(repr(error))
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def give_back(self, error: BaseException) -> None:

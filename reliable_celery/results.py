@@ -39,6 +39,7 @@ class Unconfirmed:
     value: str | bytes
     stored: Callable[[], object] = lambda: None
     lost: Callable[[Exception], object] = lambda _error: None
+    is_awaited: bool = False  # one of the two will be called
 
 
 class ResultBackend(RedisBackend):
@@ -72,11 +73,14 @@ class ResultBackend(RedisBackend):
     def when_stored(
         self, task_id: str, stored: Callable[[], object], lost: Callable[[Exception], object]
     ) -> bool:
-        """Call one of the two when Redis has replied about this result; False when that is already known."""
+        """Call one of the two when Redis has replied about this result; False when that is already known.
+
+        The result of another message with this id is not this one's.
+        """
         last = self._held or self._unconfirmed
-        if not last or last[-1].task_id != task_id:
+        if not last or last[-1].task_id != task_id or last[-1].is_awaited:
             return False
-        last[-1].stored, last[-1].lost = stored, lost
+        last[-1].stored, last[-1].lost, last[-1].is_awaited = stored, lost, True
         return True
 
     @contextmanager

@@ -6,7 +6,6 @@ A delivery whose handler fails is made again by its task, alone, and only that c
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.telemetry.work import Kind, Watch, Work
 from messaging.wire.validation import from_dict
-from messaging.worker.sharing import LONGEST_GROUP_S, Done, handle_in, log_failed
+from messaging.worker.sharing import Done, handle_in, last_begin, log_failed
 from reliable_celery.groups.member import Member
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ class DeliveryGroup:
                 if not units:
                     return set()
                 with self.watch.together([unit.work for unit in units]):
-                    _, done = handle_in(transaction, self.runtime, units, time.monotonic() + LONGEST_GROUP_S)
+                    _, done = handle_in(transaction, self.runtime, units, last_begin(self.runtime))
         except DATABASE_ERRORS as error:
             log_failed(len(by_id), error)
             return set()

@@ -19,8 +19,7 @@ from messaging.project.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which no further message of a group begins. Locks are held until the group's end, and a time
-#: limit is meant for one message.
+#: Seconds after which no further message of a group begins: locks are held until the group's end.
 LONGEST_GROUP_S = 1.0
 
 #: What handling a message came to.
@@ -63,8 +62,7 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
 
     The others have to be handled alone.
     """
-    left, done = list(units), dict[str, Done[T]]()
-    until = time.monotonic() + LONGEST_GROUP_S
+    left, done, until = list(units), dict[str, Done[T]](), last_begin(runtime)
     patient_until: float | None = None
     while left and time.monotonic() < until:
         try:
@@ -79,6 +77,11 @@ def handle_together(runtime: Runtime, units: Iterable[Unit[T]]) -> dict[str, Don
         left, done = rest, done | some
         patient_until = patient_until or time.monotonic() + PATIENCE_MS / 1000
     return done
+
+
+def last_begin(runtime: Runtime) -> float:
+    """Return until when messages of a group begin, by the monotonic clock; its time limit is that of one."""
+    return time.monotonic() + min(LONGEST_GROUP_S, runtime.settings.task_time_limit_s / 3)
 
 
 def handle_in(

@@ -7,5 +7,6 @@ task runs as always, with its own signals, events, result and acknowledgement, a
 A group is what has already arrived when the event loop would run the first of them: nothing waits for more.
 A redelivered message is never part of a group, since it may be the one that kills its workers. What is never
 part of a group runs when it arrives; with an attribute `keeps_its_turn = True`, after the tasks that wait.
+Two messages of a group with the same id run alone.
 Groups are formed in the pools solo and prefork.
 """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from billiard.common import terminate_handler_fired
 from celery import Celery, Task
 from celery._state import _task_stack
 from celery.app.task import Context
@@ -52,8 +54,10 @@ class Group(Protocol):
 def prepare(members: Sequence[Member]) -> set[str]:
     """Do the shared work of a group; return the ids of the tasks that will find theirs done."""
     by_group: dict[Group, list[Member]] = {}
+    messages = Counter(member.context.id for member in members)
     for member in members:
-        by_group.setdefault(member.task.together, []).append(member)
+        if messages[member.context.id] == 1:  # of two with one id, it is not known whose work was done
+            by_group.setdefault(member.task.together, []).append(member)
     prepared: set[str] = set()
     for group, some in by_group.items():
         try:
@@ -61,6 +65,8 @@ def prepare(members: Sequence[Member]) -> set[str]:
         except (WorkerShutdown, WorkerTerminate):
             raise
         except BaseException:
+            if terminate_handler_fired():  # this process was told to end
+                raise
             logger.exception("A group of %d tasks is run one by one", len(some))
     return prepared
 

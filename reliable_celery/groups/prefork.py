@@ -17,7 +17,7 @@ from celery import current_app
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import BackendStoreError
-from celery.worker.state import task_ready
+from celery.worker.state import active_requests, task_ready
 from kombu.serialization import loads, prepare_accept_content
 
 from reliable_celery.groups.collecting import Groups, may_join
@@ -124,7 +124,7 @@ class PreforkGroups(Groups):
                 alone.append(request)
             else:
                 request.on_success(outcome)
-        self.run_alone(alone)
+        self._begin_again(alone)
 
     def _on_failure(self, requests: Sequence[Any], exc_info: Any) -> None:
         """Tell each request of the end of its child; terminating one task does not revoke the others."""
@@ -141,7 +141,18 @@ class PreforkGroups(Groups):
                 request.on_failure(exc_info)
         if alone:
             logger.error("A group of %d tasks is run one by one", len(alone), exc_info=error)
-        self.run_alone(alone)
+        self._begin_again(alone)
+
+    def _begin_again(self, requests: Iterable[Any]) -> None:
+        """Run requests alone, as if they had just arrived, but leave those to the broker that it redelivers.
+
+        Until one is started, its child runs others: terminating it must not kill them.
+        """
+        again = [request for request in requests if not request._already_cancelled]
+        for request in again:
+            request.time_start = request.worker_pid = request._apply_result = None
+            active_requests.discard(request)
+        self.run_alone(again)
 
 
 def _job(request: Any) -> Job:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 import redis
 from sqlalchemy import create_engine, text
@@ -122,6 +123,12 @@ def failing_order(backend: Backend, orderid: str, statement: str) -> Iterator[No
         )
 
 
+def sleeping(backend: Backend) -> bool:
+    """Return whether a statement of `failing_order` sleeps."""
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    return backend.sql(asleep) == [(1,)]
+
+
 def test_commands_that_wait_share_one_transaction(shop: Shop, worker: Child, backend: Backend, skus):
     with paused(worker):
         sent = allocate(shop, [*skus, *skus])
@@ -170,8 +177,7 @@ def test_a_new_command_does_not_overtake_those_of_a_group_that_is_run_one_by_one
     with failing_order(backend, "order-0", fails_then_sleeps):
         with paused(worker):
             sent = allocate(shop, [skus[0]] * 6)
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        eventually(lambda: backend.sql(waits) == [(1,)], what="the first of the group, alone")
+        eventually(lambda: sleeping(backend), what="the first of the group, alone")
         sent.append(shop.send("allocate", orderid="late", sku=skus[0], qty=1))
         outcomes = [outcome(result) for result in sent]
 
@@ -207,6 +213,21 @@ def test_a_key_that_is_used_twice_in_a_group_takes_effect_once(
 
     assert [outcome(result) for result in sent] == [f"batch-{skus[0]}"] * 3
     assert backend.sql(LINES, skus=skus) == [("order",)]
+
+
+def test_two_commands_with_one_id_are_both_settled_and_the_first_is_answered(
+    shop: Shop, other_shop: Shop, worker: Child, backend: Backend, skus
+):
+    task_id = str(uuid4())
+    with paused(worker):
+        first = shop.send("allocate", orderid="order-0", sku=skus[0], qty=1, task_id=task_id)
+        other_shop.send("allocate", orderid="order-1", sku=skus[0], qty=1, task_id=task_id)
+        last = shop.send("allocate", orderid="order-2", sku=skus[1], qty=1)
+
+    assert [outcome(first), outcome(last)] == [f"batch-{skus[0]}", f"batch-{skus[1]}"]
+    assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-2",)]
+    with redis.Redis.from_url(backend.addresses.broker_url) as broker:
+        eventually(lambda: not broker.exists(*UNACKED), 5, "a worker without messages")
 
 
 def test_an_error_of_the_database_affects_no_other_command(shop: Shop, worker: Child, backend: Backend, skus):
@@ -255,8 +276,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_group_has_done_nothing(
     with failing_order(backend, "order-2", "PERFORM pg_sleep(1)"):
         with paused(worker):
             sent = allocate_in_two_messages(shop, skus)
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        eventually(lambda: backend.sql(waits) == [(1,)], what="a group that is under way")
+        eventually(lambda: sleeping(backend), what="a group that is under way")
         worker.kill()
         assert backend.sql(LINES, skus=skus) == []
     parked = "SELECT count(*) FROM dead_letters"
@@ -366,3 +386,50 @@ def test_terminating_a_command_of_a_running_group_revokes_no_other(
         f"batch-{skus[0]}", "TaskRevokedError", f"batch-{skus[2]}", f"batch-{skus[3]}", f"batch-{skus[0]}"
     ]  # fmt: skip
     assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-2",), ("order-3",), ("order-4",)]
+
+
+@pytest.mark.parametrize("pool", ["prefork"], indirect=True)
+def test_terminating_a_command_that_waits_to_run_alone_kills_no_other(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    """The process that had its group now carries out another command."""
+    fails_then_sleeps = (
+        "IF nextval('hampered') = 1 THEN RAISE EXCEPTION USING ERRCODE = 'deadlock_detected';"
+        " ELSE PERFORM pg_sleep(2); END IF"
+    )
+    with failing_order(backend, "order-0", fails_then_sleeps):
+        with paused(worker):
+            sent = allocate(shop, [skus[0]] * 3)
+        eventually(lambda: sleeping(backend), what="the first of the group, alone")
+        shop.app.control.revoke(sent[2].id, terminate=True, signal="SIGKILL")
+        outcomes = [outcome(result) for result in sent]
+
+    assert outcomes == [f"batch-{skus[0]}"] * 2 + ["TaskRevokedError"]
+    assert backend.sql(LINES, skus=skus) == [("order-0",), ("order-1",)]
+
+
+@pytest.mark.parametrize("pool", ["prefork"], indirect=True)
+def test_a_process_whose_group_was_terminated_politely_carries_out_nothing_more(
+    shop: Shop, worker: Child, backend: Backend, skus
+):
+    """Celery takes its later death for that of a terminated command, which it does not run again."""
+    with failing_order(backend, "order-2", "IF nextval('hampered') = 1 THEN PERFORM pg_sleep(1); END IF"):
+        with paused(worker):
+            sent = allocate_in_two_messages(shop, skus)
+        eventually(lambda: sleeping(backend), what="a group that is under way")
+        shop.app.control.revoke(sent[1].id, terminate=True)
+        outcomes = [outcome(result) for result in sent]
+    engine = create_engine(backend.addresses.database_url)
+    with engine.begin() as holder:
+        holder.execute(text("SELECT FROM products WHERE sku = :sku FOR UPDATE"), {"sku": skus[3]})
+        late = shop.send("allocate", orderid="late", sku=skus[3], qty=1)
+        at_lock = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        eventually(lambda: len(backend.sql(at_lock)) == 1, what="the next command at the lock")
+        for child in psutil.Process(worker.pid).children():
+            child.kill()
+    engine.dispose()
+
+    assert outcomes == [
+        f"batch-{skus[0]}", "TaskRevokedError", f"batch-{skus[2]}", f"batch-{skus[3]}", f"batch-{skus[0]}"
+    ]  # fmt: skip
+    assert outcome(late) == f"batch-{skus[3]}"

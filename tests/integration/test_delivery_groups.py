@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -206,3 +207,18 @@ def test_one_whose_unit_of_work_fails_as_it_begins_leaves_the_others_alone(
     ids = [owed(app, sku) for sku in ("CHAIR", "LAMP", "TABLE")]
 
     assert len(together(app, *ids)) == 2
+
+
+def test_a_group_of_slow_handlers_stays_within_the_time_limit_of_one(clean_database: str):
+    limits = {"task_time_limit_s": 1, "smtp_timeout_s": 0.5}
+    for app in app_on(clean_database, events={OutOfStock: [count]}, **limits):
+        ids = [owed(app, f"SLOW-{number}") for number in range(6)]
+        behaviour.update(dict.fromkeys((f"SLOW-{number}" for number in range(6)), slow))
+
+        made = together(app, *ids)
+
+        assert 1 <= len(made) <= 3
+
+
+def slow(_event: OutOfStock, _uow: Any) -> None:
+    time.sleep(0.2)

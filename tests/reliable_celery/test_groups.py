@@ -13,7 +13,7 @@ import redis
 from local.processes.child import Child
 from local.servers.redis_server import Redis
 from local.waiting import eventually
-from reliable_celery.errors import WorkerCrashed
+from reliable_celery.errors import InvalidMessage, WorkerCrashed
 from tests.reliable_celery.celery_fixtures.processes import (
     OUR_CONSUMER,
     make_worker,
@@ -89,6 +89,23 @@ def test_tasks_that_run_alone_do_not_wait_for_the_next_message(
         assert [each.get(timeout=60) for each in sent] == ["alone"] * 40
 
     assert time.monotonic() - began < 5
+
+
+def test_a_task_that_exits_is_refused_and_none_of_its_group_with_it(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """They run while the last of them is received."""
+    worker = make_worker(redis_server, tmp_path, "sharing", "solo", **SETTINGS)
+    exits = sender(redis_server).send_task("fixture.share", kwargs={"number": 2, "exits": True})
+    others = share(redis_server, 1, 4)
+    with running(worker):
+        assert [each.get(timeout=60) for each in others] == ["together", "alone"]
+        with pytest.raises(InvalidMessage):
+            exits.get(timeout=30)
+        eventually(lambda: unfinished(redis_server) == 0, 30, "an empty broker")
+
+    assert groups(redis_server) == [[2, 1, 4]]
+    assert [letter["task_id"] for letter in letters(tmp_path)] == [exits.id]
 
 
 def test_only_the_task_that_kills_a_groups_worker_is_set_aside(

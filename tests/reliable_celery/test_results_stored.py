@@ -199,6 +199,16 @@ def test_only_unconfirmed_successes_are_deferred(backend: ResultBackend, loop: L
     assert message.fate == []
 
 
+def test_another_message_with_the_same_id_and_no_result_does_not_replace_the_one_that_waits(
+    backend: ResultBackend, loop: Loop
+):
+    first, second = store(backend, "same"), Message()
+
+    assert not backend.when_stored("same", second.acknowledge, second.give_back)
+    loop.turn()
+    assert (first.fate, second.fate) == (["acknowledged"], [])
+
+
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
 def test_a_worker_later_answers_messages_that_it_could_not_answer_at_first(
     redis_server: Redis, broker: redis.Redis, results: Redis, client: redis.Redis, tmp_path: Path, pool: str

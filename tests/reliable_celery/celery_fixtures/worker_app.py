@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,12 @@ def reject(task: Task, number: int, times: int) -> None:
             raise Reject("again", requeue=True)
 
 
+@app.task(name="fixture.exhaust")
+def exhaust() -> None:
+    """Fail for want of memory."""
+    raise MemoryError("all is taken")
+
+
 @app.task(name="fixture.add")
 def add(x: int, y: int) -> int:
     """Return the sum."""
@@ -98,10 +105,12 @@ sharing = Sharing()
 
 
 @app.task(name="fixture.share", bind=True, together=sharing)
-def share(task: Task, number: int) -> str:
-    """Return whether a group has done the work."""
+def share(task: Task, number: int, exits: bool = False) -> str:
+    """Return whether a group has done the work; or exit."""
     if task.request.id in sharing.done:
         return "together"
+    if exits:
+        sys.exit("no more")
     die(number) if number < 0 else mark(number)
     return "alone"
 

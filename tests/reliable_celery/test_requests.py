@@ -1,0 +1,35 @@
+"""What a worker's main process does about the end of a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from local.servers.redis_server import Redis
+from local.waiting import eventually
+from tests.reliable_celery.celery_fixtures.processes import (
+    OUR_CONSUMER,
+    make_worker,
+    running,
+    sender,
+    unfinished,
+)
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_task_that_ran_out_of_memory_is_answered_and_ends_no_worker(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
+):
+    """Celery would end the worker, and then each one that gets the message again."""
+    worker = make_worker(redis_server, tmp_path, "w", pool, worker_consumer=OUR_CONSUMER)
+    app = sender(redis_server)
+    with running(worker):
+        with pytest.raises(MemoryError, match="all is taken"):
+            app.send_task("fixture.exhaust").get(timeout=30)
+        assert app.send_task("fixture.add", (1, 2)).get(timeout=30) == 3
+        eventually(lambda: unfinished(redis_server) == 0, what="nothing left in the broker")
+
+        assert worker.running
+    assert "Dead letter" not in worker.log_text()
