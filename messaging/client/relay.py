@@ -65,6 +65,8 @@ class Relay:
         self._trouble = Pause(pace.pause_max_s)
         self._prune_at = 0.0
         self._looks_for_traces = True
+        #: Messages whose answer was not recorded, until they are sent again.
+        self._hastened: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; nothing that fails ends it."""
@@ -147,6 +149,7 @@ class Relay:
 
     def _publish(self, task_id: str, entries: Sequence[Entry]) -> bool:
         lines = [[entry.task, json.loads(entry.fields), entry.key] for entry in entries]
+        self._hastened.discard(task_id)
         try:
             self._sender.send_lines(task_id, lines, [entry.traceparent for entry in entries])
         except Unavailable as error:
@@ -175,10 +178,16 @@ class Relay:
         """Write the answers that have come; return how many messages are under way, and how many were."""
         with self._database.transaction() as transaction:
             task_ids = self._table.under_way(statements(transaction), self._pace.in_flight)
-        answers = self._told(task_ids)
-        for task_id, told in answers.items():
+        told = self._told(task_ids)
+        answers = {task_id: one for task_id, one in told.items() if one.recorded}
+        for task_id, answer in answers.items():
             with self._database.transaction() as transaction:
-                self._note(self._begin(transaction), task_id, told)
+                self._note(self._begin(transaction), task_id, answer)
+        self._hastened &= set(task_ids)
+        for task_id in told.keys() - answers.keys() - self._hastened:
+            with self._database.transaction() as transaction:
+                self._hasten(self._begin(transaction), task_id)
+            self._hastened.add(task_id)
         return len(task_ids) - len(answers), len(answers)
 
     def _told(self, task_ids: Sequence[str]) -> dict[str, Told]:
@@ -212,6 +221,13 @@ class Relay:
         if later:
             self._table.try_later(run, later, self._pace.retry_after_s(_attempts(later)))
         self._size = min(self._pace.size, self._size + 1)
+
+    def _hasten(self, run: Statements, task_id: str) -> None:
+        """Have the same message sent again soon: its answer was not recorded, and may not stay the answer."""
+        entries = self._table.lock_message(run, task_id)
+        if entries:
+            wait = min(self._pace.pause_max_s, self._pace.retry_after_s(_attempts(entries)))
+            self._table.hasten(run, task_id, wait)
 
     def _fall_apart(self, run: Statements, entries: Sequence[Entry], error: Mapping[str, str]) -> None:
         """Send the commands of a message that failed as a whole in smaller ones, at last each by itself."""

@@ -168,6 +168,15 @@ class CommandTable:
             (after_s, task_id),
         )
 
+    def hasten(self, run: Statements, task_id: str, within_s: float) -> None:
+        """Have a message sent again in so many seconds, or earlier."""
+        now = run.dialect.now
+        run.write(
+            f"UPDATE {self.name} SET due_at = {now} + %s"
+            f" WHERE task_id = %s AND answered_at IS NULL AND due_at > {now} + %s",
+            (within_s, task_id, within_s),
+        )
+
     def under_way(self, run: Statements, limit: int) -> list[str]:
         """Return the task ids of messages that have no answer yet, the oldest first."""
         rows = run.read(

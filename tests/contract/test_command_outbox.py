@@ -257,6 +257,20 @@ def test_a_message_that_was_answered_is_not_sent_again(shop):
     assert shop.step(shop.table.under_way, 10) == []
 
 
+def test_a_message_can_be_sent_earlier_than_planned_and_is_never_put_off(shop):
+    for key in "ab":
+        shop.send(Allocate(key, "LAMP", 2), key)
+    shop.claim("m1", size=1, lease_s=60)
+    shop.claim("m2", lease_s=60)
+    shop.step(shop.table.hasten, "m1", -1)
+    shop.step(shop.table.hasten, "m1", 60)
+
+    task_id, _ = shop.step(shop.table.claim_again, 60)
+
+    assert task_id == "m1"
+    assert shop.step(shop.table.claim_again, 60) is None
+
+
 def test_an_answer_that_comes_twice_is_written_once(shop):
     shop.send(Allocate("o1", "LAMP", 2), "a")
     shop.claim("m1")
