@@ -35,6 +35,8 @@ MESSAGES_A_STEP = 8
 #: Answers are noted in one transaction: so many at most, and as long as the app is so quick (seconds).
 NOTED_TOGETHER = 100
 NOTED_TOGETHER_S = 0.05
+#: While new answers keep coming, it is looked for those that the app failed to note (seconds).
+FAILED_EVERY_S = 0.5
 PRUNE_EVERY_S = 60.0
 #: JSON of the commands in one message; the backend's ALLOCATION_MESSAGE_MAX_BYTES is above it.
 MAX_BYTES = 400_000
@@ -63,7 +65,7 @@ class Relay:
         self._size = pace.size
         self._broker, self._results = Pause(pace.pause_max_s), Pause(pace.pause_max_s)
         self._trouble = Pause(pace.pause_max_s)
-        self._prune_at = 0.0
+        self._prune_at = self._look_for_failed_at = 0.0
         self._looks_for_traces = True
         #: Messages whose answer was not recorded, until they are sent again.
         self._hastened: set[str] = set()
@@ -240,6 +242,25 @@ class Relay:
     # The app
 
     def _handle(self) -> int:
+        """Have the app take note of answers; return of how many."""
+        handled = self._note_some(NOTED_TOGETHER, failed_before=False)
+        if not handled or time.monotonic() >= self._look_for_failed_at:
+            handled += self._handle_failed()
+        return handled
+
+    def _handle_failed(self) -> int:
+        """Have the app take note of an answer that it failed to note before, alone.
+
+        While there are none this is a look at all that wait, so it is done for a tenth of the time at most.
+        """
+        began = time.monotonic()
+        handled = self._note_some(1, failed_before=True)
+        if not handled:
+            ended = time.monotonic()
+            self._look_for_failed_at = ended + max(FAILED_EVERY_S, 10 * (ended - began))
+        return handled
+
+    def _note_some(self, limit: int, *, failed_before: bool) -> int:
         """Have the app take note of answers, in one transaction while it is quick; return of how many."""
         if self._handler is None:
             return 0
@@ -248,7 +269,7 @@ class Relay:
             with self._database.transaction() as transaction:
                 run = self._begin(transaction)
                 end = time.monotonic() + NOTED_TOGETHER_S
-                for entry in self._answered(run):
+                for entry in self._table.answered(run, limit, failed_before=failed_before):
                     current.append(entry)
                     self._call_handler(self._handler, entry, transaction)
                     if time.monotonic() >= end:
@@ -263,12 +284,6 @@ class Relay:
                 wait = self._pace.retry_after_s(entry.attempts)
                 self._table.handle_later(self._begin(transaction), entry, wait)
             return 1
-
-    def _answered(self, run: Statements) -> list[Entry]:
-        """Return answers to note together; one that failed before is noted alone."""
-        return self._table.answered(run, NOTED_TOGETHER, failed_before=False) or self._table.answered(
-            run, 1, failed_before=True
-        )
 
     def _call_handler(self, handler: OnAnswer, entry: Entry, transaction: Any) -> None:
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from allocation.client import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import AllocationError, InvalidSku
+from messaging.client.answers import Outcome
 from messaging.client.connections import NoTransaction, statements
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
 from messaging.client.outbox import KeyTaken, Outbox
@@ -320,6 +323,33 @@ def test_what_waits_is_counted_with_its_age(shop):
 
     assert (waiting.unsent, waiting.unanswered, waiting.unhandled) == (3, 1, 2)
     assert 0 <= waiting.oldest_s < 60
+
+
+def test_an_answer_that_the_app_failed_to_note_gets_its_turn_while_others_keep_coming(shop):
+    noted: list[str] = []
+    failures = ["a"]
+
+    def note(outcome: Outcome, _transaction: Any) -> None:
+        if outcome.key in failures:
+            failures.remove(outcome.key)
+            raise RuntimeError("the shop is not itself")
+        noted.append(outcome.key)
+
+    # It sends nothing here, so it needs no broker.
+    relay = shop.outbox.relay(shop.database, "memory://", "disabled://", on_answer=note)
+    until = time.monotonic() + 10
+    for number in count():
+        key = f"{number}" if number else "a"
+        shop.send(Allocate(key, "LAMP", 2), key)
+        shop.claim(f"m{number}")
+        shop.answer(f"m{number}")
+        relay.step()
+        if "a" in noted or time.monotonic() > until:
+            break
+
+    assert not failures
+    assert noted[-1] == "a"
+    assert sorted(noted) == sorted(["a", *map(str, range(1, number + 1))])
 
 
 def test_what_was_handled_long_ago_is_pruned(shop):
