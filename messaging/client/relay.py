@@ -38,8 +38,6 @@ NOTED_TOGETHER_S = 0.05
 #: While new answers keep coming, it is looked for those that the app failed to note (seconds).
 FAILED_EVERY_S = 0.5
 PRUNE_EVERY_S = 60.0
-#: JSON of the commands in one message; the backend's ALLOCATION_MESSAGE_MAX_BYTES is above it.
-MAX_BYTES = 400_000
 #: Errors that say "not now"; they are no answer.
 NOT_NOW = ("Unavailable",)
 
@@ -145,9 +143,7 @@ class Relay:
                 return again
             task_id = str(uuid4())
             entries = self._table.claim(run, task_id, self._size, self._pace.lease_s)
-            fitting = _fitting(entries)
-            self._table.try_later(run, entries[len(fitting) :], 0)
-        return (task_id, fitting) if fitting else None
+        return (task_id, entries) if entries else None
 
     def _publish(self, task_id: str, entries: Sequence[Entry]) -> bool:
         lines = [[entry.task, json.loads(entry.fields), entry.key] for entry in entries]
@@ -318,14 +314,3 @@ class HandlerFailed(Exception):
 def _attempts(entries: Sequence[Entry]) -> int:
     """Return how often the commands of a message were sent, this time included."""
     return max(entry.attempts for entry in entries)
-
-
-def _fitting(entries: Sequence[Entry]) -> list[Entry]:
-    """Return as many of the first entries as fit into a message, one at least."""
-    size, fitting = 0, list[Entry]()
-    for entry in entries:
-        size += len(entry.fields) + len(entry.key) + len(entry.task) + 20
-        if fitting and size > MAX_BYTES:
-            break
-        fitting.append(entry)
-    return fitting

@@ -191,6 +191,17 @@ def test_a_command_that_fits_into_no_message_is_refused(shop):
         shop.outbox.send(transaction, Allocate("o1", "x" * 500_000, 2), key="a")
 
 
+def test_long_commands_that_wait_for_the_next_message_count_as_unsent(shop):
+    """Else their answers would be waited for as if they had been lost again and again."""
+    for key in "abcdefg":
+        shop.send(Allocate(key, "x" * 150_000, 2), key)
+
+    messages = [shop.step(shop.table.claim, f"m{number}", 100, 60) for number in range(4)]
+
+    claimed = [[(entry.key, entry.attempts) for entry in entries] for entries in messages]
+    assert claimed == [[("a", 1), ("b", 1)], [("c", 1), ("d", 1)], [("e", 1), ("f", 1)], [("g", 1)]]
+
+
 def test_any_text_is_kept_as_it_is(shop):
     odd = "%s ? :x '\"\\ \x00 é 🪔 " + "long" * 2000
     shop.send(Allocate(odd, "%(sku)s", 2), "100 % ?")
