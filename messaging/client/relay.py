@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from messaging.client.answers import Outcome, Told
 from messaging.client.client import Client
-from messaging.client.connections import Statements, statements
+from messaging.client.connections import Statements, check_transaction, statements
 from messaging.client.databases import Database
 from messaging.client.pace import Pace, Pause
 from messaging.client.table import CommandTable, Entry, Waiting
@@ -299,6 +299,7 @@ class Relay:
                     return
 
     def _begin(self, transaction: Any) -> Statements:
+        check_transaction(transaction)
         run = statements(transaction)
         self._table.begin(run)
         if self._looks_for_traces:

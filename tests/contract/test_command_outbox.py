@@ -393,11 +393,58 @@ def test_a_send_is_one_insert():
     assert [statement.split()[0] for statement in statements_run] == ["BEGIN", "INSERT"]
 
 
-def test_a_connection_that_commits_each_statement_is_refused(postgres):
-    with closing(psycopg2.connect(postgres.url.replace("+psycopg2", ""))) as connection:
-        connection.autocommit = True
-        with pytest.raises(NoTransaction):
-            Outbox("allocation", (Allocate,)).send(connection, Allocate("o1", "LAMP", 1), key="a")
+def committing_at_once(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Return a connection of a driver that is in autocommit mode."""
+    if kind == "mariadb":
+        connection = request.getfixturevalue("mariadb_server").connect()
+        connection.autocommit(True)
+        return connection
+    if kind == "sqlite":
+        return sqlite3.connect(tmp_path / "shop.db", isolation_level=None)
+    connection = psycopg2.connect(request.getfixturevalue("postgres").url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    return connection
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+def test_a_connection_that_commits_each_statement_is_refused(kind, request, tmp_path):
+    order = Allocate("o1", "LAMP", 1)
+    with closing(committing_at_once(kind, request, tmp_path)) as connection, pytest.raises(NoTransaction):
+        Outbox("allocation", (Allocate,)).send(connection, order, key="a")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
+def test_a_transaction_that_was_begun_by_hand_will_do(kind, request, tmp_path):
+    outbox = Outbox("allocation", (Allocate,), table=f"commands_{uuid4().hex[:12]}")
+    with closing(committing_at_once(kind, request, tmp_path)) as connection:
+        outbox.create_table(connection)
+        connection.cursor().execute("BEGIN")
+        outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+        connection.rollback()
+
+        assert outbox.waiting(connection).unsent == 0
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "SQLAlchemy" in way], indirect=True)
+def test_an_engine_that_commits_each_statement_is_refused(shop):
+    engine = create_engine(shop.database._engine.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection, pytest.raises(NoTransaction):
+        shop.outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+    with Session(engine) as session, pytest.raises(NoTransaction):
+        shop.outbox.send(session, Allocate("o1", "LAMP", 1), key="a")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("shop", ["postgresql by its driver", "mariadb by its driver"], indirect=True)
+def test_a_relay_refuses_a_connection_that_commits_each_statement(shop, request, tmp_path):
+    """What the app does with an answer might be half of it."""
+    kind = request.node.callspec.params["shop"].partition(" ")[0]
+    database = DriverDatabase(lambda: committing_at_once(kind, request, tmp_path))
+    relay = shop.outbox.relay(database, "memory://", "disabled://", keep_answers=True)
+
+    with pytest.raises(NoTransaction):
+        relay.step()
+    relay.close()
 
 
 def test_a_session_and_a_connection_of_sqlalchemy_will_do(tmp_path):
