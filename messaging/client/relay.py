@@ -40,6 +40,8 @@ FAILED_EVERY_S = 0.5
 PRUNE_EVERY_S = 60.0
 #: Errors that say "not now"; they are no answer.
 NOT_NOW = ("Unavailable",)
+#: The error of a message that an operator has revoked: the answer to each of its commands.
+REVOKED = "TaskRevokedError"
 
 
 class Relay:
@@ -203,7 +205,7 @@ class Relay:
 
     def _note(self, run: Statements, task_id: str, told: Told) -> None:
         entries = self._table.lock_message(run, task_id)
-        if told.error is not None and len(entries) > 1:
+        if told.error is not None and told.error["type"] != REVOKED and len(entries) > 1:
             self._fall_apart(run, entries, told.error)
             return
         by_key = {line["id"]: line for line in told.lines}
