@@ -59,9 +59,14 @@ class Outcome:
 class Told:
     """What a message with many commands was answered: a line for each of them, or an error for all."""
 
-    #: {"id": key, "result"} or {"id": key, "error": {"type", "message"}}
+    #: {"id": key, "result"} or {"id": key, "error": {"type", "message"}}; "recorded": false where it was not
     lines: Sequence[Mapping[str, Any]] = ()
     error: Mapping[str, str] | None = None  # {"type", "message"}
+
+    @property
+    def recorded(self) -> bool:
+        """Return whether a copy of the message would be told the same; else it may yet be carried out."""
+        return all(line.get("recorded", True) for line in self.lines)
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> Self | None:

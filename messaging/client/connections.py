@@ -15,6 +15,9 @@ from messaging.client.dialects import Dialect, dialect_named, dialect_of_driver
 
 Row = Sequence[Any]
 
+#: A bit of what a MySQL server says about a connection.
+IN_TRANSACTION = 1
+
 
 class NoTransaction(RuntimeError):
     """The connection is in no transaction, so a command would be sent whatever comes of the caller's work."""
@@ -40,8 +43,7 @@ def statements(target: Any, dialect: str | None = None) -> Statements:
     Raises:
         TypeError: it is neither, or its driver is not known.
     """
-    if hasattr(target, "get_bind") and hasattr(target, "connection"):  # SQLAlchemy's Session
-        target = target.connection()
+    target = _connection_of(target)
     if hasattr(target, "exec_driver_sql"):  # SQLAlchemy's Connection
         return _OnSqlAlchemy(target, dialect_named(dialect or target.dialect.name))
     if hasattr(target, "vendor"):  # Django's connection
@@ -56,12 +58,33 @@ def check_transaction(target: Any) -> None:
     Raises:
         NoTransaction: it is such a one.
     """
-    # Django's own attribute; a driver's is False unless somebody asked for it.
-    within: bool = getattr(target, "in_atomic_block", True)
-    if not within:
-        raise NoTransaction("send within `with transaction.atomic():`, together with what it belongs to")
-    if not hasattr(target, "vendor") and getattr(target, "autocommit", False) is True:
+    if hasattr(target, "vendor"):  # Django's connection
+        if not getattr(target, "in_atomic_block", True):
+            raise NoTransaction("send within `with transaction.atomic():`, together with what it belongs to")
+        return
+    target = _connection_of(target)
+    if hasattr(target, "exec_driver_sql"):  # SQLAlchemy's Connection
+        target = target.connection.dbapi_connection
+    if _commits_each_statement(target):
         raise NoTransaction("the connection commits each statement at once: switch its autocommit off")
+
+
+def _connection_of(target: Any) -> Any:
+    """Return the connection of SQLAlchemy's Session; anything else as it is."""
+    is_session = hasattr(target, "get_bind") and hasattr(target, "connection")
+    return target.connection() if is_session else target
+
+
+def _commits_each_statement(connection: Any) -> bool:
+    """Tell whether a driver's connection does, unless it knows of a transaction that was begun by hand."""
+    within = getattr(connection, "in_transaction", None)  # sqlite3
+    if within or getattr(connection, "server_status", 0) & IN_TRANSACTION:  # PyMySQL
+        return False
+    if hasattr(connection, "get_autocommit"):  # PyMySQL and mysqlclient, where `autocommit` is a method
+        return bool(connection.get_autocommit())
+    if within is False and getattr(connection, "isolation_level", "") is None:  # sqlite3
+        return True
+    return getattr(connection, "autocommit", False) is True
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from messaging.client.connections import Statements, check_transaction, statemen
 from messaging.client.databases import Database
 from messaging.client.dialects import ddl, dialect_named
 from messaging.client.pace import Pace
-from messaging.client.relay import MAX_BYTES, OnAnswer, Relay
-from messaging.client.table import CommandTable, Entry, Waiting
+from messaging.client.relay import OnAnswer, Relay
+from messaging.client.table import MAX_BYTES, CommandTable, Entry, Waiting
 from messaging.errors import InvalidMessage, MessagingError
 from messaging.messages import Command, task_name, to_dict
 

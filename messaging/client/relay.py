@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from messaging.client.answers import Outcome, Told
 from messaging.client.client import Client
-from messaging.client.connections import Statements, statements
+from messaging.client.connections import Statements, check_transaction, statements
 from messaging.client.databases import Database
 from messaging.client.pace import Pace, Pause
 from messaging.client.table import CommandTable, Entry, Waiting
@@ -35,11 +35,13 @@ MESSAGES_A_STEP = 8
 #: Answers are noted in one transaction: so many at most, and as long as the app is so quick (seconds).
 NOTED_TOGETHER = 100
 NOTED_TOGETHER_S = 0.05
+#: While new answers keep coming, it is looked for those that the app failed to note (seconds).
+FAILED_EVERY_S = 0.5
 PRUNE_EVERY_S = 60.0
-#: JSON of the commands in one message; the backend's ALLOCATION_MESSAGE_MAX_BYTES is above it.
-MAX_BYTES = 400_000
 #: Errors that say "not now"; they are no answer.
 NOT_NOW = ("Unavailable",)
+#: The error of a message that an operator has revoked: the answer to each of its commands.
+REVOKED = "TaskRevokedError"
 
 
 class Relay:
@@ -63,8 +65,10 @@ class Relay:
         self._size = pace.size
         self._broker, self._results = Pause(pace.pause_max_s), Pause(pace.pause_max_s)
         self._trouble = Pause(pace.pause_max_s)
-        self._prune_at = 0.0
+        self._prune_at = self._look_for_failed_at = 0.0
         self._looks_for_traces = True
+        #: Messages whose answer was not recorded, until they are sent again.
+        self._hastened: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; nothing that fails ends it."""
@@ -141,12 +145,11 @@ class Relay:
                 return again
             task_id = str(uuid4())
             entries = self._table.claim(run, task_id, self._size, self._pace.lease_s)
-            fitting = _fitting(entries)
-            self._table.try_later(run, entries[len(fitting) :], 0)
-        return (task_id, fitting) if fitting else None
+        return (task_id, entries) if entries else None
 
     def _publish(self, task_id: str, entries: Sequence[Entry]) -> bool:
         lines = [[entry.task, json.loads(entry.fields), entry.key] for entry in entries]
+        self._hastened.discard(task_id)
         try:
             self._sender.send_lines(task_id, lines, [entry.traceparent for entry in entries])
         except Unavailable as error:
@@ -175,10 +178,16 @@ class Relay:
         """Write the answers that have come; return how many messages are under way, and how many were."""
         with self._database.transaction() as transaction:
             task_ids = self._table.under_way(statements(transaction), self._pace.in_flight)
-        answers = self._told(task_ids)
-        for task_id, told in answers.items():
+        told = self._told(task_ids)
+        answers = {task_id: one for task_id, one in told.items() if one.recorded}
+        for task_id, answer in answers.items():
             with self._database.transaction() as transaction:
-                self._note(self._begin(transaction), task_id, told)
+                self._note(self._begin(transaction), task_id, answer)
+        self._hastened &= set(task_ids)
+        for task_id in told.keys() - answers.keys() - self._hastened:
+            with self._database.transaction() as transaction:
+                self._hasten(self._begin(transaction), task_id)
+            self._hastened.add(task_id)
         return len(task_ids) - len(answers), len(answers)
 
     def _told(self, task_ids: Sequence[str]) -> dict[str, Told]:
@@ -196,7 +205,7 @@ class Relay:
 
     def _note(self, run: Statements, task_id: str, told: Told) -> None:
         entries = self._table.lock_message(run, task_id)
-        if told.error is not None and len(entries) > 1:
+        if told.error is not None and told.error["type"] != REVOKED and len(entries) > 1:
             self._fall_apart(run, entries, told.error)
             return
         by_key = {line["id"]: line for line in told.lines}
@@ -213,6 +222,13 @@ class Relay:
             self._table.try_later(run, later, self._pace.retry_after_s(_attempts(later)))
         self._size = min(self._pace.size, self._size + 1)
 
+    def _hasten(self, run: Statements, task_id: str) -> None:
+        """Have the same message sent again soon: its answer was not recorded, and may not stay the answer."""
+        entries = self._table.lock_message(run, task_id)
+        if entries:
+            wait = min(self._pace.pause_max_s, self._pace.retry_after_s(_attempts(entries)))
+            self._table.hasten(run, task_id, wait)
+
     def _fall_apart(self, run: Statements, entries: Sequence[Entry], error: Mapping[str, str]) -> None:
         """Send the commands of a message that failed as a whole in smaller ones, at last each by itself."""
         logger.warning(
@@ -224,6 +240,25 @@ class Relay:
     # The app
 
     def _handle(self) -> int:
+        """Have the app take note of answers; return of how many."""
+        handled = self._note_some(NOTED_TOGETHER, failed_before=False)
+        if not handled or time.monotonic() >= self._look_for_failed_at:
+            handled += self._handle_failed()
+        return handled
+
+    def _handle_failed(self) -> int:
+        """Have the app take note of an answer that it failed to note before, alone.
+
+        While there are none this is a look at all that wait, so it is done for a tenth of the time at most.
+        """
+        began = time.monotonic()
+        handled = self._note_some(1, failed_before=True)
+        if not handled:
+            ended = time.monotonic()
+            self._look_for_failed_at = ended + max(FAILED_EVERY_S, 10 * (ended - began))
+        return handled
+
+    def _note_some(self, limit: int, *, failed_before: bool) -> int:
         """Have the app take note of answers, in one transaction while it is quick; return of how many."""
         if self._handler is None:
             return 0
@@ -232,7 +267,7 @@ class Relay:
             with self._database.transaction() as transaction:
                 run = self._begin(transaction)
                 end = time.monotonic() + NOTED_TOGETHER_S
-                for entry in self._answered(run):
+                for entry in self._table.answered(run, limit, failed_before=failed_before):
                     current.append(entry)
                     self._call_handler(self._handler, entry, transaction)
                     if time.monotonic() >= end:
@@ -247,12 +282,6 @@ class Relay:
                 wait = self._pace.retry_after_s(entry.attempts)
                 self._table.handle_later(self._begin(transaction), entry, wait)
             return 1
-
-    def _answered(self, run: Statements) -> list[Entry]:
-        """Return answers to note together; one that failed before is noted alone."""
-        return self._table.answered(run, NOTED_TOGETHER, failed_before=False) or self._table.answered(
-            run, 1, failed_before=True
-        )
 
     def _call_handler(self, handler: OnAnswer, entry: Entry, transaction: Any) -> None:
         try:
@@ -272,6 +301,7 @@ class Relay:
                     return
 
     def _begin(self, transaction: Any) -> Statements:
+        check_transaction(transaction)
         run = statements(transaction)
         self._table.begin(run)
         if self._looks_for_traces:
@@ -287,14 +317,3 @@ class HandlerFailed(Exception):
 def _attempts(entries: Sequence[Entry]) -> int:
     """Return how often the commands of a message were sent, this time included."""
     return max(entry.attempts for entry in entries)
-
-
-def _fitting(entries: Sequence[Entry]) -> list[Entry]:
-    """Return as many of the first entries as fit into a message, one at least."""
-    size, fitting = 0, list[Entry]()
-    for entry in entries:
-        size += len(entry.fields) + len(entry.key) + len(entry.task) + 20
-        if fitting and size > MAX_BYTES:
-            break
-        fitting.append(entry)
-    return fitting

@@ -47,6 +47,8 @@ class Waiting:
         return self.unsent + self.unanswered + self.unhandled
 
 
+#: JSON of the commands in one message; the backend's ALLOCATION_MESSAGE_MAX_BYTES is above it.
+MAX_BYTES = 400_000
 _ENTRY = "position, idempotency_key, task, fields, attempts, answer"
 #: The one before it in its group has no answer yet.
 _BEHIND = (
@@ -103,7 +105,7 @@ class CommandTable:
             run.write(run.dialect.begin.format(table=self.name))
 
     def claim(self, run: Statements, task_id: str, size: int, lease_s: float) -> list[Entry]:
-        """Put commands that may go into a message; other relays leave it alone until the lease is over."""
+        """Put commands that may go into a message, as many as fit; others leave it alone until the lease ends."""
         now = run.dialect.now
         rows = run.read(
             f"SELECT {self._entry} FROM {self.name} command WHERE task_id IS NULL AND due_at <= {now}"
@@ -111,7 +113,7 @@ class CommandTable:
             f" ORDER BY position LIMIT %s {run.dialect.for_update}",
             (size,),
         )
-        entries = [Entry.of(row) for row in rows]
+        entries = _fitting([Entry.of(row) for row in rows])
         self._put_into(run, task_id, entries, lease_s)
         return [replace(entry, attempts=entry.attempts + 1) for entry in entries]
 
@@ -166,6 +168,15 @@ class CommandTable:
             f"UPDATE {self.name} SET due_at = {run.dialect.now} + %s"
             " WHERE task_id = %s AND answered_at IS NULL",
             (after_s, task_id),
+        )
+
+    def hasten(self, run: Statements, task_id: str, within_s: float) -> None:
+        """Have a message sent again in so many seconds, or earlier."""
+        now = run.dialect.now
+        run.write(
+            f"UPDATE {self.name} SET due_at = {now} + %s"
+            f" WHERE task_id = %s AND answered_at IS NULL AND due_at > {now} + %s",
+            (within_s, task_id, within_s),
         )
 
     def under_way(self, run: Statements, limit: int) -> list[str]:
@@ -280,3 +291,14 @@ class CommandTable:
 def _those(entries: Sequence[Entry]) -> tuple[str, list[int]]:
     """Return the placeholders and the values for `position IN (…)`."""
     return ", ".join("%s" for _ in entries), [entry.position for entry in entries]
+
+
+def _fitting(entries: Sequence[Entry]) -> list[Entry]:
+    """Return as many of the first entries as fit into a message, one at least."""
+    size, fitting = 0, list[Entry]()
+    for entry in entries:
+        size += len(entry.fields) + len(entry.key) + len(entry.task) + 20
+        if fitting and size > MAX_BYTES:
+            break
+        fitting.append(entry)
+    return fitting

@@ -81,6 +81,7 @@ class Answer:
 
     result: Any = None
     error: Exception | None = None
+    recorded: bool = True  # else a copy of the message may get another answer
 
     def given(self) -> Any:
         """Return the result, or raise the error.

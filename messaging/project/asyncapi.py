@@ -216,6 +216,11 @@ def _schemas(project: Project) -> Json:
                     "required": ["type", "message"],
                     "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
                 },
+                "recorded": {
+                    "const": False,
+                    "description": "beside an error that is not recorded: a copy of this message may get"
+                    " another answer",
+                },
             },
         },
     }

@@ -32,7 +32,9 @@ from messaging.worker.received import Received
 from messaging.worker.request import CommandRequest, CommandTask
 from messaging.worker.sharing import Done, handle_together
 
-Outcome = dict[str, Any]  # {"id", "result"} or {"id", "error": {"type", "message"}}; the id is the key
+#: {"id", "result"} or {"id", "error": {"type", "message"}}; the id is the key. An error that the inbox could
+#: not keep has `"recorded": false` beside it.
+Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,8 @@ def _survived(runtime: Runtime, one: Received) -> None:
 def _outcome(key: str, answer: Answer) -> Outcome:
     if answer.error is None:
         return {"id": key, "result": answer.result}
-    return {"id": key, "error": {"type": type(answer.error).__name__, "message": str(answer.error)}}
+    error = {"type": type(answer.error).__name__, "message": str(answer.error)}
+    return {"id": key, "error": error} | ({} if answer.recorded else {"recorded": False})
 
 
 def _commands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:

@@ -158,7 +158,8 @@ def _recorded(runtime: Runtime, job: CommandJob, refusal: Exception, patience: P
         error=Unavailable(
             f"The database did not answer ({_code(problem)}), so it is not known whether the command was"
             f" carried out; send it again with the idempotency key {job.key!r}"
-        )
+        ),
+        recorded=False,
     )
 
 

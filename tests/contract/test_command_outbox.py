@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from allocation.client import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import AllocationError, InvalidSku
+from messaging.client.answers import Outcome
 from messaging.client.connections import NoTransaction, statements
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
 from messaging.client.outbox import KeyTaken, Outbox
@@ -188,6 +191,17 @@ def test_a_command_that_fits_into_no_message_is_refused(shop):
         shop.outbox.send(transaction, Allocate("o1", "x" * 500_000, 2), key="a")
 
 
+def test_long_commands_that_wait_for_the_next_message_count_as_unsent(shop):
+    """Else their answers would be waited for as if they had been lost again and again."""
+    for key in "abcdefg":
+        shop.send(Allocate(key, "x" * 150_000, 2), key)
+
+    messages = [shop.step(shop.table.claim, f"m{number}", 100, 60) for number in range(4)]
+
+    claimed = [[(entry.key, entry.attempts) for entry in entries] for entries in messages]
+    assert claimed == [[("a", 1), ("b", 1)], [("c", 1), ("d", 1)], [("e", 1), ("f", 1)], [("g", 1)]]
+
+
 def test_any_text_is_kept_as_it_is(shop):
     odd = "%s ? :x '\"\\ \x00 é 🪔 " + "long" * 2000
     shop.send(Allocate(odd, "%(sku)s", 2), "100 % ?")
@@ -257,6 +271,20 @@ def test_a_message_that_was_answered_is_not_sent_again(shop):
     assert shop.step(shop.table.under_way, 10) == []
 
 
+def test_a_message_can_be_sent_earlier_than_planned_and_is_never_put_off(shop):
+    for key in "ab":
+        shop.send(Allocate(key, "LAMP", 2), key)
+    shop.claim("m1", size=1, lease_s=60)
+    shop.claim("m2", lease_s=60)
+    shop.step(shop.table.hasten, "m1", -1)
+    shop.step(shop.table.hasten, "m1", 60)
+
+    task_id, _ = shop.step(shop.table.claim_again, 60)
+
+    assert task_id == "m1"
+    assert shop.step(shop.table.claim_again, 60) is None
+
+
 def test_an_answer_that_comes_twice_is_written_once(shop):
     shop.send(Allocate("o1", "LAMP", 2), "a")
     shop.claim("m1")
@@ -308,6 +336,33 @@ def test_what_waits_is_counted_with_its_age(shop):
     assert 0 <= waiting.oldest_s < 60
 
 
+def test_an_answer_that_the_app_failed_to_note_gets_its_turn_while_others_keep_coming(shop):
+    noted: list[str] = []
+    failures = ["a"]
+
+    def note(outcome: Outcome, _transaction: Any) -> None:
+        if outcome.key in failures:
+            failures.remove(outcome.key)
+            raise RuntimeError("the shop is not itself")
+        noted.append(outcome.key)
+
+    # It sends nothing here, so it needs no broker.
+    relay = shop.outbox.relay(shop.database, "memory://", "disabled://", on_answer=note)
+    until = time.monotonic() + 10
+    for number in count():
+        key = f"{number}" if number else "a"
+        shop.send(Allocate(key, "LAMP", 2), key)
+        shop.claim(f"m{number}")
+        shop.answer(f"m{number}")
+        relay.step()
+        if "a" in noted or time.monotonic() > until:
+            break
+
+    assert not failures
+    assert noted[-1] == "a"
+    assert sorted(noted) == sorted(["a", *map(str, range(1, number + 1))])
+
+
 def test_what_was_handled_long_ago_is_pruned(shop):
     for key in "abc":
         shop.send(Allocate(key, "LAMP", 2), key)
@@ -338,11 +393,58 @@ def test_a_send_is_one_insert():
     assert [statement.split()[0] for statement in statements_run] == ["BEGIN", "INSERT"]
 
 
-def test_a_connection_that_commits_each_statement_is_refused(postgres):
-    with closing(psycopg2.connect(postgres.url.replace("+psycopg2", ""))) as connection:
-        connection.autocommit = True
-        with pytest.raises(NoTransaction):
-            Outbox("allocation", (Allocate,)).send(connection, Allocate("o1", "LAMP", 1), key="a")
+def committing_at_once(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Return a connection of a driver that is in autocommit mode."""
+    if kind == "mariadb":
+        connection = request.getfixturevalue("mariadb_server").connect()
+        connection.autocommit(True)
+        return connection
+    if kind == "sqlite":
+        return sqlite3.connect(tmp_path / "shop.db", isolation_level=None)
+    connection = psycopg2.connect(request.getfixturevalue("postgres").url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    return connection
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+def test_a_connection_that_commits_each_statement_is_refused(kind, request, tmp_path):
+    order = Allocate("o1", "LAMP", 1)
+    with closing(committing_at_once(kind, request, tmp_path)) as connection, pytest.raises(NoTransaction):
+        Outbox("allocation", (Allocate,)).send(connection, order, key="a")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
+def test_a_transaction_that_was_begun_by_hand_will_do(kind, request, tmp_path):
+    outbox = Outbox("allocation", (Allocate,), table=f"commands_{uuid4().hex[:12]}")
+    with closing(committing_at_once(kind, request, tmp_path)) as connection:
+        outbox.create_table(connection)
+        connection.cursor().execute("BEGIN")
+        outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+        connection.rollback()
+
+        assert outbox.waiting(connection).unsent == 0
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "SQLAlchemy" in way], indirect=True)
+def test_an_engine_that_commits_each_statement_is_refused(shop):
+    engine = create_engine(shop.database._engine.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection, pytest.raises(NoTransaction):
+        shop.outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+    with Session(engine) as session, pytest.raises(NoTransaction):
+        shop.outbox.send(session, Allocate("o1", "LAMP", 1), key="a")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("shop", ["postgresql by its driver", "mariadb by its driver"], indirect=True)
+def test_a_relay_refuses_a_connection_that_commits_each_statement(shop, request, tmp_path):
+    """What the app does with an answer might be half of it."""
+    kind = request.node.callspec.params["shop"].partition(" ")[0]
+    database = DriverDatabase(lambda: committing_at_once(kind, request, tmp_path))
+    relay = shop.outbox.relay(database, "memory://", "disabled://", keep_answers=True)
+
+    with pytest.raises(NoTransaction):
+        relay.step()
+    relay.close()
 
 
 def test_a_session_and_a_connection_of_sqlalchemy_will_do(tmp_path):

@@ -12,7 +12,11 @@ import redis
 from celery import exceptions
 from sqlalchemy import create_engine, text
 
+from allocation.client import Allocate, outbox
 from local.waiting import eventually
+from messaging.client.answers import Outcome
+from messaging.client.databases import SqlAlchemyDatabase
+from messaging.client.pace import Pace
 from tests.e2e.hostile_messages import good
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -128,6 +132,37 @@ def test_many_commands_that_were_revoked_before_their_start_are_all_revoked(shop
     with pytest.raises(exceptions.TaskRevokedError):
         shop.send("many", [line], task_id=task_id).get(timeout=30)
     assert allocated(backend, sku) == []
+
+
+def test_commands_of_an_outbox_whose_message_was_revoked_are_not_sent_again(
+    shop, sku, backend, broker, tmp_path
+):
+    """An operator has revoked it in order to stop them."""
+    outcomes: list[Outcome] = []
+    engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    relay = outbox.relay(
+        SqlAlchemyDatabase(engine), broker.broker_url, broker.result_backend_url,
+        on_answer=lambda outcome, _session: outcomes.append(outcome), pace=Pace(interval_s=0.05),
+    )  # fmt: skip
+    keys = [f"{sku}-{number}" for number in range(2)]
+    with engine.begin() as connection:
+        outbox.create_table(connection)
+        for key in keys:
+            outbox.send(connection, Allocate(key, sku, 1), key=key)
+    with in_progress(backend, "SELECT FROM products WHERE sku = :sku FOR UPDATE", sku=sku):
+        relay.step()
+        eventually(lambda: waiting(backend, "BEGIN"), what="the first command at the lock")
+        with engine.connect() as connection:
+            [sent] = connection.execute(text("SELECT DISTINCT task_id FROM command_outbox")).scalars()
+        shop.app.control.revoke(sent, terminate=True, signal="SIGKILL")
+        eventually(lambda: relay.step() and len(outcomes) == 2, what="the answers")
+
+    assert relay.drain(10)
+    assert [(outcome.key, str(outcome.error)) for outcome in outcomes] == [
+        (key, "TaskRevokedError: terminated") for key in keys
+    ]
+    assert allocated(backend, sku) == []
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("task", "arguments"), [("allocate", ()), ("many", ("no list",))])
