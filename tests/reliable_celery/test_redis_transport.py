@@ -493,6 +493,7 @@ def test_kombu_is_as_we_know_it():
         stock.QoS.restore_by_tag: "(self, tag, client=None, leftmost=False)",
         stock.QoS.restore_visible: "(self, start=0, num=10, interval=10)",
         virtual.QoS.ack: "(self, delivery_tag)",
+        virtual.Channel._get_message_priority: "(self, message, reverse=False)",
         virtual.Channel.basic_get: "(self, queue, no_ack=False, **kwargs)",
         virtual.Channel.basic_consume: "(self, queue, no_ack, callback, consumer_tag, **kwargs)",
         virtual.Transport._deliver: "(self, message, queue)",
