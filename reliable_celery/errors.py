@@ -5,6 +5,13 @@ A sender without this package sees the class name and `args`. So each error has 
 
 from __future__ import annotations
 
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import TaskPredicate
+
+#: Errors by which Celery's worker learns something other than that a task has failed: that it must end, that
+#: the message is settled in another way, or that a process was lost. A task must not let those of others out.
+MEANT_FOR_CELERY = (MemoryError, TaskPredicate, Terminated, TimeLimitExceeded, WorkerLostError)
+
 
 class MessageRefused(Exception):
     """A message was set aside as a dead letter."""

@@ -68,6 +68,14 @@ class Request(CeleryRequest):
             exc_info.exception = RuntimeError(repr(error))
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
+    def _announce_revoked(self, *args: Any) -> None:
+        """Requeue a revoked message when its sender could not be told; Celery would keep it for ever."""
+        try:
+            super()._announce_revoked(*args)
+        except RESULTS_ARE_AWAY as error:
+            self._already_revoked = True
+            self.give_back(error)
+
     def give_back(self, error: BaseException) -> None:
         """Have the broker redeliver the message, since its answer could not be stored."""
         logger.warning("%s[%s] could not be answered; it is requeued: %r", self.name, self.id, error)

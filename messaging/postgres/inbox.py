@@ -18,6 +18,7 @@ from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Row, Statement, Transaction
 from messaging.texts import cut
 from messaging.wire.replay import same_message
+from reliable_celery.errors import MEANT_FOR_CELERY
 
 MAX_STORED_TEXT = 10_000  # characters of each argument of an error
 
@@ -87,10 +88,12 @@ class Answer:
         """Return the result, or raise the error.
 
         Celery tells another error in place of one that cannot be pickled, and a copy could not repeat that.
+        On some errors of a handler it acts, for instance on `MemoryError` by ending the worker.
         """
-        if self.error is not None:
-            raise self.error if _can_be_pickled(self.error) else _replaced(self.error)
-        return self.result
+        if self.error is None:
+            return self.result
+        stays = _can_be_pickled(self.error) and not isinstance(self.error, MEANT_FOR_CELERY)
+        raise self.error if stays else _replaced(self.error)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from messaging.errors import InvalidMessage
 from messaging.postgres.inbox import Answer
 from messaging.wire.validation import parse
 from messaging.worker.received import Received
-from reliable_celery.requests import Request
+from reliable_celery.requests import RESULTS_ARE_AWAY, Request
 
 
 class OwnTimeLimits(Request):
@@ -59,8 +59,12 @@ class CommandRequest(OwnTimeLimits):
             return
         self._already_revoked = True
         task_ready(self)
-        tell(self.task.backend, self.id, answer, self._context)
-        self.acknowledge()
+        try:
+            tell(self.task.backend, self.id, answer, self._context)
+        except RESULTS_ARE_AWAY as error:
+            self.give_back(error)
+        else:
+            self.acknowledge()
 
     def answer_revoked(self, error: Exception) -> Answer:
         """Store a revocation as the answer to the command; return the final answer."""

@@ -52,7 +52,12 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
         return True
 
     def deliver(self) -> bool:
-        """Deliver arrived messages, without an event loop one per call; True when there was one."""
+        """Deliver arrived messages, without an event loop one per call; True when there was one.
+
+        After the channel was closed the event loop may still have to call this once.
+        """
+        if self.closed or self.connection is None:
+            return False
         loop, until, delivered = self.connection.cycle.loop, monotonic() + SLICE, False
         self._goes_on = False
         while self.arrived:

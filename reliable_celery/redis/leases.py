@@ -10,6 +10,7 @@ loop. It is a member of a sorted set: the prefix of the consumer's tags, and its
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -65,9 +66,10 @@ DISOWN = """
 redis.call('ZREM', KEYS[2], ARGV[1])
 local value = redis.call('HGET', KEYS[1], ARGV[1])
 if value then
+    local tag = string.match(ARGV[1], '^nobody[.].*') or 'nobody.' .. ARGV[1]
     redis.call('HDEL', KEYS[1], ARGV[1])
-    redis.call('HSET', KEYS[1], 'nobody.' .. ARGV[1], value)
-    redis.call('ZADD', KEYS[2], redis.call('TIME')[1], 'nobody.' .. ARGV[1])
+    redis.call('HSET', KEYS[1], tag, value)
+    redis.call('ZADD', KEYS[2], redis.call('TIME')[1], tag)
 end
 """
 
@@ -124,8 +126,7 @@ class LeasingChannel(stock.Channel):
         held = [] if self.own_lease else self.held_tags()
         with self.conn_or_acquire() as client:
             orphans = self._tend(client, self.own_lease, MAX_ORPHANS, held)
-            for tag in orphans:
-                self.qos.restore_by_tag(tag, client)
+            self.give_back(orphans, client)
         return len(orphans)
 
     def _tend(self, client: Any, lease: str, limit: int, tags: list[str]) -> list[bytes]:
@@ -138,7 +139,16 @@ class LeasingChannel(stock.Channel):
         """Return the tags of all unsettled messages of this channel."""
         return [tag for tag in list(self.qos._delivered) if tag not in self.qos._dirty]
 
-    def disown(self, tag: str) -> None:
+    def give_back(self, tags: Iterable[bytes], client: Any) -> None:
+        """Requeue messages; one that Redis refuses to push is left to the visibility timeout."""
+        for tag in tags:
+            try:
+                self.qos.restore_by_tag(tag, client)
+            except self.ResponseError:
+                logger.exception("Redis refused to requeue the message registered as %r", tag)
+                self.disown(tag)
+
+    def disown(self, tag: str | bytes) -> None:
         """Have a message redelivered after the visibility timeout, whatever our lease says."""
         with self.conn_or_acquire() as client:
             client.eval(DISOWN, 2, self.unacked_key, self.unacked_index_key, tag)

@@ -11,13 +11,15 @@ from reliable_celery.redis.envelope import hide
 
 #: Moves a message from `unacked` to lists. KEYS: unacked, its index, the lists. ARGV: the tag, then per list
 #: a command and the message to push. The first command frees memory: a full Redis refuses transactions and
-#: scripts that begin by using memory. A second run finds the message gone and moves nothing.
+#: scripts that begin by using memory. A message stays registered until it is pushed, so an error in between
+#: leaves it where sweeps look. A second run finds the message gone and moves nothing.
 MOVE = """
-redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[2], '')
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then
     for k = 3, #KEYS do redis.call(ARGV[2 * k - 4], KEYS[k], ARGV[2 * k - 3]) end
     redis.call('HDEL', KEYS[1], ARGV[1])
 end
+redis.call('ZREM', KEYS[2], ARGV[1])
 """
 
 

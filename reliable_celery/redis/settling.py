@@ -53,8 +53,7 @@ class QoS(stock.QoS):
         self.channel.adopt(self.channel.acknowledged_queues)
         self.channel.give_back_due()
         with self.channel.conn_or_acquire() as client:
-            for tag in self.channel.overdue(client, num):
-                self.restore_by_tag(tag, client)
+            self.channel.give_back(self.channel.overdue(client, num), client)
 
     def restore_unacked(self, client: Any = None) -> None:
         self.channel.flush_acks()

@@ -191,8 +191,8 @@ class FetchingChannel(SortingChannel, RotaChannel):
             "Redis refused to hand out messages; trying again in %s s", self.brpop_timeout, exc_info=error
         )
         self._pause_until = monotonic() + self.brpop_timeout
-        self._trip, self._in_poll = None, None
-        self.acks.extendleft(trip.acks)
+        self._in_poll = None
+        self.attempt(lambda: self._put_right(trip))  # it may have registered messages before
 
     def _wait_on(self, connection: Any, trip: Trip, found: int, wait: int) -> None:
         """Have Redis report changes, unless it does so already."""
@@ -209,7 +209,7 @@ class FetchingChannel(SortingChannel, RotaChannel):
         self._in_poll = None
 
     def _put_right(self, trip: Trip) -> None:
-        """Repair after a trip without a reply, which may or may not have run."""
+        """Repair after a trip without a reply; all of it may have run, a part, or nothing."""
         self._trip = None
         self.acks.extend(trip.acks)
         for tag in trip.tags():

@@ -61,6 +61,13 @@ class SortingChannel(SettlingChannel):
             table[name] = table.get(name) or {}  # kombu marks both as redelivered
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
+    def _get_message_priority(self, message: Any, reverse: bool = False) -> int:
+        try:
+            priority: int = super()._get_message_priority(message, reverse)
+        except OverflowError:  # JSON may hold an infinite number
+            priority = self.default_priority
+        return priority
+
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool | None:
         if not is_envelope(message) or "delivery_tag" not in message["properties"]:
             logger.warning("Ignored a broadcast on %s that is no kombu message: %.1024r", exchange, message)

@@ -155,6 +155,13 @@ def bad_headers(rng: random.Random, envelope: Envelope, mark: str) -> Envelope:
     return {**envelope, "headers": {**envelope["headers"], **forged}}
 
 
+def bad_priority(rng: random.Random, envelope: Envelope, _mark: str) -> Envelope:
+    priority: Any = rng.choice([float("inf"), float("-inf"), float("nan"), -7, 10**400, "high", [], {}, True])
+    eta = {"eta": rng.choice([None, "2000-01-01T00:00:00", "2100-01-01T00:00:00"])}
+    properties = {**envelope["properties"], "priority": priority}
+    return {**envelope, "properties": properties, "headers": {**envelope["headers"], **eta}}
+
+
 def bad_embed(rng: random.Random, envelope: Envelope, _mark: str) -> Envelope:
     link: dict[str, Any] = {rng.choice(["callbacks", "errbacks", "chain"]): [CALLBACK]}
     chord = {"chord": {**CALLBACK, "options": {"task_id": "callback"}}}
@@ -177,6 +184,6 @@ def handler_of_nothing(rng: random.Random, envelope: Envelope, _mark: str) -> En
 
 
 KINDS: list[Spoil] = [
-    bad_fields, bad_body, bad_envelope, bad_types, deep_or_large, bad_headers, bad_embed, unknown_task,
-    handler_of_nothing,
+    bad_fields, bad_body, bad_envelope, bad_types, deep_or_large, bad_headers, bad_priority, bad_embed,
+    unknown_task, handler_of_nothing,
 ]  # fmt: skip

@@ -6,8 +6,12 @@ import sys
 import time
 from dataclasses import replace
 
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
+
 import celeryconfig
 from allocation.bootstrap import project as allocation_project
+from allocation.domain.commands import Allocate
 from allocation.domain.events import OutOfStock
 from allocation.service_layer.unit_of_work import UnitOfWork
 from messaging.bus import MessageBus
@@ -34,8 +38,23 @@ def take_a_second(_event: OutOfStock, _uow: UnitOfWork) -> None:
     time.sleep(1)
 
 
+def raise_what_was_ordered(command: Allocate, _uow: UnitOfWork) -> None:
+    """Fail with an error by which Celery's worker is told something else."""
+    raise {
+        "MemoryError": MemoryError("no room"),
+        "Ignore": Ignore("not now"),
+        "Retry": Retry("later"),
+        "Reject": Reject("no", requeue=True),
+        "WorkerLostError": WorkerLostError("lost"),
+        "TimeLimitExceeded": TimeLimitExceeded(5.0),
+        "Terminated": Terminated(9),
+        "SoftTimeLimitExceeded": SoftTimeLimitExceeded(5.0),
+    }[command.sku]
+
+
 HANDLERS = [raise_what_cannot_be_encoded, raise_megabytes, exit_process, take_a_second]
 
 bus = allocation_project.bus
-project = replace(allocation_project, bus=MessageBus(bus.commands, {**bus.events, OutOfStock: HANDLERS}))
+commands = {**bus.commands, Allocate: raise_what_was_ordered}
+project = replace(allocation_project, bus=MessageBus(commands, {**bus.events, OutOfStock: HANDLERS}))
 app = make_app(project, celeryconfig)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 
 from local.processes import programs
 from local.processes.child import Child
@@ -72,6 +73,43 @@ def test_a_misbehaving_handler_fails_after_its_last_attempt(
 
     assert (status, attempts) == ("failed", 3)  # once, and max_retries = 2
     assert last_error.startswith(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "MemoryError",
+        "Ignore",
+        "Retry",
+        "Reject",
+        "WorkerLostError",
+        "TimeLimitExceeded",
+        "Terminated",
+        "SoftTimeLimitExceeded",
+    ],
+)
+def test_any_error_of_a_commands_handler_is_its_answer(
+    backend: Backend, shop: Shop, odd_worker: Child, error: str
+):
+    """Celery's worker takes some for something else, and would end, or send no answer."""
+    before = odd_worker.log_text()
+
+    sent = shop.send("allocate", "o1", error, 1)
+
+    with pytest.raises(Exception) as told:  # noqa: PT011  of any class
+        sent.get(timeout=10)
+    assert (type(told.value).__name__, sent.state) == (error, "FAILURE")
+    eventually(lambda: unfinished(backend) == 0, 10, "a settled message")
+    log = odd_worker.log_text()[len(before) :]
+    assert log.count("Unexpected error while handling") == 1
+    assert odd_worker.running
+    assert backend.sql("SELECT count(*) FROM dead_letters") == [(0,)]
+
+
+def unfinished(backend: Backend) -> int:
+    """Return how many commands are waiting or unacknowledged."""
+    with redis.Redis.from_url(backend.addresses.broker_url) as client:
+        return int(client.llen("allocation.commands")) + int(client.hlen("allocation.unacked"))
 
 
 @pytest.mark.parametrize("forged", [{"time_limit": 0.1}, {"soft_time_limit": 0.1}, {"expires": -60.0}])

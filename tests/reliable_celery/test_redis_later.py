@@ -83,6 +83,26 @@ def test_messages_that_wait_longer_than_the_visibility_timeout_are_not_redeliver
     assert marks(redis_server) == {1: 1}
 
 
+@pytest.mark.parametrize("priority", ["1e999", "-1e999", "NaN", '"high"'])
+def test_a_message_for_later_with_a_priority_that_is_none_is_handled(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path, priority: str
+):
+    """It has kombu's default priority, also when it is requeued."""
+    sender(redis_server).send_task("fixture.mark", (1,), countdown=1, ignore_result=True)
+    item = broker.rpop("celery")
+    assert item.count(b'"priority": 0') == 1
+    broker.lpush("celery", item.replace(b'"priority": 0', f'"priority": {priority}'.encode()))
+    with Connection(redis_server.url, transport=OUR_TRANSPORT) as connection:
+        connection.default_channel.basic_get("celery").requeue()
+    assert unfinished(redis_server) == broker.llen("celery") == 1
+
+    worker = make_worker(redis_server, tmp_path, "calm", worker_consumer=OUR_CONSUMER)
+    with running(worker):
+        eventually(lambda: marks(redis_server) == {1: 1}, 30, "the mark")
+        eventually(lambda: unfinished(redis_server) == 0, 10)
+        assert worker.running
+
+
 def test_a_worker_whose_clock_is_ahead_takes_nothing_from_the_others(
     compiler: None, redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):

@@ -400,6 +400,24 @@ def cut_all(client: redis.Redis) -> None:
     client.client_kill_filter(_type="pubsub")
 
 
+def test_a_worker_that_has_messages_to_deliver_survives_the_loss_of_its_connection(
+    server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """The rest of a batch, which it would deliver in the loop's next turn, is redelivered."""
+    app = sender(server, task_ignore_result=True)
+    worker = make_worker(server, tmp_path, "busy")
+    with running(worker):
+        for number in range(5):
+            app.send_task("fixture.mark", (number, 0.3 if number else 1.0))
+        eventually(lambda: not broker.llen("celery"), what="the first task, then a batch of four", every=0.01)
+        cut_all(broker)
+
+        eventually(lambda: "re-establish the connection" in worker.log_text(), 30, "a lost connection")
+        eventually(lambda: not worker.running or unfinished(server) == 0, 30)
+        assert worker.running
+    assert marks(server).keys() == {0, 1, 2, 3, 4}
+
+
 def test_a_message_of_a_workers_dead_connection_is_requeued(server: Redis, broker: redis.Redis):
     """A consumer that lost a reply with its connection requeues the reply's messages."""
     broker.script_load(FETCH)
@@ -475,6 +493,7 @@ def test_kombu_is_as_we_know_it():
         stock.QoS.restore_by_tag: "(self, tag, client=None, leftmost=False)",
         stock.QoS.restore_visible: "(self, start=0, num=10, interval=10)",
         virtual.QoS.ack: "(self, delivery_tag)",
+        virtual.Channel._get_message_priority: "(self, message, reverse=False)",
         virtual.Channel.basic_get: "(self, queue, no_ack=False, **kwargs)",
         virtual.Channel.basic_consume: "(self, queue, no_ack, callback, consumer_tag, **kwargs)",
         virtual.Transport._deliver: "(self, message, queue)",
