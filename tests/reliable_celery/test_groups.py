@@ -108,11 +108,11 @@ def test_tasks_that_run_alone_do_not_wait_for_the_next_message(
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("worker", ["solo"], indirect=True)
 def test_a_task_that_exits_is_refused_and_none_of_its_group_with_it(
-    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+    redis_server: Redis, broker: redis.Redis, worker: Child, tmp_path: Path
 ):
     """They run while the last of them is received."""
-    worker = make_worker(redis_server, tmp_path, "sharing", "solo", **SETTINGS)
     exits = sender(redis_server).send_task("fixture.share", kwargs={"number": 2, "exits": True})
     others = share(redis_server, 1, 4)
     with running(worker):
@@ -125,6 +125,7 @@ def test_a_task_that_exits_is_refused_and_none_of_its_group_with_it(
     assert [letter["task_id"] for letter in letters(tmp_path)] == [exits.id]
 
 
+@pytest.mark.parametrize("worker", ["solo"], indirect=True)
 def test_a_task_whose_work_is_done_cannot_expire_any_more(
     redis_server: Redis, broker: redis.Redis, worker: Child
 ):
@@ -136,11 +137,10 @@ def test_a_task_whose_work_is_done_cannot_expire_any_more(
     assert groups(redis_server) == [[1, 3]]
 
 
+@pytest.mark.parametrize("worker", ["prefork"], indirect=True)
 def test_a_group_has_the_shortest_of_its_messages_time_limits(
-    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+    redis_server: Redis, broker: redis.Redis, worker: Child
 ):
-    worker = make_worker(redis_server, tmp_path, "sharing", "prefork", **SETTINGS)
-    worker.command = [*worker.command, "-c", "1"]
     with running(worker):
         with paused(worker):
             sent = share(redis_server, 1, seconds=3) + share(redis_server, 3, time_limit=1)
@@ -149,11 +149,10 @@ def test_a_group_has_the_shortest_of_its_messages_time_limits(
     assert worker.log_text().count("took longer than 1 s") == 2
 
 
+@pytest.mark.parametrize("worker", ["prefork"], indirect=True)
 def test_a_group_that_ends_as_the_connection_is_lost_is_left_to_the_broker(
-    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+    redis_server: Redis, broker: redis.Redis, worker: Child
 ):
-    worker = make_worker(redis_server, tmp_path, "sharing", "prefork", **SETTINGS)
-    worker.command = [*worker.command, "-c", "1"]
     with running(worker):
         with paused(worker):
             sent = share(redis_server, 0, 2, seconds=1)
@@ -166,6 +165,26 @@ def test_a_group_that_ends_as_the_connection_is_lost_is_left_to_the_broker(
         assert share(redis_server, 4)[0].get(timeout=30) == "alone"
 
     assert marks(redis_server) == {0: 1, 2: 1, 4: 1}
+
+
+@pytest.mark.parametrize("worker", ["prefork"], indirect=True)
+def test_a_worker_that_is_stopped_by_a_message_leaves_those_that_wait_to_the_broker(
+    redis_server: Redis, broker: redis.Redis, worker: Child
+):
+    """Where a transport does not say how many have arrived, they wait for the event loop's turn."""
+    assert worker.env is not None
+    config = json.loads(worker.env["FIXTURE_CONFIG"])
+    worker.env["FIXTURE_CONFIG"] = json.dumps({**config, "broker_transport": None})
+    app = sender(redis_server)
+    with running(worker):
+        with paused(worker):
+            share(redis_server, 2)
+            app.control.shutdown()
+        eventually(lambda: not worker.running, 30, "the end of the worker")
+        eventually(lambda: unfinished(redis_server) == 1, what="the message in the broker")
+
+    assert marks(redis_server) == {}
+    assert "Error on stopping" not in worker.log_text()
 
 
 def test_only_the_task_that_kills_a_groups_worker_is_set_aside(
