@@ -42,7 +42,7 @@ class Groups:
         """Run the requests that wait."""
 
     def forget(self) -> None:
-        """Leave waiting requests to the broker: their connection is lost."""
+        """Leave waiting requests to the broker."""
         self.waiting.clear()
         self._alone.clear()
 
@@ -63,7 +63,7 @@ class Groups:
 
     def _run_waiting(self) -> None:
         # Those that run alone arrived before. When the worker stops, the messages go back to the broker.
-        if not self._alone and not stopping():
+        if self.waiting and not self._alone and not stopping():
             self.run_waiting()
 
     def _run_next(self) -> None:
@@ -75,7 +75,7 @@ class Groups:
 
 
 def stopping() -> bool:
-    """Whether the worker is stopping: a loop that is being closed still makes its calls."""
+    """Whether the worker was told to stop: its loop makes all its calls before it looks."""
     return any(wish is not None and wish is not False for wish in (state.should_stop, state.should_terminate))
 
 

@@ -36,6 +36,14 @@ class GroupingConsumer(SoloConsumer):
 
     def on_close(self) -> None:
         """Forget requests that have not begun: the broker redelivers them."""
+        self._forget_groups()
+        super().on_close()
+
+    def stop(self) -> None:
+        """Forget them also when the worker stops: its event loop still makes its calls, without a pool."""
+        self._forget_groups()
+        super().stop()
+
+    def _forget_groups(self) -> None:
         if self.groups is not None:
             self.groups.forget()
-        super().on_close()

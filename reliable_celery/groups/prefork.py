@@ -1,7 +1,7 @@
 """Groups in the prefork pool: a group is one job, which crosses the pipe to a child once.
 
-A job has the time limit of one task: a group whose task hangs is killed as that task would be, and each of
-its messages is redelivered and runs alone.
+A job has the time limit of one task, the shortest of them: a group whose task hangs is killed as that task
+would be, and each of its messages is redelivered and runs alone.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ class PreforkGroups(Groups):
             run_group,
             args=(trace, [_job(request) for request in requests]),
             accept_callback=lambda pid, time: _each(requests, "on_accepted", pid, time),
-            timeout_callback=lambda soft, timeout: _each(requests, "on_timeout", soft, timeout),
+            timeout_callback=lambda soft, timeout: _on_timeout(requests, soft, timeout),
             callback=lambda outcomes: self._on_success(requests, outcomes),
             error_callback=lambda exc_info: self._on_failure(requests, exc_info),
-            soft_timeout=_shortest(request.task.soft_time_limit for request in requests),
-            timeout=_shortest(request.task.time_limit for request in requests),
+            soft_timeout=_shortest(one.time_limits[1] or one.task.soft_time_limit for one in requests),
+            timeout=_shortest(one.time_limits[0] or one.task.time_limit for one in requests),
             correlation_id=requests[0].id,
         )
         for request in requests:
@@ -127,12 +127,12 @@ class PreforkGroups(Groups):
         self._begin_again(alone)
 
     def _on_failure(self, requests: Sequence[Any], exc_info: Any) -> None:
-        """Tell each request of the end of its child; terminating one task does not revoke the others."""
+        """Tell each request of the end of its child; only a terminated task is answered because of that."""
         error, alone = error_of(exc_info), []
         for request in requests:
             if not isinstance(error, ENDS_OF_A_CHILD):
                 alone.append(request)
-            elif isinstance(error, Terminated) and not (
+            elif isinstance(error, Terminated | TimeLimitExceeded) and not (
                 request._already_revoked or request._already_cancelled
             ):
                 task_ready(request)
@@ -169,6 +169,17 @@ def _job(request: Any) -> Job:
 def _each(requests: Iterable[Any], method: str, *args: Any) -> None:
     for request in requests:
         getattr(request, method)(*args)
+
+
+def _on_timeout(requests: Iterable[Any], soft: bool, timeout: float) -> None:
+    """Log why a group is killed; it is not known whose fault it was, and all have been requeued."""
+    if soft:
+        _each(requests, "on_timeout", soft, timeout)
+        return
+    for request in requests:
+        logger.error(
+            "%s[%s] took longer than %s s with its group; it is requeued", request.name, request.id, timeout
+        )
 
 
 def _shortest(limits: Iterable[float | None]) -> float | None:

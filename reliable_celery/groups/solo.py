@@ -23,9 +23,11 @@ class SoloGroups(Groups):
             for request in requests:
                 self.run(request)
             return
+        requests = [request for request in requests if not request.revoked()]
         prepared = prepare([Member(one.task, one._context, one.args, one.kwargs) for one in requests])
         with results_together(self.consumer.app):
             for request in requests:
                 if request.id in prepared:
+                    request.expires = None  # its work is done
                     self.run(request)
         self.run_alone([request for request in requests if request.id not in prepared])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +47,23 @@ def worker(request: pytest.FixtureRequest, redis_server: Redis, tmp_path: Path) 
     return worker
 
 
-def share(server: Redis, *numbers: int) -> list[Any]:
-    """Send a task for each number."""
+def share(server: Redis, *numbers: int, seconds: float = 0, **options: Any) -> list[Any]:
+    """Send a task for each number; their group takes `seconds`."""
     app = sender(server)
-    return [app.send_task("fixture.share", kwargs={"number": number}) for number in numbers]
+    return [
+        app.send_task("fixture.share", kwargs={"number": number, "seconds": seconds}, **options)
+        for number in numbers
+    ]
+
+
+@contextmanager
+def paused(worker: Child) -> Iterator[None]:
+    """Pause the main process until the end of the block."""
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
 
 
 def groups(server: Redis) -> list[list[int]]:
@@ -91,11 +108,11 @@ def test_tasks_that_run_alone_do_not_wait_for_the_next_message(
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("worker", ["solo"], indirect=True)
 def test_a_task_that_exits_is_refused_and_none_of_its_group_with_it(
-    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+    redis_server: Redis, broker: redis.Redis, worker: Child, tmp_path: Path
 ):
     """They run while the last of them is received."""
-    worker = make_worker(redis_server, tmp_path, "sharing", "solo", **SETTINGS)
     exits = sender(redis_server).send_task("fixture.share", kwargs={"number": 2, "exits": True})
     others = share(redis_server, 1, 4)
     with running(worker):
@@ -106,6 +123,68 @@ def test_a_task_that_exits_is_refused_and_none_of_its_group_with_it(
 
     assert groups(redis_server) == [[2, 1, 4]]
     assert [letter["task_id"] for letter in letters(tmp_path)] == [exits.id]
+
+
+@pytest.mark.parametrize("worker", ["solo"], indirect=True)
+def test_a_task_whose_work_is_done_cannot_expire_any_more(
+    redis_server: Redis, broker: redis.Redis, worker: Child
+):
+    with running(worker):
+        with paused(worker):
+            sent = share(redis_server, 1, 3, seconds=2.5, expires=2)
+        assert [each.get(timeout=60) for each in sent] == ["together"] * 2
+
+    assert groups(redis_server) == [[1, 3]]
+
+
+@pytest.mark.parametrize("worker", ["prefork"], indirect=True)
+def test_a_group_has_the_shortest_of_its_messages_time_limits(
+    redis_server: Redis, broker: redis.Redis, worker: Child
+):
+    with running(worker):
+        with paused(worker):
+            sent = share(redis_server, 1, seconds=3) + share(redis_server, 3, time_limit=1)
+        assert [each.get(timeout=60) for each in sent] == ["alone"] * 2
+
+    assert worker.log_text().count("took longer than 1 s") == 2
+
+
+@pytest.mark.parametrize("worker", ["prefork"], indirect=True)
+def test_a_group_that_ends_as_the_connection_is_lost_is_left_to_the_broker(
+    redis_server: Redis, broker: redis.Redis, worker: Child
+):
+    with running(worker):
+        with paused(worker):
+            sent = share(redis_server, 0, 2, seconds=1)
+        eventually(lambda: groups(redis_server), what="the group")
+        with paused(worker):
+            broker.client_kill_filter(_type="normal", skipme=True)
+            broker.client_kill_filter(_type="pubsub", skipme=True)
+            eventually(lambda: "A group of 2 tasks" in worker.log_text(), what="the end of the group")
+        assert [each.get(timeout=60) for each in sent] == ["alone"] * 2
+        assert share(redis_server, 4)[0].get(timeout=30) == "alone"
+
+    assert marks(redis_server) == {0: 1, 2: 1, 4: 1}
+
+
+@pytest.mark.parametrize("worker", ["prefork"], indirect=True)
+def test_a_worker_that_is_stopped_by_a_message_leaves_those_that_wait_to_the_broker(
+    redis_server: Redis, broker: redis.Redis, worker: Child
+):
+    """Where a transport does not say how many have arrived, they wait for the event loop's turn."""
+    assert worker.env is not None
+    config = json.loads(worker.env["FIXTURE_CONFIG"])
+    worker.env["FIXTURE_CONFIG"] = json.dumps({**config, "broker_transport": None})
+    app = sender(redis_server)
+    with running(worker):
+        with paused(worker):
+            share(redis_server, 2)
+            app.control.shutdown()
+        eventually(lambda: not worker.running, 30, "the end of the worker")
+        eventually(lambda: unfinished(redis_server) == 1, what="the message in the broker")
+
+    assert marks(redis_server) == {}
+    assert "Error on stopping" not in worker.log_text()
 
 
 def test_only_the_task_that_kills_a_groups_worker_is_set_aside(

@@ -84,7 +84,7 @@ def add(x: int, y: int) -> int:
 
 
 class Sharing:
-    """The shared work of `fixture.share`: notes the numbers; a negative one kills the process."""
+    """The shared work of `fixture.share`: notes the numbers and waits; a negative one kills the process."""
 
     def __init__(self) -> None:
         self.done: set[str] = set()
@@ -93,6 +93,7 @@ class Sharing:
         numbers = [member.kwargs["number"] for member in members]
         with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
             client.rpush("groups", json.dumps(numbers))
+        time.sleep(max(member.kwargs.get("seconds", 0) for member in members))
         if min(numbers) < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         if 0 in numbers:
@@ -105,8 +106,8 @@ sharing = Sharing()
 
 
 @app.task(name="fixture.share", bind=True, together=sharing)
-def share(task: Task, number: int, exits: bool = False) -> str:
-    """Return whether a group has done the work; or exit."""
+def share(task: Task, number: int, seconds: float = 0, exits: bool = False) -> str:
+    """Return whether a group has done the work, which takes `seconds`; or exit."""
     if task.request.id in sharing.done:
         return "together"
     if exits:
