@@ -122,13 +122,13 @@ class DeliveryGroup:
     def prepare(self, members: Sequence[Member]) -> set[str]:
         """Make the deliveries that can be made together; return their ids."""
         self._made = {}
-        if self.runtime.pauses.seen():  # whether one of them has to wait is decided alone
-            return set()
         by_id: dict[str, Member] = {}
         for member in members:
             with suppress(ValueError):  # its task refuses it
                 by_id[as_id(member.context.id)] = member
         try:
+            if self.runtime.pauses.seen():  # whether one of them has to wait is decided alone
+                return set()
             with SharedTransaction(self.runtime.engine, PATIENCE_MS) as transaction:
                 units = list(self._units(transaction, by_id))
                 if not units:

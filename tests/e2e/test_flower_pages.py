@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -442,7 +443,9 @@ FROM generate_series(1, :count) n RETURNING 1
 """
 
 
-def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_killed(page, backend, sku):
+def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_killed(
+    page, backend, sku, worker
+):
     backend.sql(FAILED, sku=sku, count=300)
     port = free_port()
     child = programs.flower(backend.folder, {**backend.env, **WITH_LOGIN}, port)
@@ -452,6 +455,7 @@ def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_kil
         page.goto(f"{address}/deliveries?status=failed&correlation={sku}")
         page.locator("#groups").get_by_role("link", name="Select").click()
         page.get_by_label("Try so many first").fill("3")
+        os.kill(worker.pid, signal.SIGSTOP)  # else the others may follow before anybody has looked
         page.click("#rerun-matching")
         said = page.locator("#said").inner_text()
         number = re.fullmatch(r"Re-run (\d+) is under way: 3 requeued so far.", said)
@@ -463,6 +467,7 @@ def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_kil
         screenshot(page, "flower-reruns")
     finally:
         child.kill()
+        os.kill(worker.pid, signal.SIGCONT)
 
     query = "SELECT status, count(*) FROM deliveries WHERE correlation_id = :sku GROUP BY 1"
     eventually(lambda: backend.sql(query, sku=sku) == [("done", 300)], 90, "all mails", every=0.5)
