@@ -106,8 +106,8 @@ class MessagingSettings(BaseSettings):
         1,
         ge=1,
         le=32,
-        description="most messages of a worker that share a transaction (pools prefork and solo), up to 32; 1:"
-        " each has its own",
+        description="most messages of a worker that share a transaction (pools prefork and solo), up to 32;"
+        " 1: each has its own",
     )
     max_crashes: int = Field(3, ge=1, description="a message that has killed more workers is parked")
     bulk_max: int = Field(1000, ge=1, description="most commands in one message of `many`")
@@ -141,7 +141,9 @@ class MessagingSettings(BaseSettings):
     rerun_max: int = Field(
         5, ge=0, description="scheduled re-runs per delivery; after that only an operator re-runs it"
     )
-    rerun_batch: int = Field(100, ge=1, description="most re-runs of one handler by the schedule that are in progress")
+    rerun_batch: int = Field(
+        100, ge=1, description="most re-runs of one handler by the schedule that are in progress"
+    )
 
     prune_interval_s: float = Field(3600, gt=0, description="time between deletions of old rows")
     done_retention_s: float = Field(
@@ -162,7 +164,8 @@ class MessagingSettings(BaseSettings):
     visibility_timeout_s: int = Field(
         40,
         ge=1,
-        description="the same for workers without a lease (solo pool); longer than two tasks, one after the other",
+        description="the same for workers without a lease (solo pool); longer than two tasks, one after the"
+        " other",
     )
     task_time_limit_s: int = Field(30, ge=1, description="a task that takes longer is killed")
     result_expires_s: int = Field(86400, ge=1, description="how long results are kept for their senders")
@@ -197,7 +200,9 @@ class MessagingSettings(BaseSettings):
         ge=16_384,  # any single command fits, even with all its text escaped in JSON
         description="larger messages become dead letters",
     )
-    message_max_eta_s: int = Field(86_400, ge=1, description="messages that are due later than that from now become dead letters")
+    message_max_eta_s: int = Field(
+        86_400, ge=1, description="messages that are due later than that from now become dead letters"
+    )
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
