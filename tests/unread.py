@@ -8,15 +8,16 @@ import os
 import stat
 import termios
 from contextlib import suppress
+from pathlib import Path
 
 
 def unread() -> int:
     """Return how many bytes wait in all sockets of this process."""
     found = 0
-    for name in os.listdir("/proc/self/fd"):
+    for one in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # closed meanwhile; or it listens
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+            if stat.S_ISSOCK(os.fstat(int(one.name)).st_mode):
                 count = array.array("i", [0])
-                fcntl.ioctl(int(name), termios.FIONREAD, count)
+                fcntl.ioctl(int(one.name), termios.FIONREAD, count)
                 found += count[0]
     return found

@@ -33,9 +33,9 @@ class _App(Celery):  # type: ignore[misc]  # Celery is untyped
 def _leave_nothing_unread(backend: RedisBackend) -> None:
     """Listen for an answer only while it is waited for, and read all that Redis says to that.
 
-    Celery listens for the answer to whatever is sent, stops listening when the result is discarded (before 5.7
-    also where it never began), and reads Redis' replies only as long as an answer is missing. What is not read
-    fills the connection, then Redis: a process that never asked hung after some 300,000 commands.
+    Celery listens for the answer to whatever is sent, stops listening when the result is discarded (before
+    5.7 also where it never began), and reads Redis' replies only as long as an answer is missing. What is not
+    read fills the connection, then Redis: a process that never asked hung after some 300,000 commands.
     """
     listener, wait = backend.result_consumer, backend.wait_for_pending
 
