@@ -105,7 +105,7 @@ class CommandTable:
             run.write(run.dialect.begin.format(table=self.name))
 
     def claim(self, run: Statements, task_id: str, size: int, lease_s: float) -> list[Entry]:
-        """Put commands that may go out into a message, as many as fit; others leave it alone for the lease."""
+        """Put commands that may go into a message, as many as fit; others wait until its lease is over."""
         now = run.dialect.now
         rows = run.read(
             f"SELECT {self._entry} FROM {self.name} command WHERE task_id IS NULL AND due_at <= {now}"
