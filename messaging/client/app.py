@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 from celery.backends.redis import RedisBackend
+from celery.result import AsyncResult
 
 from messaging.brokers import tls, topology
 from reliable_celery.sentinel import Sentinel, is_sentinel
@@ -15,19 +17,43 @@ from reliable_celery.sentinel import Sentinel, is_sentinel
 PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1.0}
 #: Time limits on a connection's waits; Celery itself would wait for longer.
 CONNECT_TIMEOUT_S = 4
+#: What Redis says to a wait: that it listens, the answer, and that it listens no more.
+REPLIES_TO_A_WAIT = 3
 
 
 class _App(Celery):  # type: ignore[misc]  # Celery is untyped
     def _get_backend(self) -> Any:
-        """Return the result backend; on Redis one that listens for an answer only when it is asked for.
-
-        Celery's listens for the answer to whatever is sent. If nobody asks for one, nobody reads what Redis
-        says to that either, and after some 300,000 commands the connection is full: sending hangs for ever.
-        """
+        """Return the result backend; on Redis one that leaves nothing unread."""
         backend = super()._get_backend()
         if isinstance(backend, RedisBackend):
-            backend.on_task_call = lambda _producer, _task_id: None
+            _leave_nothing_unread(backend)
         return backend
+
+
+def _leave_nothing_unread(backend: RedisBackend) -> None:
+    """Listen for an answer only while it is waited for, and read all that Redis says to that.
+
+    Celery listens for the answer to whatever is sent, stops listening when the result is discarded (before
+    5.7 also where it never began), and reads Redis' replies only as long as an answer is missing. What is not
+    read fills the connection, then Redis: a process that never asked hung after some 300,000 commands.
+    """
+    listener, wait = backend.result_consumer, backend.wait_for_pending
+
+    def stop_listening(result: AsyncResult) -> None:
+        if backend.get_key_for_task(result.id) in listener.subscribed_to:
+            listener.cancel_for(result.id)
+
+    def wait_and_read(result: AsyncResult, **options: Any) -> Any:
+        try:
+            return wait(result, **options)
+        finally:
+            with suppress(Exception):  # the next wait connects again
+                for _ in range(REPLIES_TO_A_WAIT):
+                    listener.drain_events(timeout=0)
+
+    backend.on_task_call = lambda _producer, _task_id: None
+    backend.on_result_fulfilled = stop_listening
+    backend.wait_for_pending = wait_and_read
 
 
 def make_app(

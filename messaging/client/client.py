@@ -114,6 +114,7 @@ class Client:
                     timeout=max(timeout_s, 0.001), propagate=False, disable_sync_subtasks=False
                 )
         except NoResultInTime:
+            result.backend.remove_pending_result(result)  # Celery keeps it until the answer comes
             raise NotAnswered(
                 f"Sent, not answered in {timeout_s:g} s; {send_again(result.key)}", result.key
             ) from None

@@ -12,7 +12,7 @@ import redis
 from kombu import Connection
 from redis.exceptions import ResponseError
 
-from allocation.client import AllocationClient
+from allocation.client import Allocate, AllocationClient
 from local.addresses import masked
 from local.ports import LOOPBACK
 from local.processes import programs, readiness
@@ -31,6 +31,7 @@ from testing.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
 from tests.cluster.workers import ready_worker
 from tests.e2e.certificates import Pair, make_pair
 from tests.e2e.tls_front import TlsFront
+from tests.unread import unread
 
 ASKED = Sentinel(MASTER, password=SENTINEL_PASSWORD)
 #: Sentinel is asked once a second. It leaves an old primary as it is for 8 s.
@@ -120,6 +121,21 @@ def test_a_primary_that_sentinel_names_no_more_is_left_while_it_still_answers(
 
     assert ports == [old.port, old.port]
     whole.demote(old)
+
+
+def test_a_sender_reads_all_that_it_is_told(whole: Sentinels, client: AllocationClient):
+    """By Sentinel it has a result backend of another class."""
+    client.delay(Allocate("o1", "LAMP", 1))
+    before = unread()
+    for number in range(600):
+        sent = client.delay(Allocate("o1", "LAMP", 1))
+        if number % 100 == 0:
+            with pytest.raises(NotAnswered):
+                client.answer(sent, timeout_s=0)
+
+    assert unread() - before < 1000
+    with whole.primary.client() as primary:
+        primary.delete("allocation.commands")
 
 
 @pytest.fixture

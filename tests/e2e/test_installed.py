@@ -66,6 +66,26 @@ print([name for name in ("sqlalchemy", "pydantic") if name in sys.modules])
 """
 
 
+#: It asks for an answer in time, and never for the others.
+SENDER_THAT_DOES_NOT_ASK = """
+import array, fcntl, os, sys, termios
+from allocation.client import Allocate, AllocationClient
+from messaging.client import NotAnswered
+
+client = AllocationClient(os.environ["ALLOCATION_BROKER_URL"], os.environ["ALLOCATION_RESULT_BACKEND_URL"])
+order = Allocate("order", sys.argv[1], 1)
+try:
+    client.call(order, timeout_s=0)
+except NotAnswered:
+    pass
+for _ in range(500):
+    client.delay(order)
+unread = array.array("i", [0])
+fcntl.ioctl(client.app.backend.result_consumer._pubsub.connection._sock.fileno(), termios.FIONREAD, unread)
+print(unread[0] < 1000)
+"""
+
+
 @dataclass(frozen=True)
 class Environment:
     """A virtual environment, used from an empty folder."""
@@ -214,6 +234,7 @@ def test_an_app_keeps_its_older_celery(
 
     _send(app, "LAMP-old")
     assert app.run("-m", "celery", "--version").stdout.startswith(OLDEST_CELERY)
+    assert app.run("-c", SENDER_THAT_DOES_NOT_ASK, "LAMP-old").stdout == "True\n"
 
 
 def _send(app: Environment, sku: str) -> None:

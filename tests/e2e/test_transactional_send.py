@@ -30,6 +30,7 @@ from messaging.client.databases import SqlAlchemyDatabase
 from messaging.client.pace import Pace
 from messaging.client.relay import Relay
 from messaging.errors import InvalidMessage
+from tests.unread import unread
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -310,3 +311,22 @@ def test_a_relay_can_be_drained_again_and_again(database, relay, sku):
 
         assert relay.drain(30)
         assert len(told(database)) == number + 1
+
+
+def test_a_relay_reads_all_that_it_is_told(database, broker, sku):
+    """It never waits for an answer; what it left unread would fill its connections in the end."""
+    relay = outbox.relay(
+        SqlAlchemyDatabase(database), broker.broker_url, broker.result_backend_url,
+        on_answer=note, pace=replace(FAST, size=1),
+    )  # fmt: skip
+    with database.begin() as connection:
+        for number in range(100):
+            outbox.send(connection, Allocate(f"{sku}-{number}", sku, 1), key=f"{sku}-{number}")
+    before = unread()
+
+    while relay.waiting().count:
+        relay.step()
+    after = unread()
+
+    relay.close()
+    assert after - before < 1000
