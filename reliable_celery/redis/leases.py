@@ -139,7 +139,7 @@ class LeasingChannel(stock.Channel):
         """Return the tags of all unsettled messages of this channel."""
         return [tag for tag in list(self.qos._delivered) if tag not in self.qos._dirty]
 
-    def give_back(self, tags: Iterable[bytes], client: Any) -> None:
+    def give_back(self, tags: Iterable[str | bytes], client: Any) -> None:
         """Requeue messages; one that Redis refuses to push is left to the visibility timeout."""
         for tag in tags:
             try:

@@ -37,6 +37,7 @@ class Poller(stock.MultiChannelPoller):
         for channel in list(self._channels):
             if channel.active_queues:
                 channel.tend_leases()
+                channel.look_for_strays()
                 if channel.wants_trip():
                     self._register_BRPOP(channel)
             if channel.active_fanout_queues:

@@ -209,8 +209,9 @@ class FetchingChannel(SortingChannel, RotaChannel):
         self._in_poll = None
 
     def _put_right(self, trip: Trip) -> None:
-        """Repair after a trip without a reply; all of it may have run, a part, or nothing."""
+        """Repair after a trip without a reply: it may have run, in part or not at all, or may yet run."""
         self._trip = None
+        self.strays.extend(trip.tags())
         self.acks.extend(trip.acks)
         for tag in trip.tags():
             self.qos.restore_by_tag(tag)

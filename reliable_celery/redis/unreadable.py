@@ -35,6 +35,7 @@ class SortingChannel(SettlingChannel):
             self.connection.on_unreadable(queue, raw)
         except Exception:
             logger.exception("Kept unacknowledged, from queue %s: %r", queue, item[:1024])
+            self.strays.append(tag)
             self.attempt(lambda: self._keep_aside(tag, payload is None))
         else:
             self.qos.ack(tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 from collections.abc import Callable
 from queue import Empty
@@ -11,16 +12,17 @@ from typing import Any
 
 from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from tests.simulation.redis.wire import StepTransport
 from tests.simulation.scheduler import Fault, Scheduler, current, step
 
+logger = logging.getLogger(__name__)
+
 QUEUE = "work"
 LEASE_S, VISIBILITY_S = 4, 12
 
-#: What Celery takes for a lost connection.
-LOST = (RedisError, OSError, AttributeError)
+#: What Celery takes for a lost connection. Any other error ends a worker.
+LOST: tuple[type[Exception], ...] = StepTransport.connection_errors
 
 
 def connection_to(url: str) -> Connection:
@@ -208,7 +210,7 @@ class Worker:
         self.scheduler.tell(f"{'gives back' if again else 'has handled'} {name}")
         if again:
             del self.holds[name]
-            message.requeue()
+            message.reject_log_error(logger, LOST, requeue=True)
             return
         self.books.handled(name)
         del self.holds[name]
