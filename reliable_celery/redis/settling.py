@@ -15,7 +15,7 @@ from kombu.transport import virtual
 from reliable_celery.redis.adoption import AdoptingChannel
 from reliable_celery.redis.envelope import Message
 from reliable_celery.redis.later import LaterChannel
-from reliable_celery.redis.restore import Pushes, read_entry
+from reliable_celery.redis.restore import READ, Pushes, read_entry
 from reliable_celery.redis.strays import StraysChannel
 
 ACK_DELAY = 0.1  # seconds that an acknowledgement waits for others, while the worker is busy
@@ -67,11 +67,12 @@ class QoS(stock.QoS):
         """Requeue one message; anything else is first wrapped in one."""
         pushes = Pushes()
         with self.channel.conn_or_acquire(client) as client:
-            value = client.hget(self.unacked_key, tag)
+            keys, most = (self.unacked_key, self.unacked_index_key), self.channel.connection.max_item_bytes
+            value = client.eval(READ, 2, *keys, tag, most)
             if value is not None:
                 self.channel._do_restore_message(*read_entry(value), pushes, leftmost)
             if value is None or pushes.keys:
-                pushes.move(client, self.unacked_key, self.unacked_index_key, tag)
+                pushes.move(client, *keys, tag)
 
 
 class SettlingChannel(LaterChannel, StraysChannel, AdoptingChannel):

@@ -88,8 +88,8 @@ class FetchingChannel(SortingChannel, RotaChannel):
         lists = self._lists(queues)
         self._trips += 1
         prefix = f"{self.tag_prefix}{self._trips}."
-        lease = self.own_lease, self.lease_s
-        return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, *lease, turn or Turn())
+        limits = self.own_lease, self.lease_s, self.connection.max_item_bytes
+        return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, *limits, turn or Turn())
 
     def _lists(self, queues: Iterable[str]) -> list[tuple[str, str]]:
         return [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]

@@ -36,7 +36,8 @@ class SortingChannel(SettlingChannel):
         except Exception:
             logger.exception("Kept unacknowledged, from queue %s: %r", queue, item[:1024])
             self.strays.append(tag)
-            self.attempt(lambda: self._keep_aside(tag, payload is None))
+            whole = len(item) <= self.connection.max_item_bytes
+            self.attempt(lambda: self._keep_aside(tag, payload is None and whole))
         else:
             self.qos.ack(tag)
 

@@ -46,7 +46,7 @@ def fetching(stack: ExitStack, part: str, instead: str = "") -> None:
         script(stack, module, "FETCH", part, instead)
 
 
-REGISTERS = "redis.call('HSETNX', KEYS[1], tag, '[' .. items[i] .. ending) == 0"
+REGISTERS = "redis.call('HSETNX', KEYS[1], tag, '[' .. item .. ending) == 0"
 
 
 @mutation("messages are popped in one step and registered in the next")

@@ -169,6 +169,7 @@ NAMES = {
     "PUT_OFF": "local wait =",
     "GIVE_BACK_DUE": "'^(%S+) (.*)$'",
     "MOVE": "HEXISTS",
+    "READ": "cjson",
     "LEAVE": "local watched =",
 }
 
