@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from reliable_celery.redis.leases import RENEW
 from reliable_celery.redis.rota import ROTA, Turn
 
 #: Acknowledges, renews the consumer's lease, then moves up to ARGV[2] messages into `unacked`, in one step.
@@ -25,7 +26,7 @@ local room, most, acks = tonumber(ARGV[2]), tonumber(ARGV[5]), tonumber(ARGV[6])
 redis.call('HDEL', KEYS[1], '', unpack(ARGV, 7, 6 + acks))
 if acks > 0 then redis.call('ZREM', KEYS[2], unpack(ARGV, 7, 6 + acks)) end
 local found, bytes, now = {{}}, 0, redis.call('TIME')[1]
-if ARGV[3] ~= '' then redis.call('ZADD', KEYS[3], now + ARGV[4], ARGV[3]) end
+if ARGV[3] ~= '' then{RENEW.format(leases="KEYS[3]", me="ARGV[3]", life="ARGV[4]")}end
 for k = 4, #KEYS do
     local ending, taken = ARGV[3 + acks + k], 0
     local wanted = ending == '' and 1 or room
