@@ -32,16 +32,31 @@ def connection_to(url: str) -> Connection:
 
 
 class Loop:
-    """The event loop's timers."""
+    """The event loop of a worker: its timers, and what it does in the next round."""
 
     def __init__(self, clock: Any) -> None:
         self.clock = clock
         self.timers: list[tuple[float, int, Callable[[], object]]] = []
         self.count = 0
+        self.soon: list[Callable[[], object]] = []
 
     def call_soon(self, do: Callable[[], object]) -> None:
         """Do it in the next round."""
-        self.call_later(0.0, do)
+        self.soon.append(do)
+
+    def run_soon(self) -> None:
+        """Do what was asked for in the last round."""
+        soon, self.soon = self.soon, []
+        for do in soon:
+            do()
+
+    def reset(self) -> None:
+        """Forget the timers of a lost connection, and do what was asked for, as Celery does.
+
+        What that asks for in turn is done in the first round with the next connection.
+        """
+        self.timers.clear()
+        self.run_soon()
 
     def call_later(self, seconds: float, do: Callable[[], object]) -> None:
         """Do it later."""
@@ -102,6 +117,7 @@ class Worker:
         self.channel: Any = None
         self.busy_until = 0.0
         self.turned_at = 0.0  # set when it begins to consume
+        self.loop = Loop(scheduler.clock)
 
     def run(self) -> None:
         """Consume, and connect again after an error, for ever."""
@@ -112,6 +128,8 @@ class Worker:
             except LOST as error:
                 self.scheduler.tell(f"lost its connection: {error}"[:110])
                 self.books.troubles += 1
+                with contextlib.suppress(*LOST):
+                    self.loop.reset()
                 connection.transport.holds_leases = False  # as the consumer does
             self.holds.clear()  # Celery cancels what runs
             self.busy_until = 0.0
@@ -126,7 +144,7 @@ class Worker:
         """Turn the event loop until the worker is told to stop."""
         transport: Any = connection.transport
         transport.holds_leases = self.plan.leases
-        cycle, loop = transport.cycle, Loop(self.scheduler.clock)
+        cycle, loop = transport.cycle, self.loop
         cycle.loop = loop
         channel: Any = connection.channel()
         self.channel, self.prefix = channel, channel.tag_prefix
@@ -150,6 +168,7 @@ class Worker:
         if loop.clock.at - self.turned_at > LEASE_S / 2:
             self.books.troubles += 1
         self.turned_at = loop.clock.at
+        loop.run_soon()
         cycle.on_poll_start()
         ready = self._readable(cycle)
         if ready:
