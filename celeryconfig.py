@@ -112,7 +112,7 @@ def of_project(project: Project) -> dict[str, Any]:
         "worker_alive_file": str(settings.worker_alive_file or ""),
         # A hung handler is killed; the inbox and the delivery row make its second run harmless.
         "task_time_limit": settings.task_time_limit_s,
-        # A larger message becomes a dead letter without being read.
+        # A larger message becomes a dead letter; of one over 16 MiB only the beginning is read from Redis.
         "message_max_bytes": settings.message_max_bytes,
         # So does one with a later ETA.
         "message_max_eta_s": settings.message_max_eta_s,

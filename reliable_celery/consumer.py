@@ -79,7 +79,13 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
         if hasattr(connection.transport, "on_unreadable"):
             connection.transport.on_unreadable = self.on_unreadable
             connection.transport.holds_leases = not self.is_solo
+            connection.transport.max_item_bytes = self.max_item_bytes
         return connection
+
+    @property
+    def max_item_bytes(self) -> int:
+        """Return how much of a message our transport reads; a body that may be valid is shorter, encoded."""
+        return max(MAX_KEPT_BYTES, 2 * Limits.of(self.app.conf).message_max_bytes)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Let the lease of a lost connection expire: running tasks are cancelled, then redelivered."""
@@ -118,9 +124,10 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
 
     def on_unreadable(self, queue: str, raw: bytes) -> None:
         """Record an item that is no kombu message; an error raised here keeps it on the broker."""
-        self._record(
-            DeadLetter("not a message", "is not JSON as kombu writes it", raw[:MAX_KEPT_BYTES], queue=queue)
-        )
+        error = "is not JSON as kombu writes it"
+        if len(raw) > self.max_item_bytes:
+            error = f"is over {self.max_item_bytes} bytes (kept: {MAX_KEPT_BYTES})"
+        self._record(DeadLetter("not a message", error, raw[:MAX_KEPT_BYTES], queue=queue))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         self.refuse(message, exc)

@@ -1,8 +1,9 @@
-"""Connections to Redis that take the refusals of a failover as a lost connection, so that Celery reconnects.
+"""Connections to Redis that take its refusals as a lost connection, so that Celery reconnects.
 
 A replica refuses writes (READONLY), a primary without replicas may (NOREPLICAS, `min-replicas-to-write`), and
-a replica without its primary refuses everything (MASTERDOWN). redis-py reports these as errors of a command,
-and a worker would end. LOADING is a lost connection already.
+so does a server that cannot write to its disk (MISCONF). A replica without its primary refuses everything
+(MASTERDOWN), and so does a server while a script runs for long (BUSY). redis-py reports these as errors of a
+command, and a worker would end. LOADING is a lost connection already.
 """
 
 # mypy: disable-error-code="misc, no-untyped-call"
@@ -10,6 +11,7 @@ and a worker would end. LOADING is a lost connection already.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from time import monotonic
@@ -21,7 +23,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.sentinel import SentinelManagedConnection
 
-NO_REPLICAS = "NOREPLICAS"
+#: What the text of a refusal begins with. Redis 6.2 reports one inside a script as an error of that script.
+REFUSAL = re.compile(r"(ERR Error running script .*-)?(READONLY|NOREPLICAS|MASTERDOWN|MISCONF|BUSY) ")
 #: What a server may be that is no broker, by the mode that it reports, and what to do.
 UNFIT = {
     "cluster": "Redis Cluster is not supported: kombu has no transport for it. Use one primary with replicas"
@@ -31,7 +34,7 @@ UNFIT = {
 
 
 class NotThePrimary(RedisConnectionError):
-    """The server does not accept writes now; connect again, perhaps to another one."""
+    """The server refuses commands now; connect again, perhaps to another one."""
 
 
 class UnfitServer(ImproperlyConfigured):
@@ -68,12 +71,12 @@ class NoticesFailover:
             if not is_refusal(error):
                 raise
             self.disconnect()  # type: ignore[attr-defined]  # redis-py's
-            raise NotThePrimary(f"Redis accepts no writes now: {error}") from error
+            raise NotThePrimary(f"Redis refuses commands now: {error}") from error
 
 
 def is_refusal(error: ResponseError) -> bool:
-    """Return whether a server refused a command because of its role or its replicas."""
-    return isinstance(error, ReadOnlyError | MasterDownError) or str(error).startswith(NO_REPLICAS)
+    """Return whether a server refused a command because of its state, whatever the command."""
+    return isinstance(error, ReadOnlyError | MasterDownError) or REFUSAL.match(str(error)) is not None
 
 
 class Connection(NoticesFailover, redis.Connection):

@@ -2,8 +2,9 @@
 
 Each of its parts is a file of its own: `trips` fetches and registers messages in one step, `news` waits for
 them, `rota` chooses who is woken, `unreadable` sets aside items that are no messages, `settling` acknowledges
-and releases; `leases`, `later` and `adoption` requeue messages of dead workers, due messages, and those of
-earlier releases; `full` works on a full Redis, `crashes` counts. This file delivers messages, and closes.
+and releases; `leases`, `strays`, `later` and `adoption` requeue messages of dead workers, those that this
+one has lost track of, due messages, and those of earlier releases; `full` works on a full Redis,
+`crashes` counts. This file delivers messages, and closes.
 """
 
 # mypy: disable-error-code="no-untyped-call, assignment, no-any-return, misc"
@@ -143,6 +144,7 @@ class Channel(FetchingChannel, CountingChannel, FrugalChannel):
         self.leave_rota()
         while self.arrived:
             self._give_back(*self.arrived.popleft())
+        self.give_back_strays()
 
 
 def _stamped(payload: dict[str, Any], tag: str, queue: str) -> dict[str, Any]:

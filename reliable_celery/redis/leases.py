@@ -21,20 +21,31 @@ logger = logging.getLogger(__name__)
 
 MAX_ORPHANS = 50  # messages requeued in one step; the worker's own messages wait for it
 
+#: Renews a consumer's lease at `now`. Parts: the key of the leases, the consumer, the lease's life (s). If it
+#: finds its own lease expired, Redis may have stood still: then no other one counts as expired until all have
+#: had the time to renew theirs.
+RENEW = """
+    local own = redis.call('ZSCORE', {leases}, {me})
+    if own and tonumber(own) < tonumber(now) then redis.call('ZADD', {leases}, now + {life} / 2, 'grace') end
+    redis.call('ZADD', {leases}, now + {life}, {me})
+"""
+
 #: Renews a lease, registers tags anew, and returns messages whose consumer's lease has expired; deletes
 #: expired leases without messages.
 #: KEYS: the leases, the index of `unacked`. ARGV: own prefix (empty: no lease), its life (s), how many
 #: messages to return, the tags. It uses Redis' clock, so that the workers' clocks do not matter, and whole
 #: seconds: a lease expires once its last one is over. The first command frees memory: a full Redis refuses
 #: every script that begins by using memory.
-TEND = """
+TEND = f"""
 redis.call('ZREM', KEYS[1], '')
 local now = tonumber(redis.call('TIME')[1])
 for i = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i]) end
-if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1]) end
+if ARGV[1] ~= '' then{RENEW.format(leases="KEYS[1]", me="ARGV[1]", life="ARGV[2]")}end
+local grace = redis.call('ZSCORE', KEYS[1], 'grace')
+if grace and tonumber(grace) >= now then return {{}} end
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)
-if #expired == 0 then return {} end
-local held, orphans = {}, {}
+if #expired == 0 then return {{}} end
+local held, orphans = {{}}, {{}}
 for _, prefix in ipairs(expired) do held[prefix] = false end
 for _, tag in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
     local prefix = string.match(tag, '^[^.]*[.]')
@@ -53,10 +64,12 @@ return orphans
 #: KEYS: the leases, the index of `unacked`. ARGV: the visibility timeout (s), how many (-1: all).
 OVERDUE = """
 local now, overdue = tonumber(redis.call('TIME')[1]), {}
+local grace = redis.call('ZSCORE', KEYS[1], 'grace')
+local last = grace and tonumber(grace) >= now and 0 or now
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. (now - ARGV[1]))) do
     if #overdue == tonumber(ARGV[2]) then break end
     local lease = redis.call('ZSCORE', KEYS[1], string.match(tag, '^[^.]*[.]') or '')
-    if not lease or tonumber(lease) < now then overdue[#overdue + 1] = tag end
+    if not lease or tonumber(lease) < last then overdue[#overdue + 1] = tag end
 end
 return overdue
 """
@@ -139,7 +152,7 @@ class LeasingChannel(stock.Channel):
         """Return the tags of all unsettled messages of this channel."""
         return [tag for tag in list(self.qos._delivered) if tag not in self.qos._dirty]
 
-    def give_back(self, tags: Iterable[bytes], client: Any) -> None:
+    def give_back(self, tags: Iterable[str | bytes], client: Any) -> None:
         """Requeue messages; one that Redis refuses to push is left to the visibility timeout."""
         for tag in tags:
             try:

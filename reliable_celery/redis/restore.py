@@ -22,6 +22,19 @@ end
 redis.call('ZREM', KEYS[2], ARGV[1])
 """
 
+#: Returns what is registered under a tag. An entry with too many bytes is moved to its queue instead, so that
+#: no worker has to read it. KEYS: unacked, its index. ARGV: the tag, the most bytes.
+READ = """
+redis.call('ZREM', KEYS[2], '')
+local value = redis.call('HGET', KEYS[1], ARGV[1])
+if not value or #value <= tonumber(ARGV[2]) then return value end
+local item, queue = string.match(value, '^%[(.*),"",(".-")%]$')
+if not item then return value end
+redis.call('RPUSH', cjson.decode('[' .. queue .. ']')[1], item)
+redis.call('HDEL', KEYS[1], ARGV[1])
+return false
+"""
+
 
 @dataclass
 class Pushes:

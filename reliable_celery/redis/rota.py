@@ -39,7 +39,7 @@ BUSY, WATCH, SLEEP, SLEEP_ON = range(4)
 #: the consumer, the room that it must have to wait, and the room that it must have left to wait right after
 #: it took messages. Sets `wait`, and `sleepers` to their number before.
 ROTA = f"""
-local at = 3 + acks + #KEYS
+local at = 4 + acks + #KEYS
 local rota, me, wait, sleepers = ARGV[at], ARGV[at + 1], {WATCH}, 0
 if rota ~= '' and room > 0 then
     local watchers, bell = rota .. '.watchers', rota .. '.bell.'

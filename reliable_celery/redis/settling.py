@@ -13,11 +13,10 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 
 from reliable_celery.redis.adoption import AdoptingChannel
-from reliable_celery.redis.connection import ConnectedChannel
 from reliable_celery.redis.envelope import Message
 from reliable_celery.redis.later import LaterChannel
-from reliable_celery.redis.leases import LeasingChannel
-from reliable_celery.redis.restore import Pushes, read_entry
+from reliable_celery.redis.restore import READ, Pushes, read_entry
+from reliable_celery.redis.strays import StraysChannel
 
 ACK_DELAY = 0.1  # seconds that an acknowledgement waits for others, while the worker is busy
 MAX_ACKS = 1000  # acknowledgements per trip; Lua can unpack some 8,000 values
@@ -40,10 +39,15 @@ class QoS(stock.QoS):
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if requeue:
-            super().reject(delivery_tag, requeue=True)
-        else:
+        if not requeue:
             self.ack(delivery_tag)
+            return
+        try:
+            super().reject(delivery_tag, requeue=True)
+        except Exception:  # Celery logs a lost connection, and may go on with this one
+            self.channel.strays.append(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+            raise
 
     def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:  # noqa: ARG002  as kombu
         """Requeue messages not acknowledged in time by Redis' clock; kombu uses the worker's."""
@@ -63,14 +67,15 @@ class QoS(stock.QoS):
         """Requeue one message; anything else is first wrapped in one."""
         pushes = Pushes()
         with self.channel.conn_or_acquire(client) as client:
-            value = client.hget(self.unacked_key, tag)
+            keys, most = (self.unacked_key, self.unacked_index_key), self.channel.connection.max_item_bytes
+            value = client.eval(READ, 2, *keys, tag, most)
             if value is not None:
                 self.channel._do_restore_message(*read_entry(value), pushes, leftmost)
             if value is None or pushes.keys:
-                pushes.move(client, self.unacked_key, self.unacked_index_key, tag)
+                pushes.move(client, *keys, tag)
 
 
-class SettlingChannel(LaterChannel, LeasingChannel, AdoptingChannel, ConnectedChannel):
+class SettlingChannel(LaterChannel, StraysChannel, AdoptingChannel):
     """A channel that collects acknowledgements, and releases messages that it cannot settle."""
 
     QoS = QoS
@@ -110,5 +115,6 @@ class SettlingChannel(LaterChannel, LeasingChannel, AdoptingChannel, ConnectedCh
 
     def forget(self, delivery_tag: str) -> None:
         """Leave a message to the visibility timeout, and free its place in the prefetch."""
+        self.strays.append(delivery_tag)
         self.attempt(lambda: self.disown(delivery_tag))
         virtual.QoS.ack(self.qos, delivery_tag)

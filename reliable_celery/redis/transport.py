@@ -37,6 +37,7 @@ class Poller(stock.MultiChannelPoller):
         for channel in list(self._channels):
             if channel.active_queues:
                 channel.tend_leases()
+                channel.look_for_strays()
                 if channel.wants_trip():
                     self._register_BRPOP(channel)
             if channel.active_fanout_queues:
@@ -75,6 +76,9 @@ class Transport(stock.Transport):
     #: Whether its consumers promise to turn their event loop every few seconds. A pool that runs tasks inside
     #: the loop cannot: its messages are redelivered after the visibility timeout.
     holds_leases = False
+    #: Of a message with more bytes a consumer gets the first ones, one more than this, which are no message;
+    #: the rest is read by nobody. A Redis string has no more than the default.
+    max_item_bytes = 536_870_912
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

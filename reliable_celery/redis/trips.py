@@ -88,8 +88,8 @@ class FetchingChannel(SortingChannel, RotaChannel):
         lists = self._lists(queues)
         self._trips += 1
         prefix = f"{self.tag_prefix}{self._trips}."
-        lease = self.own_lease, self.lease_s
-        return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, *lease, turn or Turn())
+        limits = self.own_lease, self.lease_s, self.connection.max_item_bytes
+        return Trip(lists, room, self.take_acks(), frozenset(no_ack), prefix, *limits, turn or Turn())
 
     def _lists(self, queues: Iterable[str]) -> list[tuple[str, str]]:
         return [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
@@ -209,8 +209,9 @@ class FetchingChannel(SortingChannel, RotaChannel):
         self._in_poll = None
 
     def _put_right(self, trip: Trip) -> None:
-        """Repair after a trip without a reply; all of it may have run, a part, or nothing."""
+        """Repair after a trip without a reply: it may have run, in part or not at all, or may yet run."""
         self._trip = None
+        self.strays.extend(trip.tags())
         self.acks.extend(trip.acks)
         for tag in trip.tags():
             self.qos.restore_by_tag(tag)

@@ -35,7 +35,9 @@ class SortingChannel(SettlingChannel):
             self.connection.on_unreadable(queue, raw)
         except Exception:
             logger.exception("Kept unacknowledged, from queue %s: %r", queue, item[:1024])
-            self.attempt(lambda: self._keep_aside(tag, payload is None))
+            self.strays.append(tag)
+            whole = len(item) <= self.connection.max_item_bytes
+            self.attempt(lambda: self._keep_aside(tag, payload is None and whole))
         else:
             self.qos.ack(tag)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import redis
 from local.processes.child import Child
 from local.servers.redis_server import Redis
 from local.waiting import eventually
-from reliable_celery.redis.leases import TEND
+from reliable_celery.redis.leases import OVERDUE, TEND
 from tests.reliable_celery.celery_fixtures.processes import (
     CONFIG,
     OUR_CONSUMER,
@@ -74,6 +75,20 @@ def test_a_worker_that_was_considered_dead_gets_its_lease_back(broker: redis.Red
     tend(broker, "frozen.")
 
     assert tend(broker, "mine.") == []
+
+
+def test_no_lease_counts_as_expired_right_after_a_worker_found_its_own_expired(broker: redis.Redis):
+    """Redis may have stood still, so all get the time to renew theirs; messages of the dead follow then."""
+    broker.zadd(INDEX, {"dead.1.1": 1, "mine.1.1": 1})
+    for name in "dead.", "mine.":
+        tend(broker, name, lease_s=-1)
+
+    assert tend(broker, "mine.", lease_s=4) == []
+    assert broker.eval(OVERDUE, 2, LEASES, INDEX, 10, -1) == []
+    assert tend(broker, "another.") == []
+    eventually(lambda: tend(broker, "mine.", lease_s=4) == [b"dead.1.1"], 10)
+    assert broker.eval(OVERDUE, 2, LEASES, INDEX, 10, -1) == [b"dead.1.1"]
+    assert broker.zscore(LEASES, "grace") is None
 
 
 # Real workers
@@ -238,3 +253,28 @@ def test_tasks_that_ran_when_redis_was_killed_are_redelivered_after_the_lease(
 
             eventually(lambda: marks(own).keys() == {0, 1, 2, 3}, 60, "all four marks")
             eventually(lambda: unfinished(own) == 0, 30)
+
+
+def test_what_living_workers_run_is_not_redelivered_after_redis_stood_still(
+    server_folder: Path, tmp_path: Path
+):
+    """All leases have expired then; each worker renews its own, and none takes what another one runs."""
+    with Redis(server_folder / tmp_path.name) as own:
+        app = sender(own, task_ignore_result=True)
+        workers = [leasing_worker(own, tmp_path, name) for name in ("first", "second", "third")]
+        with running(*workers):
+            for number in range(3):
+                app.send_task("fixture.mark", (number, 3 * LEASE_S))
+            eventually(lambda: received(workers) == 3, 30, "three tasks that run")
+            os.kill(own.pid, signal.SIGSTOP)
+            time.sleep(LEASE_S + 2)  # the silence that is tested
+            os.kill(own.pid, signal.SIGCONT)
+            eventually(lambda: unfinished(own) == 0, 40)
+
+            assert not [worker.name for worker in workers if "Requeued" in worker.log_text()]
+            assert (received(workers), marks(own)) == (3, {0: 1, 1: 1, 2: 1})
+
+
+def received(workers: list[Child]) -> int:
+    """Return how many messages the workers have received in all."""
+    return sum(worker.log_text().count("] received") for worker in workers)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pytest
 import redis
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from local.servers.redis_server import Redis
+from reliable_celery.redis.fetch import FETCH
 from tests.reliable_celery.celery_fixtures.processes import OUR_TRANSPORT
 
 QUEUES = [Queue(name, Exchange(""), routing_key=name) for name in ("orders", "others")]
 LEASE_S = 3
+
+logger = logging.getLogger(__name__)
 
 
 def connect(server: Redis, **options: Any) -> Connection:
@@ -49,6 +54,71 @@ def turn(connection: Connection, until: Callable[[], object], timeout: float = 2
         assert time.monotonic() < deadline, "not in time"
         with suppress(socket.timeout):
             connection.drain_events(timeout=0.1)
+
+
+def test_a_message_that_redis_hands_out_after_the_reply_was_given_up_goes_back(
+    redis_server: Redis, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
+):
+    """A proxy, or the kernel for a closed socket, may deliver a request late; here another socket does."""
+    broker.script_load(FETCH)
+    arrived: list[Any] = []
+    with connect(redis_server) as connection, consuming(connection, arrived) as channel:
+        turn(connection, lambda: channel.news.look_at, 5)
+        kept: list[bytes] = []
+        poll = channel.client.connection
+        monkeypatch.setattr(poll, "send_packed_command", lambda packed, **_: kept.extend(packed))
+        channel.news.look_now()
+        connection.transport.cycle.on_poll_start()
+        monkeypatch.undo()
+        poll.disconnect()
+        turn(connection, lambda: channel._trip is None and channel.news.look_at, 5)
+        with socket.create_connection(("127.0.0.1", redis_server.port)) as late:
+            publish(redis_server, "a", "b")
+            late.sendall(b"".join(kept))
+            assert late.recv(10_000)
+
+        turn(connection, lambda: len(arrived) == 2, 4 * LEASE_S)
+
+        assert sorted(message.payload for message in arrived) == ["a", "b"]
+        for message in arrived:
+            message.ack()
+    assert not broker.exists("orders", "unacked", "unacked_index")
+
+
+def test_a_message_whose_requeue_could_not_be_sent_goes_back_and_costs_no_place(
+    redis_server: Redis, broker: redis.Redis
+):
+    """Celery logs that and goes on with the same connection."""
+    arrived: list[Any] = []
+    with (
+        connect(redis_server, socket_timeout=0.5) as connection,
+        consuming(connection, arrived, prefetch_count=1),
+    ):
+        publish(redis_server, "a")
+        turn(connection, lambda: arrived)
+        broker.client_pause(1500)
+        arrived[0].reject_log_error(logger, connection.connection_errors, requeue=True)
+
+        turn(connection, lambda: len(arrived) == 2, 4 * LEASE_S)
+
+        assert (broker.hlen("unacked"), arrived[1].headers["redelivered"]) == (1, True)
+        arrived[1].ack()
+    assert not broker.exists("orders", "unacked", "unacked_index")
+
+
+def test_a_message_that_could_not_be_left_to_nobody_goes_back(redis_server: Redis, broker: redis.Redis):
+    """Its dead letter could not be recorded, just when Redis was away."""
+    arrived: list[Any] = []
+    with connect(redis_server, socket_timeout=0.5) as connection, consuming(connection, arrived) as channel:
+        publish(redis_server, "a")
+        turn(connection, lambda: arrived)
+        broker.client_pause(1500)
+        channel.forget(arrived[0].delivery_tag)
+
+        turn(connection, lambda: len(arrived) == 2, 4 * LEASE_S)
+
+        arrived[1].ack()
+    assert not broker.exists("orders", "unacked", "unacked_index")
 
 
 def test_a_message_that_redis_took_before_it_refused_the_trip_goes_back(

@@ -64,11 +64,13 @@ def die(number: int, whole_worker: bool = False) -> None:
 
 
 @app.task(name="fixture.reject", bind=True)
-def reject(task: Task, number: int, times: int) -> None:
-    """Count a run of `number`, and have the message redelivered until it has run this many times."""
+def reject(task: Task, number: int, times: int, seconds: float = 0.0) -> None:
+    """Count a run of `number`; after `seconds` it is redelivered, until it has run this many times."""
     with redis.Redis.from_url(os.environ["FIXTURE_MARKS"]) as client:
-        if client.hincrby("marks", str(number), 1) < times:
-            raise Reject("again", requeue=True)
+        runs = client.hincrby("marks", str(number), 1)
+    time.sleep(seconds)
+    if runs < times:
+        raise Reject("again", requeue=True)
 
 
 @app.task(name="fixture.exhaust")

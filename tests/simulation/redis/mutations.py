@@ -46,7 +46,7 @@ def fetching(stack: ExitStack, part: str, instead: str = "") -> None:
         script(stack, module, "FETCH", part, instead)
 
 
-REGISTERS = "redis.call('HSETNX', KEYS[1], tag, '[' .. items[i] .. ending) == 0"
+REGISTERS = "redis.call('HSETNX', KEYS[1], tag, '[' .. item .. ending) == 0"
 
 
 @mutation("messages are popped in one step and registered in the next")
@@ -73,13 +73,13 @@ def _(stack: ExitStack) -> None:
 
 @mutation("a lease is taken late")
 def _(stack: ExitStack) -> None:
-    fetching(stack, "if ARGV[3] ~= '' then redis.call('ZADD', KEYS[3], now + ARGV[4], ARGV[3]) end")
+    fetching(stack, "redis.call('ZADD', KEYS[3], now + ARGV[4], ARGV[3])")
     script(stack, leases, "TEND", "redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])")
 
 
 @mutation("overdue messages are taken from workers with a lease")
 def _(stack: ExitStack) -> None:
-    script(stack, leases, "OVERDUE", "if not lease or tonumber(lease) < now then", "do")
+    script(stack, leases, "OVERDUE", "if not lease or tonumber(lease) < last then", "do")
 
 
 @mutation("a lease counts as expired while it lasts")

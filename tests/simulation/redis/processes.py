@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 from collections.abc import Callable
 from queue import Empty
@@ -11,16 +12,17 @@ from typing import Any
 
 from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from tests.simulation.redis.wire import StepTransport
 from tests.simulation.scheduler import Fault, Scheduler, current, step
 
+logger = logging.getLogger(__name__)
+
 QUEUE = "work"
 LEASE_S, VISIBILITY_S = 4, 12
 
-#: What Celery takes for a lost connection.
-LOST = (RedisError, OSError, AttributeError)
+#: What Celery takes for a lost connection. Any other error ends a worker.
+LOST: tuple[type[Exception], ...] = StepTransport.connection_errors
 
 
 def connection_to(url: str) -> Connection:
@@ -30,16 +32,31 @@ def connection_to(url: str) -> Connection:
 
 
 class Loop:
-    """The event loop's timers."""
+    """The event loop of a worker: its timers, and what it does in the next round."""
 
     def __init__(self, clock: Any) -> None:
         self.clock = clock
         self.timers: list[tuple[float, int, Callable[[], object]]] = []
         self.count = 0
+        self.soon: list[Callable[[], object]] = []
 
     def call_soon(self, do: Callable[[], object]) -> None:
         """Do it in the next round."""
-        self.call_later(0.0, do)
+        self.soon.append(do)
+
+    def run_soon(self) -> None:
+        """Do what was asked for in the last round."""
+        soon, self.soon = self.soon, []
+        for do in soon:
+            do()
+
+    def reset(self) -> None:
+        """Forget the timers of a lost connection, and do what was asked for, as Celery does.
+
+        What that asks for in turn is done in the first round with the next connection.
+        """
+        self.timers.clear()
+        self.run_soon()
 
     def call_later(self, seconds: float, do: Callable[[], object]) -> None:
         """Do it later."""
@@ -100,6 +117,7 @@ class Worker:
         self.channel: Any = None
         self.busy_until = 0.0
         self.turned_at = 0.0  # set when it begins to consume
+        self.loop = Loop(scheduler.clock)
 
     def run(self) -> None:
         """Consume, and connect again after an error, for ever."""
@@ -110,6 +128,8 @@ class Worker:
             except LOST as error:
                 self.scheduler.tell(f"lost its connection: {error}"[:110])
                 self.books.troubles += 1
+                with contextlib.suppress(*LOST):
+                    self.loop.reset()
                 connection.transport.holds_leases = False  # as the consumer does
             self.holds.clear()  # Celery cancels what runs
             self.busy_until = 0.0
@@ -124,7 +144,7 @@ class Worker:
         """Turn the event loop until the worker is told to stop."""
         transport: Any = connection.transport
         transport.holds_leases = self.plan.leases
-        cycle, loop = transport.cycle, Loop(self.scheduler.clock)
+        cycle, loop = transport.cycle, self.loop
         cycle.loop = loop
         channel: Any = connection.channel()
         self.channel, self.prefix = channel, channel.tag_prefix
@@ -148,6 +168,7 @@ class Worker:
         if loop.clock.at - self.turned_at > LEASE_S / 2:
             self.books.troubles += 1
         self.turned_at = loop.clock.at
+        loop.run_soon()
         cycle.on_poll_start()
         ready = self._readable(cycle)
         if ready:
@@ -208,7 +229,7 @@ class Worker:
         self.scheduler.tell(f"{'gives back' if again else 'has handled'} {name}")
         if again:
             del self.holds[name]
-            message.requeue()
+            message.reject_log_error(logger, LOST, requeue=True)
             return
         self.books.handled(name)
         del self.holds[name]

@@ -17,7 +17,7 @@ import redis.retry
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from reliable_celery.redis import adoption, channel, fetch, later, leases, news, rota, settling, trips
+from reliable_celery.redis import adoption, channel, fetch, later, leases, news, rota, settling, strays, trips
 from reliable_celery.redis.channel import Channel
 from reliable_celery.redis.settling import QoS
 from reliable_celery.redis.transport import Transport
@@ -169,6 +169,7 @@ NAMES = {
     "PUT_OFF": "local wait =",
     "GIVE_BACK_DUE": "'^(%S+) (.*)$'",
     "MOVE": "HEXISTS",
+    "READ": "cjson",
     "LEAVE": "local watched =",
 }
 
@@ -185,7 +186,7 @@ def in_place(server: Server, clock: Clock, seed: int) -> Iterator[None]:
         for module in (trips, channel):
             sha = fetch.hashlib.sha1(trips.FETCH.encode(), usedforsecurity=False).hexdigest()
             stack.enter_context(patch.object(module, "FETCH_SHA", sha))
-        for module in (adoption, channel, later, leases, news, rota, settling, trips):
+        for module in (adoption, channel, later, leases, news, rota, settling, strays, trips):
             stack.enter_context(patch.object(module, "monotonic", clock.monotonic))
         stack.enter_context(patch.object(leases, "uuid4", lambda: UUID(int=ids.getrandbits(128), version=4)))
         stack.enter_context(patch.object(redis.retry, "sleep", clock.sleep))
