@@ -139,6 +139,7 @@ def test_tls_checks_the_servers_certificate(tls_server, server_folder):
 
 
 @pytest.mark.xfail(strict=True, reason="RabbitMQ drops it, and nobody answers its sender")
+@pytest.mark.long
 def test_a_sender_gets_expired_for_a_command_that_expired_in_the_queue(worker, housekeeping, broker, shop):
     """Celery passes `expires` on to RabbitMQ, which then drops the message before a worker sees it."""
     options = {"queue": "allocation.commands", "declare": (), "expires": 0.1}

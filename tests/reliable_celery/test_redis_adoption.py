@@ -50,6 +50,7 @@ def test_messages_of_a_killed_worker_of_an_earlier_release_are_redelivered(
     assert "Took over" in new.log_text()
 
 
+@pytest.mark.long
 def test_a_living_worker_of_an_earlier_release_keeps_its_messages(
     redis_server: Redis, broker: redis.Redis, tmp_path: Path
 ):

@@ -44,7 +44,7 @@ def peak_mib(worker: Child) -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_message_larger_than_any_valid_one_is_recorded_in_part_and_never_read(
     own_server: Redis, tmp_path: Path
 ):

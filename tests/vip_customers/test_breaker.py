@@ -89,6 +89,7 @@ def see_each_congratulated_once(shop: RunningShop, mail: MailSink) -> None:
     assert {one["To"].addresses[0].username for one in mails} == {f"c{number}" for number in range(CUSTOMERS)}
 
 
+@pytest.mark.long
 def test_with_a_breaker_an_hour_without_mail_costs_few_attempts_and_needs_no_operator(
     running: RunningShop, mail_sink: MailSink
 ):
