@@ -21,7 +21,7 @@ from allocation.client import AllocationClient
 from benchmarks import report, stock
 from benchmarks.crew import family, unshared_mib
 from benchmarks.figure import percentile
-from benchmarks.pace import Listener, Send, sending
+from benchmarks.pace import Listener, sending
 from benchmarks.peers.peer import redis_url
 from benchmarks.plots import Panel, lines_svg
 from benchmarks.servers import Servers, servers
@@ -95,7 +95,7 @@ def send_one(task_id: str, sku: str) -> None:
     )
 
 
-def highest_rate(its_servers: Servers, send_one: Send, listener: Listener) -> float:
+def highest_rate(its_servers: Servers, listener: Listener) -> float:
     """Return the highest rate at which the queue stays short, with everything on this machine."""
     highest, waiting = 0.0, redis.Redis.from_url(its_servers.redis.url_of(0))
     for step in count():
@@ -115,7 +115,6 @@ def highest_rate(its_servers: Servers, send_one: Send, listener: Listener) -> fl
 
 def run(
     its_servers: Servers,
-    send_one: Send,
     minutes: int,
     highest: float,
     listener: Listener,
@@ -232,8 +231,8 @@ def main() -> None:
             names = [child.name for child in children[:2]]
             eventually(lambda: workers_answer(its_servers.redis.url_of(0), *names), 60, "the workers")
             with Listener(its_servers.redis.url_of(1)) as listener:
-                highest = options.rate or highest_rate(its_servers, send_one, listener)
-                soak = run(its_servers, send_one, options.minutes, highest, listener, children)
+                highest = options.rate or highest_rate(its_servers, listener)
+                soak = run(its_servers, options.minutes, highest, listener, children)
         finally:
             for child in children:
                 child.stop()

@@ -105,6 +105,14 @@ def allocate_in_two_messages(shop: Shop, skus: list[str]) -> list[Any]:
     return allocate(shop, [*skus, skus[0]])
 
 
+def fails_then_sleeps(seconds: int) -> str:
+    """Return a statement that fails a group, and then takes its time where the command runs alone."""
+    return (
+        "IF nextval('hampered') = 1 THEN RAISE EXCEPTION USING ERRCODE = 'deadlock_detected';"
+        f" ELSE PERFORM pg_sleep({seconds}); END IF"
+    )
+
+
 @contextmanager
 def failing_order(backend: Backend, orderid: str, statement: str) -> Iterator[None]:
     """Run a PL/pgSQL statement in the database whenever this order is allocated."""
@@ -170,11 +178,7 @@ def test_a_message_with_many_commands_does_not_overtake_a_single_one(shop: Shop,
 def test_a_new_command_does_not_overtake_those_of_a_group_that_is_run_one_by_one(
     shop: Shop, worker: Child, backend: Backend, skus
 ):
-    fails_then_sleeps = (
-        "IF nextval('hampered') = 1 THEN RAISE EXCEPTION USING ERRCODE = 'deadlock_detected';"
-        " ELSE PERFORM pg_sleep(1); END IF"
-    )
-    with failing_order(backend, "order-0", fails_then_sleeps):
+    with failing_order(backend, "order-0", fails_then_sleeps(1)):
         with paused(worker):
             sent = allocate(shop, [skus[0]] * 6)
         eventually(lambda: sleeping(backend), what="the first of the group, alone")
@@ -393,11 +397,7 @@ def test_terminating_a_command_that_waits_to_run_alone_kills_no_other(
     shop: Shop, worker: Child, backend: Backend, skus
 ):
     """The process that had its group now carries out another command."""
-    fails_then_sleeps = (
-        "IF nextval('hampered') = 1 THEN RAISE EXCEPTION USING ERRCODE = 'deadlock_detected';"
-        " ELSE PERFORM pg_sleep(2); END IF"
-    )
-    with failing_order(backend, "order-0", fails_then_sleeps):
+    with failing_order(backend, "order-0", fails_then_sleeps(2)):
         with paused(worker):
             sent = allocate(shop, [skus[0]] * 3)
         eventually(lambda: sleeping(backend), what="the first of the group, alone")
