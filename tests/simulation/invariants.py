@@ -131,7 +131,8 @@ class Books:
             lost = self.lost(row["id"], row["run"])
             if row["crashes"] > lost:
                 yield f"{row['handler']} is said to have killed {row['crashes']} workers, and lost {lost}"
-            if row["attempts"] > 3 + lost:  # those that lost their row's lock ran beside others
+            # Those that lost their row's lock ran beside others.
+            if row["attempts"] > 3 + lost and row["handler"] != self.retries_for_ever:
                 yield f"{row['handler']} was tried {row['attempts']} times in one run"
             if row["automatic"] > RERUN_MAX:
                 yield f"the schedule has re-run {row['handler']} {row['automatic']} times"
@@ -174,6 +175,8 @@ class Books:
 
     #: How many workers may have ended without counting their attempt at a run of a delivery.
     lost: Callable[[str, int], int] = field(default=lambda _delivery_id, _run: 0)
+
+    retries_for_ever: str = ""  # a handler with a breaker: a failed trial is never the last attempt
 
     def _edited(self, what: tuple[Any, ...]) -> bool:
         return what[0] in self.edited_causes
@@ -412,6 +415,10 @@ class Books:
         return [
             task_id for task_id in self.keys if task_id in self.commands and task_id not in self.results.told
         ]
+
+    def all_done(self, handler: str) -> bool:
+        """Tell whether all deliveries of a handler that there ever were are done."""
+        return all(row["status"] == "done" for row in self.ever.values() if row["handler"] == handler)
 
     def is_settled(self) -> bool:
         """Tell whether nothing is left to do."""

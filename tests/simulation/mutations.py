@@ -21,10 +21,12 @@ from allocation.adapters import repository
 from allocation.domain.model import Product
 from messaging.bus import MessageBus
 from messaging.client.client import Client
-from messaging.postgres import announcements, attempts, gate, inbox, outbox, reruns
+from messaging.delivery import Waits
+from messaging.postgres import announcements, attempts, breakers, gate, inbox, outbox, reruns
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.audit import GO_ON
 from messaging.postgres.dead_letters import DeadLetters
+from messaging.postgres.gate import GatedAttempt
 from messaging.postgres.inbox import Answer, Inbox
 from messaging.postgres.low_water import LowWater
 from messaging.postgres.order import Lanes
@@ -38,6 +40,7 @@ from messaging.wire.cloud_events import Announcement
 from messaging.worker import events, sharing
 from messaging.worker.delivery_group import DeliveryGroup, DeliveryUnit
 from messaging.worker.received import Received
+from messaging.worker.waking import Stops
 from reliable_celery.groups import collecting, prefork
 from reliable_celery.results import ResultBackend
 from tests.simulation.planting import put, sql_of, without
@@ -355,6 +358,61 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("a redelivered message that finds its delivery locked leaves no trace")
 def _(_world: World, stack: ExitStack) -> None:
     put(stack, Attempt, "note_seen", lambda _self, _transaction: None)
+
+
+# Breakers, places and rates
+
+
+@mutation("a handler begins although its breaker is open")
+def _(_world: World, stack: ExitStack) -> None:
+    stopped = GatedAttempt._stopped
+    put(stack, GatedAttempt, "_stopped", lambda self, row, blocked, _until: stopped(self, row, blocked, None))
+
+
+@mutation("all deliveries are tried at once after the pause of a breaker")
+def _(_world: World, stack: ExitStack) -> None:
+    _take_places(stack, lambda name: name.endswith(" trial"))
+
+
+@mutation("a trial that succeeds leaves the breaker open")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, breakers, "TRIAL_SUCCEEDED", breakers.SUCCEEDED)
+
+
+@mutation("nobody wakes what waits for a breaker")
+def _(_world: World, stack: ExitStack) -> None:
+    allowed = Stops.allowed
+
+    def others(self: Stops, queue: Any, names: Any, options: Any, first: bool) -> int:
+        return 0 if queue.why == Waits.BREAKER else allowed(self, queue, names, options, first)
+
+    put(stack, Stops, "allowed", others)
+
+
+@mutation("more deliveries run at once than their handler allows")
+def _(_world: World, stack: ExitStack) -> None:
+    _take_places(stack, lambda name: not name.endswith(" trial"))
+
+
+def _take_places(stack: ExitStack, is_free: Callable[[str], bool]) -> None:
+    """Find a place of these names free, whoever has it."""
+    take = gate.take_place
+    put(
+        stack,
+        gate,
+        "take_place",
+        lambda transaction, name, places: is_free(name) or take(transaction, name, places),
+    )
+
+
+@mutation("a handler's rate holds nobody back")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, gate, "reserve", lambda _transaction, _name, _rate: None)
+
+
+@mutation("a retry needs no time of its handler's rate")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, gate, "NEEDS_NEW_TIME", "waits_for = 'rate'", instead="false")
 
 
 # What is raised

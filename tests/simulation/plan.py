@@ -9,6 +9,7 @@ from typing import Any
 
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from messaging.messages import Command
+from messaging.options import HandlerOptions
 from tests.simulation.scheduler import Odds
 
 #: Handlers of events.
@@ -59,6 +60,9 @@ class Plan:
     deadly_for_s: float = 0.0
     slowly: bool = False  # whether the sessions of those workers stay for a while
     paused: str = ""  # a handler that is paused when it begins
+    gated: str = ""  # a handler of events that has these options
+    options: HandlerOptions | None = None
+    postpones: float = 0.0  # how likely that handler asks to be called again later
     hangs: float = 0.0  # how likely a handler that fails does it only when its session is gone
     stays_s: float = 0.0  # how long the schedule goes on when all is done
     prepared: tuple[Order, ...] = ()  # carried out before the schedule begins

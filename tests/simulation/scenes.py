@@ -9,6 +9,7 @@ from typing import Any
 
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from messaging.messages import Command
+from messaging.options import Breaker, HandlerOptions
 from tests.simulation.plan import FAILING, POISON, Order, Plan
 from tests.simulation.scheduler import Fault, Odds
 
@@ -29,8 +30,25 @@ KINDS: tuple[tuple[tuple[int, ...], int], ...] = (
 )
 
 
+#: How many of the scenes are `gates`, and what makes deliveries wait there.
+GATES = 0.1
+BREAKER = Breaker(failures=2, pause_s=4, pause_max_s=8, trials=1)
+OPTIONS = (
+    *(HandlerOptions(breaker=BREAKER), HandlerOptions(breaker=BREAKER, max_concurrent=1)),
+    *(HandlerOptions(max_concurrent=1), HandlerOptions(max_concurrent=2)),
+    *(
+        HandlerOptions(rate="30/min"),
+        HandlerOptions(rate="1/s"),
+        HandlerOptions(max_concurrent=1, rate="1/s"),
+    ),
+    HandlerOptions(breaker=BREAKER, rate="1/s"),
+)
+
+
 def scene(seed: int) -> Plan:
     """Make the plan of a scene."""
+    if Random(f"gates {seed}").random() < GATES:
+        return gates(Random(f"scene {seed}"))
     random = Random(f"scene {seed}")
     return random.choice(SCENES)(random)
 
@@ -333,6 +351,37 @@ def killers(random: Random) -> Plan:
         prefork=random.choice((4, 4, 0)),
         relays=1,
         operators=0,
+    )
+
+
+def gates(random: Random) -> Plan:
+    """Deliveries wait for a breaker, a place or a time of their handler, which fails for a while."""
+    in_order = random.random() < 0.4
+    commands: list[Command] = [CreateBatch("b1", "LAMP", 1), CreateBatch("b2", "RUG", 1)]
+    for number in range(random.randint(2, 4)):
+        ref, sku = random.choice((("b1", "LAMP"), ("b2", "RUG")))
+        commands.append(
+            ChangeBatchQuantity(ref, number + 2) if in_order else Allocate(f"o{number}", sku, 5)
+        )  # no batch has room
+    gated = "list_correction" if in_order else FAILING[2]
+    options = random.choice(OPTIONS)
+    failing_for_s = random.choice((0.0, 2.0, 2.0) if options.breaker is None else (2.0, 9.0, 9.0))
+    return Plan(
+        {},
+        _odds(random, OF_DELIVERIES),
+        prepared=_before(commands),
+        copies=random.choice((1, 1, 2)),
+        gated=gated,
+        options=replace(options, in_order_by="sku" if in_order else None),
+        postpones=random.choice((0.0, 0.0, 0.3)),
+        failing=gated if failing_for_s else "",
+        failing_for_s=failing_for_s,
+        workers=random.choice((2, 3)),
+        prefork=random.choice((0, 0, 4)),
+        relays=random.choice((1, 2)),
+        operators=0,
+        hurries=random.choice((0, 3)),
+        duplicates=random.choice((0, 0, 1)),
     )
 
 

@@ -14,7 +14,7 @@ from allocation.client import AllocationClient
 from allocation.config import Settings
 from allocation.domain.events import Allocated, BatchCreated, BatchQuantityChanged
 from messaging.bus import MessageBus
-from messaging.options import handler
+from messaging.options import HandlerOptions, handler, options_of
 from messaging.postgres.shared import SharedTransaction
 from messaging.worker.app import MessagingApp, make_app
 from tests.simulation.clock import Clock
@@ -34,10 +34,11 @@ BROKER = {
     "broker_transport_options": {},
 }
 
-#: Called with (job, message) when a handler has begun, and before it ends well with (job, name, whether it
-#: shares its transaction).
+#: Called with (job, message) when a handler has begun, before it ends well with (job, name, whether it shares
+#: its transaction), and with (job) when it has ended.
 watch_begin: list[Callable[[Any, Any], object]] = []
 watch_end: list[Callable[[Any, str, bool], object]] = []
+watch_left: list[Callable[[Any], object]] = []
 
 
 def settings_on(url: str) -> Settings:
@@ -90,10 +91,12 @@ def counted(handler: Callable[[Any, Any], Any], *, of_command: bool) -> Callable
         uow.transaction.write(INSERT_EFFECT, (job.id, key, handler.__name__))
         try:
             result = handler(message, uow)
+            watch_end[-1](job, handler.__name__, isinstance(uow.transaction, SharedTransaction))
         except Exception as error:
             notice(error)
             raise
-        watch_end[-1](job, handler.__name__, isinstance(uow.transaction, SharedTransaction))
+        finally:
+            watch_left[-1](job)
         return result
 
     return run
@@ -110,6 +113,14 @@ def simulated_bus() -> MessageBus:
         for kind in {**bus.events, **MORE}
     }
     return MessageBus(handlers, events)
+
+
+def declare(bus: MessageBus, handler: str, options: HandlerOptions | None) -> None:
+    """Give this handler these options, and all others their own."""
+    for name, function in bus.event_handlers.items():
+        own: Any = function
+        chosen = options if options is not None and name == handler else options_of(own.__wrapped__)
+        own.options = chosen
 
 
 def app_on(url: str, database: Database, clock: Clock) -> MessagingApp:

@@ -30,6 +30,7 @@ import messaging.postgres.inbox
 import messaging.worker.announcer
 import reliable_celery.groups.prefork
 from messaging.delivery import Failure
+from messaging.errors import RetryAfter
 from messaging.messages import IDEMPOTENCY_KEY, task_name, to_dict
 from messaging.operator.pausing import Pausing
 from messaging.postgres.attempts import Attempt
@@ -45,6 +46,7 @@ from tests.simulation.broker import Broker, Message
 from tests.simulation.choices import Choices
 from tests.simulation.clock import EPOCH, Clock
 from tests.simulation.database import Database
+from tests.simulation.gates import Gatekeeper
 from tests.simulation.invariants import BULK, Books
 from tests.simulation.plan import POISON, Order, Plan, random_plan
 from tests.simulation.prefork import PreforkWorker
@@ -148,6 +150,7 @@ class World:
         self._connect_again()
         for app in self.apps.values():
             app.runtime.pauses.forget()
+            slots.declare(app.runtime.project.bus, plan.gated, plan.options)
         self.clock.at = EPOCH
         self.database.set_clock(EPOCH)
         scheduler = Scheduler(choices, plan.odds, self.clock)
@@ -187,6 +190,7 @@ class Run:
     at_db: float = 0.0
     taken_at: dict[str, float] = field(default_factory=dict)  # the latest messages, by process
     broken_at: dict[str, float] = field(default_factory=dict)  # something of it, at the latest, by process
+    gatekeeper: Gatekeeper | None = None
 
     def __post_init__(self) -> None:
         """Make what is simulated."""
@@ -195,6 +199,9 @@ class Run:
         self.mails: list[str]
         self.books = Books(world.database, self.broker, self.results, world.bus, self.mails)
         self.books.lost = self.may_be_lost
+        if (options := self.plan.options) is not None:
+            self.gatekeeper = Gatekeeper(world.database, self.plan.gated, options)
+            self.books.retries_for_ever = self.plan.gated if options.breaker else ""
         scheduler = self.scheduler
         scheduler.has_answer = world.database.has_answer
         scheduler.abandon = self.abandon
@@ -457,6 +464,7 @@ class Run:
             return
         if hasattr(job, "token"):
             self.must_not_be_paused(process, job.delivery.handler)
+            self.must_be_let_in(process, job.delivery.handler)
         if getattr(message, "sku", "") == POISON:
             self.begun[job.id] = self.begun.get(job.id, 0) + 1
             if self.begun[job.id] > 3 + self.plan.odds.faults + self.plan.duplicates:
@@ -477,6 +485,7 @@ class Run:
             return
         if handler == self.plan.deadly and self.world.clock.at < EPOCH + self.plan.deadly_for_s:
             self.kill(job, handler, process)
+        self.postpone(handler)
         is_out = handler == self.plan.failing and self.world.clock.at < EPOCH + self.plan.failing_for_s
         if is_out or self.scheduler.fault((Fault.ERROR_BEFORE,)) is not Fault.NONE:
             if not shares:  # else its task makes it again, alone, and only that counts
@@ -484,6 +493,20 @@ class Run:
             self.hang(process)
             self.scheduler.tell("handler fails")
             raise HandlerFailed("the schedule says so")
+
+    def left(self, _job: Any) -> None:
+        """Note that a handler has ended."""
+        process = current()
+        if process is not None and self.gatekeeper is not None:
+            self.gatekeeper.ends(process)
+
+    def postpone(self, handler: str) -> None:
+        """Have a handler ask to be called again later, where the schedule says so."""
+        if handler != self.plan.gated or not self.plan.postpones or self.scheduler.calm:
+            return
+        if self.scheduler.choices.pick((False, True), 1 - self.plan.postpones):
+            self.scheduler.tell("handler postpones itself")
+            raise RetryAfter(2.0)
 
     def ends_before(self, job: Any, handler: str) -> None:
         """Have a handler fail before the schedule begins; another attempt has lost its session."""
@@ -604,8 +627,20 @@ class Run:
         if is_sure and self.books.paused.get(handler, read_at) < read_at:
             self.scheduler.break_off(f"{handler} begins, and is paused since {self.books.paused[handler]}")
 
+    def must_be_let_in(self, process: Process, handler: str) -> None:
+        """Raise Broken where a handler begins although its options make it wait."""
+        keeper = self.gatekeeper
+        if keeper is None or keeper.handler != handler:
+            return
+        faults = self.plan.odds.faults - self.scheduler.faults_left
+        wrong = list(keeper.begins(process, self.world.clock.at, self.taken_at[process.name], faults))
+        if wrong:
+            self.scheduler.break_off("; ".join(wrong))
+
     def check(self) -> None:
         """Check what must hold."""
+        if self.gatekeeper is not None and self.world.database.committed:
+            self.gatekeeper.look(self.world.clock.at)
         self.books.check()
 
     def published(self, message: Message) -> None:
@@ -665,6 +700,9 @@ class Run:
         scheduler.run(STEPS)
         if not self.plan.forgets and (unanswered := self.books.unanswered()):
             raise Broken(f"never answered: {unanswered}")
+        is_open = self.gatekeeper is not None and self.gatekeeper.left_open()
+        if is_open and self.books.all_done(self.plan.gated):
+            raise Broken(f"the breaker of {self.plan.gated} is still open, and all its deliveries are done")
 
     def wait_for_end(self) -> None:
         """Wait until nothing is left to do."""
@@ -712,6 +750,7 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
     stores.current_results.append(run.results)
     slots.watch_begin.append(run.began)
     slots.watch_end.append(run.ends)
+    slots.watch_left.append(run.left)
 
     def new_uuid() -> uuid.UUID:
         return uuid.UUID(int=ids.getrandbits(128), version=4)
@@ -735,5 +774,6 @@ def _replaced(clock: Clock, scheduler: Scheduler, run: Run, seed: int) -> Iterat
             yield
     finally:
         random.setstate(state)
-        for stack in (brokers.current_broker, stores.current_results, slots.watch_begin, slots.watch_end):
+        watched: tuple[list[Any], ...] = (slots.watch_begin, slots.watch_end, slots.watch_left)
+        for stack in (brokers.current_broker, stores.current_results, *watched):
             stack.pop()
