@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from messaging.options import HandlerOptions, Rate
-from tests.simulation.clock import EPOCH
+from messaging.postgres.limits import EARLY_S
 from tests.simulation.database import Database
 from tests.simulation.scheduler import Process
 
@@ -35,7 +35,7 @@ class Gatekeeper:
     handler: str
     options: HandlerOptions
     running: dict[str, Begun] = field(default_factory=dict)  # by process
-    times: int = 0  # that it has begun
+    taken: list[float] = field(default_factory=list)  # when the messages were taken in which it has begun
     until: float | None = None  # when its breaker may be tried again, as far as it is not closed
     seen_at: float = 0.0  # when that was seen first
 
@@ -48,11 +48,8 @@ class Gatekeeper:
         if until != self.until:
             self.until, self.seen_at = until, at
 
-    def begins(self, process: Process, at: float, taken_at: float, faults: int) -> Iterator[str]:
-        """Note that it begins, in a message that was taken at this time; return what is wrong with that.
-
-        `faults`: how many have happened; each may have lost a time that was used, and nobody knows.
-        """
+    def begins(self, process: Process, at: float, taken_at: float) -> Iterator[str]:
+        """Note that it begins, in a message that was taken at this time; return what is wrong with that."""
         trial_of = self.until if self.seen_at < taken_at else None  # it was like this when it was claimed
         if trial_of is not None and trial_of > at:
             yield f"{self.handler} begins, and its breaker is open for {trial_of - at:.3f} s more"
@@ -64,9 +61,12 @@ class Gatekeeper:
                 yield f"{self.handler} is tried {trials} times at once"
         if places is not None and len(others) >= places:
             yield f"{self.handler} runs {len(others) + 1} times at once"
-        self.times += 1
-        if rate is not None and self.times > 1 + (at - EPOCH) / Rate.parse(rate).every_s + faults:
-            yield f"{self.handler} has begun {self.times} times in {at - EPOCH:.3f} s"
+        self.taken.append(taken_at)
+        every_s = Rate.parse(rate).every_s if rate is not None else 0.0
+        for count, first_at in enumerate(reversed(self.taken)):  # it took its time after that
+            if count * every_s > at - first_at + EARLY_S:
+                yield f"{self.handler} has begun {count + 1} times in at most {at - first_at:.3f} s"
+                break
         self.running[process.name] = Begun(process, process.faults, trial_of)
 
     def ends(self, process: Process) -> None:

@@ -22,7 +22,7 @@ from allocation.domain.model import Product
 from messaging.bus import MessageBus
 from messaging.client.client import Client
 from messaging.delivery import Waits
-from messaging.postgres import announcements, attempts, breakers, gate, inbox, outbox, reruns
+from messaging.postgres import announcements, attempts, breakers, gate, inbox, limits, outbox, reruns
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.audit import GO_ON
 from messaging.postgres.dead_letters import DeadLetters
@@ -407,12 +407,12 @@ def _take_places(stack: ExitStack, is_free: Callable[[str], bool]) -> None:
 
 @mutation("a handler's rate holds nobody back")
 def _(_world: World, stack: ExitStack) -> None:
-    put(stack, gate, "reserve", lambda _transaction, _name, _rate: None)
+    put(stack, limits, "_taken", lambda _transaction, _name, _rate, *, was_woken: None)
 
 
-@mutation("a retry needs no time of its handler's rate")
+@mutation("who has waited for its time begins, whoever has begun just before")
 def _(_world: World, stack: ExitStack) -> None:
-    without(stack, gate, "NEEDS_NEW_TIME", "waits_for = 'rate'", instead="false")
+    put(stack, gate, "begin", lambda _transaction, _name, _rate: None)
 
 
 # What is raised

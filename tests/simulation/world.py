@@ -632,8 +632,7 @@ class Run:
         keeper = self.gatekeeper
         if keeper is None or keeper.handler != handler:
             return
-        faults = self.plan.odds.faults - self.scheduler.faults_left
-        wrong = list(keeper.begins(process, self.world.clock.at, self.taken_at[process.name], faults))
+        wrong = list(keeper.begins(process, self.world.clock.at, self.taken_at[process.name]))
         if wrong:
             self.scheduler.break_off("; ".join(wrong))
 
