@@ -31,7 +31,7 @@ KINDS: tuple[tuple[tuple[int, ...], int], ...] = (
 
 
 #: How many of the scenes are `gates`, and what makes deliveries wait there.
-GATES = 0.1
+GATES = 0.15
 BREAKER = Breaker(failures=2, pause_s=4, pause_max_s=8, trials=1)
 OPTIONS = (
     *(HandlerOptions(breaker=BREAKER), HandlerOptions(breaker=BREAKER, max_concurrent=1)),
@@ -370,7 +370,7 @@ def gates(random: Random) -> Plan:
         {},
         _odds(random, OF_DELIVERIES),
         prepared=_before(commands),
-        copies=random.choice((1, 1, 2)),
+        copies=random.choice((1, 2, 2)),
         gated=gated,
         options=replace(options, in_order_by="sku" if in_order else None),
         postpones=random.choice((0.0, 0.0, 0.3)),
@@ -378,7 +378,7 @@ def gates(random: Random) -> Plan:
         failing_for_s=failing_for_s,
         workers=random.choice((2, 3)),
         prefork=random.choice((0, 0, 4)),
-        relays=random.choice((1, 2)),
+        relays=2 if options.breaker else random.choice((1, 2)),  # each wakes one to try it
         operators=0,
         hurries=random.choice((0, 3)),
         duplicates=random.choice((0, 0, 1)),
