@@ -11,6 +11,7 @@ import yaml
 
 from allocation.config import Settings
 from local.settings import LocalSettings
+from tests.containers.server import typed
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -198,6 +199,13 @@ def test_every_long_running_service_has_a_health_check(name: str):
 
     assert check["test"][0] in {"CMD", "CMD-SHELL"}
     assert {"interval", "timeout", "retries"} <= set(check)
+
+
+def test_an_upgrade_migrates_before_it_stops_the_old_workers():
+    """Compose 2 stops all old containers before it starts a new one, also if the migration then fails."""
+    *_, last = typed("Upgrade")[0].splitlines()
+
+    assert last == "docker compose run --rm -T migrate && docker compose up --detach"
 
 
 @pytest.mark.parametrize("name", ["worker", "housekeeping", "beat", "flower"])
