@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from alembic.util import CommandError
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from allocation.bootstrap import project
 from allocation.domain.events import OutOfStock
+from local.ports import LOOPBACK
+from local.servers.postgres_server import Postgres, binaries
 from local.waiting import eventually
 from messaging.postgres.migrate import migrate, missing
 from messaging.worker.app import MessagingApp
+from testing.databases import FAST
+from tests.containers.server import typed
 from tests.integration.outbox import app_on, ask
 
 NEXT_RELEASE = """
@@ -122,3 +129,42 @@ def test_the_database_of_another_project_is_refused(app: MessagingApp, tmp_path:
         migrate(app.runtime.engine, tmp_path)
 
     assert missing(app.runtime.engine, tmp_path) == {"next"}
+
+
+def test_a_backup_of_the_release_before_can_be_restored_and_migrated(tmp_path: Path, versions: Path):
+    """What the page says, with PostgreSQL's own programs: a table of the next release must not be left."""
+    back_up, restore = (_without_containers(block) for block in typed("Back up"))
+    with Postgres(tmp_path / "postgres", settings=FAST) as server:
+        engine = create_engine(server.url)
+        migrate(engine, project.migrations)
+        with engine.begin() as connection:
+            connection.execute(text("INSERT INTO products VALUES ('LAMP')"))
+        _type(back_up, tmp_path, server)
+        migrate(engine, versions)
+        with engine.begin() as connection:
+            connection.execute(text("INSERT INTO products VALUES ('CHAIR')"))
+        engine.dispose()
+
+        _type(restore, tmp_path, server)
+        migrate(engine, versions)
+
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT sku FROM products")).scalars().all() == ["LAMP"]
+            assert connection.execute(text("SELECT count(*) FROM later")).scalar_one() == 0
+        engine.dispose()
+
+
+def _without_containers(block: str) -> str:
+    """Return the commands for PostgreSQL; whatever concerns other containers does nothing."""
+    own = block.replace("docker compose exec -T postgres ", "")
+    return re.sub(r"docker compose [^&\n]*", "true ", own)
+
+
+def _type(block: str, folder: Path, server: Postgres) -> None:
+    path = f"{binaries()}{os.pathsep}{os.environ['PATH']}"
+    where = {"PATH": path, "PGHOST": LOOPBACK, "PGPORT": str(server.port)}
+    typed_in = ["bash", "-euo", "pipefail", "-c", block]
+    ended = subprocess.run(
+        typed_in, cwd=folder, env={**os.environ, **where}, text=True, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
