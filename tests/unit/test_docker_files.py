@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,21 @@ def test_an_upgrade_migrates_before_it_stops_the_old_workers():
     *_, last = typed("Upgrade")[0].splitlines()
 
     assert last == "docker compose run --rm -T migrate && docker compose up --detach"
+
+
+def test_the_passwords_survive_a_repeated_start(tmp_path: Path):
+    """They are in `.env` alone."""
+    *prepare, _ = typed("Start")[0].splitlines()
+    shutil.copy(ROOT / ".env.example", tmp_path)
+
+    def type_in() -> str:
+        subprocess.run(["bash", "-euc", "\n".join(prepare)], cwd=tmp_path, check=True)  # noqa: S607
+        return (tmp_path / ".env").read_text()
+
+    first = type_in()
+
+    assert re.search(r"^ALLOCATION_POSTGRES_PASSWORD=\w{48}$", first, flags=re.MULTILINE)
+    assert type_in() == first
 
 
 @pytest.mark.parametrize("name", ["worker", "housekeeping", "beat", "flower"])
