@@ -37,6 +37,7 @@ COMPOSE_ONLY = SECRETS | {
     "ALLOCATION_IMAGE",
     "ALLOCATION_PYTHON_VERSION",
     "ALLOCATION_POSTGRES_CONNECTIONS",
+    "ALLOCATION_REDIS_MAXMEMORY",
     "ALLOCATION_WORKERS",
     "ALLOCATION_PROMETHEUS_PORT",
     "ALLOCATION_GRAFANA_PORT",
@@ -203,6 +204,12 @@ def test_every_long_running_service_has_a_health_check(name: str):
     assert {"interval", "timeout", "retries"} <= set(check)
 
 
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_a_server_has_time_to_recover(name: str):
+    """The others give up once it is unhealthy; a large database recovers for minutes after a power loss."""
+    assert SERVICES[name]["healthcheck"]["start_period"] == "600s"
+
+
 def test_an_upgrade_migrates_before_it_stops_the_old_workers():
     """Compose 2 stops all old containers before it starts a new one, also if the migration then fails."""
     *_, last = typed("Upgrade")[0].splitlines()
@@ -243,13 +250,14 @@ def test_the_workers_can_be_scaled():
 
 
 def test_redis_has_a_password_and_loses_no_data():
-    """Append-only file, no eviction, and no password among the arguments."""
+    """Append-only file, a limit without eviction, and no password among the arguments."""
     script = SERVICES["redis"]["command"][-1]
     arguments = shlex.split(script.partition("exec ")[2])
 
     assert "user default on >%s" in script.partition("exec ")[0]
     assert "REDISCLI_AUTH" not in script.partition("exec ")[2]
     assert arguments[arguments.index("--appendonly") + 1] == "yes"
+    assert arguments[arguments.index("--maxmemory") + 1] == "${ALLOCATION_REDIS_MAXMEMORY:-1gb}"
     assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
 
 
