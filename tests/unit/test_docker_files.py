@@ -133,7 +133,9 @@ def test_a_container_can_write_only_to_its_volume_and_gains_no_privileges(name: 
 
 
 def test_monitoring_starts_only_where_it_is_asked_for():
-    """Its files exist, and are read only."""
+    """Its files exist, and are read only. Only a profile in `.env` holds for `stop` and `down`, too."""
+    assert "COMPOSE_PROFILES=monitoring" in ENV_EXAMPLE
+    assert not re.search("docker compose --profile", (ROOT / "docs/how-to/monitoring.md").read_text())
     for name, service in SERVICES.items():
         assert service.get("profiles") == (["monitoring"] if name in MONITORING else None)
     for name in MONITORING:
