@@ -183,11 +183,13 @@ def test_a_backup_can_be_restored(server: Server):
     server.client().allocate("before", "LAMP", 1, key="before")
     server.type(make)
     server.client().allocate("after", "LAMP", 1, key="after")
+    server.psql("CREATE TABLE later ()")
 
     server.type(restore)
 
     known = server.psql("SELECT idempotency_key FROM inbox WHERE idempotency_key IN ('before', 'after')")
     assert known == "before"
+    assert server.psql("SELECT to_regclass('later') IS NULL") == "t"
     assert server.client().allocate("after", "LAMP", 1, key="after") == "b-1"
 
 

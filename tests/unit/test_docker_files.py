@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from allocation.config import Settings
 from local.settings import LocalSettings
+from tests.containers.server import typed
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -34,6 +37,7 @@ COMPOSE_ONLY = SECRETS | {
     "ALLOCATION_IMAGE",
     "ALLOCATION_PYTHON_VERSION",
     "ALLOCATION_POSTGRES_CONNECTIONS",
+    "ALLOCATION_REDIS_MAXMEMORY",
     "ALLOCATION_WORKERS",
     "ALLOCATION_PROMETHEUS_PORT",
     "ALLOCATION_GRAFANA_PORT",
@@ -129,7 +133,9 @@ def test_a_container_can_write_only_to_its_volume_and_gains_no_privileges(name: 
 
 
 def test_monitoring_starts_only_where_it_is_asked_for():
-    """Its files exist, and are read only."""
+    """Its files exist, and are read only. Only a profile in `.env` holds for `stop` and `down`, too."""
+    assert "COMPOSE_PROFILES=monitoring" in ENV_EXAMPLE
+    assert not re.search("docker compose --profile", (ROOT / "docs/how-to/monitoring.md").read_text())
     for name, service in SERVICES.items():
         assert service.get("profiles") == (["monitoring"] if name in MONITORING else None)
     for name in MONITORING:
@@ -200,6 +206,34 @@ def test_every_long_running_service_has_a_health_check(name: str):
     assert {"interval", "timeout", "retries"} <= set(check)
 
 
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_a_server_has_time_to_recover(name: str):
+    """The others give up once it is unhealthy; a large database recovers for minutes after a power loss."""
+    assert SERVICES[name]["healthcheck"]["start_period"] == "600s"
+
+
+def test_an_upgrade_migrates_before_it_stops_the_old_workers():
+    """Compose 2 stops all old containers before it starts a new one, also if the migration then fails."""
+    *_, last = typed("Upgrade")[0].splitlines()
+
+    assert last == "docker compose run --rm -T migrate && docker compose up --detach"
+
+
+def test_the_passwords_survive_a_repeated_start(tmp_path: Path):
+    """They are in `.env` alone."""
+    *prepare, _ = typed("Start")[0].splitlines()
+    shutil.copy(ROOT / ".env.example", tmp_path)
+
+    def type_in() -> str:
+        subprocess.run(["bash", "-euc", "\n".join(prepare)], cwd=tmp_path, check=True)  # noqa: S607
+        return (tmp_path / ".env").read_text()
+
+    first = type_in()
+
+    assert re.search(r"^ALLOCATION_POSTGRES_PASSWORD=\w{48}$", first, flags=re.MULTILINE)
+    assert type_in() == first
+
+
 @pytest.mark.parametrize("name", ["worker", "housekeeping", "beat", "flower"])
 def test_users_of_the_database_wait_for_the_migration_and_stop_before_the_servers(name: str):
     """The schema exists before the first message is read, the servers run until the last is answered."""
@@ -218,13 +252,14 @@ def test_the_workers_can_be_scaled():
 
 
 def test_redis_has_a_password_and_loses_no_data():
-    """Append-only file, no eviction, and no password among the arguments."""
+    """Append-only file, a limit without eviction, and no password among the arguments."""
     script = SERVICES["redis"]["command"][-1]
     arguments = shlex.split(script.partition("exec ")[2])
 
     assert "user default on >%s" in script.partition("exec ")[0]
     assert "REDISCLI_AUTH" not in script.partition("exec ")[2]
     assert arguments[arguments.index("--appendonly") + 1] == "yes"
+    assert arguments[arguments.index("--maxmemory") + 1] == "${ALLOCATION_REDIS_MAXMEMORY:-1gb}"
     assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
 
 

@@ -31,8 +31,12 @@ MANIFESTS = [
 PODS = [
     (name, document["spec"]["template"]["spec"])
     for name, _, document in MANIFESTS
-    if document["kind"] in ("Deployment", "Job")
+    if document["kind"] == "Deployment"
 ]
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
 
 
 @pytest.mark.parametrize(("name", "number", "document"), MANIFESTS)
@@ -65,7 +69,7 @@ def test_every_queue_is_read_and_the_image_has_this_version():
     read = {queue for queues in re.findall(r"--queues=([^\"]*)", text) for queue in queues.split(",")}
 
     assert read == set(project.queues)
-    assert {container["image"] for _, pod in PODS for container in pod["containers"]} == {
+    assert {container["image"] for _, pod in PODS for container in containers(pod)} == {
         f"allocation:{__version__}"
     }
 
@@ -73,12 +77,64 @@ def test_every_queue_is_read_and_the_image_has_this_version():
 @pytest.mark.parametrize(("name", "pod"), PODS)
 def test_no_container_is_root_or_writes_to_its_image(name: str, pod: dict[str, Any]):
     assert pod["securityContext"]["runAsNonRoot"]
-    for container in pod["containers"]:
+    for container in containers(pod):
         own = container["securityContext"]
         assert own["readOnlyRootFilesystem"]
         assert not own["allowPrivilegeEscalation"]
         assert own["capabilities"] == {"drop": ["ALL"]}
         assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize(("name", "pod"), PODS)
+def test_a_pod_migrates_before_it_starts(name: str, pod: dict[str, Any]):
+    """`kubectl apply` changes all deployments at once; a new worker must not meet the old schema."""
+    [first] = pod["initContainers"]
+
+    assert first["command"] == ["python", "-m", "allocation", "migrate"]
+    assert first["envFrom"] == pod["containers"][0]["envFrom"]
+
+
+def test_an_old_pod_goes_on_until_a_new_one_is_ready():
+    """The migration may fail, or wait for a backup. For one pod, this is also Kubernetes' default."""
+    gently = {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    for _, _, document in MANIFESTS:
+        if document["kind"] == "Deployment":
+            default = gently if document["spec"].get("replicas") == 1 else None
+            assert document["spec"].get("strategy", default) == gently
+
+
+def test_what_is_scaled_names_no_number():
+    """Each `kubectl apply` would scale it back to that."""
+    scaled = {
+        document["spec"]["scaleTargetRef"]["name"]
+        for _, _, document in MANIFESTS
+        if document["kind"] == "ScaledObject"
+    }
+    with_number = {
+        document["metadata"]["name"]
+        for _, _, document in MANIFESTS
+        if document["kind"] == "Deployment" and "replicas" in document["spec"]
+    }
+
+    assert scaled
+    assert not scaled & with_number
+
+
+@pytest.mark.parametrize("name", ["worker.yaml", "housekeeping.yaml"])
+def test_the_startup_probe_waits_for_a_container_that_was_restarted(tmp_path: Path, name: str):
+    """The volume with the file outlives a container."""
+    [pod] = [pod for file, pod in PODS if file == name]
+    [container] = pod["containers"]
+    file = tmp_path / "alive"
+    file.touch()
+
+    def run(command: list[str]) -> int:
+        real = [part.replace("/tmp/alive", str(file)).replace("celery", "true") for part in command]
+        return subprocess.run(real, check=False).returncode
+
+    assert run(container["command"]) == 0
+
+    assert run(container["startupProbe"]["exec"]["command"]) == 1
 
 
 @pytest.mark.parametrize(("age_s", "alive"), [(0, True), (120, False)])
