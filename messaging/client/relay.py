@@ -35,11 +35,16 @@ MESSAGES_A_STEP = 8
 #: Answers are noted in one transaction: so many at most, and as long as the app is so quick (seconds).
 NOTED_TOGETHER = 100
 NOTED_TOGETHER_S = 0.05
+#: Gone if the app's function ended the transaction, and with it what was noted before. Errors tell its name.
+SAVEPOINT = "on_answer_must_not_commit_or_roll_back"
 #: While new answers keep coming, it is looked for those that the app failed to note (seconds).
 FAILED_EVERY_S = 0.5
 PRUNE_EVERY_S = 60.0
+PRUNED_TOGETHER = 1000
 #: Errors that say "not now"; they are no answer.
 NOT_NOW = ("Unavailable",)
+#: From so many times on the log says so: perhaps it is not the database, but the command.
+SENT_OFTEN = 5
 #: The error of a message that an operator has revoked: the answer to each of its commands.
 REVOKED = "TaskRevokedError"
 
@@ -84,7 +89,7 @@ class Relay:
         try:
             while time.monotonic() < end:
                 if not self.step():
-                    if self.waiting().count == 0:
+                    if not self._anything_waits():
                         return True
                     time.sleep(min(self._pace.interval_s, max(0.0, end - time.monotonic())))
             return False
@@ -106,6 +111,10 @@ class Relay:
         """Count what waits."""
         with self._database.transaction() as transaction:
             return self._table.waiting(statements(transaction))
+
+    def _anything_waits(self) -> bool:
+        with self._database.transaction() as transaction:
+            return self._table.anything_waits(statements(transaction))
 
     def close(self) -> None:
         """Close the connections; the relay may go on afterwards."""
@@ -208,19 +217,31 @@ class Relay:
         if told.error is not None and told.error["type"] != REVOKED and len(entries) > 1:
             self._fall_apart(run, entries, told.error)
             return
-        by_key = {line["id"]: line for line in told.lines}
+        # The lines are in the order of the commands; one whose key the backend refuses has another id.
+        in_order = len(told.lines) == len(entries)
+        ids = [entry.key for entry in entries] if in_order else [line["id"] for line in told.lines]
+        by_key = dict(zip(ids, told.lines, strict=True))
         answers: dict[int, str] = {}
-        later: list[Entry] = []
+        later: dict[Entry, str] = {}
         for entry in entries:
             answer = by_key.get(entry.key) or {"error": told.error or {"type": "Unavailable", "message": ""}}
-            if (answer.get("error") or {}).get("type") in NOT_NOW:
-                later.append(entry)
+            error = answer.get("error") or {}
+            if error.get("type") in NOT_NOW:
+                later[entry] = error["message"]
             else:
                 answers[entry.position] = json.dumps({name: answer[name] for name in answer if name != "id"})
         self._table.answer(run, answers, handled=self._handler is None)
         if later:
-            self._table.try_later(run, later, self._pace.retry_after_s(_attempts(later)))
+            self._try_later(run, later)
         self._size = min(self._pace.size, self._size + 1)
+
+    def _try_later(self, run: Statements, problems: Mapping[Entry, str]) -> None:
+        """Send commands again, later; say so if one of them was sent often."""
+        worst = max(problems, key=lambda entry: entry.attempts)
+        self._table.try_later(run, list(problems), self._pace.retry_after_s(worst.attempts))
+        if worst.attempts >= SENT_OFTEN:
+            sent = f"{worst.key!r}, sent {worst.attempts} times: {problems[worst]}"
+            logger.warning("The backend has not carried out %d commands yet, such as %s", len(problems), sent)
 
     def _hasten(self, run: Statements, task_id: str) -> None:
         """Have the same message sent again soon: its answer was not recorded, and may not stay the answer."""
@@ -267,38 +288,41 @@ class Relay:
             with self._database.transaction() as transaction:
                 run = self._begin(transaction)
                 end = time.monotonic() + NOTED_TOGETHER_S
-                for entry in self._table.answered(run, limit, failed_before=failed_before):
+                entries = self._table.answered(run, limit, failed_before=failed_before)
+                if entries:
+                    run.write(f"SAVEPOINT {SAVEPOINT}")
+                for entry in entries:
                     current.append(entry)
-                    self._call_handler(self._handler, entry, transaction)
+                    self._handler(self._outcome_of(entry), transaction)
                     if time.monotonic() >= end:
                         break
                 if current:
+                    run.write(f"RELEASE SAVEPOINT {SAVEPOINT}")
                     self._table.handled(run, current)
-                return len(current)
-        except HandlerFailed:
-            entry = current[-1]
-            logger.exception("Taking note of the answer to %r failed", entry.key)
-            with self._database.transaction() as transaction:
-                wait = self._pace.retry_after_s(entry.attempts)
-                self._table.handle_later(self._begin(transaction), entry, wait)
-            return 1
+        except Exception:
+            if not current:
+                raise
+            if len(current) > 1:  # one of them cannot be noted, or only not committed: each alone
+                return sum(self._note_some(1, failed_before=failed_before) for _ in current)
+            logger.exception("Taking note of the answer to %r failed", current[0].key)
+            self._handle_later(current[0])
+        return len(current)
 
-    def _call_handler(self, handler: OnAnswer, entry: Entry, transaction: Any) -> None:
-        try:
-            handler(self._outcome_of(entry), transaction)
-        except Exception as error:
-            raise HandlerFailed from error
+    def _handle_later(self, entry: Entry) -> None:
+        with self._database.transaction() as transaction:
+            wait = self._pace.retry_after_s(entry.attempts)
+            self._table.handle_later(self._begin(transaction), entry, wait)
 
     # Housekeeping
 
     def _prune(self) -> None:
+        """Delete some commands that were handled long ago; if there are more, the next step goes on."""
         if time.monotonic() < self._prune_at:
             return
-        self._prune_at = time.monotonic() + PRUNE_EVERY_S
-        while True:
-            with self._database.transaction() as transaction:
-                if not self._table.prune(self._begin(transaction), self._pace.retention_s):
-                    return
+        with self._database.transaction() as transaction:
+            gone = self._table.prune(self._begin(transaction), self._pace.retention_s, PRUNED_TOGETHER)
+        if gone < PRUNED_TOGETHER:
+            self._prune_at = time.monotonic() + PRUNE_EVERY_S
 
     def _begin(self, transaction: Any) -> Statements:
         check_transaction(transaction)
@@ -308,10 +332,6 @@ class Relay:
             self._looks_for_traces = False
             self._table = replace(self._table, traced=self._table.has_traces(run))
         return run
-
-
-class HandlerFailed(Exception):
-    """The app's own function raised; its transaction is rolled back."""
 
 
 def _attempts(entries: Sequence[Entry]) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from itertools import count
@@ -15,15 +16,19 @@ from uuid import uuid4
 
 import psycopg2
 import pytest
-from sqlalchemy import create_engine
-from sqlalchemy.orm import Session
+from psycopg2.extras import RealDictCursor
+from sqlalchemy import CheckConstraint, Column, MetaData, String, Table, create_engine, insert
+from sqlalchemy.orm import Session, registry
 
 from allocation.client import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import AllocationError, InvalidSku
-from messaging.client.answers import Outcome
-from messaging.client.connections import NoTransaction, statements
+from messaging.client import Client
+from messaging.client.answers import CommandFailed, Outcome
+from messaging.client.connections import NoTransaction, Row, Statements, statements
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
+from messaging.client.dialects import Dialect
 from messaging.client.outbox import KeyTaken, Outbox
+from messaging.client.relay import Relay
 from messaging.client.table import CommandTable, Entry
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
@@ -93,6 +98,38 @@ class Shop:
             self.table.answer(run, {entry.position: answer for entry in entries}, handled=False)
 
         self.step(write)
+
+    def send_answered(self, keys: Sequence[str]) -> None:
+        """Have commands in the table whose answers the app is to note."""
+        for key in keys:
+            self.send(Allocate(key, "LAMP", 2), key)
+        self.claim("m1")
+        self.answer("m1")
+
+    def relay(self, note: Callable[[Outcome, Any], object], results: str = "disabled://") -> Relay:
+        """Return a relay that sends nothing, so it needs no broker."""
+        return self.outbox.relay(self.database, "memory://", results, on_answer=note)
+
+    def note(self, note: Callable[[Outcome, Any], object], count: int, results: str = "disabled://") -> None:
+        """Have the app note answers; each step of a relay notes one at least."""
+        relay = self.relay(note, results)
+        for _ in range(count):
+            relay.step()
+
+    def sql(self, sql: str, *values: object, transaction: Any = None) -> list[Any]:
+        """Run a statement with the table's name in it; return the rows of a SELECT."""
+        if transaction is None:
+            with self.transaction() as own:
+                return self.sql(sql, *values, transaction=own)
+        run, sql = statements(transaction), sql.replace("{table}", self.table.name)
+        returns_rows = sql.startswith(("SELECT", "ANALYZE TABLE"))
+        return run.read(sql, values) if returns_rows else [run.write(sql, values)]
+
+    @property
+    def unhandled(self) -> int:
+        """Return how many answers the app has not taken note of."""
+        with self.transaction() as transaction:
+            return self.outbox.waiting(transaction).unhandled
 
 
 @pytest.fixture(params=WAYS)
@@ -346,8 +383,7 @@ def test_an_answer_that_the_app_failed_to_note_gets_its_turn_while_others_keep_c
             raise RuntimeError("the shop is not itself")
         noted.append(outcome.key)
 
-    # It sends nothing here, so it needs no broker.
-    relay = shop.outbox.relay(shop.database, "memory://", "disabled://", on_answer=note)
+    relay = shop.relay(note)
     until = time.monotonic() + 10
     for number in count():
         key = f"{number}" if number else "a"
@@ -363,6 +399,214 @@ def test_an_answer_that_the_app_failed_to_note_gets_its_turn_while_others_keep_c
     assert sorted(noted) == sorted(["a", *map(str, range(1, number + 1))])
 
 
+class Order:
+    """A row of the app's own, mapped by an ORM."""
+
+    state: str
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "SQLAlchemy" in way], indirect=True)
+def test_an_answer_whose_note_cannot_be_committed_keeps_nobody_waiting(shop):
+    """An ORM writes at the end of the transaction, when all notes of a batch are made."""
+    orders = Table(
+        f"{shop.table.name}_orders",
+        MetaData(),
+        Column("id", String(9), primary_key=True),
+        Column("state", String(9), CheckConstraint("length(state) < 5")),
+    )
+    mapping = registry()
+    mapping.map_imperatively(Order, orders)
+    with shop.transaction() as session:
+        orders.create(session.connection())
+        session.execute(insert(orders), [{"id": key} for key in "abc"])
+    shop.send_answered("abc")
+
+    def note(outcome: Outcome, session: Session) -> None:
+        session.get(Order, outcome.key).state = "too long" if outcome.key == "b" else "ok"
+
+    shop.note(note, 3)
+    mapping.dispose()
+
+    assert dict(shop.sql("SELECT id, state FROM {table}_orders")) == {"a": "ok", "b": None, "c": "ok"}
+    assert shop.unhandled == 1
+
+
+@pytest.fixture
+def told(shop: Shop) -> Callable[[], list[str]]:
+    """A table of the app's own, in which each key can be once; returns what is in it."""
+    shop.sql("CREATE TABLE {table}_told (what varchar(9) PRIMARY KEY)")
+    return lambda: sorted(what for (what,) in shop.sql("SELECT what FROM {table}_told"))
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "driver" in way], indirect=True)
+def test_a_note_that_ends_the_transaction_takes_none_before_it_along(shop, told):
+    shop.sql("INSERT INTO {table}_told VALUES ('b')")
+    shop.send_answered("abc")
+
+    def note(outcome: Outcome, connection: Any) -> None:
+        try:
+            shop.sql("INSERT INTO {table}_told VALUES (%s)", outcome.key, transaction=connection)
+        except Exception:  # noqa: BLE001  each driver has its own
+            connection.rollback()
+
+    shop.note(note, 3)
+
+    assert told() == ["a", "b", "c"]
+    assert shop.unhandled == 1
+
+
+@pytest.mark.parametrize("shop", ["postgresql by its driver"], indirect=True)
+def test_an_error_that_one_note_hides_is_not_held_against_another(shop, told, caplog):
+    """On PostgreSQL every statement after it fails."""
+    shop.send_answered("abc")
+
+    def note(outcome: Outcome, connection: Any) -> None:
+        what = outcome.key if outcome.key != "a" else "longer than nine"
+        with suppress(psycopg2.Error):
+            shop.sql("INSERT INTO {table}_told VALUES (%s)", what, transaction=connection)
+
+    shop.note(note, 3)
+
+    assert told() == ["b", "c"]
+    assert {record.args for record in caplog.records} == {("a",)}
+
+
+@pytest.mark.parametrize("shop", ["sqlite by its driver"], indirect=True)
+def test_a_step_prunes_some_and_the_next_one_goes_on(shop, monkeypatch):
+    monkeypatch.setattr("messaging.client.relay.PRUNED_TOGETHER", 2)
+    shop.send_answered("abcde")
+    shop.relay(lambda *_: None).step()
+    shop.sql("UPDATE {table} SET handled_at = 0")
+
+    relay, left = shop.relay(lambda *_: None), []
+    for _ in range(3):
+        relay.step()
+        left += shop.sql("SELECT count(*) FROM {table}")
+
+    assert left == [(3,), (1,), (0,)]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Runs statements, and keeps of each how the database finds its rows."""
+
+    run: Statements
+    plans: list[str]
+
+    @property
+    def dialect(self) -> Dialect:
+        return self.run.dialect
+
+    def read(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
+        self._explain(sql, values)
+        return self.run.read(sql, values)
+
+    def write(self, sql: str, values: Sequence[object] = ()) -> int:
+        self._explain(sql, values)
+        return self.run.write(sql, values)
+
+    def _explain(self, sql: str, values: Sequence[object]) -> None:
+        kind = self.dialect.name
+        rows = self.run.read(f"EXPLAIN {'QUERY PLAN' if kind == 'sqlite' else ''} {sql}", values)
+        if "position IN" not in sql:  # by the primary key
+            self.plans.append("\n".join(self._line(row) for row in rows))
+
+    def _line(self, row: Row) -> str:
+        return f"{row[5]} for {row[8]} rows" if self.dialect.name == "mysql" else row[-1]
+
+
+def test_no_look_of_a_relay_reads_all_that_was_handled(shop):
+    now = shop.step(lambda run: run.dialect.now)
+    insert_10_000 = """
+INSERT INTO {table} (idempotency_key, task, fields, created_at, due_at, task_id, answered_at, handled_at)
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
+SELECT CAST(n.i * 100 + m.i AS char(9)), 't', 'f', 0, 0, CAST(n.i AS char(9)), {now}, {now}
+FROM n CROSS JOIN n m"""
+    shop.sql(insert_10_000.replace("{now}", now))
+    kind = shop.step(lambda run: run.dialect.name)
+    if kind != "sqlite":
+        shop.sql({"postgresql": "ANALYZE {table}", "mysql": "ANALYZE TABLE {table}"}[kind])
+    for key, group in (("a", None), ("b", None), ("c", "g"), ("d", "g")):
+        shop.send(Allocate(key, "LAMP", 2), key, group)
+
+    with shop.database.transaction() as transaction:
+        run = Explained(statements(transaction), [])
+        shop.table.begin(run.run)
+        assert len(shop.table.claim(run, "m1", 100, 0)) == 3
+        assert shop.table.claim_again(run, 0)
+        assert shop.table.under_way(run, 50) == ["m1"]
+        entries = shop.table.lock_message(run, "m1")
+        shop.table.answer(run, {entry.position: "{}" for entry in entries}, handled=False)
+        assert len(shop.table.answered(run, 100, failed_before=False)) == 3
+        assert shop.table.anything_waits(run)
+        assert shop.table.prune(run, 3600, 100) == 0
+
+    own = rf"{shop.table.name}_(unsent|messages|unanswered|unhandled|handled|groups)\b"
+    for plan in run.plans:
+        for line in re.findall(r"^(?:SCAN|SEARCH).*|.* Scan .*|.* rows$", plan, re.MULTILINE):
+            assert re.search(own, line) or "Bitmap Heap" in line, plan
+            assert kind != "mysql" or int(line.split()[-2]) < 1000, plan
+    assert kind != "postgresql" or "Index Cond: (handled_at <" in run.plans[-1]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a backend, in files."""
+
+    url: str
+
+    def store(self, task_id: str, lines: list[dict[str, Any]]) -> None:
+        """Answer a message."""
+        Client("allocation", "memory://", self.url).app.backend.store_result(task_id, lines, "SUCCESS")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(f"file://{tmp_path}")
+
+
+@pytest.mark.parametrize("shop", ["sqlite by its driver"], indirect=True)
+def test_a_key_that_the_backend_refuses_is_answered_with_that(shop, results):
+    """Then its line has another id. A newer Python, for one, knows more printable characters."""
+    for key in "ab":
+        shop.send(Allocate(key, "LAMP", 2), key)
+    shop.claim("m1")
+    refusal = {"type": "InvalidMessage", "message": "idempotency_key must be printable"}
+    results.store("m1", [{"id": "a", "result": "b1"}, {"id": "m1.1", "error": refusal}])
+    outcomes: list[Outcome] = []
+
+    shop.note(lambda outcome, _connection: outcomes.append(outcome), 2, results.url)
+
+    assert [(outcome.key, outcome.result) for outcome in outcomes] == [("a", "b1"), ("b", None)]
+    assert str(outcomes[1].error) == refusal["message"]
+
+
+@pytest.mark.parametrize("shop", ["sqlite by its driver"], indirect=True)
+def test_the_log_names_a_command_that_is_unavailable_each_time(shop, results, caplog):
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    shop.claim("m1", lease_s=0)
+    for _ in range(4):
+        shop.step(shop.table.claim_again, 0)
+    problem = {"type": "Unavailable", "message": "the database rejected it"}
+    results.store("m1", [{"id": "a", "error": problem}])
+
+    shop.note(lambda *_: None, 1, results.url)
+
+    assert "1 commands yet, such as 'a', sent 5 times: the database rejected it" in caplog.text
+
+
+def test_an_error_that_no_sender_is_meant_to_get_is_an_unexpected_one():
+    fields = '{"orderid": "o1", "sku": "LAMP", "qty": 1}'
+    answer = '{"error": {"type": "RetryAfter", "message": "not before 5 s have passed"}}'
+
+    outcome = Outbox("allocation", (Allocate,)).outcome_of(
+        Entry(1, "a", "allocation.allocate", fields, 1, answer)
+    )
+
+    assert isinstance(outcome.error, CommandFailed)
+    assert str(outcome.error) == "RetryAfter: not before 5 s have passed"
+
+
 def test_what_was_handled_long_ago_is_pruned(shop):
     for key in "abc":
         shop.send(Allocate(key, "LAMP", 2), key)
@@ -374,8 +618,8 @@ def test_what_was_handled_long_ago_is_pruned(shop):
 
     shop.step(handle)
 
-    assert shop.step(shop.table.prune, 3600) == 0
-    assert shop.step(shop.table.prune, -1) == 1
+    assert shop.step(shop.table.prune, 3600, 100) == 0
+    assert shop.step(shop.table.prune, -1, 100) == 1
     with shop.transaction() as transaction:
         waiting = shop.outbox.waiting(transaction)
     assert (waiting.unsent, waiting.unhandled) == (1, 1)
@@ -423,6 +667,84 @@ def test_a_transaction_that_was_begun_by_hand_will_do(kind, request, tmp_path):
         connection.rollback()
 
         assert outbox.waiting(connection).unsent == 0
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "driver" in way], indirect=True)
+def test_a_connection_whose_rows_are_dictionaries_will_do(shop):
+    def connect() -> Any:
+        connection = shop.connect()
+        if isinstance(connection, sqlite3.Connection):
+            connection.row_factory = lambda cursor, row: dict(
+                zip([column[0] for column in cursor.description], row, strict=True)
+            )
+        elif isinstance(connection, psycopg2.extensions.connection):
+            connection.cursor_factory = RealDictCursor
+        else:
+            connection.cursorclass = mariadb.pymysql().cursors.DictCursor
+        return connection
+
+    database, noted = DriverDatabase(connect), list[str]()
+    with database.transaction() as connection:
+        for _ in range(2):
+            shop.outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+    shop.claim("m1")
+    shop.answer("m1")
+    relay = shop.outbox.relay(
+        database, "memory://", "disabled://", on_answer=lambda outcome, _: noted.append(outcome.key)
+    )
+    relay.step()
+    relay.close()
+
+    assert noted == ["a"]
+
+
+def test_mysqls_own_driver_will_do(mariadb_server):
+    outbox = Outbox("allocation", (Allocate,), table=f"commands_{uuid4().hex[:12]}")
+    connect = mariadb_server.connect_by_mysqls_own_driver
+    shop, noted = Shop(outbox, connect, DriverDatabase(connect), DriverDatabase(connect)), list[str]()
+    with shop.transaction() as connection:
+        outbox.create_table(connection)
+    for _ in range(2):
+        shop.send(Allocate("o1", "LAMP", 1), "a")
+    shop.claim("m1")
+    shop.answer("m1")
+
+    shop.note(lambda outcome, _connection: noted.append(outcome.key), 1)
+
+    assert noted == ["a"]
+    assert shop.unhandled == 0
+    shop.database.close()
+
+
+@pytest.mark.parametrize("shop", ["postgresql by its driver"], indirect=True)
+def test_a_command_that_is_pruned_while_it_is_sent_once_more_is_a_new_one(shop):
+    class Cursor(psycopg2.extensions.cursor):
+        """A relay prunes before this one reads."""
+
+        def execute(self, query: str, values: Sequence[object] | None = None) -> None:
+            if query.startswith("SELECT"):
+                shop.sql("DELETE FROM {table}")
+            super().execute(query, values)
+
+    shop.send(Allocate("o1", "LAMP", 1), "a")
+    with closing(shop.connect()) as connection:
+        connection.cursor_factory = Cursor
+        shop.outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+        connection.commit()
+
+    assert shop.claim("m1") == ["a"]
+
+
+def test_a_key_that_the_connection_would_change_is_refused(mariadb_server):
+    outbox = Outbox("allocation", (Allocate,), table=f"commands_{uuid4().hex[:12]}")
+    with closing(mariadb_server.connect(charset="utf8")) as connection:
+        outbox.create_table(connection)
+        for names in ({"key": "order-🪔"}, {"key": "order", "group": "🪔"}):
+            with pytest.raises(InvalidMessage, match="charset=utf8mb4"):
+                outbox.send(connection, Allocate("o1", "LAMP", 1), **names)
+        outbox.send(connection, Allocate("🪔", "LAMP", 1), key="order-é")
+
+        assert outbox.waiting(connection).unsent == 1
 
 
 @pytest.mark.parametrize("shop", [way for way in WAYS if "SQLAlchemy" in way], indirect=True)
