@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -472,6 +472,29 @@ def test_unavailable_is_answered_within_the_time_limit_whatever_the_number_of_at
 
         assert isinstance(answer.error, Unavailable)
         assert time.monotonic() - began < SHORT_WAITS["task_time_limit_s"]
+
+
+@pytest.mark.parametrize("how", ["ended", "read-only"])
+def test_a_command_is_carried_out_although_all_idle_sessions_are_broken(clean_database: str, how: str):
+    """As after a failover: a worker with many threads has more of them than a command has attempts."""
+    for app in app_on(clean_database):
+        handle(app.runtime, message(), lambda: STOCK)
+        if how == "ended":
+            pids = in_idle_sessions(app, "SELECT pg_backend_pid()")
+            with closing(psycopg2.connect(clean_database.replace("+psycopg2", ""))) as other:
+                ended = "SELECT pg_terminate_backend(pid, 10000) FROM unnest(%s) AS pid"
+                other.cursor().execute(ended, (pids,))
+        else:
+            in_idle_sessions(app, "SELECT set_config('default_transaction_read_only', 'on', false)")
+
+        assert handle(app.runtime, message(), lambda: ORDER)[0] == Answer("b1")
+
+
+def in_idle_sessions(app: MessagingApp, query: str) -> list[Any]:
+    """Query in each of sixteen sessions of the pool; return the results."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(app.runtime.engine.begin()) for _ in range(16)]
+        return [session.execute(text(query)).scalar_one() for session in sessions]
 
 
 @contextmanager
