@@ -23,14 +23,18 @@ NAMES = ("root_id", "parent_id", "group", "taskset", "shadow", "lang", "origin",
 COUNTS = ("retries", "replaced_task_nesting", "group_index")
 FLAGS = ("ignore_result", "utc", "redelivered")
 CALLBACKS = ("callbacks", "errbacks", "chain", "chord")
+#: Headers that Celery overwrites, whatever a sender sets.
+OVERWRITTEN = ("args", "kwargs", "properties", "hostname", "reply_to", "correlation_id", "delivery_info")
 #: Headers that Celery knows or overwrites. Senders may add others, unless they would replace an attribute of
 #: the task's `request` (its method `get`, its flag `called_directly`).
 KNOWN = frozenset((
-    *NAMES, *COUNTS, *FLAGS, *CALLBACKS, "task", "id", "args", "kwargs", "eta", "expires", "timelimit",
-    "argsrepr", "kwargsrepr", "stamped_headers", "stamps", "headers", "properties", "hostname", "reply_to",
-    "correlation_id", "delivery_info",
+    *NAMES, *COUNTS, *FLAGS, *CALLBACKS, *OVERWRITTEN, "task", "id", "eta", "expires", "timelimit",
+    "argsrepr", "kwargsrepr", "stamped_headers", "stamps", "headers",
 ))  # fmt: skip
 RESERVED = frozenset(dir(Context)) - KNOWN
+#: In protocol 1, Celery prefers these headers to the fields of the body. The broker adds `redelivered`, and
+#: tools for tracing add `headers`.
+IN_BODY = KNOWN.difference(OVERWRITTEN, ("headers", "redelivered"))
 
 #: Tasks that come with Celery and run other tasks, named in the message.
 RUNS_OTHERS = frozenset(
@@ -77,6 +81,8 @@ def check_message(message: Any, limits: Limits) -> str:
     _require(_is_flat(payload), "body", f"is nested more than {MAX_DEPTH} deep")
     fields, embed = _take_apart(message.headers, payload)
     _check_fields(fields, embed, limits)
+    if fields is not message.headers:
+        _check_headers_of_protocol_1(message.headers)
     return str(fields["task"])
 
 
@@ -95,6 +101,14 @@ def _take_apart(headers: Mapping[str, Any], payload: Any) -> tuple[Mapping[str, 
     _require(isinstance(args, list | tuple), "args", "must be a list")
     _require(isinstance(kwargs, dict), "kwargs", "must be a table")
     return fields, embed or {}
+
+
+def _check_headers_of_protocol_1(headers: Mapping[str, Any]) -> None:
+    for name, value in headers.items():
+        _require(name not in RESERVED, name[:MAX_NAME], "is not a header that a sender may set")
+        _require(name not in IN_BODY, name, "must be in the body, not in a header")
+        if name in FIELD_CHECKS and value is not None:
+            FIELD_CHECKS[name](name, value)
 
 
 def _check_fields(fields: Mapping[str, Any], embed: Mapping[str, Any], limits: Limits) -> None:

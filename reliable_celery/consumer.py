@@ -37,6 +37,9 @@ TRY_AGAIN_S = 30.0  # seconds until an unrecorded message is requeued where ther
 class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingConsumer):
     """Checks each message before Celery sees it, and records those that it refuses."""
 
+    #: The request class of tasks that do not set one; a subclass may choose another.
+    request_class: type[Request] = Request
+
     def __init__(self, on_task_request: Callable[[Any], object], *args: Any, **kwargs: Any) -> None:
         super().__init__(on_task_request, *args, **kwargs)
         max_crashes = self.app.conf.get("message_max_crashes")
@@ -70,7 +73,7 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
         """Use our request class for tasks that do not set one."""
         for task in self.app.tasks.values():
             if task.Request == Task.Request:
-                task.Request = Request
+                task.Request = self.request_class
         super().update_strategies()
 
     def connect(self) -> Any:

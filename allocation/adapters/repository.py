@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from allocation.domain.commands import Allocate
 from allocation.domain.events import Deallocated
@@ -115,16 +116,16 @@ INSERT_LINE = Statement(
     *("text", "text", "integer", "text"),
 )
 
-DELETE_LINE = Statement(
-    "DELETE FROM allocations WHERE orderid = $1 AND sku = $2 AND qty = $3", *("text", "text", "integer")
-)
-
-
 INSERT_SHORTAGE = Statement("INSERT INTO shortages VALUES ($1, $2, $3)", "text", "text", "integer")
 
-DELETE_SHORTAGE = Statement(
-    "DELETE FROM shortages WHERE orderid = $1 AND sku = $2 AND qty = $3", *("text", "text", "integer")
-)
+# Many at once: a correction may free very many lines.
+DELETE = """
+DELETE FROM {table} USING unnest($1, $2, $3) AS lost (orderid, sku, qty)
+WHERE ({table}.orderid, {table}.sku, {table}.qty) = (lost.orderid, lost.sku, lost.qty)"""
+
+DELETE_LINES = Statement(DELETE.format(table="allocations"), "text[]", "text[]", "integer[]")
+
+DELETE_SHORTAGES = Statement(DELETE.format(table="shortages"), "text[]", "text[]", "integer[]")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class PostgresProductRepository(PostgresRepository[Product]):
             for batch in product.batches:
                 self._save_batch(batch, self._loaded.get(batch.reference))
             self._write_each(INSERT_SHORTAGE, map(_key, product.short - self._short))
-            self._write_each(DELETE_SHORTAGE, map(_key, self._short - product.short))
+            self._delete(DELETE_SHORTAGES, self._short - product.short)
 
     def track(self, product: Product) -> Product:
         """Remember the product's batches as they were before the handler ran."""
@@ -195,13 +196,17 @@ class PostgresProductRepository(PostgresRepository[Product]):
         else:
             self.transaction.write(UPDATE_BATCH, (*now.quantities, *loaded.quantities, batch.reference))
         before = loaded.lines if loaded else ()
-        lost = [_key(line) for line in before if line not in now.lines]
-        self._write_each(DELETE_LINE, lost)
+        lost = [line for line in before if line not in now.lines]
+        self._delete(DELETE_LINES, lost)
         # A shortage left behind would keep the line from being reported again.
-        self._write_each(DELETE_SHORTAGE, lost)
+        self._delete(DELETE_SHORTAGES, lost)
         self._write_each(
             INSERT_LINE, ((*_key(line), batch.reference) for line in now.lines if line not in before)
         )
+
+    def _delete(self, sql: Statement, lines: Collection[OrderLine]) -> None:
+        if lines:
+            self.transaction.write(sql, _columns(map(_key, lines)))
 
     def _write_each(self, sql: Statement, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -221,6 +226,10 @@ def _key(line: OrderLine) -> tuple[str, str, int]:
     return line.orderid, line.sku, line.qty
 
 
+def _columns(rows: Iterable[Row]) -> tuple[list[Any], ...]:
+    return tuple(list(column) for column in zip(*rows, strict=True))
+
+
 def read_ahead(transaction: Transaction, messages: Sequence[Message]) -> dict[int, Read | None]:
     """Lock products and read what `get_for_line` will ask for, for many order lines in one round trip."""
     of_lines = [
@@ -230,10 +239,10 @@ def read_ahead(transaction: Transaction, messages: Sequence[Message]) -> dict[in
     ]
     if not of_lines:
         return {}
-    columns = [list(column) for column in zip(*(wanted for _, wanted in of_lines), strict=True)]
+    columns = _columns(wanted for _, wanted in of_lines)
     transaction.write(LOCK_FREE_PRODUCTS, (columns[0],))
     found: dict[int, list[Row]] = {}
-    for *row, number in transaction.read(LOAD_FOR_LINES, tuple(columns)):
+    for *row, number in transaction.read(LOAD_FOR_LINES, columns):
         found.setdefault(number - 1, []).append(tuple(row))
     return {
         place: Read(LOAD_FOR_LINE, wanted, found[number]) if found[number][0][1] is not None else None

@@ -201,7 +201,7 @@ class Transaction:
             connection.driver_connection.autocommit = False  # type: ignore[union-attr]  # psycopg2's
             connection.close()
         except psycopg2.Error:
-            connection.invalidate()
+            self._discard(connection)
 
     def _bound(self, sql: str | Statement, params: Params) -> bytes:
         if isinstance(sql, Statement):
@@ -225,4 +225,11 @@ class Transaction:
     def _throw_away(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.invalidate()
+            self._discard(connection)
+
+    def _discard(self, connection: PoolProxiedConnection) -> None:
+        """Discard a broken connection, and have the pool replace those that are as old when they are used.
+
+        Else each attempt could get another broken one. SQLAlchemy does the same where it sees the error.
+        """
+        self._engine.pool._invalidate(connection)

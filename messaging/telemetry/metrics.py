@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from sqlalchemy import event
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from messaging.errors import MessagingError, Unavailable, WorkerCrashed
 from messaging.postgres.inbox import known_errors
@@ -26,6 +27,8 @@ WAIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 
 UNEXPECTED = "unexpected"
 #: Errors that an alert is for. A rate does not see the first increase of a series that begins with it.
 ALARMING = (UNEXPECTED, Unavailable.__name__, WorkerCrashed.__name__)
+#: Marks a connection that is counted as being in use.
+COUNTED = "counted"
 
 
 class Measures:
@@ -70,8 +73,8 @@ class Measures:
             multiprocess_mode="livesum",
         )  # fmt: skip
         self._show_zeros(project.command_tasks, project.bus.event_handlers)
-        event.listen(Pool, "checkout", lambda *_: self._connections.inc())
-        event.listen(Pool, "checkin", lambda *_: self._connections.dec())
+        event.listen(Pool, "checkout", self._taken)
+        event.listen(Pool, "checkin", self._returned)
 
     def begin(self, work: Work) -> None:
         """Count the message as being handled, unless it is a part of another."""
@@ -94,6 +97,17 @@ class Measures:
     def has_pool(self, size: int) -> None:
         """Note how many messages the worker can handle at once."""
         self._pool.set(size)
+
+    def _taken(self, _connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        with suppress(Exception):  # else whoever connects would take it for an error of the database
+            self._connections.inc()
+            record.info[COUNTED] = True
+
+    def _returned(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        """Count a connection as returned if it was taken: the pool also returns what could not connect."""
+        with suppress(Exception):
+            if record.info.pop(COUNTED, False):
+                self._connections.dec()
 
     def _command(self, work: Work) -> None:
         self._commands.labels(work.task, work.outcome).observe(work.seconds)

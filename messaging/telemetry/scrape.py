@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +45,7 @@ class Files(Collector):
         self.folder = Path(tempfile.mkdtemp(prefix="metrics-"))
         self._in_use = _marked(self.folder)
         self._lock = threading.Lock()
-        values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
+        values.MmapedDict = OwnDict  # type: ignore[attr-defined]
         # Read whenever a process opens its file.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # also where the library was imported before
@@ -66,6 +67,8 @@ class Files(Collector):
                     _add(path, self.folder / f"{kind}_{ENDED}.db")
             except UNREADABLE as error:
                 logger.warning("What process %s has counted is lost: %s", pid, describe(error))
+            except OSError:  # no space for more series; the file itself counts until there is
+                continue
             path.unlink()
 
     def remove(self) -> None:
@@ -83,17 +86,54 @@ class ReservedDict(MmapedDict):
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         if not read_mode and not os.path.exists(filename):  # noqa: PTH110  the library's own texts
             new = Path(f"{filename}.new")  # nobody reads a file that is not whole
-            new.write_bytes(bytes(FILE_SIZE))
+            try:
+                new.write_bytes(bytes(FILE_SIZE))
+            except OSError:
+                new.unlink(missing_ok=True)
+                raise
             new.rename(filename)
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
         """Add a series; the file may grow for it."""
-        capacity: int = self._capacity
-        if self._used + len(key.encode()) + LONGEST_REST > capacity:
-            with Path(self._fname).open("ab") as file:
-                file.write(bytes(capacity))
+        if self._used + len(key.encode()) + LONGEST_REST > self._capacity:
+            self._grow(self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    def _grow(self, size: int) -> None:
+        with Path(self._fname).open("ab") as file:
+            file.write(bytes(size))
+
+
+class OwnDict(ReservedDict):
+    """The file of this process; without space for it, memory that nobody reads.
+
+    An error would leave the library with closed files, and whatever is counted later would raise another one.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        try:
+            super().__init__(filename, read_mode)
+        except OSError as error:
+            self._fname, self._positions, self._used = filename, {}, 8  # as of an empty file
+            self._m, self._capacity = mmap(-1, FILE_SIZE), FILE_SIZE
+            self._leave_file(error)
+
+    def _grow(self, size: int) -> None:
+        if self._f is not None:
+            try:
+                super()._grow(size)
+            except OSError as error:
+                self._leave_file(error)
+            else:
+                return
+        memory = mmap(-1, 2 * size)
+        memory[:size] = self._m[:size]
+        self._m, self._capacity = memory, 2 * size
+
+    def _leave_file(self, error: OSError) -> None:
+        logger.warning("%s counts no more: %s", Path(self._fname).stem, describe(error))
+        self._f = None  # type: ignore[assignment]  # as after `close`
 
 
 def remove_unused() -> None:
@@ -159,9 +199,12 @@ def _runs(pid: int) -> bool:
 
 def _add(path: Path, total: Path) -> None:
     """Add one file's values to those of another."""
+    counted = list(MmapedDict.read_all_values_from_file(str(path)))  # type: ignore[no-untyped-call]
     sums = ReservedDict(str(total))
     try:
-        for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
+        for key, *_ in counted:  # makes space for all or fails, before anything is added
+            sums.read_value(key)  # type: ignore[no-untyped-call]
+        for key, value, _, _ in counted:
             so_far, _ = sums.read_value(key)  # type: ignore[no-untyped-call]
             sums.write_value(key, so_far + value, 0.0)  # type: ignore[no-untyped-call]
     finally:

@@ -36,6 +36,9 @@ from messaging.worker.sharing import Done, handle_together
 #: not keep has `"recorded": false` beside it.
 Outcome = dict[str, Any]
 
+#: Finds nothing: a key has printable characters only.
+NO_KEY = "\n"
+
 
 @dataclass(frozen=True)
 class Item:
@@ -125,9 +128,10 @@ def handle_many(
     deliveries: list[Delivery] = []
     items = _items(runtime, message, commands)
     answers = _earlier_answers(runtime, message, items) if message.redelivered else {}
-    refused = answers.pop(message.task_id, None)
-    if not answers and (refused or len(commands) > runtime.settings.bulk_max):
+    whole = answers.pop(message.task_id, Answer())
+    if whole.error is not None or (not answers and len(commands) > runtime.settings.bulk_max):
         _refuse_whole(runtime, message).given()
+        raise InvalidMessage("id", "was used before, for another command")
     for chunk in _chunks(items, runtime.settings.group_max):
         together = _together(runtime, chunk, watch)
         for item in chunk:
@@ -181,8 +185,10 @@ def _earlier_answers(
 ) -> dict[str, Answer]:
     """Return earlier answers by task id, in one query: one by one could take the whole time limit."""
     jobs = [item.job for item in items if isinstance(item, Item)]
+    # A command of the list may have the message's id as its key; its answer is not that of the whole list.
+    of_all = replace(message.job_of_all(), idempotency_key=NO_KEY)
     try:
-        return runtime.inbox.answers([message.job_of_all(), *jobs])
+        return runtime.inbox.answers([of_all, *jobs])
     except DATABASE_ERRORS:
         return {}
 

@@ -11,7 +11,7 @@ from typing import Any
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
-from messaging.worker.request import tell
+from messaging.worker.request import OwnTimeLimits, tell
 from reliable_celery import errors
 from reliable_celery.consumer import Consumer as ReliableConsumer
 from reliable_celery.dead_letters import DeadLetterStore
@@ -19,6 +19,9 @@ from reliable_celery.dead_letters import DeadLetterStore
 
 class Consumer(ReliableConsumer):
     """Records refused messages in the project's database, and answers senders from the inbox."""
+
+    #: Also for housekeeping and Celery's own tasks, whose crashes nobody counts.
+    request_class = OwnTimeLimits
 
     def open_dead_letters(self) -> DeadLetterStore:
         """Return the project's store of dead letters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ TURN = 200
 #: now has at most about so many before it.
 BACKLOG = 400
 
+#: Longest time in seconds for sending after a commit: a command is answered after that.
+SEND_FOR_S = 2.0
+
 
 @dataclass(frozen=True)
 class RerunTurn:
@@ -69,26 +73,30 @@ class Dispatcher:
     def after_commit(self, deliveries: Iterable[Delivery]) -> None:
         """Send a commit's deliveries, and request the announcement of its events.
 
-        An error here must not become the answer to a committed command: the relay sends what is missing.
+        An error here must not become the answer to a committed command: the relay sends what is missing, also
+        where there are too many.
         """
         try:
-            self.send(deliveries)
+            self.send(deliveries, min(SEND_FOR_S, self.runtime.settings.task_time_limit_s / 4))
             self.announcer.nudge()
         except Exception:
             logger.exception("Could not send everything after a commit; the relay will send the rest")
 
-    def send(self, deliveries: Iterable[Delivery]) -> int:
+    def send(self, deliveries: Iterable[Delivery], longest_s: float = math.inf) -> int:
         """Send a message per delivery and return how many were sent; the relay will send the others.
 
-        Stops if the broker is lost. Any other error concerns one delivery, and the next ones are sent.
+        Stops if the broker is lost, and after `longest_s` seconds. Any other error concerns one delivery, and
+        the next ones are sent.
         """
-        sent = 0
+        sent, until = 0, time.monotonic() + longest_s
         deliveries = list(deliveries)
         if not deliveries:
             return sent
         try:
             with self.app.producer_or_acquire() as producer:
                 for delivery in deliveries:
+                    if time.monotonic() > until:
+                        break
                     sent += self._sent(delivery, producer)
         except self._broker_is_lost as error:
             logger.warning("The broker is lost: %s", error)

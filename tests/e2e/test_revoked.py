@@ -193,6 +193,22 @@ def test_a_senders_time_limit_does_not_stop_its_command(shop, sku, backend, limi
     assert sent.get(timeout=30) == f"batch-{sku}"
 
 
+def test_a_senders_time_limit_does_not_stop_housekeeping(shop, worker, backend, broker):
+    """Its message would be redelivered for ever, and kill a process each time."""
+    with in_progress(backend, "LOCK TABLE heartbeats IN EXCLUSIVE MODE"):
+        sent = shop.app.send_task(
+            "allocation.prune", queue="allocation.commands", declare=(), time_limit=0.001
+        )
+        eventually(lambda: waiting(backend, "heartbeats"), what="the note that it has run")
+
+    with redis.Redis.from_url(broker.broker_url) as client:
+        eventually(
+            lambda: not client.llen("allocation.commands") and not client.hlen("allocation.unacked"),
+            what="a settled message",
+        )
+    assert f"{sent.id}] took longer than" not in worker.log_text()
+
+
 def test_a_revoked_delivery_is_still_made(shop, sku, backend, mail_is_down):
     """All its messages have its id; to stop it, an operator discards it."""
     shop.ask("allocate", "o1", sku, 99)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -418,6 +418,50 @@ def test_many_commands_are_answered_as_before_when_they_come_again_under_another
     assert len(stored) == (2 if first_limit == 2 else 0)
 
 
+def two_batches(*keys: str) -> list[list[Any]]:
+    """The commands of a list, with these keys."""
+    return [
+        ["allocation.create_batch", {"ref": ref, "sku": "LAMP", "qty": 1}, key]
+        for ref, key in zip(("b1", "b2"), keys, strict=True)
+    ]
+
+
+def test_a_list_that_was_refused_stays_refused_when_one_of_its_commands_has_succeeded_alone(
+    clean_database: str,
+):
+    """Its sender was told to send smaller messages, and has done so."""
+    first, commands = message(), two_batches("k1", "k2")
+    for app in app_on(clean_database, bulk_max=1):
+        with pytest.raises(InvalidMessage):
+            handle_many(app.runtime, first, commands)
+        handle_many(app.runtime, message(), commands[:1])
+    for app in app_on(clean_database):
+        with pytest.raises(InvalidMessage, match="must be at most 1 in one message"):
+            handle_many(app.runtime, again(first), commands)
+
+        assert ask(app, "SELECT reference FROM batches") == [("b1",)]
+
+
+def test_a_command_of_a_list_may_have_the_lists_id_as_its_key(app: MessagingApp):
+    first = message()
+    commands = two_batches(first.task_id, "k2")
+
+    outcomes, _ = handle_many(app.runtime, first, commands)
+
+    assert handle_many(app.runtime, again(first), commands)[0] == outcomes
+    assert [outcome["result"] for outcome in outcomes] == [None, None]
+
+
+def test_a_list_that_is_too_long_is_refused_whatever_command_had_its_id_before(clean_database: str):
+    for app in app_on(clean_database, bulk_max=1):
+        first = message()
+        handle(app.runtime, first, lambda: STOCK)
+
+        for copy in first, again(first):
+            with pytest.raises(InvalidMessage, match="id was used before, for another command"):
+                handle_many(app.runtime, copy, two_batches("k1", "k2"))
+
+
 @pytest.mark.timeout(30)
 def test_unavailable_is_answered_within_the_time_limit_whatever_the_number_of_attempts(free_port: int):
     """Otherwise the task is killed each time and its sender never gets an answer."""
@@ -428,6 +472,29 @@ def test_unavailable_is_answered_within_the_time_limit_whatever_the_number_of_at
 
         assert isinstance(answer.error, Unavailable)
         assert time.monotonic() - began < SHORT_WAITS["task_time_limit_s"]
+
+
+@pytest.mark.parametrize("how", ["ended", "read-only"])
+def test_a_command_is_carried_out_although_all_idle_sessions_are_broken(clean_database: str, how: str):
+    """As after a failover: a worker with many threads has more of them than a command has attempts."""
+    for app in app_on(clean_database):
+        handle(app.runtime, message(), lambda: STOCK)
+        if how == "ended":
+            pids = in_idle_sessions(app, "SELECT pg_backend_pid()")
+            with closing(psycopg2.connect(clean_database.replace("+psycopg2", ""))) as other:
+                ended = "SELECT pg_terminate_backend(pid, 10000) FROM unnest(%s) AS pid"
+                other.cursor().execute(ended, (pids,))
+        else:
+            in_idle_sessions(app, "SELECT set_config('default_transaction_read_only', 'on', false)")
+
+        assert handle(app.runtime, message(), lambda: ORDER)[0] == Answer("b1")
+
+
+def in_idle_sessions(app: MessagingApp, query: str) -> list[Any]:
+    """Query in each of sixteen sessions of the pool; return the results."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(app.runtime.engine.begin()) for _ in range(16)]
+        return [session.execute(text(query)).scalar_one() for session in sessions]
 
 
 @contextmanager

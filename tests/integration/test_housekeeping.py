@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import pytest
 from sqlalchemy import text
 
+from allocation.domain.events import OutOfStock
 from local.waiting import eventually
 from messaging.messages import Event, Text
 from messaging.operator.deliveries import DeliveryQueries
@@ -192,6 +193,31 @@ def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
         assert 0 < some < 100
         assert relay(app.dispatcher) > 0
         assert len(set(sent(app))) > some
+
+
+def test_a_sender_waits_a_limited_time_for_the_deliveries_of_its_command_and_the_relay_sends_the_rest(
+    clean_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A correction may free very many lines: its worker would be killed before it had sent all of them."""
+    for app in app_on(clean_database, task_time_limit_s=2, smtp_timeout_s=1):
+        raised = [delivery for _ in range(40) for delivery in app.dispatcher.raise_event(OutOfStock("LAMP"))]
+        sent(app)
+        at_once = app.send_task
+
+        def slowly(*args: Any, at_once: Any = at_once, **options: Any) -> Any:
+            time.sleep(0.05)
+            return at_once(*args, **options)
+
+        monkeypatch.setattr(app, "send_task", slowly)
+        start = time.monotonic()
+
+        app.dispatcher.after_commit(raised)
+
+        assert time.monotonic() - start < 2
+        monkeypatch.undo()
+        assert 0 < len(sent(app)) < len(raised)
+        ask(app, "UPDATE deliveries SET due_at = now() RETURNING 1")
+        assert relay(app.dispatcher) == len(raised)
 
 
 def test_a_delivery_with_an_unknown_handler_fails_and_says_why(app: MessagingApp):

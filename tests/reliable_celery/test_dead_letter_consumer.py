@@ -57,6 +57,13 @@ def body(args: Any = (), kwargs: Any = None, **embed: Any) -> bytes:
     return json.dumps([list(args), kwargs or {}, embed]).encode()
 
 
+def old(task_id: str, /, **headers: Any) -> bytes:
+    """Return a message of protocol 1, whose body names the task."""
+    fields = {"task": "fixture.add", "id": task_id, "args": [1, 2], "kwargs": {}, "callbacks": None}
+    none = dict.fromkeys(("lang", "task", "id", "retries", "root_id"), MISSING)
+    return envelope(json.dumps(fields).encode(), **{**none, **headers})
+
+
 #: The defect, the message, and a part of the sender's error.
 REFUSED: list[tuple[str, Callable[[str], bytes], str]] = [
     ("body is no JSON", lambda i: envelope(b"{", id=i), "body cannot be read"),
@@ -104,6 +111,9 @@ REFUSED: list[tuple[str, Callable[[str], bytes], str]] = [
         "reply_to",
     ),
     ("no task in a body of protocol 1", lambda i: envelope(b"{}", task=MISSING, id=i), "task is missing"),
+    ("ETA beside a body of protocol 1", lambda i: old(i, eta="2100-01-01T00:00:00"), "eta must be in"),
+    ("a method's name beside it", lambda i: old(i, get="x"), "get is not a header"),
+    ("a text as headers beside it", lambda i: old(i, headers="x"), "headers must be a table"),
 ]
 
 #: Messages whose sender cannot be answered.
@@ -214,10 +224,9 @@ def test_a_task_outside_the_contract_is_stored_and_its_sender_gets_an_error(serv
 
 
 def test_messages_of_protocol_1_are_read(server, worker, broker, letters):
-    """Old senders are answered."""
+    """Old senders are answered. Tools for tracing may add headers."""
     task_id = str(uuid4())
-    fields = {"task": "fixture.add", "id": task_id, "args": [1, 2], "kwargs": {}, "callbacks": None}
-    broker.lpush("celery", envelope(json.dumps(fields).encode(), task=MISSING, id=MISSING))
+    broker.lpush("celery", old(task_id, traceparent="00-1", headers={"a": "b"}, correlation_id="c"))
 
     assert sender(server).AsyncResult(task_id).get(timeout=60) == 3
     assert letters() == []

@@ -558,7 +558,7 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a shortage outlives the line's new place")
 def _(_world: World, stack: ExitStack) -> None:
-    without(stack, repository, "DELETE_SHORTAGE", "WHERE", instead="WHERE false AND")
+    without(stack, repository, "DELETE_SHORTAGES", "WHERE", instead="WHERE false AND")
 
 
 @mutation("a shortage is not remembered")

@@ -56,30 +56,135 @@ os._exit(9)
 """
 
 
+#: A child that begins while the disk is full, or has too little space for a number of series.
+FULL = """
+import os, resource, sys
+from allocation.bootstrap import project
+from messaging.telemetry.scrape import Files
+files = Files()
+from messaging.telemetry.metrics import Measures
+from messaging.telemetry.work import Kind, Watch, Work
+from prometheus_client import CollectorRegistry, Counter
+from sqlalchemy import create_engine
+watch = Watch([Measures(project)])
+counter = Counter("a", "", ["b"], registry=CollectorRegistry())
+for number in range(int(sys.argv[2])):
+    counter.labels(str(number))
+if os.fork() == 0:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+    engine = create_engine("sqlite://")
+    for number in range(3):
+        with watch.over(Work(Kind.COMMAND, "allocation.allocate", "t1", "q", "t1")), engine.connect():
+            counter.labels(f"new {number}").inc()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for number in range(1000):
+        counter.labels(f"later {number}").inc()
+    os._exit(0)
+print(os.wait()[1], len(list(files.collect())) > 3)
+files.remove()
+"""
+
+
+#: A worker that adds up what a child has counted, while it has no space for so many series.
+NO_SPACE = """
+import os, resource
+from messaging.telemetry.scrape import Files
+files = Files()
+from prometheus_client import CollectorRegistry, Counter
+if os.fork() == 0:
+    counter = Counter("a", "", ["b"], registry=CollectorRegistry())
+    for number in range(3000):
+        counter.labels(str(number)).inc()
+    os._exit(0)
+os.wait()
+value = lambda: sum(s.value for m in files.collect() for s in m.samples if s.name == "a_total")
+for limit in 1000, 70_000, 70_000, resource.RLIM_INFINITY, resource.RLIM_INFINITY:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    print(value())
+print(len(list(files.folder.glob("*.db*"))))
+files.remove()
+"""
+
+
+#: A process whose database goes away.
+AWAY = """
+from contextlib import suppress
+from allocation.bootstrap import project
+from messaging.telemetry.scrape import Files
+files = Files()
+from messaging.telemetry.metrics import Measures
+from sqlalchemy.pool import QueuePool
+Measures(project)
+name = "allocation_worker_database_connections"
+value = lambda: next(s.value for m in files.collect() for s in m.samples if s.name == name)
+import sqlite3
+there = True
+def connect():
+    if not there:
+        raise OSError("it is away")
+    return sqlite3.connect(":memory:")
+pool = QueuePool(connect, pool_size=0)
+first, second = pool.connect(), pool.connect()
+print(value())
+there = False
+first.invalidate()
+second.close()
+for _ in range(5):
+    with suppress(OSError):
+        pool.connect().invalidate()
+print(value())
+there = True
+third = pool.connect()
+print(value())
+third.close()
+files.remove()
+"""
+
+
+def said(program: str, folder: Path, *args: str) -> tuple[list[str], str]:
+    """Run a program with a folder for its files; return the words that it prints, and its errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.stdout.split(), done.stderr
+
+
 def order() -> Work:
     """A command in a worker."""
     return Work(Kind.COMMAND, "allocation.allocate", "t1", "allocation.commands", "t1")
 
 
 def test_the_files_of_ended_processes_are_added_to_one(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTS, "5"], env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-
-    assert (done.stdout.split(), done.stderr) == (["5.0", "5.0", "1", "False"], "")
+    assert said(COUNTS, tmp_path, "5") == (["5.0", "5.0", "1", "False"], "")
 
 
 def test_a_worker_cleans_up_after_others_that_were_killed(tmp_path: Path):
     """It also counts in space that its files have taken: writing where a disk is full would kill it."""
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED], env={**os.environ, "TMPDIR": str(tmp_path)},
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        words, errors = said(KILLED, tmp_path)
 
-        assert done.stdout.split() == ["1000.0", "1000.0", "True", "1"]
-        assert done.stderr.count("has counted is lost") == 2
+        assert words == ["1000.0", "1000.0", "True", "1"]
+        assert errors.count("has counted is lost") == 2
+
+
+@pytest.mark.parametrize(("space", "series"), [("1000", "0"), ("70000", "3000")])
+def test_a_process_without_space_for_its_files_works_on_and_counts_nothing(
+    tmp_path: Path, space: str, series: str
+):
+    words, errors = said(FULL, tmp_path, space, series)
+
+    assert words == ["0", "True"]
+    assert "counts no more" in errors
+    assert "Traceback" not in errors
+
+
+def test_what_an_ended_process_has_counted_is_added_once_also_if_there_is_no_space_for_it(tmp_path: Path):
+    assert said(NO_SPACE, tmp_path) == (["3000.0"] * 5 + ["1"], "")
+
+
+def test_connections_in_use_are_counted_right_after_the_database_was_away(tmp_path: Path):
+    assert said(AWAY, tmp_path) == (["2.0", "0.0", "1.0"], "")
 
 
 def test_a_taken_port_is_an_error_in_the_log_alone(caplog, monkeypatch):
