@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery import Celery
@@ -56,6 +56,8 @@ class Dispatcher:
     #: What follows the work of this process.
     watch: Watch = field(default_factory=Watch)
     announcer: Announcer = field(init=False)
+    #: Monotonic seconds after which nothing more is sent.
+    until: float = float("inf")
 
     def __post_init__(self) -> None:
         """Make the announcer, which shares app and runtime."""
@@ -65,6 +67,10 @@ class Dispatcher:
     def project(self) -> Project:
         """Return the project whose deliveries they are."""
         return self.runtime.project
+
+    def within(self, seconds: float) -> Dispatcher:
+        """Return one that stops sending after so many seconds, however slow the broker is."""
+        return replace(self, until=time.monotonic() + seconds)
 
     def after_commit(self, deliveries: Iterable[Delivery]) -> None:
         """Send a commit's deliveries, and request the announcement of its events.
@@ -80,7 +86,8 @@ class Dispatcher:
     def send(self, deliveries: Iterable[Delivery]) -> int:
         """Send a message per delivery and return how many were sent; the relay will send the others.
 
-        Stops if the broker is lost. Any other error concerns one delivery, and the next ones are sent.
+        Stops if the broker is lost, or at `until`. Any other error concerns one delivery, and the next ones
+        are sent.
         """
         sent = 0
         deliveries = list(deliveries)
@@ -89,6 +96,8 @@ class Dispatcher:
         try:
             with self.app.producer_or_acquire() as producer:
                 for delivery in deliveries:
+                    if time.monotonic() >= self.until:
+                        break
                     sent += self._sent(delivery, producer)
         except self._broker_is_lost as error:
             logger.warning("The broker is lost: %s", error)
