@@ -17,11 +17,12 @@ from messaging.messages import Event, Text
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import Transaction
 from messaging.worker.app import MessagingApp
 from messaging.worker.housekeeping import prune, relay, rerun
 from reliable_celery.checks import Limits, check_message
-from tests.integration.outbox import app_on, ask, put, refused, sent, state
+from tests.integration.outbox import app_on, ask, put, refused, rows_read, sent, state
 
 DAY = 86400.0
 
@@ -132,9 +133,36 @@ def test_a_flood_of_failures_is_rerun_in_small_batches(app: MessagingApp):
     assert rerun(app.dispatcher) == 6
     assert rerun(app.dispatcher) == 0  # those six are still in progress
     ask(
-        app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'pending' RETURNING 1"
+        app,
+        "UPDATE deliveries SET status = 'waiting', waits_for = 'rate' WHERE status = 'pending' RETURNING 1",
+    )
+    assert rerun(app.dispatcher) == 0  # also while each waits for a time of its own
+    ask(
+        app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'waiting' RETURNING 1"
     )
     assert rerun(app.dispatcher) == 6
+
+
+MANY_FAILED = """
+INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, auto_reruns, crashes,
+                        due_at, grace_s, correlation_id, causation_id, finished_at)
+SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{}', :handler, 'failed', :auto_reruns, :crashes,
+       now(), 1, 'c', 'c', now() - make_interval(secs => :age_s) FROM generate_series(1, 5000) RETURNING 1"""
+
+
+def test_the_schedule_reads_only_what_it_may_rerun(app: MessagingApp):
+    usual = {"handler": "send_out_of_stock_notification", "auto_reruns": 0, "crashes": 0, "age_s": DAY}
+    hot, given_up, crashed = {"auto_reruns": 1, "age_s": 60}, {"auto_reruns": 3}, {"crashes": 4}
+    for odd in (hot, given_up, crashed, {"handler": "paused"}, {}):
+        ask(app, MANY_FAILED, **{**usual, **odd})
+    app.runtime.pauses.add(Scope.HANDLER, ["paused"], "ann", "a test")
+    late = put(app, handler="reallocate", event_type="Deallocated", age_s=200)
+    ask(app, "ANALYZE deliveries; SELECT 1")
+
+    assert rows_read(app, lambda: rerun(app.dispatcher)) < 500
+
+    assert state(app, late) == "pending"
+    assert ask(app, "SELECT count(*) FROM deliveries WHERE status = 'pending'") == [(6,)]
 
 
 def test_a_handler_that_always_fails_does_not_hold_up_others(app: MessagingApp):
