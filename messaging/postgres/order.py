@@ -37,9 +37,12 @@ VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8,
 
 OPEN = "status IN ('pending', 'waiting', 'failed')"
 
-#: The first delivery of a lane that is neither done nor discarded.
+#: The first delivery of a lane that is neither done nor discarded: one step of the index for each name.
 HEAD = f"""
-SELECT id FROM deliveries WHERE lane = $1 AND handler = ANY($2) AND {OPEN} ORDER BY position LIMIT 1"""
+SELECT head.id FROM unnest($2) AS own (name), LATERAL (
+    SELECT id, position FROM deliveries WHERE lane = $1 AND handler = own.name AND {OPEN}
+    ORDER BY position LIMIT 1
+) head ORDER BY head.position LIMIT 1"""
 
 BACK = """
 status = 'pending', grace_s = {grace_s}, due_at = now() + make_interval(secs => {grace_s})"""
