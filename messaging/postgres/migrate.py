@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from psycopg2.errors import LockNotAvailable
+from psycopg2.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -31,13 +31,14 @@ PAUSE_S = 3.0
 def migrate(engine: Engine, project_versions: Path) -> None:
     """Apply the missing migrations; safe to run twice or concurrently.
 
-    Repeats that until no transaction, such as a backup, keeps it from changing a table.
+    Repeats that until no transaction, such as a backup, keeps it from changing a table, not even by using two
+    tables in another order.
     """
     while True:
         try:
             return _migrate(engine, project_versions)
         except OperationalError as error:
-            if not isinstance(error.orig, LockNotAvailable):
+            if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                 raise
         logger.warning("A table is in use, by a backup or a long transaction: trying again in %g s", PAUSE_S)
         time.sleep(PAUSE_S)

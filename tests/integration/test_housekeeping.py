@@ -19,6 +19,7 @@ from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import Transaction
+from messaging.settings.rules import LONGEST_S
 from messaging.worker.app import MessagingApp
 from messaging.worker.housekeeping import prune, relay, rerun
 from reliable_celery.checks import Limits, check_message
@@ -452,6 +453,14 @@ def test_every_job_leaves_its_heartbeat(app: MessagingApp):
     beat = app.runtime.heartbeats.read()["relay"]
     assert 0 <= beat.age_s < 60
     assert abs(beat.clock_offset_s) < 5
+
+
+def test_nothing_is_pruned_with_the_longest_retentions(clean_database: str):
+    longest = {"done_retention_s": LONGEST_S, "inbox_retention_s": LONGEST_S}
+    for app in app_on(clean_database, **longest, dead_letter_retention_s=LONGEST_S / 2):
+        put(app, status="done", age_s=900 * DAY)
+
+        assert prune(app.dispatcher) == 0
 
 
 def test_answers_must_outlive_dead_letters(clean_database: str):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from allocation.bootstrap import project
 from allocation.domain.events import OutOfStock
@@ -26,6 +28,7 @@ revision, down_revision, branch_labels, depends_on = "next", None, None, None
 def upgrade():
     op.execute("CREATE TABLE later (id integer)")
     op.execute("ALTER TABLE deliveries ADD COLUMN later text")
+    op.execute("ALTER TABLE announcements ADD COLUMN later text")
 """
 
 WAITS = "SELECT count(*) > 0 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
@@ -66,3 +69,21 @@ def test_workers_go_on_while_a_migration_waits_for_a_backup(
 
     assert missing(engine, versions) == set()
     assert ask(app, "SELECT later FROM deliveries") == [(None,), (None,)]
+
+
+def test_a_migration_begins_again_after_a_deadlock(
+    app: MessagingApp, versions: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a worker that uses its tables in another order."""
+    monkeypatch.setattr("messaging.postgres.migrate.PAUSE_S", 0.2)
+    engine = app.runtime.engine
+    with ThreadPoolExecutor(1) as pool, engine.connect() as worker:
+        worker.execute(text("LOCK TABLE announcements IN ROW EXCLUSIVE MODE"))
+        migration = pool.submit(migrate, engine, versions)
+        eventually(lambda: ask(app, WAITS) == [(True,)], 20, "a migration that waits", every=0.02)
+        with suppress(OperationalError):  # if this machine was slow, the worker has to give way
+            worker.execute(text("LOCK TABLE deliveries IN ROW EXCLUSIVE MODE"))
+        worker.rollback()
+        migration.result(30)
+
+    assert missing(engine, versions) == set()
