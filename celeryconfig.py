@@ -61,6 +61,8 @@ task_default_exchange = ""
 
 # Beat notices a changed schedule within seconds.
 beat_max_loop_interval = 5
+# A clock that is set back does not stop it.
+beat_scheduler = "reliable_celery.beat:Scheduler"
 
 # On SIGTERM a worker finishes its running tasks, which take milliseconds and at most the time limit, and
 # returns its waiting messages. A soft shutdown would always sleep for its whole time-out.

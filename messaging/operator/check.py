@@ -244,9 +244,9 @@ class Checkup:
     def beat(self) -> str:
         """Check when the relay last ran; it needs beat and a worker for housekeeping."""
         beat = self._relay_beat()
-        interval_s = self.runtime.settings.relay_interval_s
-        if beat is None or beat.age_s > MISSED_BEATS * interval_s + ANSWER_S:
+        if beat is None or self._is_old(beat):
             ago = f"{beat.age_s:.0f} s ago" if beat else "never"
+            interval_s = self.runtime.settings.relay_interval_s
             raise Problem(
                 f"the relay last ran {ago}, but is due every {interval_s:g} s", self._remedy("beat")
             )
@@ -259,12 +259,16 @@ class Checkup:
             theirs: float = connection.execute(DATABASE_CLOCK).scalar_one()
         offsets = {"this machine": (before + time.time()) / 2 - theirs}
         beat = self._relay_beat()
-        if beat is not None:
+        if beat is not None and not self._is_old(beat):
             offsets[beat.worker] = beat.clock_offset_s
         wrong = [f"{who} by {offset:+.1f} s" for who, offset in offsets.items() if abs(offset) > CLOCK_S]
         if wrong:
             raise Problem(f"off the database's clock: {', '.join(wrong)}", self._remedy("clocks"))
-        return f"within {max(map(abs, offsets.values())):.2f} s of the database's"
+        unseen = "" if len(offsets) > 1 else "; the housekeeping worker's is not known until it runs again"
+        return f"within {max(map(abs, offsets.values())):.2f} s of the database's{unseen}"
+
+    def _is_old(self, beat: Heartbeat) -> bool:
+        return beat.age_s > MISSED_BEATS * self.runtime.settings.relay_interval_s + ANSWER_S
 
     def _relay_beat(self) -> Heartbeat | None:
         return self.runtime.heartbeats.read().get("relay")
@@ -279,11 +283,12 @@ class Checkup:
             "results": f"start the result backend, or fix {prefix}_RESULT_BACKEND_URL",
             "mail": f"start the mail server, or fix {prefix}_SMTP_URL; then re-run what failed",
             "workers": f"start a worker for it: {celery} worker --queues=…",
-            "beat": f"start beat ({celery} beat) and a worker for the housekeeping queue",
+            "beat": f"start beat ({celery} beat) and a worker for the housekeeping queue; if both run,"
+            " synchronise their clocks (NTP)",
             "queues": f"commands belong in {self.runtime.project.commands_queue}: fix the app that sends"
             " them elsewhere, send them again, then delete the queue",
             "locks": "see what it does (SELECT * FROM pg_stat_activity WHERE pid = …); if it is to end:"
-            " SELECT pg_terminate_backend(…)",
+            " SELECT pg_terminate_backend(…); of a prepared transaction: ROLLBACK PREPARED …",
             "snapshots": "let a backup end, but end what was forgotten: SELECT pg_terminate_backend(…),"
             " ROLLBACK PREPARED …, SELECT pg_drop_replication_slot(…)",
             "listeners": "start the app that reads it; if it is gone for good, delete its queue, which grows",

@@ -23,16 +23,18 @@ BLOCKED_S = 2.0
 
 DEAD_ROWS = text("SELECT relname, n_dead_tup FROM pg_stat_user_tables")
 
-#: Sessions that others wait for, with the number of those and the longest of their waits.
+#: Sessions that others wait for, with the number of those and the longest of their waits. Of a prepared
+#: transaction only the process id 0 is known.
 BLOCKERS = text("""
-SELECT blocker.pid, coalesce(blocker.usename, '?'), coalesce(blocker.application_name, ''),
+SELECT blocking.pid, coalesce(blocker.usename, '?'), coalesce(blocker.application_name, ''),
        coalesce(host(blocker.client_addr), 'a local socket'), coalesce(blocker.state, '?'),
        coalesce(extract(epoch FROM clock_timestamp() - blocker.xact_start), 0)::float,
        count(*), max(extract(epoch FROM clock_timestamp() - waiter.query_start))::float
 FROM pg_stat_activity waiter
 CROSS JOIN LATERAL unnest(pg_blocking_pids(waiter.pid)) AS blocking (pid)
-JOIN pg_stat_activity blocker ON blocker.pid = blocking.pid
+LEFT JOIN pg_stat_activity blocker ON blocker.pid = blocking.pid
 WHERE waiter.wait_event_type = 'Lock' AND waiter.datname = current_database()
+  AND (blocking.pid = 0 OR blocker.pid IS NOT NULL)
   AND NOT EXISTS (SELECT FROM unnest(pg_blocking_pids(blocker.pid)))
 GROUP BY 1, 2, 3, 4, 5, 6
 HAVING max(clock_timestamp() - waiter.query_start) > make_interval(secs => :longer_s)
@@ -52,9 +54,9 @@ class Lags:
 
 @dataclass(frozen=True)
 class Blocker:
-    """A session that others wait for."""
+    """A session that others wait for, or a prepared transaction."""
 
-    pid: int
+    pid: int  # 0: a prepared transaction
     user: str
     application: str
     host: str
@@ -65,6 +67,8 @@ class Blocker:
 
     def __str__(self) -> str:
         """Name it as an operator finds it again."""
+        if self.pid == 0:
+            return f"a prepared transaction (SELECT * FROM pg_prepared_xacts) blocks {self.waiting}"
         program = f" ({self.application})" if self.application else ""
         return (
             f"session {self.pid} of {self.user}{program} from {self.host}, {self.state},"
@@ -89,6 +93,6 @@ class Health:
             return {row.relname: row.n_dead_tup for row in connection.execute(DEAD_ROWS)}
 
     def blockers(self, longer_s: float) -> list[Blocker]:
-        """Return sessions for whose locks others have waited longer than this."""
+        """Return sessions and prepared transactions for whose locks others have waited longer than this."""
         with self.engine.connect() as connection:
             return [Blocker(*row) for row in connection.execute(BLOCKERS, {"longer_s": longer_s})]

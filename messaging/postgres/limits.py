@@ -46,13 +46,16 @@ UPDATE rates SET
 FROM judged WHERE rates.name = judged.name
 RETURNING next_at - make_interval(secs => %(every_s)s), begins"""
 
-#: Only if a place is free; the lock is given up at once.
+#: Only if a place is free; the lock is given up at once. One step of the index for each name, however many
+#: wait.
 WAKE_FOR_PLACE = f"""
 UPDATE deliveries SET {BACK.format(grace_s="%(grace_s)s")}
 WHERE id = (
-    SELECT id FROM deliveries
-    WHERE status = 'waiting' AND waits_for = 'place' AND handler = ANY(%(names)s) AND limit_key = %(key)s
-    ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT first.id FROM unnest(%(names)s) AS own (name), LATERAL (
+        SELECT id, due_at FROM deliveries
+        WHERE status = 'waiting' AND waits_for = 'place' AND handler = own.name AND limit_key = %(key)s
+        ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    ) first ORDER BY first.due_at LIMIT 1
 ) AND EXISTS ({TAKE_PLACE}) RETURNING {ROW}"""
 
 PRUNE = text("""

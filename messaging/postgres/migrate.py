@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from psycopg2.errors import LockNotAvailable
+from psycopg2.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, MetaData, Table, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import SetTableComment
@@ -36,7 +36,8 @@ NOTED = text("SELECT obj_description(to_regclass('alembic_version'), 'pg_class')
 def migrate(engine: Engine, project_versions: Path) -> None:
     """Apply the missing migrations; safe to run twice or concurrently, and after a later release's.
 
-    Repeats that until no transaction, such as a backup, keeps it from changing a table.
+    Repeats that until no transaction, such as a backup, keeps it from changing a table, not even by using two
+    tables in another order.
     """
     while True:
         with engine.begin() as connection:
@@ -48,7 +49,7 @@ def migrate(engine: Engine, project_versions: Path) -> None:
                 with connection.begin_nested():
                     return _migrate(connection, project_versions)
             except OperationalError as error:
-                if not isinstance(error.orig, LockNotAvailable):
+                if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                     raise
             logger.warning(
                 "A table is in use, by a backup or a long transaction: trying again in %g s", PAUSE_S

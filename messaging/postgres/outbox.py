@@ -88,27 +88,47 @@ chosen AS (
 
 ONE_SCHEDULER = text("SELECT pg_try_advisory_xact_lock(:lock)")
 
-#: The rows that the schedule may re-run. Checked when a row is found, and again once it is locked: an
+#: What the schedule may re-run, and since when. Checked when a row is found, and again once it is locked: an
 #: operator may have re-run it in between, and it may have failed again.
-HAS_COOLED = f"""
-{NOT_PAUSED} AND {NOT_OPEN} AND status = 'failed' AND auto_reruns < :rerun_max
-AND crashes = 0  -- what kills its workers waits for an operator
+MAY_RERUN = f"{NOT_PAUSED} AND {NOT_OPEN} AND auto_reruns < :rerun_max"
+HAS_COOLED = """
+status = 'failed' AND crashes = 0  -- what kills its workers waits for an operator
 AND finished_at < now() - make_interval(secs =>
-    least(:cooldown_max_s, :cooldown_s * power(2, least(auto_reruns, 30))))
+    least(:cooldown_max_s, :cooldown_s * power(2, least({reruns}, 30))))
 """
 
+#: One step of the index for each handler, event and number of re-runs, then its oldest failures: however many
+#: have failed, only what may be re-run is read. Rows are taken by their ids alone: with a condition on the
+#: state, the planner may read all that have failed.
 RERUN_COOLED = text(f"""
-WITH under_way AS (
+WITH RECURSIVE kinds AS (
+    (SELECT handler, event_type, auto_reruns FROM deliveries WHERE status = 'failed' AND crashes = 0
+     ORDER BY 1, 2, 3 LIMIT 1)
+    UNION ALL
+    SELECT following.* FROM kinds, LATERAL (
+        SELECT d.handler, d.event_type, d.auto_reruns FROM deliveries d
+        WHERE d.status = 'failed' AND crashes = 0 AND (d.handler, d.event_type, d.auto_reruns)
+            > (kinds.handler, kinds.event_type, kinds.auto_reruns)
+        ORDER BY 1, 2, 3 LIMIT 1
+    ) following
+), under_way AS (
     SELECT handler, count(*) AS count FROM deliveries
-    WHERE status = 'pending' AND auto_reruns > 0 GROUP BY handler
+    WHERE status IN ('pending', 'waiting') AND auto_reruns > 0 GROUP BY handler
 ), cooled AS (
-    SELECT id, coalesce(under_way.count, 0)
-               + row_number() OVER (PARTITION BY handler ORDER BY finished_at) AS turn
-    FROM deliveries LEFT JOIN under_way USING (handler) WHERE {HAS_COOLED}
+    SELECT oldest.id, coalesce(under_way.count, 0)
+                      + row_number() OVER (PARTITION BY handler ORDER BY oldest.finished_at) AS turn
+    FROM (SELECT * FROM kinds AS deliveries WHERE {MAY_RERUN}) kinds CROSS JOIN LATERAL (
+        SELECT id, finished_at FROM deliveries
+        WHERE handler = kinds.handler AND event_type = kinds.event_type AND auto_reruns = kinds.auto_reruns
+          AND {HAS_COOLED.format(reruns="kinds.auto_reruns")}
+        ORDER BY finished_at LIMIT :limit
+    ) oldest LEFT JOIN under_way USING (handler)
+), locked AS (
+    SELECT * FROM deliveries WHERE id = ANY(ARRAY(
+        SELECT id FROM cooled WHERE turn <= :limit ORDER BY turn LIMIT :limit))
+    FOR UPDATE SKIP LOCKED
 ), chosen AS (
-    SELECT deliveries.id FROM deliveries JOIN cooled USING (id)
-    WHERE {HAS_COOLED} AND turn <= :limit ORDER BY turn LIMIT :limit
-    FOR UPDATE OF deliveries SKIP LOCKED
+    SELECT id FROM locked AS deliveries WHERE {MAY_RERUN} AND {HAS_COOLED.format(reruns="auto_reruns")}
 ), {PUT_BACK}""")
 
 DISCARD = """

@@ -8,7 +8,8 @@ take steps.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -24,8 +25,25 @@ from messaging.postgres.outbox import BEGUN, CHOSEN, PUT_BACK
 #: Most deliveries in one step.
 STEP = 200
 
+#: Failed deliveries that one statement looks at, in the order of their failures, and seconds after which a
+#: step looks at no more of them: a step is short, however few of those that failed match its filter.
+WINDOW = 20_000
+LOOK_FOR_S = 1.0
+
 #: Seconds whose deliveries one step of a re-run with a rate may make up for.
 LONGEST_PACE_S = 10.0
+
+#: Where the window ends that begins at `reached`; nothing if it is the last one.
+WINDOW_END = text("""
+SELECT finished_at FROM deliveries
+WHERE status = 'failed' AND finished_at > coalesce(CAST(:reached AS timestamptz), '-infinity')
+  AND finished_at <= :before
+ORDER BY finished_at OFFSET :window LIMIT 1
+""")
+
+IN_WINDOW = """
+AND finished_at >= coalesce(CAST(:reached AS timestamptz), '-infinity')
+AND finished_at < coalesce(CAST(:ends AS timestamptz), 'infinity')"""
 
 COUNT = "SELECT count(*), clock_timestamp() FROM deliveries WHERE status = 'failed'{filter}"
 
@@ -46,7 +64,7 @@ chosen AS (
 
 #: The audit's count may be older than the lock.
 COLUMNS = """
-audit_id AS id, at, actor, expected - remaining AS count, filter, before, remaining,
+audit_id AS id, at, actor, expected - remaining AS count, filter, before, reached, remaining,
 expected, rate, canary::text[], canary_until,
 extract(epoch FROM clock_timestamp() - paced_at)::float AS paced_s,
 coalesce(canary_until < clock_timestamp(), false) AS is_late"""
@@ -63,7 +81,7 @@ SELECT {COLUMNS} FROM bulk_reruns JOIN audit ON audit.id = audit_id ORDER BY aud
 """)
 
 ADVANCE = text("""
-UPDATE bulk_reruns SET remaining = remaining - :count, canary = NULL, canary_until = NULL,
+UPDATE bulk_reruns SET remaining = remaining - :count, canary = NULL, canary_until = NULL, reached = :reached,
     paced_at = CASE WHEN :count > 0 OR canary IS NOT NULL THEN clock_timestamp() ELSE paced_at END
 WHERE audit_id = :id
 """)
@@ -95,6 +113,7 @@ class BulkRerun:
     count: int  # deliveries that were requeued
     filter: dict[str, Any]
     before: datetime  # later failures are left alone
+    reached: datetime | None  # earlier ones have been looked at
     remaining: int
     expected: int
     rate: float | None  # per second
@@ -202,10 +221,9 @@ class BulkReruns:
             if rerun.canary and (judged := _judge(connection, rerun)):
                 return judged
             wanted = rerun.wanted(room)
-            deliveries = self._requeue(connection, CHOSEN, rerun.chosen, rerun.actor, wanted, rerun.before)
+            deliveries, reached, is_last = self._next(connection, rerun, wanted)
             moved = len(deliveries)
-            connection.execute(ADVANCE, {"id": number, "count": moved})
-            is_last = moved < wanted or moved >= rerun.remaining
+            connection.execute(ADVANCE, {"id": number, "count": moved, "reached": reached})
             if is_last:
                 connection.execute(END, {"id": number})
             outcome = "done" if is_last else UNDER_WAY
@@ -228,6 +246,27 @@ class BulkReruns:
             connection.execute(GO_ON, {"id": number, "count": found.count, "outcome": outcome})
         return Progress(number, found.count, outcome)
 
+    def _next(
+        self, connection: Connection, rerun: BulkRerun, wanted: int
+    ) -> tuple[list[Delivery], datetime | None, bool]:
+        """Requeue the next ones; return them, where the next step begins, and whether none is left for it."""
+        found: list[Delivery] = []
+        chosen, reached, until = rerun.chosen, rerun.reached, time.monotonic() + LOOK_FOR_S
+        while len(found) < wanted:
+            window = {"reached": reached, "before": rerun.before, "window": WINDOW}
+            ends = connection.execute(WINDOW_END, window).scalar_one_or_none()
+            window = {"reached": reached, "ends": ends}
+            limit = wanted - len(found)
+            found += self._requeue(connection, CHOSEN, chosen, rerun.actor, limit, rerun.before, window)
+            if len(found) == wanted:
+                break
+            if ends is None:
+                return found, reached, True
+            reached = ends
+            if time.monotonic() > until:
+                break
+        return found, reached, len(found) >= rerun.remaining
+
     def _requeue(
         self,
         connection: Connection,
@@ -236,13 +275,13 @@ class BulkReruns:
         actor: str,
         limit: int,
         before: datetime,
+        window: Mapping[str, Any] | None = None,
     ) -> list[Delivery]:
-        if limit <= 0:
-            return []
-        query = text(f"WITH {choice.format(filter=chosen.sql_at(BEGUN))}, {PUT_BACK}")
+        filter_ = chosen.sql_at(BEGUN) + (IN_WINDOW if window else "")
+        query = text(f"WITH {choice.format(filter=filter_)}, {PUT_BACK}")
         facts = {"limit": limit, "before": before, "actor": actor, "automatic": False, "aside": False}
-        rows = connection.execute(query, {**chosen.facts, **facts, "grace_s": self.grace_s})
-        return [Delivery.to_send(row) for row in rows]
+        given = {**chosen.facts, **facts, **(window or {}), "grace_s": self.grace_s}
+        return [Delivery.to_send(row) for row in connection.execute(query, given)]
 
 
 def _found(connection: Connection, number: int) -> Progress:

@@ -17,6 +17,12 @@ WAITS_IN_THE_DATABASE = (
     "retries wait in Redis, which may lose them; use scheduled re-runs for longer waits, since they wait in"
     " the database"
 )
+#: Seconds by which the relay may be late, with a margin: what is due until then is sent before its time.
+EARLIER_S = 2.0
+#: A hundred years, in seconds. PostgreSQL's times begin in 4713 BC: with a retention of 10,000 years each
+#: attempt to delete old rows would be an error.
+LONGEST_S = 100 * 365.25 * 86400
+
 ONE_SERVER = ("redis", "rediss", "redis+socket")
 REDIS = (*ONE_SERVER, *sentinel.SCHEMES)
 SCHEMES = (*REDIS, "amqp", "amqps", "pyamqp")
@@ -24,11 +30,19 @@ SCHEMES = (*REDIS, "amqp", "amqps", "pyamqp")
 
 def broken_rules(settings: MessagingSettings) -> Iterator[str]:
     """Yield a sentence for each rule that the settings break."""
+    yield from _lengths(settings)
     yield from _addresses(settings)
     yield from _times_of_a_task(settings)
     yield from _waits(settings)
     yield from _retentions(settings)
     yield from _signing(settings)
+
+
+def _lengths(settings: MessagingSettings) -> Iterator[str]:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if name.endswith("_s") and isinstance(value, int | float) and value > LONGEST_S:
+            yield f"{name} must not be more than {LONGEST_S:.0f}, a hundred years in seconds"
 
 
 def _addresses(settings: MessagingSettings) -> Iterator[str]:
@@ -74,6 +88,12 @@ def _waits(settings: MessagingSettings) -> Iterator[str]:
     yield from _at_most(
         settings, "event_backoff_max_s", "message_max_eta_s", "workers would refuse our own retries"
     )
+    if settings.relay_interval_s + EARLIER_S > settings.message_max_eta_s:
+        yield (
+            f"relay_interval_s ({settings.relay_interval_s:g}) must not be more than message_max_eta_s"
+            f" ({settings.message_max_eta_s:g}) minus {EARLIER_S:g}: workers would refuse deliveries that"
+            " the relay sends one interval before their time"
+        )
     for first, longest in (
         ("event_backoff_s", "event_backoff_max_s"),
         ("relay_grace_s", "relay_grace_max_s"),

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery import Celery
@@ -60,6 +60,8 @@ class Dispatcher:
     #: What follows the work of this process.
     watch: Watch = field(default_factory=Watch)
     announcer: Announcer = field(init=False)
+    #: Monotonic seconds after which nothing more is sent.
+    until: float = float("inf")
 
     def __post_init__(self) -> None:
         """Make the announcer, which shares app and runtime."""
@@ -69,6 +71,10 @@ class Dispatcher:
     def project(self) -> Project:
         """Return the project whose deliveries they are."""
         return self.runtime.project
+
+    def within(self, seconds: float) -> Dispatcher:
+        """Return one that stops sending after so many seconds, however slow the broker is."""
+        return replace(self, until=time.monotonic() + seconds)
 
     def after_commit(self, deliveries: Iterable[Delivery]) -> None:
         """Send a commit's deliveries, and request the announcement of its events.
@@ -85,17 +91,17 @@ class Dispatcher:
     def send(self, deliveries: Iterable[Delivery], longest_s: float = math.inf) -> int:
         """Send a message per delivery and return how many were sent; the relay will send the others.
 
-        Stops if the broker is lost, and after `longest_s` seconds. Any other error concerns one delivery, and
-        the next ones are sent.
+        Stops if the broker is lost, at `until`, and after `longest_s` seconds. Any other error concerns one
+        delivery, and the next ones are sent.
         """
-        sent, until = 0, time.monotonic() + longest_s
+        sent, until = 0, min(self.until, time.monotonic() + longest_s)
         deliveries = list(deliveries)
         if not deliveries:
             return sent
         try:
             with self.app.producer_or_acquire() as producer:
                 for delivery in deliveries:
-                    if time.monotonic() > until:
+                    if time.monotonic() >= until:
                         break
                     sent += self._sent(delivery, producer)
         except self._broker_is_lost as error:

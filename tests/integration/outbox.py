@@ -79,6 +79,20 @@ def ask(app: MessagingApp, query: str, **values: Any) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query), values)]
 
 
+def rows_read(app: MessagingApp, act: Callable[[], object]) -> int:
+    """Return how many rows of deliveries, or entries of their indexes, an action reads."""
+
+    def so_far() -> int:
+        ask(app, "SELECT 1 FROM pg_stat_force_next_flush()")  # at the end of this transaction
+        query = """SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'deliveries')
+                          + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'deliveries')"""
+        return int(ask(app, query)[0][0])
+
+    before = so_far()
+    act()
+    return so_far() - before
+
+
 def state(app: MessagingApp, delivery_id: str) -> str:
     """Return a delivery's state."""
     return str(ask(app, "SELECT status FROM deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)[0][0])

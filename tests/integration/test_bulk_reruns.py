@@ -20,7 +20,7 @@ from messaging.postgres.reruns import NotUnderWay, WrongRerun
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from messaging.worker.rerunning import take_step
-from tests.integration.outbox import app_on, ask, put, receive, sent, state
+from tests.integration.outbox import app_on, ask, put, receive, rows_read, sent, state
 
 HANDLER = "flaky_handler"
 
@@ -281,3 +281,30 @@ def test_nothing_that_failed_is_a_rerun_that_has_ended(app: MessagingApp):
 
     assert take_step(app.dispatcher, begun.id).outcome == "done"
     assert audited(app) == (0, "done")
+
+
+MANY_FAILED = """
+INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s, correlation_id,
+                        causation_id, finished_at, last_error)
+SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{}', :handler, 'failed', now(), 1, 'c', 'c',
+       now() - make_interval(secs => 100 + n), 'another error' FROM generate_series(1, 2000) n RETURNING 1"""
+
+
+def test_each_step_looks_at_few_of_those_that_failed(app: MessagingApp, monkeypatch: pytest.MonkeyPatch):
+    """Also if none of them matches, and it begins where the one before has ended."""
+    monkeypatch.setattr("messaging.postgres.reruns.WINDOW", 100)
+    monkeypatch.setattr("messaging.postgres.reruns.LOOK_FOR_S", 0.0)
+    ask(app, MANY_FAILED, handler=HANDLER)
+    [late] = failed(app, 1, error="TimeoutError: slow", age_s=10)
+    [early] = failed(app, 1, error="TimeoutError: slow", age_s=5000)
+    ask(app, "ANALYZE deliveries; SELECT 1")
+    begun = begin(app.dispatcher, DeliveryFilter(error="slow"), "ann")
+    steps: list[int] = []
+
+    while audited(app)[1] == "under way" and len(steps) < 100:
+        steps.append(rows_read(app, lambda: take_step(app.dispatcher, begun.id)))
+
+    assert max(steps) < 1000
+    assert len(steps) > 10
+    assert audited(app) == (2, "done")
+    assert sent(app) == [early, late]

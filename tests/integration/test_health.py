@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
+from local.servers.postgres_server import Postgres
 from local.waiting import eventually
 from messaging.flower import metrics
 from messaging.flower.metrics import DeliveryCollector
 from messaging.operator import health
+from messaging.operator.check import Checkup, Problem
 from messaging.operator.health import Health
 from messaging.worker.app import MessagingApp
-from tests.integration.outbox import app_on
+from testing.databases import FAST
+from tests.integration.outbox import app_on, ask
 
 WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
@@ -72,3 +76,43 @@ def test_counts_that_are_old_are_not_returned(app: MessagingApp, monkeypatch):
 
     assert "allocation_deliveries" in names
     assert (up.name, up.samples[0].value) == ("allocation_database_up", 0)
+
+
+def test_a_prepared_transaction_that_blocks_others_is_named(tmp_path: Path):
+    """It has no session."""
+    settings = {**FAST, "max_prepared_transactions": "1"}
+    with Postgres(tmp_path / "postgres", settings=settings) as server:
+        engine = create_engine(server.url)
+        lock = text("LOCK TABLE held")
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE held (id integer)"))
+        with engine.connect() as connection:
+            connection.execute(lock)
+            connection.execute(text("PREPARE TRANSACTION 'forgotten'"))
+
+        def wait() -> None:
+            with engine.begin() as waiter:
+                waiter.execute(lock)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        [blocker] = eventually(lambda: Health(engine).blockers(0.01), 10, "a session that waits")
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ROLLBACK PREPARED 'forgotten'"))
+        thread.join()
+        engine.dispose()
+
+    assert str(blocker) == "a prepared transaction (SELECT * FROM pg_prepared_xacts) blocks 1"
+
+
+def test_the_clock_of_a_housekeeping_worker_that_does_not_run_is_not_known(app: MessagingApp):
+    """If it is ahead of beat's, the worker drops every run, so none of them shows that."""
+    checkup = Checkup(lambda: app, app.runtime, "tasks")
+    app.runtime.heartbeats.note("relay", "housekeeping@here")
+    assert "not known" not in checkup.clocks()
+
+    ask(app, "UPDATE heartbeats SET at = now() - interval '1 h' RETURNING 1")
+
+    assert "the housekeeping worker's is not known" in checkup.clocks()
+    with pytest.raises(Problem, match="synchronise their clocks"):
+        checkup.beat()

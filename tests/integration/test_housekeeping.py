@@ -18,11 +18,13 @@ from messaging.messages import Event, Text
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import Transaction
+from messaging.settings.rules import LONGEST_S
 from messaging.worker.app import MessagingApp
 from messaging.worker.housekeeping import prune, relay, rerun
 from reliable_celery.checks import Limits, check_message
-from tests.integration.outbox import app_on, ask, put, sent, state
+from tests.integration.outbox import app_on, ask, put, refused, rows_read, sent, state
 
 DAY = 86400.0
 
@@ -133,9 +135,36 @@ def test_a_flood_of_failures_is_rerun_in_small_batches(app: MessagingApp):
     assert rerun(app.dispatcher) == 6
     assert rerun(app.dispatcher) == 0  # those six are still in progress
     ask(
-        app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'pending' RETURNING 1"
+        app,
+        "UPDATE deliveries SET status = 'waiting', waits_for = 'rate' WHERE status = 'pending' RETURNING 1",
+    )
+    assert rerun(app.dispatcher) == 0  # also while each waits for a time of its own
+    ask(
+        app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'waiting' RETURNING 1"
     )
     assert rerun(app.dispatcher) == 6
+
+
+MANY_FAILED = """
+INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, auto_reruns, crashes,
+                        due_at, grace_s, correlation_id, causation_id, finished_at)
+SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{}', :handler, 'failed', :auto_reruns, :crashes,
+       now(), 1, 'c', 'c', now() - make_interval(secs => :age_s) FROM generate_series(1, 5000) RETURNING 1"""
+
+
+def test_the_schedule_reads_only_what_it_may_rerun(app: MessagingApp):
+    usual = {"handler": "send_out_of_stock_notification", "auto_reruns": 0, "crashes": 0, "age_s": DAY}
+    hot, given_up, crashed = {"auto_reruns": 1, "age_s": 60}, {"auto_reruns": 3}, {"crashes": 4}
+    for odd in (hot, given_up, crashed, {"handler": "paused"}, {}):
+        ask(app, MANY_FAILED, **{**usual, **odd})
+    app.runtime.pauses.add(Scope.HANDLER, ["paused"], "ann", "a test")
+    late = put(app, handler="reallocate", event_type="Deallocated", age_s=200)
+    ask(app, "ANALYZE deliveries; SELECT 1")
+
+    assert rows_read(app, lambda: rerun(app.dispatcher)) < 500
+
+    assert state(app, late) == "pending"
+    assert ask(app, "SELECT count(*) FROM deliveries WHERE status = 'pending'") == [(6,)]
 
 
 def test_a_handler_that_always_fails_does_not_hold_up_others(app: MessagingApp):
@@ -175,9 +204,10 @@ def test_the_relay_sends_overdue_deliveries_and_doubles_their_grace(app: Messagi
 def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
     clean_database: str, monkeypatch: pytest.MonkeyPatch
 ):
-    for app in app_on(clean_database, relay_batch=5, task_time_limit_s=6, smtp_timeout_s=1):
+    for app in app_on(clean_database, task_time_limit_s=6, smtp_timeout_s=1):
         for _ in range(100):
             put(app, status="pending")
+            put(app, status="waiting")
         at_once = app.send_task
 
         def slowly(*args: Any, at_once: Any = at_once, **options: Any) -> Any:
@@ -190,7 +220,7 @@ def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
         some = relay(app.dispatcher)
 
         assert time.monotonic() - start < 6
-        assert 0 < some < 100
+        assert 0 < some < 200
         assert relay(app.dispatcher) > 0
         assert len(set(sent(app))) > some
 
@@ -218,6 +248,15 @@ def test_a_sender_waits_a_limited_time_for_the_deliveries_of_its_command_and_the
         assert 0 < len(sent(app)) < len(raised)
         ask(app, "UPDATE deliveries SET due_at = now() RETURNING 1")
         assert relay(app.dispatcher) == len(raised)
+
+
+def test_lost_messages_are_sent_although_what_waits_cannot_be_read(app: MessagingApp):
+    lost = put(app, status="pending")
+
+    with refused(app, "WITH RECURSIVE queues"), pytest.raises(RuntimeError, match="refused by the test"):
+        relay(app.dispatcher)
+
+    assert sent(app) == [lost]
 
 
 def test_a_delivery_with_an_unknown_handler_fails_and_says_why(app: MessagingApp):
@@ -440,6 +479,14 @@ def test_every_job_leaves_its_heartbeat(app: MessagingApp):
     beat = app.runtime.heartbeats.read()["relay"]
     assert 0 <= beat.age_s < 60
     assert abs(beat.clock_offset_s) < 5
+
+
+def test_nothing_is_pruned_with_the_longest_retentions(clean_database: str):
+    longest = {"done_retention_s": LONGEST_S, "inbox_retention_s": LONGEST_S}
+    for app in app_on(clean_database, **longest, dead_letter_retention_s=LONGEST_S / 2):
+        put(app, status="done", age_s=900 * DAY)
+
+        assert prune(app.dispatcher) == 0
 
 
 def test_answers_must_outlive_dead_letters(clean_database: str):

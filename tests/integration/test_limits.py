@@ -26,7 +26,7 @@ from messaging.postgres.transaction import Transaction
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
 from messaging.worker.gates import attempt_at
-from tests.integration.outbox import app_on, ask, put, receive, sent, state
+from tests.integration.outbox import app_on, ask, put, receive, rows_read, sent, state
 
 #: What happens while the handler runs, and how often it was called for each SKU.
 during: list[Callable[[], None]] = []
@@ -175,6 +175,29 @@ def pass_time(app: MessagingApp, seconds: float) -> None:
         "UPDATE rates SET next_at = next_at - {0}, free_at = free_at - {0} RETURNING 1",
     ):
         ask(app, change.format("make_interval(secs => :seconds)"), seconds=seconds)
+
+
+def test_whoever_leaves_a_place_reads_only_the_first_of_those_that_wait(clean_database: str):
+    for app in app_with(clean_database, max_concurrent=2):
+        first = put(app, handler="limited", status="waiting")
+        ask(
+            app,
+            "INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, waits_for, due_at,"
+            " grace_s, correlation_id, causation_id)"
+            " SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{\"sku\": \"LAMP\"}', 'limited',"
+            " 'waiting', 'place', now() + interval '1 h', 1, 'c', 'c' FROM generate_series(1, 5000)"
+            " RETURNING 1",
+        )
+        ask(app, "UPDATE deliveries SET waits_for = 'place', limit_key = '' RETURNING 1")
+        ask(app, "ANALYZE deliveries; SELECT 1")
+        woken: list[str] = []
+
+        def leave(app: MessagingApp = app, woken: list[str] = woken) -> None:
+            names = ("limited", "its_older_name")
+            woken.extend(one.id for one in app.runtime.limits.wake_for_place(names, "", "limited:", 2))
+
+        assert rows_read(app, leave) < 100
+        assert woken == [first]
 
 
 def test_deliveries_are_spread_over_time_and_take_their_time_once(clean_database: str):

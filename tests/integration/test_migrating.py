@@ -8,11 +8,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from alembic.util import CommandError
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from allocation.bootstrap import project
 from allocation.domain.events import OutOfStock
@@ -34,6 +36,7 @@ revision, down_revision, branch_labels, depends_on = "next", None, None, None
 def upgrade():
     op.execute("CREATE TABLE later (id integer)")
     op.execute("ALTER TABLE deliveries ADD COLUMN later text")
+    op.execute("ALTER TABLE announcements ADD COLUMN later text")
 """
 
 #: Another migration waits, and the first one lets the workers go on.
@@ -168,3 +171,21 @@ def _type(block: str, folder: Path, server: Postgres) -> None:
         typed_in, cwd=folder, env={**os.environ, **where}, text=True, capture_output=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_migration_begins_again_after_a_deadlock(
+    app: MessagingApp, versions: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a worker that uses its tables in another order."""
+    monkeypatch.setattr("messaging.postgres.migrate.PAUSE_S", 0.2)
+    engine = app.runtime.engine
+    with ThreadPoolExecutor(1) as pool, engine.connect() as worker:
+        worker.execute(text("LOCK TABLE announcements IN ROW EXCLUSIVE MODE"))
+        migration = pool.submit(migrate, engine, versions)
+        eventually(lambda: ask(app, WAITS) == [(True,)], 20, "a migration that waits", every=0.02)
+        with suppress(OperationalError):  # if this machine was slow, the worker has to give way
+            worker.execute(text("LOCK TABLE deliveries IN ROW EXCLUSIVE MODE"))
+        worker.rollback()
+        migration.result(30)
+
+    assert missing(engine, versions) == set()

@@ -44,6 +44,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"broker_url": "memory://"}, ["broker_url", "'memory'"]),
     ({"result_backend_url": "memory://"}, ["result_backend_url", "'memory'", "get no answer"]),
     ({"done_retention_s": float("inf")}, ["done_retention_s", "finite"]),
+    ({"done_retention_s": 1e12}, ["done_retention_s must not be more than 3155760000", "a hundred years"]),
+    (
+        {"relay_interval_s": 60, "message_max_eta_s": 60},
+        ["relay_interval_s (60) must not be more than message_max_eta_s (60) minus 2", "refuse deliveries"],
+    ),
     ({"signing_certificate": "c.pem", "signing_store": "*.pem"}, ["signing_key", HALF]),
     ({"signing_key": "k.pem"}, ["signing_certificate and signing_store", HALF]),
     ({"signing_key": "k.pem", "signing_certificate": "c.pem"}, ["signing_store", HALF]),
