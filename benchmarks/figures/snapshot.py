@@ -65,8 +65,8 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
             why="It steps over the deliveries that were finished since; the relay runs every few seconds.",
         ),
         Figure(
-            "snapshot_announce", "time per batch of events read and deleted with a held snapshot", AGAINST, 1.1,
-            at_least=False, ratios=ratios(*announce), measured=_ms(announce),
+            "snapshot_announce", "time per batch of events read and deleted with a held snapshot", AGAINST,
+            1.1, at_least=False, ratios=ratios(*announce), measured=_ms(announce),
         ),
     ]  # fmt: skip
 
