@@ -82,9 +82,7 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
             leave_packed(connection.default_channel)  # on which Celery consumes
         if hasattr(connection.transport, "on_unreadable"):
             if getattr(self.pool, "is_green", False):
-                raise ImproperlyConfigured(
-                    "reliable_celery's Redis transport cannot work in a pool of greenlets"
-                )
+                raise ImproperlyConfigured("This transport does not work with the pools gevent and eventlet")
             connection.transport.on_unreadable = self.on_unreadable
             connection.transport.holds_leases = not self.is_solo
             connection.transport.max_item_bytes = self.max_item_bytes

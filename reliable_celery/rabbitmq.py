@@ -50,9 +50,7 @@ def collect_dead_letters(
         bound.declare()
         leave_packed(channel)
         while collected < limit and (raw := channel.basic_get(queue.name)) is not None:
-            message = channel.message_to_python(
-                raw
-            )  # kombu's `Queue.get` raises what is wrong with a message
+            message = channel.message_to_python(raw)  # `Queue.get` would raise what is wrong with it
             reason, task = _reason(message.headers.get("x-death")), message.headers.get("task")
             if reason != "expired" or not isinstance(task, str) or task not in may_expire:
                 store.add(letter_of(message, REASON, f"RabbitMQ set it aside: {reason}"))
