@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Task, signals
-from celery.exceptions import NotRegistered
+from celery.exceptions import ImproperlyConfigured, NotRegistered
 from celery.utils.objects import Bunch
 
 from reliable_celery.checks import MAX_NAME, RUNS_OTHERS, Limits, check_message, timestamp
@@ -79,7 +79,13 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
     def connect(self) -> Any:
         """Connect, and have our transport hold leases and pass on items that are no messages."""
         connection = super().connect()
+        if connection.transport.driver_type == "amqp":
+            from reliable_celery.rabbitmq import leave_packed  # here, since on Redis nothing of it is needed
+
+            leave_packed(connection.default_channel)  # on which Celery consumes
         if hasattr(connection.transport, "on_unreadable"):
+            if getattr(self.pool, "is_green", False):
+                raise ImproperlyConfigured("This transport does not work with the pools gevent and eventlet")
             connection.transport.on_unreadable = self.on_unreadable
             connection.transport.holds_leases = not self.is_solo
             connection.transport.max_item_bytes = self.max_item_bytes

@@ -1,19 +1,39 @@
-"""Record messages that RabbitMQ itself dead-lettered, after too many returns or a rejection."""
+"""RabbitMQ: leave its messages packed, and record those that it dead-lettered itself."""
 
 # mypy: disable-error-code="no-untyped-call"
 # kombu is untyped in parts, although it says otherwise.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container
+from typing import Any
 
 from celery import Celery
 from kombu import Queue
+from kombu.transport import pyamqp
 
+from reliable_celery.compression import refuse_compression
 from reliable_celery.dead_letters import DeadLetterStore
 from reliable_celery.letters import letter_of
 
 REASON = "set aside by the broker"
+
+
+class PackedMessage(pyamqp.Message):
+    """A message whose compressed body stays packed, and is noted in `errors`, where consumers look."""
+
+    def __init__(self, msg: Any, channel: Any = None, **kwargs: Any) -> None:
+        try:
+            refuse_compression(msg.properties.get("application_headers"))
+        except ValueError:
+            self.errors = [sys.exc_info()]  # with one, kombu unpacks nothing
+        super().__init__(msg, channel=channel, **kwargs)
+
+
+def leave_packed(channel: Any) -> None:
+    """Have the messages of a channel stay packed, whatever their size."""
+    channel.Message = PackedMessage
 
 
 def collect_dead_letters(
@@ -28,10 +48,11 @@ def collect_dead_letters(
     with app.connection_for_read() as connection, connection.channel() as channel:
         bound = queue(channel)
         bound.declare()
-        while collected < limit and (message := bound.get(accept=None)):
-            headers = message.headers or {}
-            reason = _reason(headers.get("x-death"))
-            if reason != "expired" or headers.get("task") not in may_expire:
+        leave_packed(channel)
+        while collected < limit and (raw := channel.basic_get(queue.name)) is not None:
+            message = channel.message_to_python(raw)  # `Queue.get` would raise what is wrong with it
+            reason, task = _reason(message.headers.get("x-death")), message.headers.get("task")
+            if reason != "expired" or not isinstance(task, str) or task not in may_expire:
                 store.add(letter_of(message, REASON, f"RabbitMQ set it aside: {reason}"))
             message.ack()
             collected += 1

@@ -54,6 +54,14 @@ class Request(CeleryRequest):
         )
         if not waits:
             super().acknowledge()
+        if not self.task.acks_late:
+            self._send_acknowledgement()
+
+    def _send_acknowledgement(self) -> None:
+        """Have the broker know before the task runs, where our transport would wait for others."""
+        channel = self.message.channel
+        if hasattr(channel, "flush_acks"):
+            channel.attempt(channel.flush_acks)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Requeue the message when its answer could not be stored; Celery would acknowledge it."""

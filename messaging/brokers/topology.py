@@ -140,9 +140,6 @@ def transport_options(
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
         "health_check_interval": 10,
-        # Look for messages of dead workers every second or so, not every 100 seconds.
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
         **(sentinel or {}),
     }
     if is_sentinel(broker_url):

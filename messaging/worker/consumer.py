@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.exceptions import ImproperlyConfigured
+
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
@@ -22,6 +24,12 @@ class Consumer(ReliableConsumer):
 
     #: Also for housekeeping and Celery's own tasks, whose crashes nobody counts.
     request_class = OwnTimeLimits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.controller.soft_time_limit:
+            # It raises at any moment, also after the commit, and would be told as the outcome.
+            raise ImproperlyConfigured("--soft-time-limit is not possible: ALLOCATION_TASK_TIME_LIMIT_S is")
 
     def open_dead_letters(self) -> DeadLetterStore:
         """Return the project's store of dead letters."""

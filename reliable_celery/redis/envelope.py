@@ -12,6 +12,8 @@ from uuid import uuid4
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
+from reliable_celery.compression import refuse_compression
+
 UNREADABLE = "application/x-unreadable"  # content type of an envelope made around other bytes
 
 
@@ -53,16 +55,10 @@ class Message(virtual.Message):
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         try:
-            _refuse_compression(payload)
+            refuse_compression(payload.get("headers"))
             super().__init__(payload, channel=channel, **kwargs)
         except Exception:  # noqa: BLE001  each codec raises its own errors
             self.errors = [sys.exc_info()]
             plain = {name: value for name, value in payload["properties"].items() if name != "body_encoding"}
             super().__init__({**payload, "properties": plain}, channel=channel, **kwargs)
             self.properties = payload["properties"]  # still names the body's encoding
-
-
-def _refuse_compression(payload: dict[str, Any]) -> None:
-    """Refuse a compressed body: kombu would unpack it at once, however large the result."""
-    if (payload.get("headers") or {}).get("compression"):
-        raise ValueError("compressed bodies are refused: a small one can fill the memory")

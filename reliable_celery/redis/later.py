@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_DUE = 50  # messages requeued in one step; each is copied inside Redis
 LOOK_AHEAD_S = 1.0  # seconds; the sweep runs as often, so only messages that are due sooner need a timer
+NO_LIST_S = 10.0  # seconds until a message is tried again whose queue is something else in Redis
 SHORTEST_LOOK_S = 0.02  # seconds between two looks for due messages
 
 #: Makes a message wait. KEYS: unacked's index, the waiting messages. ARGV: its tag, its list, its due time
@@ -35,9 +36,9 @@ end
 return tostring(wait)
 """
 
-#: Requeues due messages unchanged. KEYS: unacked, the waiting messages. ARGV: how many.
-#: Returns the seconds until the next is due as text, empty when none waits. Its first command frees memory,
-#: so a full Redis runs it.
+#: Requeues due messages unchanged. KEYS: unacked, the waiting messages. ARGV: how many, and the seconds by
+#: which a message is put off whose list is no list. Returns the seconds until the next is due as text, empty
+#: when none waits. Its first command frees memory, so a full Redis runs it.
 GIVE_BACK_DUE = """
 redis.call('ZREM', KEYS[2], '')
 local time = redis.call('TIME')
@@ -45,11 +46,13 @@ local now = time[1] + time[2] / 1000000
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])) do
     local tag, list = string.match(entry, '^(%S+) (.*)$')
     local value = redis.call('HGET', KEYS[1], tag)
-    if value then
-        redis.call('RPUSH', list, string.match(value, '^%[(.*),"",".-"%]$'))
+    local pushed = value and redis.pcall('RPUSH', list, string.match(value, '^%[(.*),"",".-"%]$'))
+    if type(pushed) == 'table' then
+        redis.call('ZADD', KEYS[2], now + ARGV[2], entry)
+    else
         redis.call('HDEL', KEYS[1], tag)
+        redis.call('ZREM', KEYS[2], entry)
     end
-    redis.call('ZREM', KEYS[2], entry)
 end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 return first[2] and tostring(first[2] - now) or ''
@@ -83,7 +86,8 @@ class LaterChannel(stock.Channel):
     def give_back_due(self) -> None:
         """Requeue due messages, and set a timer for the next one."""
         with self.conn_or_acquire() as client:
-            wait = client.eval(GIVE_BACK_DUE, 2, self.unacked_key, self.later_key, MAX_DUE)
+            keys = self.unacked_key, self.later_key
+            wait = client.eval(GIVE_BACK_DUE, len(keys), *keys, MAX_DUE, NO_LIST_S)
         if wait:
             self._look_for_due_in(float(wait))
 

@@ -166,10 +166,10 @@ class LeasingChannel(stock.Channel):
         with self.conn_or_acquire() as client:
             client.eval(DISOWN, 2, self.unacked_key, self.unacked_index_key, tag)
 
-    def overdue(self, client: Any, limit: int | None) -> list[bytes]:
+    def overdue(self, client: Any, limit: int) -> list[bytes]:
         """Return the tags of messages not acknowledged within the visibility timeout."""
         keys = self.leases_key, self.unacked_index_key
-        tags: list[bytes] = client.eval(OVERDUE, 2, *keys, self.visibility_timeout, limit or -1)
+        tags: list[bytes] = client.eval(OVERDUE, 2, *keys, self.visibility_timeout, limit)
         return tags
 
     def give_up_lease(self) -> None:

@@ -19,6 +19,7 @@ from reliable_celery.redis.restore import READ, Pushes, read_entry
 from reliable_celery.redis.strays import StraysChannel
 
 ACK_DELAY = 0.1  # seconds that an acknowledgement waits for others, while the worker is busy
+MAX_OVERDUE = 500  # messages requeued in one sweep; the worker's own messages wait for it
 MAX_ACKS = 1000  # acknowledgements per trip; Lua can unpack some 8,000 values
 
 
@@ -57,7 +58,7 @@ class QoS(stock.QoS):
         self.channel.adopt(self.channel.acknowledged_queues)
         self.channel.give_back_due()
         with self.channel.conn_or_acquire() as client:
-            self.channel.give_back(self.channel.overdue(client, num), client)
+            self.channel.give_back(self.channel.overdue(client, num or MAX_OVERDUE), client)
 
     def restore_unacked(self, client: Any = None) -> None:
         self.channel.flush_acks()

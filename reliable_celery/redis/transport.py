@@ -69,6 +69,10 @@ class Poller(stock.MultiChannelPoller):
         super().get(callback, longest if timeout is None else min(timeout, longest))
 
 
+#: kombu's options of the sweep.
+EVERY_SECOND = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+
+
 class Transport(stock.Transport):
     """kombu's Redis transport with these channels."""
 
@@ -80,9 +84,12 @@ class Transport(stock.Transport):
     #: the rest is read by nobody. A Redis string has no more than the default.
     max_item_bytes = 536_870_912
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, client: Any, *args: Any, **kwargs: Any) -> None:
+        # Look for messages that are due, or of dead workers, every second; kombu does every 100 s.
+        client.transport_options = {**EVERY_SECOND, **(client.transport_options or {})}
+        super().__init__(client, *args, **kwargs)
         self.cycle = Poller()
+        self._ticks: set[Any] = set()  # what it has the event loop call
         #: Called as (queue, raw bytes) for an item that is no kombu message, in the consuming thread. It
         #: returns once that is recorded; if it raises, the item is redelivered after the visibility timeout.
         self.on_unreadable: Callable[[str, bytes], object] = self._refuse_unreadable
@@ -93,8 +100,15 @@ class Transport(stock.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         poller: Any = self.cycle
-        poller.loop = loop
+        poller.loop, before = loop, set(loop.on_tick)
         super().register_with_event_loop(connection, loop)
+        self._ticks |= loop.on_tick - before
+
+    def close_connection(self, connection: Any) -> None:
+        """Close, and leave the event loop, which kombu would have call a closed connection for ever."""
+        super().close_connection(connection)
+        if (loop := self.cycle.loop) is not None:
+            loop.on_tick -= self._ticks
 
 
 class SocketTransport(Transport):

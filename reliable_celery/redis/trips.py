@@ -29,6 +29,7 @@ class FetchingChannel(SortingChannel, RotaChannel):
     _trip: Trip | None = None  # sent, not yet answered
     _prefetch_at_once = 0  # the prefetch without the messages that a stock consumer holds until their ETA
     _pause_until = 0.0  # monotonic seconds; Redis refused a trip
+    _looked_at = 0.0  # monotonic seconds; the latest trip for messages
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         self._trips = 0
@@ -66,20 +67,29 @@ class FetchingChannel(SortingChannel, RotaChannel):
             return False
         if now < self.news.look_at:
             return bool(self.acks)
-        return self._room() >= self._worthwhile() or (bool(self.acks) and now >= self.ack_until)
+        room = self._room()
+        if room >= self._worthwhile() or (bool(self.acks) and now >= self.ack_until):
+            return True
+        # Each free place may be that of a process that does nothing.
+        return room > 0 and now >= self._looked_at + self.brpop_timeout
 
     def _worthwhile(self) -> int:
-        """Return how many free places justify a trip; with fewer the worker is busy enough."""
-        return min(max(1, self._prefetch_at_once // 4), MAX_BATCH)
+        """Return how many free places justify a trip at once; with fewer the worker is busy enough."""
+        return 1 if self._takes_one else min(max(1, self._prefetch_at_once // 4), MAX_BATCH)
 
     def _room(self) -> int:
         """Return how many messages may be taken now."""
         if self.arrived or not self.qos.can_consume():
             return 0
-        if not self.qos.prefetch_count or "can_consume" in vars(self.qos):
-            # No limit: one at a time, as kombu does. Or worker_disable_prefetch limits otherwise.
-            return 1
-        return min(self.qos.can_consume_max_estimate(), MAX_BATCH)
+        return 1 if self._takes_one else min(self.qos.can_consume_max_estimate(), MAX_BATCH)
+
+    @property
+    def _takes_one(self) -> bool:
+        """Return whether it takes one message at a time.
+
+        Without a limit, as kombu does; or `worker_disable_prefetch` limits otherwise.
+        """
+        return not self.qos.prefetch_count or "can_consume" in vars(self.qos)
 
     # Sending a trip
 
@@ -104,6 +114,7 @@ class FetchingChannel(SortingChannel, RotaChannel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         room = self._room() if monotonic() >= self.news.look_at else 0
         turn = self.new_turn(self._worthwhile()) if room else None
+        self._looked_at = monotonic() if room else self._looked_at
         self._trip = trip = self.new_trip(queues if room else [], room, self._no_ack_queues, turn)
         if room or not trip.acks:
             self._send(self._read_batch, ["EVALSHA", FETCH_SHA, *self.arguments(trip)])

@@ -200,3 +200,30 @@ def test_expired_runs_of_housekeeping_are_no_dead_letters(worker, broker, backen
     eventually(lambda: backend.sql(letters), 30, "the dead letter")
     eventually(lambda: broker.waiting("allocation.dead") == 0, 30, "the end of the collection")
     assert backend.sql(letters) == [("run of unheard_of",)]
+
+
+def test_a_compressed_body_is_refused_unread(worker, broker, shop):
+    """Unpacked, a few kilobytes can be more than all memory."""
+    sent = shop.app.send_task(
+        "allocation.allocate", ("o1", "LAMP", 1), queue="allocation.commands", declare=(), compression="gzip"
+    )
+
+    error = sent.get(timeout=30, propagate=False)
+
+    assert (type(error).__name__, "compressed" in str(error)) == ("InvalidMessage", True)
+
+
+def test_what_cannot_be_read_on_the_dead_letter_queue_is_recorded_too(worker, broker, backend, shop):
+    """Behind it no other dead letter would ever be recorded."""
+    expired = {"x-death": [{"reason": "expired"}]}
+    with Connection(broker.broker_url) as connection, connection.Producer() as producer:
+        for headers in {"compression": "unheard-of"}, {**expired, "task": {"a": 1}}, {"task": "the.last"}:
+            producer.publish({}, routing_key="allocation.dead", headers=headers)
+
+    shop.app.send_task("allocation.collect_dead_letters", queue="allocation.commands", declare=())
+
+    last = "SELECT id FROM dead_letters WHERE task = 'the.last'"
+    eventually(lambda: backend.sql(last), 30, "the dead letter")
+    eventually(lambda: broker.waiting("allocation.dead") == 0, 30, "the end of the collection")
+    found = "SELECT count(*) FROM dead_letters WHERE body = convert_to('{}', 'UTF8')"
+    assert backend.sql(found) >= [(3,)]

@@ -124,6 +124,25 @@ def test_a_worker_whose_clock_is_ahead_takes_nothing_from_the_others(
     assert marks(redis_server) == dict.fromkeys(range(4), 1)
 
 
+def test_a_message_for_later_whose_queue_is_something_else_holds_up_no_other(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path
+):
+    """The text of that name may be another app's; its message is kept."""
+    app = sender(redis_server)
+    with running(make_worker(redis_server, tmp_path, "calm", worker_consumer=OUR_CONSUMER)):
+        app.send_task("fixture.mark", (1,), countdown=600, ignore_result=True)
+        eventually(lambda: broker.zcard("unacked_later") == 1, 30, "the message")
+        [entry] = broker.zrange("unacked_later", 0, 0)
+        broker.set("text", "of another app")
+        broker.zrem("unacked_later", entry)
+        broker.zadd("unacked_later", {entry.replace(b" celery", b" text"): 1})
+
+        app.send_task("fixture.mark", (2,), countdown=1.5, ignore_result=True)
+
+        eventually(lambda: marks(redis_server) == {2: 1}, 30, "the other one")
+    assert broker.zcard("unacked_later") == 1
+
+
 def resident_mib(worker: Child) -> float:
     """Return the memory of a worker's main process."""
     return psutil.Process(worker.pid).memory_info().rss / 2**20

@@ -111,6 +111,15 @@ def test_a_message_wakes_a_few_idle_consumers_and_they_take_turns(crowd: Crowd, 
     assert len(Counter(crowd.got)) >= 20
 
 
+def test_a_consumer_leaves_the_event_loop_with_its_connection(crowd: Crowd):
+    """A worker whose server refuses everything connects again and again, for hours."""
+    for _ in range(5):
+        crowd.grow(1)
+        crowd.consumers.pop().connection.close()
+
+    assert not crowd.hub.on_tick
+
+
 def test_more_messages_than_the_watchers_can_take_wake_more_consumers(crowd: Crowd):
     """They do not wait for the next look."""
     crowd.grow(20, prefetch=1)

@@ -12,6 +12,7 @@ from local.waiting import eventually
 from tests.reliable_celery.celery_fixtures.processes import (
     OUR_CONSUMER,
     make_worker,
+    marks,
     running,
     sender,
     unfinished,
@@ -33,3 +34,34 @@ def test_a_task_that_ran_out_of_memory_is_answered_and_ends_no_worker(
 
         assert worker.running
     assert "Dead letter" not in worker.log_text()
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_a_task_that_acknowledges_early_runs_once_although_it_kills_its_process(
+    redis_server: Redis, broker: redis.Redis, tmp_path: Path, pool: str
+):
+    """Its acknowledgement waits for no others: the worker may die before its loop turns again."""
+    worker = make_worker(
+        redis_server, tmp_path, "w", pool, worker_consumer=OUR_CONSUMER, task_acks_late=False
+    )
+    with running(worker):
+        sender(redis_server).send_task("fixture.die", (1, pool == "prefork"), ignore_result=True)
+        eventually(lambda: not worker.running, 30, "the worker's end")
+
+    assert marks(redis_server) == {1: 1}
+    assert unfinished(redis_server) == 0
+
+
+def test_a_pool_of_greenlets_is_refused(redis_server: Redis, broker: redis.Redis, tmp_path: Path):
+    """Messages for later would never come back: nothing would look for them under load."""
+    green = "tests.reliable_celery.celery_fixtures.pools:GreenPool"
+    worker = make_worker(
+        redis_server, tmp_path, "w", "prefork", worker_consumer=OUR_CONSUMER, worker_pool=green
+    )
+    worker.start()
+    try:
+        eventually(lambda: not worker.running, 30, "the worker's end")
+    finally:
+        worker.kill()
+
+    assert "does not work with the pools gevent and eventlet" in worker.log_text()

@@ -32,15 +32,19 @@ CONFIG: dict[str, Any] = {
     "worker_pool": OUR_POOL,
     "broker_transport_options": {
         "visibility_timeout": 2,
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
         "socket_timeout": 10,
     },
 }
 
 
 def make_worker(
-    server: Redis, folder: Path, name: str, pool: str = "solo", loglevel: str = "INFO", **settings: Any
+    server: Redis,
+    folder: Path,
+    name: str,
+    pool: str = "solo",
+    loglevel: str = "INFO",
+    concurrency: int = 2,
+    **settings: Any,
 ) -> Child:
     """Return a worker of the fixture app, not started: broker in database 0, results in 1, marks in 2."""
     config = CONFIG | {"broker_url": server.url, "result_backend": server.url_of(1)} | settings
@@ -53,7 +57,7 @@ def make_worker(
         "-n",
         f"{name}@test",
     ]
-    options = ["-P", pool, "-c", "2", "-l", loglevel, "--without-gossip", "--without-mingle"]
+    options = ["-P", pool, "-c", str(concurrency), "-l", loglevel, "--without-gossip", "--without-mingle"]
     env = os.environ | {
         "FIXTURE_CONFIG": json.dumps(config),
         "FIXTURE_LETTERS": str(folder / "letters.jsonl"),
