@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from messaging.texts import MAX_ERROR, class_name, storable
+from messaging.texts import MAX_ERROR, class_name, storable, text_of
 
 
 class MessagingError(Exception):
@@ -46,7 +46,9 @@ class AttemptsUsedUp(MessagingError):
 
 
 class RetryAfter(MessagingError):
-    """A handler raises it to be called again not before a time; that uses up no attempt.
+    """An event's handler raises it to be called again not before a time; that uses up no attempt.
+
+    The sender of a command gets it like any other error.
 
     The argument is a number of seconds or a time with a time zone, at most a week away: what the header
     `Retry-After` of an HTTP answer with the status 429 or 503 says. Nothing of the handler's work is kept.
@@ -69,9 +71,5 @@ class RetryAfter(MessagingError):
 
 def describe(error: BaseException) -> str:
     """Return an error as one line, class and text, safe for a log and a text column."""
-    name = class_name(error)
-    try:
-        line = " ".join(str(error)[:MAX_ERROR].split())
-    except BaseException as unshown:  # noqa: BLE001  an error's __str__ may raise anything
-        line = f"its text cannot be shown: {class_name(unshown)}"
-    return storable(f"{name}: {line}")[:MAX_ERROR]
+    line = " ".join(text_of(error)[:MAX_ERROR].split())
+    return storable(f"{class_name(error)}: {line}")[:MAX_ERROR]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
 from datetime import date
-from typing import Annotated, Any, ClassVar
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, ClassVar, cast
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,31 @@ Name = Annotated[str, Text()]
 IDEMPOTENCY_KEY = "idempotency_key"
 #: The message header with the time of sending: seconds since 1970, by the sender's clock.
 SENT_AT = "sent_at"
+#: Types of most values.
+SAME_IN_JSON = frozenset((str, int, float, bool, NoneType))
 
 
 def to_dict(message: Message) -> dict[str, Any]:
-    """Return a message's fields as JSON values; dates become ISO text."""
-    return {
-        name: value.isoformat() if isinstance(value, date) else value for name, value in vars(message).items()
-    }
+    """Return a message's fields as JSON values; dates and times become ISO text."""
+    names = _names(cast("Hashable", type(message)))
+    return {name: _json_value(getattr(message, name)) for name in names}
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+def _json_value(value: Any) -> Any:
+    if type(value) in SAME_IN_JSON:
+        return value
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [_json_value(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _json_value(one) for name, one in value.items()}
+    return value
 
 
 def task_name(project: str, kind: type[Command]) -> str:

@@ -39,6 +39,22 @@ def class_name(value: object) -> str:
     return name
 
 
+def text_of(error: BaseException) -> str:
+    """Return an error's text, or why it has none."""
+    try:
+        return str.__str__(str(error))  # of the class `str` itself
+    except BaseException as unshown:  # noqa: BLE001  an error's __str__ may raise anything
+        return f"its text cannot be shown: {class_name(unshown)}"
+
+
+def repr_of(value: object) -> str:
+    """Return a value's `repr`, or its class and why it has none."""
+    try:
+        return str.__str__(repr(value))
+    except BaseException as unshown:  # noqa: BLE001  as above
+        return f"<{class_name(value)}: it cannot be shown: {class_name(unshown)}>"
+
+
 def trace(error: BaseException) -> str:
     """Return an error's traceback with its causes, safe for a text column; both ends of a long one."""
     try:

@@ -28,7 +28,7 @@ class NotAnswered(MessagingError):
 
 
 class CommandFailed(MessagingError):
-    """The handler raised an unexpected error; the text names its class."""
+    """The handler raised an unexpected error, or one that is more than a text; the text names its class."""
 
 
 class Answer(AsyncResult):  # type: ignore[misc]  # Celery is untyped
@@ -90,6 +90,14 @@ def send_again(key: str) -> str:
     """Say how to send a command again; with any other key it could be carried out twice."""
     named = f"the idempotency key {key!r}" if key else "its idempotency key"
     return f"send it again with {named}"
+
+
+def rebuilt(kinds: Mapping[str, type[Exception]], name: str, text: str) -> Exception:
+    """Return our own error of that name; only declared errors are ever rebuilt."""
+    if name in kinds:
+        with suppress(Exception):  # its class may want more than a text
+            return kinds[name](text)
+    return CommandFailed(f"{name}: {text}")
 
 
 def declared_errors(refusals: Iterable[type[Exception]]) -> dict[str, type[Exception]]:

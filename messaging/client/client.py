@@ -22,11 +22,11 @@ from messaging.brokers import topology
 from messaging.brokers.signing import Signing
 from messaging.client.answers import (
     Answer,
-    CommandFailed,
     NotAnswered,
     Outcome,
     Told,
     declared_errors,
+    rebuilt,
     send_again,
 )
 from messaging.client.app import close_app, make_app
@@ -121,7 +121,7 @@ class Client:
                 f"Sent, not answered in {timeout_s:g} s; {send_again(result.key)}", result.key
             ) from None
         if isinstance(value, BaseException):
-            raise self._rebuilt(type(value).__name__, str(value))
+            raise rebuilt(self._errors, type(value).__name__, str(value))
         return value
 
     def many(
@@ -261,12 +261,7 @@ class Client:
 
     def _error_of(self, answer: Mapping[str, Any]) -> Exception | None:
         error = answer.get("error")
-        return self._rebuilt(error["type"], error["message"]) if error else None
-
-    def _rebuilt(self, name: str, text: str) -> Exception:
-        """Return our own error of that name; only declared errors are ever rebuilt."""
-        kind = self._errors.get(name)
-        return kind(text) if kind else CommandFailed(f"{name}: {text}")
+        return rebuilt(self._errors, error["type"], error["message"]) if error else None
 
     @contextmanager
     def _clear_errors(self, key: str) -> Iterator[None]:

@@ -13,7 +13,7 @@ from datetime import date
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from messaging import tracing
-from messaging.client.answers import CommandFailed, Outcome, declared_errors
+from messaging.client.answers import Outcome, declared_errors, rebuilt
 from messaging.client.client import Client
 from messaging.client.connections import Statements, check_transaction, statements
 from messaging.client.databases import Database
@@ -178,11 +178,7 @@ class Outbox:
         error = answer.get("error")
         if error is None:
             return Outcome(entry.key, command, answer.get("result"))
-        kind = self._errors.get(error["type"])
-        text = error["message"]
-        return Outcome(
-            entry.key, command, error=kind(text) if kind else CommandFailed(f"{error['type']}: {text}")
-        )
+        return Outcome(entry.key, command, error=rebuilt(self._errors, error["type"], error["message"]))
 
     def _command(self, entry: Entry) -> Command:
         kind = self._kinds.get(entry.task)

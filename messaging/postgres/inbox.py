@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from messaging.messages import Command
 from messaging.postgres.commits import WAIT_FOR_STANDBY
 from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Row, Statement, Transaction
-from messaging.texts import cut
+from messaging.texts import cut, repr_of
 from messaging.wire.replay import same_message
 from reliable_celery.errors import MEANT_FOR_CELERY
 
@@ -87,12 +88,13 @@ class Answer:
     def given(self) -> Any:
         """Return the result, or raise the error.
 
-        Celery tells another error in place of one that cannot be pickled, and a copy could not repeat that.
-        On some errors of a handler it acts, for instance on `MemoryError` by ending the worker.
+        Celery tells another error in place of one that cannot be pickled or is not JSON, and a copy could not
+        repeat that. On some errors of a handler it acts, for instance on `MemoryError` by ending the worker.
         """
         if self.error is None:
             return self.result
-        stays = _can_be_pickled(self.error) and not isinstance(self.error, MEANT_FOR_CELERY)
+        plain = all(_storable(argument) is argument for argument in self.error.args)
+        stays = plain and _can_be_pickled(self.error) and not isinstance(self.error, MEANT_FOR_CELERY)
         raise self.error if stays else _replaced(self.error)
 
 
@@ -160,10 +162,14 @@ class Inbox:
         return Answer(result)
 
     def _rebuilt(self, stored: Mapping[str, Any]) -> Exception:
-        kind = self.errors.get(stored["type"])
-        if kind is None:  # an unexpected error, whose class need not be importable here
-            return rebuilt(stored["type"], stored["module"], *stored["args"])
-        return kind(*stored["args"])
+        kind, args = self.errors.get(stored["type"]), tuple(stored["args"])
+        if kind is not None:
+            with suppress(Exception):  # its class may want other arguments than it hands on
+                error = kind(*args)
+                if error.args == args:
+                    return error
+        # Perhaps an unexpected error, whose class need not be importable here.
+        return rebuilt(stored["type"], stored["module"], *args)
 
     def count_crash(self, task_id: str) -> int:
         """Count another start of a redelivered message; return the count."""
@@ -209,7 +215,7 @@ def _stored(job: CommandJob, error: Exception) -> dict[str, Any]:
         "type": kind.__name__,
         "module": kind.__module__,
         "args": args,
-        "command": cut(repr(job.command), MAX_STORED_TEXT),
+        "command": cut(repr_of(job.command), MAX_STORED_TEXT),
     }
 
 
@@ -238,9 +244,9 @@ def _replaced(error: Exception) -> Exception:
 
 
 def _storable(argument: object) -> object:
-    if argument is None or isinstance(argument, bool | int):
+    if argument is None or (isinstance(argument, int) and argument.bit_length() < 64):
         return argument
-    return cut(argument if isinstance(argument, str) else repr(argument), MAX_STORED_TEXT)
+    return cut(argument if isinstance(argument, str) else repr_of(argument), MAX_STORED_TEXT)
 
 
 def known_errors(kinds: Iterable[type[Exception]]) -> dict[str, type[Exception]]:

@@ -21,7 +21,7 @@ from pydantic import (
     create_model,
 )
 
-from messaging.errors import InvalidMessage
+from messaging.errors import InvalidMessage, MessagingError, describe
 from messaging.messages import Message, Text, Whole
 
 M = TypeVar("M", bound=Message)
@@ -43,14 +43,18 @@ def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool 
 
     Raises:
         InvalidMessage: naming the first field that breaks a rule, and the rule.
+        MessagingError: raised by the class itself.
     """
     try:
-        checked = _model(cast("Hashable", kind), "ignore" if ignore_unknown else "forbid").model_validate(
-            fields
-        )
+        checks = _model(cast("Hashable", kind), "ignore" if ignore_unknown else "forbid")
+        valid = checks.model_validate(fields)
+        return kind(**{name: getattr(valid, name) for name in checks.model_fields})
     except ValidationError as error:
         raise _first_broken_rule(error) from None
-    return kind(**{name: getattr(checked, name) for name in type(checked).model_fields})
+    except MessagingError:
+        raise
+    except Exception as error:
+        raise InvalidMessage("message", f"cannot be built: {describe(error)}") from error
 
 
 def model(kind: type[Message]) -> type[BaseModel]:

@@ -23,6 +23,7 @@ from messaging.postgres.inbox import Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.telemetry.work import NOBODY, Kind, Watch, Work
+from messaging.texts import class_name, text_of
 from messaging.wire.validation import from_dict
 from messaging.worker.answers import Answered
 from messaging.worker.command_group import CommandUnit, once_each
@@ -232,7 +233,7 @@ def _survived(runtime: Runtime, one: Received) -> None:
 def _outcome(key: str, answer: Answer) -> Outcome:
     if answer.error is None:
         return {"id": key, "result": answer.result}
-    error = {"type": type(answer.error).__name__, "message": str(answer.error)}
+    error = {"type": class_name(answer.error), "message": text_of(answer.error)}
     return {"id": key, "error": error} | ({} if answer.recorded else {"recorded": False})
 
 

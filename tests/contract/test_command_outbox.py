@@ -261,6 +261,18 @@ def test_dates_are_dates_again(shop):
         assert shop.outbox.outcome(transaction, "a").command == command
 
 
+def test_an_error_whose_class_takes_no_text_is_told_by_its_name(shop):
+    """Else its answer could never be handed on."""
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    shop.claim("m1")
+    shop.answer("m1", '{"error": {"type": "RetryAfter", "message": "not before 5 s have passed"}}')
+
+    with shop.transaction() as transaction:
+        outcome = shop.outbox.outcome(transaction, "a")
+    assert isinstance(outcome.error, CommandFailed)
+    assert str(outcome.error) == "RetryAfter: not before 5 s have passed"
+
+
 def test_a_refusal_is_the_projects_own_error(shop):
     shop.send(Allocate("o1", "LAMP", 2), "a")
     shop.claim("m1")

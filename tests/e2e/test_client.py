@@ -22,7 +22,7 @@ from allocation.domain.errors import BatchAlreadyExists, InvalidSku, UnknownBatc
 from local.ports import free_port
 from local.servers.redis_server import Redis
 from local.waiting import eventually
-from messaging.client import NotAnswered
+from messaging.client import CommandFailed, NotAnswered
 from messaging.client.answers import Answer
 from messaging.errors import InvalidMessage, Unavailable
 from tests.unread import unread
@@ -110,6 +110,34 @@ def test_many_yields_each_outcome_in_order(client, sku):
     assert (first.result, first.error, first.command) == (f"b-{sku}", None, orders[0])
     assert isinstance(second.error, InvalidSku)
     assert (third.key, third.result, third.error) == ("mine", None, None)
+
+
+def test_many_goes_on_after_an_error_whose_class_takes_no_text(server_folder: Path):
+    with (
+        Redis(server_folder / "odd-error") as server,
+        AllocationClient(server.url, server.url_of(1)) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        orders = [("a", Allocate("o1", "LAMP", 1)), ("b", Allocate("o2", "LAMP", 1))]
+        asked = thread.submit(list, client.many(orders, timeout_s=15))
+        with client.app.connection_for_read() as connection:
+            queue = connection.SimpleQueue("allocation.commands")
+            sent = queue.get(timeout=20)
+            sent.ack()
+            queue.close()
+        error = {"type": "RetryAfter", "message": "not before 5 s have passed"}
+        told = [{"id": "a", "error": error}, {"id": "b", "result": "b1"}]
+        backend, task_id = client.app.backend, sent.headers["id"]
+        answer = {"task_id": task_id, "status": "SUCCESS", "result": told, "children": []}
+        key, value = backend.get_key_for_task(task_id), backend.encode(answer)
+        backend.client.set(key, value)
+        backend.client.publish(key, value)
+
+        first, second = asked.result(20)
+
+    assert isinstance(first.error, CommandFailed)
+    assert str(first.error) == "RetryAfter: not before 5 s have passed"
+    assert (second.key, second.result, second.error) == ("b", "b1", None)
 
 
 def test_many_holds_few_commands_at_a_time_and_reports_its_progress(client, sku):

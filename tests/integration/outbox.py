@@ -15,7 +15,7 @@ from allocation.bootstrap import project
 from allocation.config import Settings
 from messaging.bus import MessageBus
 from messaging.delivery import new_id
-from messaging.messages import Event
+from messaging.messages import Command, Event
 from messaging.worker.app import MessagingApp, make_app
 
 INSERT = text("""
@@ -44,16 +44,20 @@ def app_on(
     database_url: str,
     events: dict[type[Event], list[Callable[..., None]]] | None = None,
     renamed: dict[str, str] | None = None,
+    commands: dict[type[Command], Callable[..., Any]] | None = None,
     **options: Any,
 ) -> Iterator[MessagingApp]:
     """Return the backend's app on a database, with the test's own settings and a broker in memory.
 
-    `events` adds or replaces handlers of events, `renamed` says which names they had before.
+    `events` adds or replaces handlers of events, `renamed` says which names they had before, `commands` adds
+    or replaces handlers of commands.
     """
     settings = Settings(_env_file=None, database_url=database_url, **options)
     changed = dataclasses.replace(
         project,
-        bus=MessageBus(project.bus.commands, {**project.bus.events, **(events or {})}),
+        bus=MessageBus(
+            {**project.bus.commands, **(commands or {})}, {**project.bus.events, **(events or {})}
+        ),
         settings=lambda: settings,
         renamed_handlers={"announce_to_the_team": "send_out_of_stock_notification", **(renamed or {})},
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from local.processes import programs
 from local.servers.postgres_server import Postgres
 from local.waiting import eventually
 from messaging.delivery import new_id
-from messaging.errors import Expired, InvalidMessage, Unavailable, WorkerCrashed
+from messaging.errors import (
+    Expired,
+    InvalidMessage,
+    MessagingError,
+    RetryAfter,
+    Unavailable,
+    WorkerCrashed,
+)
 from messaging.messages import Command, to_dict
 from messaging.operator.replaying import replay
 from messaging.postgres.inbox import Answer
@@ -174,25 +181,131 @@ class Gone(Exception):
         super().__init__(f"{order} is not on shelf {shelf}")
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), Gone("o1", 3), KeyError("o1")])
-def test_a_copy_is_told_an_unexpected_error_in_the_same_words(app: MessagingApp, tell, error: Exception):
+class Misplaced(MessagingError):
+    """A declared error that cannot be built from its arguments again."""
+
+    def __init__(self, order: str, shelf: int) -> None:
+        super().__init__(f"{order} is not on shelf {shelf}")
+
+
+class NoSuchOrder(MessagingError):
+    """A declared error that would have another text if it were built from its arguments."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__(f"There is no order {order}")
+
+
+DECLARED = [Misplaced("o1", 3), NoSuchOrder("o1"), RetryAfter(5)]
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("division by zero"), Gone("o1", 3), KeyError("o1"), *DECLARED]
+)
+def test_a_copy_is_told_an_error_in_the_same_words(app: MessagingApp, tell, error: Exception):
     """Celery tells another one where it cannot pickle it. Seed 237 of `make simulate` has found that."""
     first = message()
 
     def fail(_command: Command, _uow: Any) -> None:
         raise error
 
-    def told(answer: Answer) -> tuple[str, str, Any]:
-        with pytest.raises(Exception) as raised:  # noqa: PT011  of any class
-            answer.given()
-        told = get_pickleable_exception(raised.value)
-        return type(told).__module__, type(told).__name__, told.args
-
     with handled_by(app, Allocate, fail):
         answers = [tell(ORDER, first), tell(ORDER, again(first))]
 
     kind = type(error)
     assert [told(answer) for answer in answers] == [(kind.__module__, kind.__name__, error.args)] * 2
+
+
+def told(answer: Answer) -> tuple[str, str, Any]:
+    """Return module, class and arguments of the error that Celery tells a sender."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011  of any class
+        answer.given()
+    error = get_pickleable_exception(raised.value)
+    return type(error).__module__, type(error).__name__, error.args
+
+
+class Unshowable:
+    """A value like a row whose session has ended."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no session")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [Unshowable(), [Unshowable()], 10**5000, 1.5, {"a": 1}],
+    ids=["unshowable", "list", "long number", "float", "dict"],
+)
+def test_an_error_is_recorded_whatever_its_arguments_are(app: MessagingApp, tell, argument: object):
+    """Else a copy of its message could be carried out."""
+
+    def fail(_command: Command, _uow: Any) -> None:
+        raise ValueError("no", argument)
+
+    first = message()
+    with handled_by(app, Allocate, fail):
+        answer = tell(ORDER, first)
+    tell(STOCK, message())
+
+    assert told(tell(ORDER, again(first))) == told(answer)
+    assert (type(answer.error).__name__, told(answer)[2][0]) == ("ValueError", "no")
+    assert allocated(app) == []
+
+
+class NoText(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("error", [NoText(), ValueError(Unshowable()), *DECLARED])
+def test_the_other_commands_of_a_message_keep_their_outcomes_whatever_one_of_them_raises(
+    app: MessagingApp, error: Exception
+):
+    def fail(_command: Command, _uow: Any) -> None:
+        raise error
+
+    orders = [["allocation.create_batch", to_dict(STOCK)], ["allocation.allocate", to_dict(ORDER)]]
+    first = message()
+    with handled_by(app, Allocate, fail):
+        outcomes, _ = handle_many(app.runtime, first, orders)
+        told_again, _ = handle_many(app.runtime, again(first), orders)
+
+    for stock, order in (outcomes, told_again):
+        assert stock["result"] is None
+        assert order["error"]["type"] == type(error).__name__
+    assert ask(app, "SELECT reference FROM batches") == [("b1",)]
+
+
+@dataclass(frozen=True)
+class Book(Command):
+    """A command that checks its own fields."""
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if self.last < self.first:
+            raise ValueError("the last day is before the first")
+
+
+@pytest.mark.parametrize("group_max", [1, 10])
+def test_the_other_commands_of_a_message_keep_their_outcomes_if_one_refuses_its_own_fields(
+    clean_database: str, group_max: int
+):
+    for app in app_on(clean_database, commands={Book: lambda _command, _uow: "booked"}, group_max=group_max):
+        first = message()
+        books = [["allocation.book", {"first": 2, "last": last}] for last in (3, 1, 4)]
+
+        outcomes, _ = handle_many(app.runtime, first, books)
+        told_again, _ = handle_many(app.runtime, again(first), books)
+
+        assert outcomes == told_again
+        assert [outcome.get("result") for outcome in outcomes] == ["booked", None, "booked"]
+        assert outcomes[1]["error"] == {
+            "type": "InvalidMessage",
+            "message": "message cannot be built: ValueError: the last day is before the first",
+        }
 
 
 def test_a_running_copy_cannot_commit_a_command_whose_sender_got_a_refusal(app: MessagingApp, tell):

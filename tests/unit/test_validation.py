@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 
 import pytest
 
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.events import BatchCreated
 from messaging.errors import InvalidMessage
-from messaging.messages import to_dict
+from messaging.messages import Event, Name, to_dict
 from messaging.wire.validation import from_dict, parse
 
 GOOD = {"orderid": "o1", "sku": "LAMP", "qty": 3}
@@ -136,3 +138,34 @@ def test_an_event_stored_by_an_older_release_can_be_read():
     stored = {"ref": "b1", "sku": "LAMP", "qty": 3, "since_removed": 1}
 
     assert from_dict(BatchCreated, stored, ignore_unknown=True) == BatchCreated("b1", "LAMP", 3, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted(Event):
+    """Without a `__dict__` of its own fields."""
+
+    sku: Name
+    qty: int = 1
+
+
+@dataclass(frozen=True)
+class Remembering(Event):
+    """Keeps a value in its `__dict__` that is no field."""
+
+    sku: Name
+
+    @cached_property
+    def shelf(self) -> str:
+        return self.sku[:1]
+
+
+def test_an_event_with_slots_is_written_with_its_fields():
+    assert to_dict(Slotted("LAMP")) == {"sku": "LAMP", "qty": 1}
+    assert from_dict(Slotted, to_dict(Slotted("LAMP", 2))) == Slotted("LAMP", 2)
+
+
+def test_only_the_fields_of_a_message_are_written():
+    event = Remembering("LAMP")
+    assert event.shelf == "L"
+
+    assert to_dict(event) == {"sku": "LAMP"}
