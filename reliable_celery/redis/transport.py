@@ -107,8 +107,9 @@ class Transport(stock.Transport):
     def close_connection(self, connection: Any) -> None:
         """Close, and leave the event loop, which kombu would have call a closed connection for ever."""
         super().close_connection(connection)
-        if (loop := self.cycle.loop) is not None:
-            loop.on_tick -= self._ticks
+        poller: Any = self.cycle
+        if poller.loop is not None:
+            poller.loop.on_tick -= self._ticks
 
 
 class SocketTransport(Transport):
