@@ -9,13 +9,16 @@ from datetime import datetime
 from messaging.delivery import Delivery, Failure, Status, Waits
 from messaging.options import NO_OPTIONS, HandlerOptions, Rate
 from messaging.postgres import breakers
-from messaging.postgres.attempts import CLAIM_COLUMNS, CLAIM_FROM, Attempt
-from messaging.postgres.limits import reserve, take_place
+from messaging.postgres.attempts import CLAIM_COLUMNS, CLAIM_FROM, NOTE_SEEN, Attempt
+from messaging.postgres.limits import begin, reserve, take_place
 from messaging.postgres.order import OPEN
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.transaction import Statement, Transaction
 from messaging.postgres.waiting import Wait, hold
 from messaging.retry import RetryPolicy
+
+#: The time that a pending delivery had reserved, or at which its message was sent again.
+WOKEN_FOR = "due_at - make_interval(secs => grace_s)"
 
 #: As `CLAIM`, with what holds the delivery back. That need not be as fresh as the lock: an earlier delivery
 #: of the lane that was open may be done by now, but none becomes open again, and none is inserted before it.
@@ -24,6 +27,7 @@ CLAIM_GATED = Statement(
 SELECT {CLAIM_COLUMNS}, lane, waits_for, EXISTS (
     SELECT FROM deliveries earlier WHERE earlier.lane = deliveries.lane AND earlier.handler = ANY($2)
     AND earlier.position < deliveries.position AND earlier.{OPEN}),
+    CASE WHEN waits_for = 'rate' AND {WOKEN_FOR} > clock_timestamp() THEN {WOKEN_FOR} END,
     (SELECT max(until) FROM breakers WHERE breakers.handler = ANY($2)),
     (SELECT max(until) > clock_timestamp() FROM breakers WHERE breakers.handler = ANY($2))
 {CLAIM_FROM}""",
@@ -64,9 +68,10 @@ class GatedAttempt(Attempt):
     has_place: bool = False  # whether it took one, or waits for one
     is_trial: bool = False  # its handler's breaker is half-open
     ended_pause: bool = False  # it succeeded as a trial
+    was_woken: bool = False  # for a time of its rate
     needs_time: bool = False  # of its rate
     has_time: bool = False  # it took one
-    until: datetime | None = None  # that time, if it is later than now
+    until: datetime | None = None  # the time of its rate, if it is later than now
 
     def claim(self, transaction: Transaction) -> Delivery | None:
         """Lock the delivery and return it; None also when it has to wait, which uses up no attempt."""
@@ -75,7 +80,8 @@ class GatedAttempt(Attempt):
             return delivery
         # Its time stays taken, whatever becomes of the attempt, so that is a transaction of its own.
         transaction.commit()
-        self.until = reserve(transaction, self.gate.limit(self.key), Rate.parse(self.gate.options.rate))
+        take = begin if self.was_woken else reserve
+        self.until = take(transaction, self.gate.limit(self.key), Rate.parse(self.gate.options.rate))
         self.delivery, self.has_time = None, True
         return self._claim(transaction)
 
@@ -84,15 +90,19 @@ class GatedAttempt(Attempt):
         rows = transaction.read(CLAIM_GATED, (self.id, names))
         if not rows:
             return None
-        *facts, self.has_open, self.waited_s, self.lane, waits_for, is_blocked, until, is_open = rows[0]
+        [row] = rows
+        *facts, self.has_open, self.waited_s, self.lane, waits_for, is_blocked, later, until, is_open = row
         self.delivery = delivery = Delivery(*facts)
         if delivery.handler not in names:
             return delivery
+        self.was_woken, self.until = waits_for == Waits.RATE, self.until or later
         wait = self._stopped(delivery, is_blocked, until if is_open else None) or self._limited(
-            transaction, delivery, until, has_time=waits_for == Waits.RATE
+            transaction, delivery, until
         )
         if wait is None:
             return delivery
+        if self.redelivered:  # the next message will not say that a worker may have died
+            transaction.write(NOTE_SEEN, self._facts())
         hold(transaction, self.id, wait)
         self.delivery = None
         return None
@@ -143,9 +153,7 @@ class GatedAttempt(Attempt):
             return Wait(Waits.BREAKER, open_until)
         return None
 
-    def _limited(
-        self, transaction: Transaction, delivery: Delivery, until: datetime | None, *, has_time: bool
-    ) -> Wait | None:
+    def _limited(self, transaction: Transaction, delivery: Delivery, until: datetime | None) -> Wait | None:
         """Take a trial and a place, and note if a time is needed. Return what there is none of."""
         gate, options = self.gate, self.gate.options
         self.is_trial = self.needs_time = False
@@ -158,7 +166,7 @@ class GatedAttempt(Attempt):
             self.has_place = True
             if not take_place(transaction, gate.limit(self.key), options.max_concurrent):
                 return Wait(Waits.PLACE, key=self.key)
-        if self.until is not None:
+        if options.rate is not None and self.until is not None:
             return Wait(Waits.RATE, self.until)
-        self.needs_time = options.rate is not None and not has_time and not self.has_time
+        self.needs_time = options.rate is not None and not self.has_time
         return None

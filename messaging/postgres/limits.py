@@ -1,7 +1,9 @@
 """How many deliveries of a handler, or of one key of its events, may run at once and per time.
 
 A place is an advisory lock of the delivery's transaction: it is free again when that ends, also by its
-worker's death. A rate is one row, the time from which the next delivery may run: each takes its own time.
+worker's death. A rate is one row with two times: the next one that nobody has reserved, and the one from
+which the next delivery may begin. Who finds no free time reserves one, and is woken for it. Its message may
+come too soon, twice, or late and together with many, so it looks again whether it may begin.
 """
 
 from __future__ import annotations
@@ -22,13 +24,27 @@ TAKE_PLACE = """
 SELECT place FROM generate_series(1, %(places)s) place
 WHERE pg_try_advisory_xact_lock(hashtextextended(%(name)s || ':' || place, 0)) LIMIT 1"""
 
+#: Seconds by which deliveries that were woken may begin closer together: messages do not arrive more exactly.
+EARLY_S = 1.0
+
+#: The first statement locks the row. `free_at` is never later than `next_at`.
 RESERVE = """
-INSERT INTO rates AS rate (name, next_at)
-VALUES (%(name)s, clock_timestamp() + make_interval(secs => %(every_s)s))
-ON CONFLICT (name) DO UPDATE SET
-    next_at = greatest(rate.next_at, clock_timestamp()) + make_interval(secs => %(every_s)s)
-RETURNING next_at - make_interval(secs => %(every_s)s),
-          next_at - make_interval(secs => %(every_s)s) <= clock_timestamp()"""
+INSERT INTO rates (name, next_at) VALUES (%(name)s, clock_timestamp())
+ON CONFLICT (name) DO UPDATE SET name = excluded.name;
+WITH held AS (
+    SELECT *, clock_timestamp() AS at FROM rates WHERE name = %(name)s
+), judged AS (
+    SELECT name, greatest(free_at, at) + make_interval(secs => %(every_s)s) AS free_at, CASE
+        WHEN %(was_woken)s THEN coalesce(free_at, at) <= at + make_interval(secs => %(early_s)s)
+        ELSE next_at <= at END AS begins
+    FROM held
+)
+UPDATE rates SET
+    free_at = CASE WHEN begins THEN judged.free_at ELSE rates.free_at END,
+    next_at = CASE WHEN begins THEN greatest(next_at, judged.free_at)
+                   ELSE next_at + make_interval(secs => %(every_s)s) END
+FROM judged WHERE rates.name = judged.name
+RETURNING next_at - make_interval(secs => %(every_s)s), begins"""
 
 #: Only if a place is free; the lock is given up at once.
 WAKE_FOR_PLACE = f"""
@@ -51,10 +67,20 @@ def take_place(transaction: Transaction, name: str, places: int) -> bool:
 
 
 def reserve(transaction: Transaction, name: str, rate: Rate) -> datetime | None:
-    """Take the next free time and commit; return it, or None if it is now."""
-    [(at, is_now)] = transaction.read(RESERVE, {"name": name, "every_s": rate.every_s})
+    """Take the next time that nobody has reserved and commit; return it, or None if it is now."""
+    return _taken(transaction, name, rate, was_woken=False)
+
+
+def begin(transaction: Transaction, name: str, rate: Rate) -> datetime | None:
+    """Do so for a delivery that was woken for its time: it is now, if no others have begun just before."""
+    return _taken(transaction, name, rate, was_woken=True)
+
+
+def _taken(transaction: Transaction, name: str, rate: Rate, *, was_woken: bool) -> datetime | None:
+    facts = {"name": name, "every_s": rate.every_s, "was_woken": was_woken, "early_s": EARLY_S}
+    [(at, begins)] = transaction.read(RESERVE, facts)
     transaction.commit()
-    return None if is_now else at
+    return None if begins else at
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ UPDATE deliveries SET status = 'waiting', waits_for = :why
 WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE status = 'pending')) RETURNING id::text
 """)
 
+#: Seconds that are added to a message's delay: it must not arrive too soon where the servers' clocks differ.
+MARGIN_S = 0.5
+
 #: A time that everything is due within.
 FOR_EVER_S = 1e9
 
@@ -153,4 +156,4 @@ class Waiting:
             rows = connection.execute(WAKE, facts).all()
         if within_s is None:
             return [Delivery.to_send(row[:-1]) for row in rows]
-        return [replace(Delivery.to_send(row[:-1]), wait_s=row[-1]) for row in rows]
+        return [replace(Delivery.to_send(row), wait_s=wait_s and wait_s + MARGIN_S) for *row, wait_s in rows]

@@ -20,8 +20,11 @@ from local import ROOT
 from local.waiting import eventually
 from messaging.errors import RetryAfter
 from messaging.options import HandlerOptions, handler
+from messaging.postgres.attempts import Attempt
+from messaging.postgres.transaction import Transaction
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
+from messaging.worker.gates import attempt_at
 from tests.integration.outbox import app_on, ask, put, receive, sent, state
 
 #: What happens while the handler runs, and how often it was called for each SKU.
@@ -29,7 +32,7 @@ during: list[Callable[[], None]] = []
 calls: list[str] = []
 
 
-def app_with(database_url: str, **options: Any) -> Iterator[MessagingApp]:
+def app_with(database_url: str, relay_interval_s: float = 1, **options: Any) -> Iterator[MessagingApp]:
     during.clear()
     calls.clear()
 
@@ -43,7 +46,10 @@ def app_with(database_url: str, **options: Any) -> Iterator[MessagingApp]:
         calls.append("unlimited")
 
     yield from app_on(
-        database_url, events={OutOfStock: [limited, unlimited]}, relay_grace_s=30, relay_interval_s=1
+        database_url,
+        events={OutOfStock: [limited, unlimited]},
+        relay_grace_s=30,
+        relay_interval_s=relay_interval_s,
     )
 
 
@@ -161,6 +167,15 @@ def test_the_relay_wakes_those_whose_turn_was_forgotten(clean_database: str):
         assert sum(state(app, one) == "waiting" for one in ids) == 3
 
 
+def pass_time(app: MessagingApp, seconds: float) -> None:
+    """Let so many seconds pass for what waits and for the rates."""
+    for change in (
+        "UPDATE deliveries SET due_at = due_at - {} WHERE status = 'waiting' RETURNING 1",
+        "UPDATE rates SET next_at = next_at - {0}, free_at = free_at - {0} RETURNING 1",
+    ):
+        ask(app, change.format("make_interval(secs => :seconds)"), seconds=seconds)
+
+
 def test_deliveries_are_spread_over_time_and_take_their_time_once(clean_database: str):
     for app in app_with(clean_database, rate="6/min"):
         first, second, third = (pending(app) for _ in range(3))
@@ -169,18 +184,102 @@ def test_deliveries_are_spread_over_time_and_take_their_time_once(clean_database
         assert waits_for(app, second) == ("rate", pytest.approx(10, abs=3))
         assert waits_for(app, third) == ("rate", pytest.approx(20, abs=3))
 
-        ask(
-            app,
-            "UPDATE deliveries SET due_at = now() - interval '1 s' WHERE id = CAST(:id AS uuid) RETURNING 1",
-            id=second,
-        )
+        pass_time(app, 11)
         housekeeping.relay(app.dispatcher)
         assert sent(app) == [second]
         deliver(app, second)
         assert calls == ["LAMP", "LAMP"]
         later = pending(app)
         deliver(app, later)
-        assert waits_for(app, later) == ("rate", pytest.approx(30, abs=3))
+        assert waits_for(app, later) == ("rate", pytest.approx(19, abs=3))
+
+
+def test_a_rate_is_kept_when_the_relay_was_away_while_times_passed(clean_database: str):
+    for app in app_with(clean_database, rate="6/min"):
+        deliver(app, *(pending(app) for _ in range(6)))
+        assert calls == ["LAMP"]
+
+        pass_time(app, 600)
+        housekeeping.relay(app.dispatcher)
+        again = sent(app)
+        deliver(app, *again)
+
+        assert len(again) == 5
+        assert calls == ["LAMP"] * 2
+        times = [waits_for(app, one)[1] for one in again[1:]]
+        assert times == [pytest.approx(seconds, abs=5) for seconds in (10, 20, 30, 40)]
+
+
+def test_a_rate_is_kept_when_copies_of_messages_arrive_before_their_time(clean_database: str):
+    """The relay sends what has to wait up to an interval before its time, with a delay."""
+    for app in app_with(clean_database, relay_interval_s=60, rate="6/min"):
+        deliver(app, *(pending(app) for _ in range(6)))
+        housekeeping.relay(app.dispatcher)
+        woken = sent(app)
+
+        deliver(app, *woken)
+
+        assert len(woken) == 5
+        assert calls == ["LAMP"]
+        times = sorted(waits_for(app, one)[1] for one in woken)
+        assert times == [pytest.approx(seconds, abs=5) for seconds in (10, 20, 30, 40, 50)]
+
+
+def killed_attempt(app: MessagingApp, delivery_id: str) -> Attempt:
+    """Have a worker die after it has begun an attempt; return that."""
+    handler = app.runtime.project.bus.event_handlers["limited"]
+    attempt = attempt_at(app.runtime, handler, delivery_id, "dead", redelivered=False)
+    with Transaction(app.runtime.engine) as transaction:
+        assert attempt.claim(transaction) is not None
+    return attempt
+
+
+def fail(app: MessagingApp, *, lose_sessions: bool) -> None:
+    """Be a handler that fails, and whose transaction may be lost before."""
+    ask(
+        app,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE :lose AND datname = current_database() AND state = 'idle in transaction'",
+        lose=lose_sessions,
+    )
+    raise RuntimeError("x")
+
+
+@pytest.mark.parametrize("how", ["its worker died", "its transaction was lost", "it failed"])
+def test_a_rate_is_kept_when_an_attempt_is_repeated_since(clean_database: str, how: str):
+    for app in app_with(clean_database, rate="6/min"):
+        first, second = pending(app), pending(app)
+        deliver(app, first, second)
+        pass_time(app, 11)
+        housekeeping.relay(app.dispatcher)
+        assert sent(app) == [second]
+        if how == "its worker died":
+            killed_attempt(app, second)
+        else:
+            lost = how == "its transaction was lost"
+            during.append(lambda app=app, lost=lost: fail(app, lose_sessions=lost))  # type: ignore[misc]
+            deliver(app, second)
+        begun = len(calls)
+
+        receive(app, second, "limited", redelivered=how == "its worker died")
+
+        assert len(calls) == begun
+        assert ask(app, "SELECT waits_for FROM deliveries WHERE status = 'waiting'") == [("rate",)]
+
+
+def test_an_attempt_is_recorded_if_the_redelivered_message_before_it_had_to_wait(clean_database: str):
+    """What kills its workers would never be parked: the message that wakes it is not a redelivered one."""
+    for app in app_with(clean_database, rate="6/min"):
+        one = pending(app)
+        killed_attempt(app, one)
+
+        receive(app, one, "limited", redelivered=True)
+
+        assert waits_for(app, one)[0] == "rate"
+        pass_time(app, 11)
+        housekeeping.relay(app.dispatcher)
+        assert sent(app) == [one]
+        assert killed_attempt(app, one).is_doubtful
 
 
 def test_a_release_without_the_rate_sends_at_once_what_waited_for_a_time(clean_database: str):
