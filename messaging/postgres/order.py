@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, text
@@ -37,9 +37,18 @@ VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8,
 
 OPEN = "status IN ('pending', 'waiting', 'failed')"
 
-#: The first delivery of a lane that is neither done nor discarded.
+#: The first delivery of a lane that is neither done nor discarded, under whichever name of its handler: one
+#: step of the index for each name.
 HEAD = f"""
-SELECT id FROM deliveries WHERE lane = $1 AND handler = ANY($2) AND {OPEN} ORDER BY position LIMIT 1"""
+SELECT {{columns}} FROM {{names}} AS one(name), LATERAL (
+    SELECT * FROM deliveries d WHERE d.lane = {{lane}} AND d.handler = one.name AND d.{OPEN}
+    ORDER BY d.position LIMIT 1
+) first ORDER BY first.position LIMIT 1"""
+
+#: The current names of handlers by older ones; the current name of a handler; all names of one.
+RENAMED = "unnest(CAST(:older AS text[]), CAST(:newest AS text[])) AS renamed(older, newest)"
+NEWEST = f"coalesce((SELECT newest FROM {RENAMED} WHERE older = {{of}}), {{of}})"
+NAMES = f"(SELECT {{newest}} UNION ALL SELECT older FROM {RENAMED} WHERE newest = {{newest}})"
 
 BACK = """
 status = 'pending', grace_s = {grace_s}, due_at = now() + make_interval(secs => {grace_s})"""
@@ -52,12 +61,13 @@ traceparent"""
 WAKE_HEAD = Statement(
     f"""
 UPDATE deliveries SET {BACK.format(grace_s="$3")}
-WHERE id = ({HEAD}) AND status = 'waiting' AND waits_for = 'order' RETURNING {ROW}""",
+WHERE id = ({HEAD.format(columns="first.id", names="unnest($2)", lane="$1")})
+  AND status = 'waiting' AND waits_for = 'order' RETURNING {ROW}""",
     *("text", "text[]", "double precision"),
 )
 
-#: One step of the index for each lane, however many deliveries wait in it. Rows are taken by their ids alone:
-#: with a condition on the state, the planner may read all that wait.
+#: Some steps of the index for each lane, however many deliveries wait in it. Rows are taken by their ids
+#: alone: with a condition on the state, the planner may read all that wait.
 WAKE_HEADS = text(f"""
 WITH RECURSIVE lanes AS (
     (SELECT lane, handler FROM deliveries WHERE lane IS NOT NULL AND {OPEN} ORDER BY 1, 2 LIMIT 1)
@@ -68,9 +78,8 @@ WITH RECURSIVE lanes AS (
         ORDER BY 1, 2 LIMIT 1
     ) following
 ), heads AS (
-    SELECT head.id FROM lanes, LATERAL (
-        SELECT d.id, d.status, d.waits_for FROM deliveries d
-        WHERE d.lane = lanes.lane AND d.handler = lanes.handler AND d.{OPEN} ORDER BY d.position LIMIT 1
+    SELECT head.id FROM (SELECT lane, {NEWEST.format(of="handler")} AS newest FROM lanes) own, LATERAL (
+        {HEAD.format(columns="first.*", names=NAMES.format(newest="own.newest"), lane="own.lane")}
     ) head WHERE head.status = 'waiting' AND head.waits_for = 'order' LIMIT :limit
 ), locked AS (
     SELECT id, status, waits_for FROM deliveries WHERE id = ANY(ARRAY(SELECT id FROM heads))
@@ -85,21 +94,25 @@ BLOCKED = text(f"""
 SELECT behind.handler, behind.lane, behind.count, behind.since, head.id::text, head.status, head.waits_for,
        head.attempts, head.last_error
 FROM (
-    SELECT handler, lane, count(*) AS count, min(created_at) AS since FROM deliveries
-    WHERE status = 'waiting' AND waits_for = 'order' GROUP BY 1, 2
+    SELECT {NEWEST.format(of="handler")} AS handler, lane, sum(count)::bigint AS count, min(since) AS since
+    FROM (
+        SELECT handler, lane, count(*) AS count, min(created_at) AS since FROM deliveries
+        WHERE status = 'waiting' AND waits_for = 'order' GROUP BY 1, 2
+    ) found GROUP BY 1, 2
 ) behind, LATERAL (
-    SELECT * FROM deliveries d
-    WHERE d.lane = behind.lane AND d.handler = behind.handler AND d.{OPEN} ORDER BY d.position LIMIT 1
+    {HEAD.format(columns="first.*", names=NAMES.format(newest="behind.handler"), lane="behind.lane")}
 ) head
 ORDER BY behind.count DESC, behind.since LIMIT :limit
 """)
 
 #: The first of its lane, for each of these deliveries.
 BLOCKERS = text(f"""
-SELECT own.id::text, own.lane, head.id::text, head.status FROM deliveries own, LATERAL (
-    SELECT d.id, d.status FROM deliveries d
-    WHERE d.lane = own.lane AND d.handler = own.handler AND d.{OPEN} ORDER BY d.position LIMIT 1
-) head WHERE own.id = ANY(CAST(:ids AS uuid[])) AND own.id <> head.id
+SELECT own.id::text, own.lane, head.id::text, head.status FROM (
+    SELECT id, lane, {NEWEST.format(of="handler")} AS newest FROM deliveries
+    WHERE id = ANY(CAST(:ids AS uuid[]))
+) own, LATERAL (
+    {HEAD.format(columns="first.*", names=NAMES.format(newest="own.newest"), lane="own.lane")}
+) head WHERE own.id <> head.id
 """)
 
 
@@ -107,7 +120,7 @@ SELECT own.id::text, own.lane, head.id::text, head.status FROM deliveries own, L
 class BlockedLane:
     """Deliveries of one handler and key that wait, and the one that they wait for."""
 
-    handler: str
+    handler: str  # by its current name
     key: str
     waiting: int
     since: Any  # when the event of the first of them was raised
@@ -133,6 +146,7 @@ class Lanes:
 
     engine: Engine
     grace_s: float
+    renamed: Mapping[str, str] = field(default_factory=dict)  # current names of handlers by older ones
 
     def wake_head(self, lane: str, names: Sequence[str]) -> list[Delivery]:
         """Set the first delivery of a lane back to pending, if it waits for its turn; return it."""
@@ -144,20 +158,25 @@ class Lanes:
 
     def wake_heads(self, limit: int) -> list[Delivery]:
         """Do so in all lanes: the worker that should have done it may have died."""
+        facts = {"limit": limit, "grace_s": self.grace_s, **self._names}
         with self.engine.begin() as connection:
-            rows = connection.execute(WAKE_HEADS, {"limit": limit, "grace_s": self.grace_s})
-            return [Delivery.to_send(row) for row in rows]
+            return [Delivery.to_send(row) for row in connection.execute(WAKE_HEADS, facts)]
 
     def blocked(self, limit: int) -> list[BlockedLane]:
         """Return the lanes in which deliveries wait, those with the most first."""
+        facts = {"limit": limit, **self._names}
         with self.engine.connect() as connection:
-            return [BlockedLane(*row) for row in connection.execute(BLOCKED, {"limit": limit})]
+            return [BlockedLane(*row) for row in connection.execute(BLOCKED, facts)]
 
     def blockers(self, ids: Iterable[str]) -> dict[str, Blocker]:
         """Return what these deliveries wait for, by their ids."""
+        facts = {"ids": list(ids), **self._names}
         with self.engine.connect() as connection:
-            rows = connection.execute(BLOCKERS, {"ids": list(ids)})
-            return {own: Blocker(*facts) for own, *facts in rows}
+            return {own: Blocker(*rest) for own, *rest in connection.execute(BLOCKERS, facts)}
+
+    @property
+    def _names(self) -> dict[str, list[str]]:
+        return {"older": list(self.renamed), "newest": list(self.renamed.values())}
 
 
 def lane_of(field: str | None, event: Event) -> str | None:

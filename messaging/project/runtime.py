@@ -105,7 +105,7 @@ class Runtime:
     @property
     def lanes(self) -> Lanes:
         """Return the deliveries that keep an order."""
-        return self._once("lanes", lambda: Lanes(self.engine, self.settings.relay_grace_s))
+        return self._once("lanes", self._lanes)
 
     @property
     def audit(self) -> Audit:
@@ -145,6 +145,10 @@ class Runtime:
     def _inbox(self) -> Inbox:
         errors = known_errors((MessagingError, *self.project.refusals))
         return Inbox(self.engine, self.project.bus, errors)
+
+    def _lanes(self) -> Lanes:
+        renamed = {old: self.project.all_names(old)[0] for old in self.project.renamed_handlers}
+        return Lanes(self.engine, self.settings.relay_grace_s, renamed)
 
     def _outbox(self) -> Outbox:
         bus, settings = self.project.bus, self.settings

@@ -243,9 +243,16 @@ def test_a_blocked_key_with_a_long_queue_costs_the_relay_little(app: MessagingAp
 
     began = time.monotonic()
     housekeeping.relay(app.dispatcher)
-
     assert time.monotonic() - began < 2  # a few milliseconds; seconds if it read each of them
     assert sent(app) == []
+
+    failing.discard(1)
+    list(app.dispatcher.rerun(DeliveryFilter(ids=(first,)), "anna", 1))
+    sent(app)
+    began = time.monotonic()
+    deliver(app, first)
+    assert time.monotonic() - began < 2
+    assert len(sent(app)) == 1
 
 
 LOCK_WAITS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
@@ -297,6 +304,30 @@ def test_a_corrected_copy_of_a_renamed_handlers_delivery_keeps_its_place(
         assert sent(release) == [second]
         receive(release, second, "renamed")
         assert ran == [("a", 3), ("a", 2)]
+
+
+def test_a_key_that_is_blocked_under_an_old_name_is_left_alone_and_what_blocks_it_is_named(
+    app: MessagingApp, clean_database: str
+):
+    failing.add(1)
+    first, second = commit(app, Moved("a", 1), Moved("a", 2))
+    deliver(app, first, second)
+    for release in app_on(clean_database, {Moved: [renamed]}, {"in_order": "renamed"}, relay_grace_s=1):
+        [third] = commit(release, Moved("a", 3))
+        receive(release, third, "renamed")
+        assert [state(release, one) for one in (first, second, third)] == ["failed", "waiting", "waiting"]
+
+        housekeeping.relay(release.dispatcher)
+        assert sent(release) == []
+        [lane] = release.runtime.lanes.blocked(10)
+        assert (lane.handler, lane.waiting, lane.blocked_by, lane.status) == ("renamed", 2, first, "failed")
+        assert {one.id for one in release.runtime.lanes.blockers([second, third]).values()} == {first}
+
+        release.runtime.outbox.discard(DeliveryFilter(ids=(first,)), "anna", 1, "no longer needed")
+        housekeeping.relay(release.dispatcher)
+        assert sent(release) == [second]
+        receive(release, second, "renamed")
+        assert sent(release) == [third]
 
 
 def test_the_first_of_a_key_is_tried_at_once_after_the_pause_of_a_breaker(clean_database: str):
