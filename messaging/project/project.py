@@ -62,7 +62,7 @@ class Project(Names):
         migrations: a folder of Alembic versions.
         refusals: business errors, which are sent to the sender.
         read_ahead: reads for commands that share a transaction (docs/adr/012).
-        renamed_handlers: the new names of event handlers by their old ones.
+        renamed_handlers: the new names of event handlers by their old ones, one entry for each change.
         fakes: "module:name" of a unit of work in memory, for the tests that `deliveries reproduce` writes.
     """
 
@@ -82,12 +82,23 @@ class Project(Names):
 
     def handler_task(self, handler: str) -> str:
         """Return the task name of an event handler, by its current name."""
-        return f"{self.name}.{self.renamed_handlers.get(handler, handler)}"
+        return f"{self.name}.{self.names_since(handler)[-1]}"
 
     def all_names(self, handler: str) -> tuple[str, ...]:
         """Return all names of an event handler, of which this is one; the current one comes first."""
-        return self.handler_names(self.renamed_handlers.get(handler, handler))
+        return self.handler_names(self.names_since(handler)[-1])
 
     def handler_names(self, handler: str) -> tuple[str, ...]:
         """Return the names under which deliveries of an event handler are stored: this one and older ones."""
-        return handler, *(old for old, new in self.renamed_handlers.items() if new == handler)
+        older = (old for old in self.renamed_handlers if old != handler)
+        return handler, *(old for old in older if handler in self.names_since(old))
+
+    def names_since(self, handler: str) -> list[str]:
+        """Return this name of an event handler and those that it was given later, the current one last.
+
+        In a circle none is current; the project does not start then.
+        """
+        names = [handler]
+        while (newer := self.renamed_handlers.get(names[-1])) is not None and newer not in names:
+            names.append(newer)
+        return names

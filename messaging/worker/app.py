@@ -87,6 +87,11 @@ def check_handlers(project: Project, taken: Iterable[str]) -> None:
     Raises:
         ValueError: the text names the handler.
     """
+    for old in project.renamed_handlers:
+        if (last := project.names_since(old)[-1]) in project.renamed_handlers:
+            raise ValueError(
+                f"renamed_handlers leads from {old} to {last} and back: none is the current name"
+            )
     known: dict[str, Handler] = {}
     for handler in (handler for handlers in project.bus.events.values() for handler in handlers):
         name = handler.__name__

@@ -55,10 +55,12 @@ REFUSED: list[tuple[dict[type[Event], list[Any]], str]] = [
 ]
 
 
-def started(events: dict[type[Event], list[Any]]) -> object:
-    """Start the project with these handlers of events."""
+def started(events: dict[type[Event], list[Any]], **renamed: str) -> object:
+    """Start the project with these handlers of events, some of which were renamed."""
     changed = replace(
-        project, bus=MessageBus(project.bus.commands, events), renamed_handlers={"before": "reallocate"}
+        project,
+        bus=MessageBus(project.bus.commands, events),
+        renamed_handlers=renamed or {"before": "reallocate"},
     )
     return make_app(changed, celeryconfig)
 
@@ -75,3 +77,9 @@ def test_one_handler_may_handle_several_events():
     handler = called("notify")
 
     assert started({OutOfStock: [handler], Deallocated: [handler, called("reallocate")]})
+
+
+@pytest.mark.parametrize("renamed", [{"old": "older", "older": "old"}, {"old": "old"}])
+def test_names_that_lead_back_to_each_other_are_refused(renamed: dict[str, str]):
+    with pytest.raises(ValueError, match=r"renamed_handlers leads from old to old(er)? and back"):
+        started({OutOfStock: [called("notify")]}, **renamed)
