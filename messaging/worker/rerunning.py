@@ -9,15 +9,13 @@ from math import ceil
 from messaging.errors import describe
 from messaging.postgres.reruns import BulkRerun, Progress
 from messaging.worker.dispatcher import Dispatcher, logger
-from messaging.worker.waking import LOOK_S
-
-#: Longest run in seconds; another one is requested, so that other housekeeping gets its turn in between.
-CARRY_ON_FOR_S = 3.0
+from messaging.worker.waking import LOOK_S, longest_run_s
 
 
 def carry_on(dispatcher: Dispatcher) -> int:
     """Take steps of all re-runs, only as fast as workers take messages; return how many were sent."""
-    sent, until = 0, time.monotonic() + CARRY_ON_FOR_S
+    longest_s = longest_run_s(dispatcher.runtime)
+    sent, until = 0, time.monotonic() + longest_s
     while reruns := dispatcher.runtime.bulk_reruns.under_way():
         room = _room(dispatcher)
         if room is None:
@@ -27,7 +25,7 @@ def carry_on(dispatcher: Dispatcher) -> int:
         if not moved and room > 0:  # canaries, or a rate, need more time
             break
         if time.monotonic() > until:
-            dispatcher.go_on_later("relay", CARRY_ON_FOR_S)
+            dispatcher.go_on_later("relay", longest_s)
             break
         if room <= 0:
             time.sleep(LOOK_S)

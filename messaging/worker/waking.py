@@ -11,6 +11,7 @@ from messaging.options import NO_OPTIONS, HandlerOptions, options_of
 from messaging.postgres.breakers import Stopped, stop_of
 from messaging.postgres.pauses import Pause, first_stop
 from messaging.postgres.waiting import Queue
+from messaging.project.runtime import Runtime
 from messaging.worker.dispatcher import Dispatcher
 
 #: Seconds before the queue's length is read again.
@@ -27,12 +28,18 @@ KEYED = 50
 LATE_S = 1.0
 
 #: Longest run in seconds; another one is requested, so that other housekeeping gets its turn in between.
-WAKE_FOR_S = 3.0
+RUN_FOR_S = 3.0
+
+
+def longest_run_s(runtime: Runtime) -> float:
+    """Return how long the relay may wake what waits: all that it does fits into a task's time limit."""
+    return min(RUN_FOR_S, runtime.settings.task_time_limit_s / 6)
 
 
 def wake(dispatcher: Dispatcher) -> int:
     """Send what no longer has to wait, only as fast as workers take it; return how many."""
-    sent, until, first = 0, time.monotonic() + WAKE_FOR_S, True
+    longest_s = longest_run_s(dispatcher.runtime)
+    sent, until, first = 0, time.monotonic() + longest_s, True
     while queues := dispatcher.runtime.waiting.queues():
         room = dispatcher.room()
         woken = _wake(dispatcher, queues, room, first) if room > 0 else []
@@ -41,7 +48,7 @@ def wake(dispatcher: Dispatcher) -> int:
         if not woken and room > 0:
             break
         if time.monotonic() > until:
-            dispatcher.go_on_later("relay", WAKE_FOR_S)
+            dispatcher.go_on_later("relay", longest_s)
             break
         if room <= 0:
             time.sleep(LOOK_S)

@@ -21,6 +21,7 @@ from local.waiting import eventually
 from messaging.errors import RetryAfter
 from messaging.options import HandlerOptions, handler
 from messaging.postgres.attempts import Attempt
+from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.transaction import Transaction
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
@@ -426,18 +427,31 @@ def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]):
         HandlerOptions(**wrong)
 
 
+MANY_WAIT = """
+INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, waits_for, due_at, grace_s,
+                        correlation_id, causation_id)
+SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{"sku": "LAMP"}', 'unlimited', 'waiting', 'pause',
+       now(), 1, 'c', 'c' FROM generate_series(1, 2000) RETURNING 1"""
+
+
 def test_the_relay_does_not_fill_the_queue_with_what_waited(clean_database: str):
     for app in app_with(clean_database):
-        ask(
-            app,
-            "INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, waits_for, due_at,"
-            " grace_s, correlation_id, causation_id)"
-            " SELECT gen_random_uuid(), gen_random_uuid(), 'OutOfStock', '{\"sku\": \"LAMP\"}', 'unlimited',"
-            " 'waiting', 'pause', now(), 1, 'c', 'c' FROM generate_series(1, 2000) RETURNING 1",
-        )
+        ask(app, MANY_WAIT)
         began = time.monotonic()
         housekeeping.relay(app.dispatcher)
 
         assert time.monotonic() - began < 20
         assert len(sent(app)) <= 450
         assert sent(app, "allocation.housekeeping")  # it continues in another run
+
+
+def test_the_relay_ends_before_a_small_time_limit_although_much_waits_and_is_rerun(clean_database: str):
+    for app in app_on(clean_database, task_time_limit_s=4, smtp_timeout_s=2):
+        ask(app, MANY_WAIT.replace("'unlimited'", "'send_out_of_stock_notification'"))
+        put(app)
+        app.runtime.bulk_reruns.start(DeliveryFilter(), "ann")
+
+        began = time.monotonic()
+        housekeeping.relay(app.dispatcher)
+
+        assert time.monotonic() - began < 4
