@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from inspect import isasyncgen, isawaitable, iscoroutine, isgenerator
 from typing import Any
 
 from messaging.delivery import Delivery
@@ -80,6 +81,9 @@ class MessageBus:
         """Run one handler in an open unit of work and commit it; return its result and what to send.
 
         Every handler runs here, of commands and events, in workers and on fakes.
+
+        Raises:
+            TypeError: it returned a coroutine or a generator, which nobody would run.
         """
         logger.debug("Handling %r with %s", message, handler.__name__)
         uow.in_handler = True
@@ -87,6 +91,13 @@ class MessageBus:
             result = handler(message, uow)
         finally:
             uow.in_handler = False
+        if isawaitable(result) or isgenerator(result) or isasyncgen(result):
+            if iscoroutine(result):
+                result.close()  # else Python warns that nobody has awaited it
+            raise TypeError(
+                f"{handler.__name__} returned a {type(result).__name__}, which nothing runs: a handler must"
+                " be a plain function"
+            )
         return result, uow.commit(result)
 
     def handlers_of(self, event: Event) -> list[str]:

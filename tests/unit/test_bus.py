@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -117,3 +118,33 @@ def test_a_handler_that_commits_its_unit_of_work_is_refused_and_leaves_no_trace(
     with pytest.raises(RuntimeError, match="The bus commits the unit of work"):
         MessageBus({Greet: greet}, {}).handle(Greet("Ada"), uow)
     assert uow.committed == 0
+
+
+async def greet_later(_message: object, _uow: object) -> None:
+    """Be a coroutine function."""
+
+
+def greet_each(_message: object, _uow: object) -> Iterator[int]:
+    """Be a generator function."""
+    yield 1
+
+
+async def greet_each_later(_message: object, _uow: object) -> AsyncIterator[int]:
+    """Be an async generator function."""
+    yield 1
+
+
+@pytest.mark.parametrize("inner", [greet_later, greet_each, greet_each_later])
+def test_a_handler_that_returns_what_nobody_runs_has_failed(inner: Callable[..., object], caplog):
+    """As behind a decorator that hides what kind of function it decorates."""
+
+    def greet(message: object, uow: object) -> object:
+        return inner(message, uow)
+
+    uow = FakeUnitOfWork()
+
+    with pytest.raises(TypeError, match=r"greet returned a .*, which nothing runs"):
+        MessageBus({Greet: greet}, {}).handle(Greet("Ada"), uow)
+    MessageBus({}, {Greeted: [greet]}).handle(Greeted("Ada"), uow)
+    assert uow.committed == 0
+    assert "Exception handling event Greeted(name='Ada') with greet" in caplog.text
