@@ -127,20 +127,24 @@ def handler(
 
     Args:
         max_retries: retries before its delivery fails; the settings have the default, as of the next three.
-        backoff_s: seconds before the first retry; doubles each time.
+        backoff_s: seconds before the first retry, at least 1; doubles each time.
         backoff_max_s: the longest wait in seconds between retries.
         jitter: draw each wait at random from 0 to its longest value.
         options: see `HandlerOptions`.
+
+    Raises:
+        ValueError: the handler has options already, or retries of its own by `retrying`.
     """
     retry = {
         "max_retries": max_retries, "backoff_s": backoff_s, "backoff_max_s": backoff_max_s, "jitter": jitter,
     }  # fmt: skip
+    changes = {name: value for name, value in retry.items() if value is not None}
     declared = HandlerOptions(**options)
 
     def mark(function: Handler) -> Handler:
-        function.retry_changes = {  # type: ignore[attr-defined]  # functions accept attributes
-            name: value for name, value in retry.items() if value is not None
-        }
+        if hasattr(function, "options") or (changes and hasattr(function, "retry_policy")):
+            raise ValueError(f"{function.__name__} has options already: declare all of them in one @handler")
+        function.retry_changes = changes  # type: ignore[attr-defined]  # functions accept attributes
         function.options = declared  # type: ignore[attr-defined]
         return function
 

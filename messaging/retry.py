@@ -20,10 +20,16 @@ class RetryPolicy:
 
 
 def retrying(**options: Any) -> Callable[[Handler], Handler]:
-    """Give one event handler its own `RetryPolicy`: `@retrying(max_retries=8)`."""
+    """Give one event handler its own `RetryPolicy`: `@retrying(max_retries=8)`.
+
+    Raises:
+        ValueError: the handler has retries of its own already.
+    """
     policy = RetryPolicy(**options)
 
     def mark(handler: Handler) -> Handler:
+        if hasattr(handler, "retry_policy") or getattr(handler, "retry_changes", None):
+            raise ValueError(f"{handler.__name__} has retries already: declare all of them in one @handler")
         handler.retry_policy = policy  # type: ignore[attr-defined]  # functions accept attributes
         return handler
 

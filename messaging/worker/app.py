@@ -58,8 +58,28 @@ def check_retry_policies(bus: MessageBus, settings: MessagingSettings) -> None:
                 f"max_retries of the handler {handler.__name__} ({policy.max_retries}) must be 0 to"
                 f" {MAX_COUNT}: workers refuse the message of a later retry; scheduled re-runs follow anyway"
             )
+        if not 1 <= policy.backoff_s <= policy.backoff_max_s:
+            raise ValueError(
+                f"backoff_s of the handler {handler.__name__} ({policy.backoff_s:g}) must be 1 to"
+                f" backoff_max_s ({policy.backoff_max_s:g}), which is the longest wait"
+            )
         if problem := backoff_too_long(settings, handler.__name__, policy):
             raise ValueError(problem)
+
+
+def check_breakers(bus: MessageBus, settings: MessagingSettings) -> None:
+    """Refuse a handler's own breaker if it contradicts the settings.
+
+    Raises:
+        ValueError: its first pause is longer than the longest.
+    """
+    for handler in bus.event_handlers.values():
+        breaker = settings.completed(options_of(handler)).breaker
+        if breaker and (breaker.pause_s or 0) > (breaker.pause_max_s or 0):
+            raise ValueError(
+                f"pause_s of the breaker of {handler.__name__} ({breaker.pause_s:g}) must not be more than"
+                f" pause_max_s ({breaker.pause_max_s:g}), which is the longest pause"
+            )
 
 
 def check_options(bus: MessageBus) -> None:
@@ -113,6 +133,7 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app.conf.update(config.of_project(project))
     settings = project.settings()
     check_retry_policies(project.bus, settings)
+    check_breakers(project.bus, settings)
     check_options(project.bus)
     if settings.signing:
         settings.signing.switch_on(app)

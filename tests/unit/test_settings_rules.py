@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from allocation.config import Settings
 from messaging.brokers.signing import Signing
 from messaging.bus import MessageBus
 from messaging.messages import Event
-from messaging.retry import retrying
-from messaging.worker.app import check_retry_policies
+from messaging.options import Breaker, handler, options_of
+from messaging.retry import RetryPolicy, policy_of, retrying
+from messaging.worker.app import check_breakers, check_retry_policies
 
 RABBITMQ = "amqp://127.0.0.1//"
 HALF = "unsigned messages would be accepted"
@@ -105,17 +107,73 @@ def test_a_handlers_own_policy_must_agree_with_the_settings_too():
 
 def test_a_handlers_own_policy_may_omit_the_longest_wait():
     """As in the README: `@retrying(max_retries=8)`."""
-    handler = retrying(max_retries=8)(lambda: None)
+    own = retrying(max_retries=8)(lambda: None)
 
-    check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
+    check_retry_policies(MessageBus({}, {Told: [own]}), Settings(_env_file=None))
 
 
 @pytest.mark.parametrize("max_retries", [-1, 1001])
 def test_a_handler_cannot_have_more_retries_than_a_message_may_have(max_retries: int):
-    handler = retrying(max_retries=max_retries)(lambda: None)
+    own = retrying(max_retries=max_retries)(lambda: None)
 
     with pytest.raises(ValueError, match=r"max_retries of the handler <lambda> .* must be 0 to 1000"):
-        check_retry_policies(MessageBus({}, {Told: [handler]}), Settings(_env_file=None))
+        check_retry_policies(MessageBus({}, {Told: [own]}), Settings(_env_file=None))
+
+
+@pytest.mark.parametrize(("backoff_s", "allowed"), [(0, False), (31, False), (1, True), (30, True)])
+def test_a_handlers_first_wait_is_a_second_or_more_and_at_most_its_longest(backoff_s: int, allowed: bool):
+    """With 0, Celery would wait for three minutes."""
+    own = handler(backoff_s=backoff_s)(called_tell())
+
+    with (
+        nullcontext()
+        if allowed
+        else pytest.raises(
+            ValueError,
+            match=rf"backoff_s of the handler tell \({backoff_s}\) must be 1 to backoff_max_s \(30\)",
+        )
+    ):
+        check_retry_policies(MessageBus({}, {Told: [own]}), Settings(_env_file=None))
+
+
+def test_the_first_pause_of_a_handlers_breaker_cannot_be_longer_than_the_longest():
+    own = handler(breaker=Breaker(pause_s=1000))(called_tell())
+    bus = MessageBus({}, {Told: [own]})
+
+    with pytest.raises(ValueError, match=r"of tell \(1000\) must not be more than pause_max_s \(600\)"):
+        check_breakers(bus, Settings(_env_file=None))
+
+    check_breakers(bus, Settings(_env_file=None, breaker_pause_max_s=1000))
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda own: handler(max_retries=8)(handler(in_order_by="sku")(own)),
+        lambda own: retrying(max_retries=8)(handler(max_retries=9)(own)),
+        lambda own: handler(max_retries=9)(retrying(max_retries=8)(own)),
+        lambda own: retrying(max_retries=8)(retrying(backoff_max_s=9)(own)),
+    ],
+)
+def test_a_handler_whose_options_would_replace_others_is_refused(declare: Callable[..., object]):
+    with pytest.raises(ValueError, match=r"tell has (options|retries) already"):
+        declare(called_tell())
+
+
+def test_a_handler_may_have_retries_by_one_decorator_and_other_options_by_the_other():
+    own = retrying(max_retries=8)(handler(rate="3/s")(called_tell()))
+
+    assert policy_of(own, RetryPolicy()).max_retries == 8
+    assert options_of(own).rate == "3/s"
+
+
+def called_tell() -> Callable[..., None]:
+    """Return a handler without options."""
+
+    def tell(_event: Told, _uow: object) -> None:
+        """Do nothing."""
+
+    return tell
 
 
 def no_key(folder: Path) -> Signing:
