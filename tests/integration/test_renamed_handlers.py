@@ -19,7 +19,7 @@ calls: list[str] = []
 
 @handler(shares_transaction=True)
 def tell_buyers(event: OutOfStock, _uow: Any) -> None:
-    """Leave a trace. It was called `tell_stock_team`, and before that `announce`."""
+    """Leave a trace. It was called `tell_stock_team`, and before that `tell_everybody`."""
     calls.append(event.sku)
 
 
@@ -31,7 +31,7 @@ def other(_event: OutOfStock, _uow: Any) -> None:
 def app(clean_database: str) -> Iterator[MessagingApp]:
     """The release after two changes of the name."""
     calls.clear()
-    renamed = {"announce": "tell_stock_team", "tell_stock_team": "tell_buyers"}
+    renamed = {"tell_everybody": "tell_stock_team", "tell_stock_team": "tell_buyers"}
     yield from app_on(clean_database, {OutOfStock: [tell_buyers, other]}, renamed)
 
 
@@ -40,9 +40,9 @@ def pending(app: MessagingApp, name: str) -> str:
     return put(app, handler=name, sku=name, status="pending")
 
 
-@pytest.mark.parametrize("message", ["announce", "tell_stock_team", "tell_buyers"])
+@pytest.mark.parametrize("message", ["tell_everybody", "tell_stock_team", "tell_buyers"])
 def test_a_delivery_under_any_name_is_made_whichever_name_its_message_has(app: MessagingApp, message: str):
-    names = ["announce", "tell_stock_team", "tell_buyers"]
+    names = ["tell_everybody", "tell_stock_team", "tell_buyers"]
     ids = [pending(app, name) for name in names]
 
     for one in ids:
@@ -53,14 +53,18 @@ def test_a_delivery_under_any_name_is_made_whichever_name_its_message_has(app: M
 
 
 def test_the_relay_sends_it_under_the_current_name(app: MessagingApp):
-    one = pending(app, "announce")
+    one = pending(app, "tell_everybody")
     ask(app, "UPDATE deliveries SET due_at = now() RETURNING 1")
 
     housekeeping.relay(app.dispatcher)
 
     assert sent(app) == [one]
-    assert app.runtime.project.handler_task("announce") == "allocation.tell_buyers"
-    assert app.runtime.project.all_names("announce") == ("tell_buyers", "announce", "tell_stock_team")
+    assert app.runtime.project.handler_task("tell_everybody") == "allocation.tell_buyers"
+    assert app.runtime.project.all_names("tell_everybody") == (
+        "tell_buyers",
+        "tell_everybody",
+        "tell_stock_team",
+    )
 
 
 def test_a_message_for_another_handlers_delivery_is_not_logged_as_handled(
