@@ -35,6 +35,8 @@ MESSAGES_A_STEP = 8
 #: Answers are noted in one transaction: so many at most, and as long as the app is so quick (seconds).
 NOTED_TOGETHER = 100
 NOTED_TOGETHER_S = 0.05
+#: Gone if the app's function ended the transaction, and with it what was noted before. Errors tell its name.
+SAVEPOINT = "on_answer_must_not_commit_or_roll_back"
 #: While new answers keep coming, it is looked for those that the app failed to note (seconds).
 FAILED_EVERY_S = 0.5
 PRUNE_EVERY_S = 60.0
@@ -267,27 +269,30 @@ class Relay:
             with self._database.transaction() as transaction:
                 run = self._begin(transaction)
                 end = time.monotonic() + NOTED_TOGETHER_S
-                for entry in self._table.answered(run, limit, failed_before=failed_before):
+                entries = self._table.answered(run, limit, failed_before=failed_before)
+                if entries:
+                    run.write(f"SAVEPOINT {SAVEPOINT}")
+                for entry in entries:
                     current.append(entry)
-                    self._call_handler(self._handler, entry, transaction)
+                    self._handler(self._outcome_of(entry), transaction)
                     if time.monotonic() >= end:
                         break
                 if current:
+                    run.write(f"RELEASE SAVEPOINT {SAVEPOINT}")
                     self._table.handled(run, current)
-                return len(current)
-        except HandlerFailed:
-            entry = current[-1]
-            logger.exception("Taking note of the answer to %r failed", entry.key)
-            with self._database.transaction() as transaction:
-                wait = self._pace.retry_after_s(entry.attempts)
-                self._table.handle_later(self._begin(transaction), entry, wait)
-            return 1
+        except Exception:
+            if not current:
+                raise
+            if len(current) > 1:  # one of them cannot be noted, or only not committed: each alone
+                return sum(self._note_some(1, failed_before=failed_before) for _ in current)
+            logger.exception("Taking note of the answer to %r failed", current[0].key)
+            self._handle_later(current[0])
+        return len(current)
 
-    def _call_handler(self, handler: OnAnswer, entry: Entry, transaction: Any) -> None:
-        try:
-            handler(self._outcome_of(entry), transaction)
-        except Exception as error:
-            raise HandlerFailed from error
+    def _handle_later(self, entry: Entry) -> None:
+        with self._database.transaction() as transaction:
+            wait = self._pace.retry_after_s(entry.attempts)
+            self._table.handle_later(self._begin(transaction), entry, wait)
 
     # Housekeeping
 
@@ -308,10 +313,6 @@ class Relay:
             self._looks_for_traces = False
             self._table = replace(self._table, traced=self._table.has_traces(run))
         return run
-
-
-class HandlerFailed(Exception):
-    """The app's own function raised; its transaction is rolled back."""
 
 
 def _attempts(entries: Sequence[Entry]) -> int:

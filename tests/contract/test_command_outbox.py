@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from itertools import count
@@ -15,8 +15,8 @@ from uuid import uuid4
 
 import psycopg2
 import pytest
-from sqlalchemy import create_engine
-from sqlalchemy.orm import Session
+from sqlalchemy import CheckConstraint, Column, MetaData, String, Table, create_engine, insert
+from sqlalchemy.orm import Session, registry
 
 from allocation.client import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import AllocationError, InvalidSku
@@ -24,6 +24,7 @@ from messaging.client.answers import Outcome
 from messaging.client.connections import NoTransaction, statements
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
 from messaging.client.outbox import KeyTaken, Outbox
+from messaging.client.relay import Relay
 from messaging.client.table import CommandTable, Entry
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
@@ -93,6 +94,38 @@ class Shop:
             self.table.answer(run, {entry.position: answer for entry in entries}, handled=False)
 
         self.step(write)
+
+    def send_answered(self, keys: Sequence[str]) -> None:
+        """Have commands in the table whose answers the app is to note."""
+        for key in keys:
+            self.send(Allocate(key, "LAMP", 2), key)
+        self.claim("m1")
+        self.answer("m1")
+
+    def relay(self, note: Callable[[Outcome, Any], object], results: str = "disabled://") -> Relay:
+        """Return a relay that sends nothing, so it needs no broker."""
+        return self.outbox.relay(self.database, "memory://", results, on_answer=note)
+
+    def note(self, note: Callable[[Outcome, Any], object], count: int, results: str = "disabled://") -> None:
+        """Have the app note answers; each step of a relay notes one at least."""
+        relay = self.relay(note, results)
+        for _ in range(count):
+            relay.step()
+
+    def sql(self, sql: str, *values: object, transaction: Any = None) -> list[Any]:
+        """Run a statement with the table's name in it; return the rows of a SELECT."""
+        if transaction is None:
+            with self.transaction() as own:
+                return self.sql(sql, *values, transaction=own)
+        run, sql = statements(transaction), sql.replace("{table}", self.table.name)
+        returns_rows = sql.startswith(("SELECT", "ANALYZE TABLE"))
+        return run.read(sql, values) if returns_rows else [run.write(sql, values)]
+
+    @property
+    def unhandled(self) -> int:
+        """Return how many answers the app has not taken note of."""
+        with self.transaction() as transaction:
+            return self.outbox.waiting(transaction).unhandled
 
 
 @pytest.fixture(params=WAYS)
@@ -346,8 +379,7 @@ def test_an_answer_that_the_app_failed_to_note_gets_its_turn_while_others_keep_c
             raise RuntimeError("the shop is not itself")
         noted.append(outcome.key)
 
-    # It sends nothing here, so it needs no broker.
-    relay = shop.outbox.relay(shop.database, "memory://", "disabled://", on_answer=note)
+    relay = shop.relay(note)
     until = time.monotonic() + 10
     for number in count():
         key = f"{number}" if number else "a"
@@ -361,6 +393,78 @@ def test_an_answer_that_the_app_failed_to_note_gets_its_turn_while_others_keep_c
     assert not failures
     assert noted[-1] == "a"
     assert sorted(noted) == sorted(["a", *map(str, range(1, number + 1))])
+
+
+class Order:
+    """A row of the app's own, mapped by an ORM."""
+
+    state: str
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "SQLAlchemy" in way], indirect=True)
+def test_an_answer_whose_note_cannot_be_committed_keeps_nobody_waiting(shop):
+    """An ORM writes at the end of the transaction, when all notes of a batch are made."""
+    orders = Table(
+        f"{shop.table.name}_orders",
+        MetaData(),
+        Column("id", String(9), primary_key=True),
+        Column("state", String(9), CheckConstraint("length(state) < 5")),
+    )
+    mapping = registry()
+    mapping.map_imperatively(Order, orders)
+    with shop.transaction() as session:
+        orders.create(session.connection())
+        session.execute(insert(orders), [{"id": key} for key in "abc"])
+    shop.send_answered("abc")
+
+    def note(outcome: Outcome, session: Session) -> None:
+        session.get(Order, outcome.key).state = "too long" if outcome.key == "b" else "ok"
+
+    shop.note(note, 3)
+    mapping.dispose()
+
+    assert dict(shop.sql("SELECT id, state FROM {table}_orders")) == {"a": "ok", "b": None, "c": "ok"}
+    assert shop.unhandled == 1
+
+
+@pytest.fixture
+def told(shop: Shop) -> Callable[[], list[str]]:
+    """A table of the app's own, in which each key can be once; returns what is in it."""
+    shop.sql("CREATE TABLE {table}_told (what varchar(9) PRIMARY KEY)")
+    return lambda: sorted(what for (what,) in shop.sql("SELECT what FROM {table}_told"))
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "driver" in way], indirect=True)
+def test_a_note_that_ends_the_transaction_takes_none_before_it_along(shop, told):
+    shop.sql("INSERT INTO {table}_told VALUES ('b')")
+    shop.send_answered("abc")
+
+    def note(outcome: Outcome, connection: Any) -> None:
+        try:
+            shop.sql("INSERT INTO {table}_told VALUES (%s)", outcome.key, transaction=connection)
+        except Exception:  # noqa: BLE001  each driver has its own
+            connection.rollback()
+
+    shop.note(note, 3)
+
+    assert told() == ["a", "b", "c"]
+    assert shop.unhandled == 1
+
+
+@pytest.mark.parametrize("shop", ["postgresql by its driver"], indirect=True)
+def test_an_error_that_one_note_hides_is_not_held_against_another(shop, told, caplog):
+    """On PostgreSQL every statement after it fails."""
+    shop.send_answered("abc")
+
+    def note(outcome: Outcome, connection: Any) -> None:
+        what = outcome.key if outcome.key != "a" else "longer than nine"
+        with suppress(psycopg2.Error):
+            shop.sql("INSERT INTO {table}_told VALUES (%s)", what, transaction=connection)
+
+    shop.note(note, 3)
+
+    assert told() == ["b", "c"]
+    assert {record.args for record in caplog.records} == {("a",)}
 
 
 def test_what_was_handled_long_ago_is_pruned(shop):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import django
 import pytest
 from django.conf import settings
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.urls import path
 
@@ -142,6 +143,29 @@ def test_a_relays_transaction_is_djangos(empty):
     with database.transaction() as run:
         assert run.in_atomic_block
     database.close()
+
+
+def test_an_error_that_a_note_hides_keeps_nobody_waiting(empty):
+    """Django refuses every later query of the transaction."""
+    from messaging.client.django.models import QueuedCommand
+
+    for key in "ab":
+        with transaction.atomic():
+            outbox.send(connection, Allocate(key, "LAMP", 2), key=key)
+    for key in "ab":
+        answer(key)
+
+    def note(outcome: Outcome, _connection: Any) -> None:
+        if outcome.key == "a":
+            with suppress(IntegrityError):
+                QueuedCommand.objects.create(idempotency_key="b", created_at=0, due_at=0)
+
+    relay = outbox.relay(DjangoDatabase(), "memory://", "disabled://", on_answer=note)
+    for _ in "ab":
+        relay.step()
+
+    states = {command.idempotency_key: command.state for command in QueuedCommand.objects.all()}
+    assert states == {"a": "answered", "b": "handled"}
 
 
 @pytest.fixture
