@@ -40,6 +40,7 @@ SAVEPOINT = "on_answer_must_not_commit_or_roll_back"
 #: While new answers keep coming, it is looked for those that the app failed to note (seconds).
 FAILED_EVERY_S = 0.5
 PRUNE_EVERY_S = 60.0
+PRUNED_TOGETHER = 1000
 #: Errors that say "not now"; they are no answer.
 NOT_NOW = ("Unavailable",)
 #: The error of a message that an operator has revoked: the answer to each of its commands.
@@ -86,7 +87,7 @@ class Relay:
         try:
             while time.monotonic() < end:
                 if not self.step():
-                    if self.waiting().count == 0:
+                    if not self._anything_waits():
                         return True
                     time.sleep(min(self._pace.interval_s, max(0.0, end - time.monotonic())))
             return False
@@ -108,6 +109,10 @@ class Relay:
         """Count what waits."""
         with self._database.transaction() as transaction:
             return self._table.waiting(statements(transaction))
+
+    def _anything_waits(self) -> bool:
+        with self._database.transaction() as transaction:
+            return self._table.anything_waits(statements(transaction))
 
     def close(self) -> None:
         """Close the connections; the relay may go on afterwards."""
@@ -297,13 +302,13 @@ class Relay:
     # Housekeeping
 
     def _prune(self) -> None:
+        """Delete some commands that were handled long ago; if there are more, the next step goes on."""
         if time.monotonic() < self._prune_at:
             return
-        self._prune_at = time.monotonic() + PRUNE_EVERY_S
-        while True:
-            with self._database.transaction() as transaction:
-                if not self._table.prune(self._begin(transaction), self._pace.retention_s):
-                    return
+        with self._database.transaction() as transaction:
+            gone = self._table.prune(self._begin(transaction), self._pace.retention_s, PRUNED_TOGETHER)
+        if gone < PRUNED_TOGETHER:
+            self._prune_at = time.monotonic() + PRUNE_EVERY_S
 
     def _begin(self, transaction: Any) -> Statements:
         check_transaction(transaction)

@@ -56,6 +56,8 @@ _BEHIND = (
     " AND earlier.position < command.position AND earlier.answered_at IS NULL)"
 )
 _UNDER_WAY = "task_id IS NOT NULL AND answered_at IS NULL"
+#: What a command waits in: unsent, unanswered, unhandled.
+_STEPS = ("task_id IS NULL", _UNDER_WAY, "answered_at IS NOT NULL AND handled_at IS NULL")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ class CommandTable:
         if not claimed:
             return None
         rows = run.read(
-            f"SELECT {self._entry} FROM {self.name} WHERE task_id = %s ORDER BY position",
+            f"SELECT {self._entry} FROM {self.name} WHERE task_id = %s AND answered_at IS NULL"
+            " ORDER BY position",
             (task_id,),
         )
         return task_id, [Entry.of(row) for row in rows]
@@ -257,8 +260,8 @@ class CommandTable:
         )
         return changed == 1
 
-    def prune(self, run: Statements, retention_s: float, limit: int = 1000) -> int:
-        """Delete commands that were handled so many seconds ago; return how many went."""
+    def prune(self, run: Statements, retention_s: float, limit: int) -> int:
+        """Delete so many commands at most that were handled so many seconds ago; return how many went."""
         rows = run.read(
             f"SELECT position FROM {self.name} WHERE handled_at < {run.dialect.now} - %s"
             f" ORDER BY handled_at LIMIT %s {run.dialect.for_update}",
@@ -270,16 +273,15 @@ class CommandTable:
             run.write(f"DELETE FROM {self.name} WHERE position IN ({marks})", positions)
         return len(positions)
 
+    def anything_waits(self, run: Statements) -> bool:
+        """Tell whether there is a command that is not handled, without counting."""
+        return any(run.read(f"SELECT 1 FROM {self.name} WHERE {step} LIMIT 1") for step in _STEPS)
+
     def waiting(self, run: Statements) -> Waiting:
         """Count what waits."""
-        steps = (
-            "task_id IS NULL",
-            _UNDER_WAY,
-            "answered_at IS NOT NULL AND handled_at IS NULL",
-        )
         counts = [
             run.read(f"SELECT count(*), {run.dialect.now} - min(created_at) FROM {self.name} WHERE {step}")[0]
-            for step in steps
+            for step in _STEPS
         ]
         unsent, unanswered, unhandled = (int(count) for count, _ in counts)
         ages = (float(age) for _, age in counts if age is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,9 @@ from sqlalchemy.orm import Session, registry
 from allocation.client import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import AllocationError, InvalidSku
 from messaging.client.answers import Outcome
-from messaging.client.connections import NoTransaction, statements
+from messaging.client.connections import NoTransaction, Row, Statements, statements
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
+from messaging.client.dialects import Dialect
 from messaging.client.outbox import KeyTaken, Outbox
 from messaging.client.relay import Relay
 from messaging.client.table import CommandTable, Entry
@@ -467,6 +469,86 @@ def test_an_error_that_one_note_hides_is_not_held_against_another(shop, told, ca
     assert {record.args for record in caplog.records} == {("a",)}
 
 
+@pytest.mark.parametrize("shop", ["sqlite by its driver"], indirect=True)
+def test_a_step_prunes_some_and_the_next_one_goes_on(shop, monkeypatch):
+    monkeypatch.setattr("messaging.client.relay.PRUNED_TOGETHER", 2)
+    shop.send_answered("abcde")
+    shop.relay(lambda *_: None).step()
+    shop.sql("UPDATE {table} SET handled_at = 0")
+
+    relay, left = shop.relay(lambda *_: None), []
+    for _ in range(3):
+        relay.step()
+        left += shop.sql("SELECT count(*) FROM {table}")
+
+    assert left == [(3,), (1,), (0,)]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Runs statements, and keeps of each how the database finds its rows."""
+
+    run: Statements
+    plans: list[str]
+
+    @property
+    def dialect(self) -> Dialect:
+        return self.run.dialect
+
+    def read(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
+        self._explain(sql, values)
+        return self.run.read(sql, values)
+
+    def write(self, sql: str, values: Sequence[object] = ()) -> int:
+        self._explain(sql, values)
+        return self.run.write(sql, values)
+
+    def _explain(self, sql: str, values: Sequence[object]) -> None:
+        kind = self.dialect.name
+        rows = self.run.read(f"EXPLAIN {'QUERY PLAN' if kind == 'sqlite' else ''} {sql}", values)
+        if "position IN" not in sql:  # by the primary key
+            self.plans.append("\n".join(self._line(row) for row in rows))
+
+    def _line(self, row: Row) -> str:
+        if self.dialect.name == "mysql":  # the rows of an index, and perhaps the share that a filter leaves
+            return f"{row[5]} for {str(row[8]).split()[0]} rows"
+        return str(row[-1])
+
+
+def test_no_look_of_a_relay_reads_all_that_was_handled(shop):
+    now = shop.step(lambda run: run.dialect.now)
+    insert_10_000 = """
+INSERT INTO {table} (idempotency_key, task, fields, created_at, due_at, task_id, answered_at, handled_at)
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
+SELECT CAST(n.i * 100 + m.i AS char(9)), 't', 'f', 0, 0, CAST(n.i AS char(9)), {now}, {now}
+FROM n CROSS JOIN n m"""
+    shop.sql(insert_10_000.replace("{now}", now))
+    kind = shop.step(lambda run: run.dialect.name)
+    if kind != "sqlite":
+        shop.sql({"postgresql": "ANALYZE {table}", "mysql": "ANALYZE TABLE {table}"}[kind])
+    for key, group in (("a", None), ("b", None), ("c", "g"), ("d", "g")):
+        shop.send(Allocate(key, "LAMP", 2), key, group)
+
+    with shop.database.transaction() as transaction:
+        run = Explained(statements(transaction), [])
+        shop.table.begin(run.run)
+        assert len(shop.table.claim(run, "m1", 100, 0)) == 3
+        assert shop.table.claim_again(run, 0)
+        assert shop.table.under_way(run, 50) == ["m1"]
+        entries = shop.table.lock_message(run, "m1")
+        shop.table.answer(run, {entry.position: "{}" for entry in entries}, handled=False)
+        assert len(shop.table.answered(run, 100, failed_before=False)) == 3
+        assert shop.table.anything_waits(run)
+        assert shop.table.prune(run, 3600, 100) == 0
+
+    own = rf"{shop.table.name}_(unsent|messages|unanswered|unhandled|handled|groups)\b"
+    for plan in run.plans:
+        for line in re.findall(r"^(?:SCAN|SEARCH).*|.* Scan .*|.* rows$", plan, re.MULTILINE):
+            assert re.search(own, line) or "Bitmap Heap" in line, plan
+            assert kind != "mysql" or int(line.split()[-2]) < 1000, plan
+    assert kind != "postgresql" or "Index Cond: (handled_at <" in run.plans[-1]
+
+
 def test_what_was_handled_long_ago_is_pruned(shop):
     for key in "abc":
         shop.send(Allocate(key, "LAMP", 2), key)
@@ -478,8 +560,8 @@ def test_what_was_handled_long_ago_is_pruned(shop):
 
     shop.step(handle)
 
-    assert shop.step(shop.table.prune, 3600) == 0
-    assert shop.step(shop.table.prune, -1) == 1
+    assert shop.step(shop.table.prune, 3600, 100) == 0
+    assert shop.step(shop.table.prune, -1, 100) == 1
     with shop.transaction() as transaction:
         waiting = shop.outbox.waiting(transaction)
     assert (waiting.unsent, waiting.unhandled) == (1, 1)
