@@ -5,7 +5,7 @@ None of these libraries is imported: what is handed over is recognized by what i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
@@ -98,7 +98,9 @@ class _OnCursor:
     def read(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
         with closing(self.connection.cursor()) as cursor:
             cursor.execute(self._text(sql), tuple(values))
-            return list(cursor.fetchall())
+            rows = cursor.fetchall()
+            # A connection of the app's may return its rows as dictionaries.
+            return [tuple(row.values()) if isinstance(row, Mapping) else row for row in rows]
 
     def write(self, sql: str, values: Sequence[object] = ()) -> int:
         with closing(self.connection.cursor()) as cursor:

@@ -76,7 +76,8 @@ class DriverDatabase:
             self._connection = self._connect()
         connection = self._connection
         try:
-            if getattr(connection, "in_transaction", True) is False:  # sqlite3, whatever its isolation level
+            # sqlite3, whatever its isolation level. mysql.connector has the first attribute too.
+            if not getattr(connection, "in_transaction", True) and hasattr(connection, "isolation_level"):
                 connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.commit()

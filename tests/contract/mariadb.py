@@ -38,9 +38,20 @@ class MariaDB(Server):
         """Return the address as SQLAlchemy wants it."""
         return f"mysql+pymysql://root@{LOOPBACK}:{self.port}/shop"
 
-    def connect(self, database: str | None = "shop") -> Any:
+    def connect(self, database: str | None = "shop", **options: Any) -> Any:
         """Return a connection of the driver."""
-        return pymysql().connect(host=LOOPBACK, port=self.port, user="root", database=database)
+        return pymysql().connect(host=LOOPBACK, port=self.port, user="root", database=database, **options)
+
+    def connect_by_mysqls_own_driver(self) -> Any:
+        """Return a connection of mysql-connector-python; skip the test where it is not installed."""
+        try:
+            import mysql.connector
+        except ImportError:
+            missing("mysql-connector-python", "pip install mysql-connector-python")
+        # MariaDB lacks the collation that is its default.
+        return mysql.connector.connect(
+            host=LOOPBACK, port=self.port, user="root", database="shop", collation="utf8mb4_bin"
+        )
 
     def _prepare(self) -> Child:
         self.folder.mkdir(parents=True, exist_ok=True)

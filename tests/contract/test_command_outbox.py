@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import psycopg2
 import pytest
+from psycopg2.extras import RealDictCursor
 from sqlalchemy import CheckConstraint, Column, MetaData, String, Table, create_engine, insert
 from sqlalchemy.orm import Session, registry
 
@@ -609,6 +610,53 @@ def test_a_transaction_that_was_begun_by_hand_will_do(kind, request, tmp_path):
         connection.rollback()
 
         assert outbox.waiting(connection).unsent == 0
+
+
+@pytest.mark.parametrize("shop", [way for way in WAYS if "driver" in way], indirect=True)
+def test_a_connection_whose_rows_are_dictionaries_will_do(shop):
+    def connect() -> Any:
+        connection = shop.connect()
+        if isinstance(connection, sqlite3.Connection):
+            connection.row_factory = lambda cursor, row: dict(
+                zip([column[0] for column in cursor.description], row, strict=True)
+            )
+        elif isinstance(connection, psycopg2.extensions.connection):
+            connection.cursor_factory = RealDictCursor
+        else:
+            connection.cursorclass = mariadb.pymysql().cursors.DictCursor
+        return connection
+
+    database, noted = DriverDatabase(connect), list[str]()
+    with database.transaction() as connection:
+        for _ in range(2):
+            shop.outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+    shop.claim("m1")
+    shop.answer("m1")
+    relay = shop.outbox.relay(
+        database, "memory://", "disabled://", on_answer=lambda outcome, _: noted.append(outcome.key)
+    )
+    relay.step()
+    relay.close()
+
+    assert noted == ["a"]
+
+
+def test_mysqls_own_driver_will_do(mariadb_server):
+    outbox = Outbox("allocation", (Allocate,), table=f"commands_{uuid4().hex[:12]}")
+    connect = mariadb_server.connect_by_mysqls_own_driver
+    shop, noted = Shop(outbox, connect, DriverDatabase(connect), DriverDatabase(connect)), list[str]()
+    with shop.transaction() as connection:
+        outbox.create_table(connection)
+    for _ in range(2):
+        shop.send(Allocate("o1", "LAMP", 1), "a")
+    shop.claim("m1")
+    shop.answer("m1")
+
+    shop.note(lambda outcome, _connection: noted.append(outcome.key), 1)
+
+    assert noted == ["a"]
+    assert shop.unhandled == 0
+    shop.database.close()
 
 
 @pytest.mark.parametrize("shop", [way for way in WAYS if "SQLAlchemy" in way], indirect=True)
