@@ -97,4 +97,5 @@ def declared_errors(refusals: Iterable[type[Exception]]) -> dict[str, type[Excep
     found: list[type[Exception]] = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MessagingError)
     ]
+    found.remove(errors.RetryAfter)  # for event handlers; it is not made of its text
     return {kind.__name__: kind for kind in (*found, *refusals)}

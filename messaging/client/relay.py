@@ -43,6 +43,8 @@ PRUNE_EVERY_S = 60.0
 PRUNED_TOGETHER = 1000
 #: Errors that say "not now"; they are no answer.
 NOT_NOW = ("Unavailable",)
+#: From so many times on the log says so: perhaps it is not the database, but the command.
+SENT_OFTEN = 5
 #: The error of a message that an operator has revoked: the answer to each of its commands.
 REVOKED = "TaskRevokedError"
 
@@ -215,19 +217,31 @@ class Relay:
         if told.error is not None and told.error["type"] != REVOKED and len(entries) > 1:
             self._fall_apart(run, entries, told.error)
             return
-        by_key = {line["id"]: line for line in told.lines}
+        # The lines are in the order of the commands; one whose key the backend refuses has another id.
+        in_order = len(told.lines) == len(entries)
+        ids = [entry.key for entry in entries] if in_order else [line["id"] for line in told.lines]
+        by_key = dict(zip(ids, told.lines, strict=True))
         answers: dict[int, str] = {}
-        later: list[Entry] = []
+        later: dict[Entry, str] = {}
         for entry in entries:
             answer = by_key.get(entry.key) or {"error": told.error or {"type": "Unavailable", "message": ""}}
-            if (answer.get("error") or {}).get("type") in NOT_NOW:
-                later.append(entry)
+            error = answer.get("error") or {}
+            if error.get("type") in NOT_NOW:
+                later[entry] = error["message"]
             else:
                 answers[entry.position] = json.dumps({name: answer[name] for name in answer if name != "id"})
         self._table.answer(run, answers, handled=self._handler is None)
         if later:
-            self._table.try_later(run, later, self._pace.retry_after_s(_attempts(later)))
+            self._try_later(run, later)
         self._size = min(self._pace.size, self._size + 1)
+
+    def _try_later(self, run: Statements, problems: Mapping[Entry, str]) -> None:
+        """Send commands again, later; say so if one of them was sent often."""
+        worst = max(problems, key=lambda entry: entry.attempts)
+        self._table.try_later(run, list(problems), self._pace.retry_after_s(worst.attempts))
+        if worst.attempts >= SENT_OFTEN:
+            sent = f"{worst.key!r}, sent {worst.attempts} times: {problems[worst]}"
+            logger.warning("The backend has not carried out %d commands yet, such as %s", len(problems), sent)
 
     def _hasten(self, run: Statements, task_id: str) -> None:
         """Have the same message sent again soon: its answer was not recorded, and may not stay the answer."""

@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session, registry
 
 from allocation.client import Allocate, ChangeBatchQuantity, CreateBatch
 from allocation.domain.errors import AllocationError, InvalidSku
-from messaging.client.answers import Outcome
+from messaging.client import Client
+from messaging.client.answers import CommandFailed, Outcome
 from messaging.client.connections import NoTransaction, Row, Statements, statements
 from messaging.client.databases import Database, DriverDatabase, SqlAlchemyDatabase
 from messaging.client.dialects import Dialect
@@ -548,6 +549,64 @@ FROM n CROSS JOIN n m"""
             assert re.search(own, line) or "Bitmap Heap" in line, plan
             assert kind != "mysql" or int(line.split()[-2]) < 1000, plan
     assert kind != "postgresql" or "Index Cond: (handled_at <" in run.plans[-1]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a backend, in files."""
+
+    url: str
+
+    def store(self, task_id: str, lines: list[dict[str, Any]]) -> None:
+        """Answer a message."""
+        Client("allocation", "memory://", self.url).app.backend.store_result(task_id, lines, "SUCCESS")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(f"file://{tmp_path}")
+
+
+@pytest.mark.parametrize("shop", ["sqlite by its driver"], indirect=True)
+def test_a_key_that_the_backend_refuses_is_answered_with_that(shop, results):
+    """Then its line has another id. A newer Python, for one, knows more printable characters."""
+    for key in "ab":
+        shop.send(Allocate(key, "LAMP", 2), key)
+    shop.claim("m1")
+    refusal = {"type": "InvalidMessage", "message": "idempotency_key must be printable"}
+    results.store("m1", [{"id": "a", "result": "b1"}, {"id": "m1.1", "error": refusal}])
+    outcomes: list[Outcome] = []
+
+    shop.note(lambda outcome, _connection: outcomes.append(outcome), 2, results.url)
+
+    assert [(outcome.key, outcome.result) for outcome in outcomes] == [("a", "b1"), ("b", None)]
+    assert str(outcomes[1].error) == refusal["message"]
+
+
+@pytest.mark.parametrize("shop", ["sqlite by its driver"], indirect=True)
+def test_the_log_names_a_command_that_is_unavailable_each_time(shop, results, caplog):
+    shop.send(Allocate("o1", "LAMP", 2), "a")
+    shop.claim("m1", lease_s=0)
+    for _ in range(4):
+        shop.step(shop.table.claim_again, 0)
+    problem = {"type": "Unavailable", "message": "the database rejected it"}
+    results.store("m1", [{"id": "a", "error": problem}])
+
+    shop.note(lambda *_: None, 1, results.url)
+
+    assert "1 commands yet, such as 'a', sent 5 times: the database rejected it" in caplog.text
+
+
+def test_an_error_that_no_sender_is_meant_to_get_is_an_unexpected_one():
+    fields = '{"orderid": "o1", "sku": "LAMP", "qty": 1}'
+    answer = '{"error": {"type": "RetryAfter", "message": "not before 5 s have passed"}}'
+
+    outcome = Outbox("allocation", (Allocate,)).outcome_of(
+        Entry(1, "a", "allocation.allocate", fields, 1, answer)
+    )
+
+    assert isinstance(outcome.error, CommandFailed)
+    assert str(outcome.error) == "RetryAfter: not before 5 s have passed"
 
 
 def test_what_was_handled_long_ago_is_pruned(shop):
