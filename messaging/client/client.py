@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from amqp.exceptions import MessageNacked, NotFound
 from celery.exceptions import TimeoutError as NoResultInTime
-from kombu.exceptions import KombuError
+from kombu.exceptions import EncodeError, KombuError
 
 from messaging import tracing
 from messaging.brokers import topology
@@ -83,6 +83,7 @@ class Client:
             Unavailable: the broker or the result backend is unavailable, so perhaps nothing was sent.
             NotAnswered: it was sent, but no answer came within `timeout_s` seconds.
             MessagingError, or one of the refusals: raised by the worker.
+            kombu.exceptions.EncodeError: a field cannot be written as JSON, or the message not be signed.
         """
         return self.answer(self.delay(command, key=key), timeout_s)
 
@@ -91,6 +92,7 @@ class Client:
 
         Raises:
             Unavailable: the broker was unavailable for some seconds.
+            kombu.exceptions.EncodeError: as `call`.
         """
         task_id = str(uuid4())  # a new one for each message: its result is found by it
         key = task_id if key is None else key
@@ -139,6 +141,7 @@ class Client:
 
         Raises:
             Unavailable: the broker is still unavailable; commands not yielded by then may not have been sent.
+            kombu.exceptions.EncodeError: as `call`, for a whole message of commands.
         """
         answered = 0
         for batch in _ahead(self._sent_batches(iter(commands), size), in_flight):
@@ -275,7 +278,7 @@ class Client:
         except Exception as error:
             # Celery wraps the backend's error in a RuntimeError after its last retry.
             cause = error.__cause__ if isinstance(error, RuntimeError) else error
-            if not isinstance(cause, away):
+            if not isinstance(cause, away) or isinstance(cause, EncodeError):
                 raise
             raise Unavailable(
                 f"The {_server(error)} is unavailable ({type(cause).__name__}); {send_again(key)}"
@@ -297,7 +300,7 @@ def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
             waiting.append(batch)
             if len(waiting) >= count:
                 yield waiting.popleft()
-    except Unavailable:
+    except (Unavailable, EncodeError):
         yield from waiting
         raise
     yield from waiting

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 import redis
+from kombu.exceptions import EncodeError
 from sqlalchemy import create_engine, text
 
 from allocation.client import Allocate, AllocationClient, CreateBatch
@@ -295,6 +296,14 @@ def test_a_sender_reads_all_that_it_is_told(server_folder: Path, send: Callable[
 def _connections(results: redis.Redis) -> list[str]:
     """Return the other clients of the results' database."""
     return [row["addr"] for row in results.client_list() if row["db"] == "1" and row["name"] != "watcher"]
+
+
+def test_a_command_that_cannot_be_written_as_json_is_no_broker_that_is_away():
+    with (
+        AllocationClient("memory://", "disabled://") as client,
+        pytest.raises(EncodeError, match="not JSON serializable"),
+    ):
+        client.delay(Allocate("o1", "LAMP", object()))
 
 
 def test_a_client_recovers_when_its_servers_are_back(server_folder: Path):
