@@ -27,6 +27,8 @@ class Dialect:
     #: Finds a column of a table: the values are both names.
     column: str
     partial_indexes: bool = True
+    #: Returns the connection's charset, where that may be too small for a text.
+    charset: str | None = None
 
 
 POSTGRESQL = Dialect(
@@ -51,7 +53,7 @@ MYSQL = Dialect(
     name_type="varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
     text_type="longtext CHARACTER SET utf8mb4",
     time_type="double",
-    # Every value is checked before, so there is no other error that IGNORE could hide.
+    # Every value is checked before, the charset too, so there is no other error that IGNORE could hide.
     insert=("INSERT IGNORE INTO", ""),
     for_update="FOR UPDATE SKIP LOCKED",
     newest="FOR UPDATE",
@@ -60,6 +62,7 @@ MYSQL = Dialect(
     column="SELECT 1 FROM information_schema.columns"
     " WHERE table_schema = database() AND table_name = %s AND column_name = %s",
     partial_indexes=False,
+    charset="SELECT @@character_set_client",
 )
 SQLITE = Dialect(
     "sqlite",

@@ -718,6 +718,37 @@ def test_mysqls_own_driver_will_do(mariadb_server):
     shop.database.close()
 
 
+@pytest.mark.parametrize("shop", ["postgresql by its driver"], indirect=True)
+def test_a_command_that_is_pruned_while_it_is_sent_once_more_is_a_new_one(shop):
+    class Cursor(psycopg2.extensions.cursor):
+        """A relay prunes before this one reads."""
+
+        def execute(self, query: str, values: Sequence[object] | None = None) -> None:
+            if query.startswith("SELECT"):
+                shop.sql("DELETE FROM {table}")
+            super().execute(query, values)
+
+    shop.send(Allocate("o1", "LAMP", 1), "a")
+    with closing(shop.connect()) as connection:
+        connection.cursor_factory = Cursor
+        shop.outbox.send(connection, Allocate("o1", "LAMP", 1), key="a")
+        connection.commit()
+
+    assert shop.claim("m1") == ["a"]
+
+
+def test_a_key_that_the_connection_would_change_is_refused(mariadb_server):
+    outbox = Outbox("allocation", (Allocate,), table=f"commands_{uuid4().hex[:12]}")
+    with closing(mariadb_server.connect(charset="utf8")) as connection:
+        outbox.create_table(connection)
+        for names in ({"key": "order-🪔"}, {"key": "order", "group": "🪔"}):
+            with pytest.raises(InvalidMessage, match="charset=utf8mb4"):
+                outbox.send(connection, Allocate("o1", "LAMP", 1), **names)
+        outbox.send(connection, Allocate("🪔", "LAMP", 1), key="order-é")
+
+        assert outbox.waiting(connection).unsent == 1
+
+
 @pytest.mark.parametrize("shop", [way for way in WAYS if "SQLAlchemy" in way], indirect=True)
 def test_an_engine_that_commits_each_statement_is_refused(shop):
     engine = create_engine(shop.database._engine.url, isolation_level="AUTOCOMMIT")
