@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pace:
-    """What can be set about a relay.
+    """What can be set about a relay; all are positive.
 
     Attributes:
         size: commands in a message; no more than the backend's `ALLOCATION_BULK_MAX`.
@@ -30,6 +31,12 @@ class Pace:
     answer_after_max_s: float = 3600
     pause_max_s: float = 30
     retention_s: float = 7 * 86400
+
+    def __post_init__(self) -> None:
+        """Refuse what would send without a pause, or never."""
+        for name, value in vars(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
 
     def resend_after_s(self, attempts: int) -> float:
         """Return how long an answer may take, given how often the command was sent."""

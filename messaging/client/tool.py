@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -123,13 +124,17 @@ def _relay_command(outbox: Outbox, prefix: str) -> click.Command:
                 "name what handles the answers: --on-answer, or --keep-answers to leave them in the table"
             )
         signing = _signing(prefix, signing_key, signing_certificate, signing_store)
+        try:
+            pace = Pace(answer_after_s=answer_after, retention_s=retention)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
         one = outbox.relay(
             _database(database_url, connect),
             broker_url,
             results_url,
             on_answer=_handler(outbox, on_answer),
             keep_answers=keep_answers or status,
-            pace=Pace(answer_after_s=answer_after, retention_s=retention),
+            pace=pace,
             ca_file=ca_file,
             signing=signing,
             sentinel=Sentinel(sentinel_master, sentinel_user, os.environ.get(f"{prefix}_SENTINEL_PASSWORD")),
@@ -170,18 +175,37 @@ def run(relay: Relay, *, once: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        # Whatever step it is in may be cut short, a wait for a broker that is away above all.
+    def end() -> None:
         stop.set()
-        signal.signal(signal.SIGALRM, lambda *_: sys.exit(0))
-        signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT_S)
+        time.sleep(STOP_TIMEOUT_S)
+        # Whatever step it is in may be cut short, a wait for a broker that is away above all.
+        os._exit(1 if once else 0)
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    _on_signal(end)
     if once:
         sys.exit(0 if relay.drain(60.0) else 1)
     logging.getLogger(__name__).info("The relay runs")
     relay.run(stop)
+
+
+def _on_signal(end: Callable[[], None]) -> None:
+    """Have a function called at once at SIGTERM or Ctrl-C, in a thread of its own.
+
+    The main thread would hear of it only when its driver returns, which may wait for the database for ever.
+    """
+    written_to, read_from = socket.socketpair()
+    written_to.setblocking(False)
+    signal.set_wakeup_fd(written_to.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        with written_to, read_from:
+            while not {signal.SIGTERM, signal.SIGINT} & set(read_from.recv(100)):
+                pass
+            end()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _signing(prefix: str, key: Path | None, certificate: Path | None, store: str | None) -> Signing | None:

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from sqlalchemy import create_engine
 
 from allocation.client import Allocate, outbox
 from local import ROOT
+from messaging.client.answers import Outcome
+from messaging.client.connections import statements
 from messaging.client.tool import outbox_tool
 
 
@@ -75,6 +78,11 @@ def test_the_statements_of_the_table_are_printed(dialect):
         (["--database-url", "sqlite://", "--on-answer", "json"], "decorates no function with on_answer"),
         (["--database-url", "sqlite://", "--keep-answers", "--signing-key", "k.pem"], "name all of"),
         (["--connect", "json:nothing", "--keep-answers"], "has no attribute 'nothing'"),
+        (
+            ["--database-url", "sqlite://", "--keep-answers", "--answer-after", "0"],
+            "answer_after_s must be a positive number, not 0.0",
+        ),
+        (["--database-url", "sqlite://", "--keep-answers", "--retention", "nan"], "retention_s must be"),
     ],
 )
 def test_a_wrong_command_line_is_refused_in_a_sentence(arguments, said):
@@ -82,6 +90,37 @@ def test_a_wrong_command_line_is_refused_in_a_sentence(arguments, said):
 
     assert refused.exit_code == 2
     assert said in refused.output
+
+
+def note_for_ever(_outcome: Outcome, connection: sqlite3.Connection) -> None:
+    """Take note of an answer by a statement that never ends; no signal is heard meanwhile."""
+    print("noting", flush=True)
+    connection.execute("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n")
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 0), (["--once"], 1)])
+def test_a_relay_whose_database_does_not_answer_ends_at_sigterm(database_url, options, code):
+    file = database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as connection:
+        [entry] = outbox.table.claim(statements(connection), "m1", 1, 60)
+        outbox.table.answer(statements(connection), {entry.position: "{}"}, handled=False)
+        connection.commit()
+    command = [
+        sys.executable, "-m", "allocation.client", "relay", "--connect", f"{__name__}:connect",
+        "--on-answer", f"{__name__}:note_for_ever", "--broker-url", "memory://", "--results-url", "disabled://",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [*command, *options], cwd=ROOT, env={**os.environ, "SHOP_FILE": file}, text=True,
+        stdout=subprocess.PIPE,
+    ) as relay:  # fmt: skip
+        try:
+            assert relay.stdout.readline() == "noting\n"
+            relay.terminate()
+            relay.wait(20)
+        finally:
+            relay.kill()
+
+    assert relay.returncode == code
 
 
 def test_a_client_loads_no_library_that_its_app_does_not_use():
