@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from typing import Any
+from urllib.parse import urlencode
 
 import django
 from django.conf import settings
@@ -74,7 +75,7 @@ def take(request: HttpRequest) -> JsonResponse:
     if line is None:
         return JsonResponse({"detail": "an order is a JSON object with orderid, sku and qty"}, status=400)
     crash = request.GET.get("crash")
-    key = "checkout-{orderid}-{sku}-{qty}".format(**line)
+    key = "checkout-" + urlencode(sorted(line.items()))
     with transaction.atomic():
         _, is_new = Order.objects.get_or_create(key=key)
         if is_new:

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlencode
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
@@ -70,7 +71,7 @@ class Order(BaseModel):
     @property
     def key(self) -> str:
         """Return the order's name, the same for a customer who clicks twice."""
-        return f"checkout-{self.orderid}-{self.sku}-{self.qty}"
+        return "checkout-" + urlencode(sorted(self.model_dump().items()))
 
 
 def take(line: Order, crash: str | None = None) -> None:

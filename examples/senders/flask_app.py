@@ -6,6 +6,7 @@ where `$HOME/allocation` is your clone of this repository.
 
 import os
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Flask, request
 
@@ -28,7 +29,7 @@ def order() -> tuple[dict[str, Any], int]:
     if not isinstance(line, dict) or set(line) != {"orderid", "sku", "qty"}:
         return {"detail": "an order is a JSON object with orderid, sku and qty"}, 400
     try:
-        key = "checkout-{orderid}-{sku}-{qty}".format(**line)
+        key = "checkout-" + urlencode(sorted(line.items()))
         batchref = client.allocate(**line, key=key)
     except (AllocationError, InvalidMessage) as refusal:
         return {"detail": str(refusal)}, 409

@@ -182,7 +182,11 @@ class Client:
         return {task_id: told for task_id, told in answers if told is not None}
 
     def close(self) -> None:
-        """Close the connections; another client can still read the answers by their ids."""
+        """Close this thread's connections to the results; another client can read the answers by their ids.
+
+        Those of other threads are closed when Python's garbage collector finds them. Connections to the
+        broker stay in kombu's pool, which all apps of a process share.
+        """
         close_app(self.app)
 
     def __enter__(self) -> Self:

@@ -125,10 +125,12 @@ def call(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
 @pytest.mark.parametrize("name", ["fastapi_app.py", "flask_app.py"])
 def test_a_web_app_that_waits(web_app, sku, name):
     orders = web_app(name) + "/orders"
-    line = {"orderid": "o1", "sku": sku, "qty": 4}
+    line = {"orderid": "o-1", "sku": sku, "qty": 4}
 
     assert call(orders, line) == (200, {"batchref": f"b-{sku}"})
     assert call(orders, line) == (200, {"batchref": f"b-{sku}"})  # a double click
+    other = {**line, "orderid": "o", "sku": f"1-{sku}"}
+    assert call(orders, other) == (409, {"detail": f"Invalid sku 1-{sku}"})
     assert call(orders, {**line, "sku": "NONE"}) == (409, {"detail": "Invalid sku NONE"})
     assert call(orders, {**line, "qty": 0}) == (409, {"detail": "qty must be at least 1"})
     assert call(orders, {**line, "qty": 7}) == (200, {"batchref": None})
@@ -145,9 +147,9 @@ def test_a_web_app_that_does_not_wait(web_app, sku):
             what="the answer",
         )
 
-    assert outcome({"orderid": "o1", "sku": sku, "qty": 4}) == {"state": "done", "batchref": f"b-{sku}"}
-    refused = outcome({"orderid": "o1", "sku": "NONE", "qty": 4})
-    assert refused == {"state": "refused", "why": "Invalid sku NONE"}
+    assert outcome({"orderid": "o-1", "sku": sku, "qty": 4}) == {"state": "done", "batchref": f"b-{sku}"}
+    refused = outcome({"orderid": "o", "sku": f"1-{sku}", "qty": 4})
+    assert refused == {"state": "refused", "why": f"Invalid sku 1-{sku}"}
 
 
 @pytest.mark.parametrize("name", ["fastapi_app.py", "django_app.py"])
@@ -161,7 +163,7 @@ def test_a_shop_that_dies_and_comes_back(web_app, sku, name):
         url = web_app(name)
 
     def state(line: dict[str, Any]) -> Any:
-        status, answer = call(f"{url}/orders/checkout-{line['orderid']}-{sku}-2")
+        status, answer = call(f"{url}/orders/checkout-orderid={line['orderid']}&qty=2&sku={sku}")
         return answer["state"] if status == 200 else status
 
     eventually(lambda: state(after) == "done", what="the answer to what was committed")
