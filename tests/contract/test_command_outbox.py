@@ -524,7 +524,9 @@ class Explained:
             self.plans.append("\n".join(self._line(row) for row in rows))
 
     def _line(self, row: Row) -> str:
-        return f"{row[5]} for {row[8]} rows" if self.dialect.name == "mysql" else row[-1]
+        if self.dialect.name == "mysql":  # the rows of an index, and perhaps the share that a filter leaves
+            return f"{row[5]} for {str(row[8]).split()[0]} rows"
+        return str(row[-1])
 
 
 def test_no_look_of_a_relay_reads_all_that_was_handled(shop):
