@@ -35,7 +35,11 @@ VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $6, $7, $8,
     *("uuid", "uuid", "text", "jsonb", "text", "double precision", "text", "text", "text", "text"),
 )
 
+#: Lanes that one look of the relay visits; the next look goes on with those behind them.
+LANES = 50_000
+
 OPEN = "status IN ('pending', 'waiting', 'failed')"
+WAITS = "status = 'waiting' AND waits_for = 'order'"
 
 #: The first delivery of a lane that is neither done nor discarded, under whichever name of its handler: one
 #: step of the index for each name.
@@ -66,17 +70,17 @@ WHERE id = ({HEAD.format(columns="first.id", names="unnest($2)", lane="$1")})
     *("text", "text[]", "double precision"),
 )
 
-#: Some steps of the index for each lane, however many deliveries wait in it. Rows are taken by their ids
-#: alone: with a condition on the state, the planner may read all that wait.
+#: Some steps of the index for each lane in which deliveries wait, however many; with the last of these lanes.
+#: Rows are taken by their ids alone: with a condition on the state, the planner may read all that wait.
 WAKE_HEADS = text(f"""
 WITH RECURSIVE lanes AS (
-    (SELECT lane, handler FROM deliveries WHERE lane IS NOT NULL AND {OPEN} ORDER BY 1, 2 LIMIT 1)
+    (SELECT lane, handler, 1 AS number FROM deliveries
+     WHERE {WAITS} AND (lane, handler) > (:lane, :handler) ORDER BY 1, 2 LIMIT 1)
     UNION ALL
-    SELECT following.* FROM lanes, LATERAL (
+    SELECT following.*, number + 1 FROM lanes, LATERAL (
         SELECT d.lane, d.handler FROM deliveries d
-        WHERE (d.lane, d.handler) > (lanes.lane, lanes.handler) AND d.lane IS NOT NULL AND d.{OPEN}
-        ORDER BY 1, 2 LIMIT 1
-    ) following
+        WHERE {WAITS} AND (d.lane, d.handler) > (lanes.lane, lanes.handler) ORDER BY 1, 2 LIMIT 1
+    ) following WHERE number < :lanes
 ), heads AS (
     SELECT head.id FROM (SELECT lane, {NEWEST.format(of="handler")} AS newest FROM lanes) own, LATERAL (
         {HEAD.format(columns="first.*", names=NAMES.format(newest="own.newest"), lane="own.lane")}
@@ -84,9 +88,12 @@ WITH RECURSIVE lanes AS (
 ), locked AS (
     SELECT id, status, waits_for FROM deliveries WHERE id = ANY(ARRAY(SELECT id FROM heads))
     FOR UPDATE SKIP LOCKED
+), woken AS (
+    UPDATE deliveries SET {BACK.format(grace_s=":grace_s")}
+    WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE {WAITS})) RETURNING {ROW}
 )
-UPDATE deliveries SET {BACK.format(grace_s=":grace_s")}
-WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE status = 'waiting' AND waits_for = 'order')) RETURNING {ROW}
+SELECT last.lane, last.handler, number, woken.*
+FROM (SELECT * FROM lanes ORDER BY number DESC LIMIT 1) last LEFT JOIN woken ON true
 """)
 
 #: The lanes in which deliveries wait, with the delivery that blocks each.
@@ -140,13 +147,14 @@ class Blocker:
     status: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lanes:
     """The lanes of one database."""
 
     engine: Engine
     grace_s: float
     renamed: Mapping[str, str] = field(default_factory=dict)  # current names of handlers by older ones
+    _behind: tuple[str, str] = ("", "")  # the lane behind which the relay's next look begins
 
     def wake_head(self, lane: str, names: Sequence[str]) -> list[Delivery]:
         """Set the first delivery of a lane back to pending, if it waits for its turn; return it."""
@@ -157,10 +165,15 @@ class Lanes:
         return [Delivery.to_send(row) for row in rows]
 
     def wake_heads(self, limit: int) -> list[Delivery]:
-        """Do so in all lanes: the worker that should have done it may have died."""
-        facts = {"limit": limit, "grace_s": self.grace_s, **self._names}
+        """Do so in all lanes, `LANES` at a time: the worker that should have done it may have died."""
+        lane, handler = self._behind
+        facts = {"lane": lane, "handler": handler, "lanes": LANES, "limit": limit, "grace_s": self.grace_s}
         with self.engine.begin() as connection:
-            return [Delivery.to_send(row) for row in connection.execute(WAKE_HEADS, facts)]
+            rows = connection.execute(WAKE_HEADS, {**facts, **self._names}).all()
+        woken = [Delivery.to_send(row[3:]) for row in rows if row[3] is not None]
+        if len(woken) < limit:  # else there may be more among these
+            self._behind = (rows[0][0], rows[0][1]) if rows and rows[0][2] == LANES else ("", "")
+        return woken
 
     def blocked(self, limit: int) -> list[BlockedLane]:
         """Return the lanes in which deliveries wait, those with the most first."""

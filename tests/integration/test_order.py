@@ -259,6 +259,48 @@ def test_a_blocked_key_with_a_long_queue_costs_relay_and_workers_little(app: Mes
     assert len(sent(app)) == 1
 
 
+def test_the_relay_visits_only_keys_in_which_deliveries_wait(app: MessagingApp):
+    ask(
+        app,
+        "INSERT INTO deliveries (id, event_id, event_type, payload, handler, due_at, grace_s, correlation_id,"
+        " causation_id, lane, position)"
+        " SELECT gen_random_uuid(), gen_random_uuid(), 'Moved', '{}', 'in_order', now() + interval '1 h',"
+        " 1, 'c', 'c', 'key ' || n, n FROM generate_series(1, 5000) n RETURNING 1",
+    )
+    [forgotten] = commit(app, Moved("z", 1))
+    ask(app, "UPDATE deliveries SET status = 'waiting', waits_for = 'order' WHERE lane = 'z' RETURNING 1")
+    ask(app, "ANALYZE deliveries; SELECT 1")
+
+    assert rows_read(app, lambda: housekeeping.relay(app.dispatcher)) < 200
+
+    assert sent(app) == [forgotten]
+
+
+def test_the_relay_visits_some_keys_at_a_time_and_comes_to_all(
+    app: MessagingApp, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("messaging.postgres.order.LANES", 2)
+    failing.add(1)
+    behind = []
+    for key in "abcde":
+        first, second = commit(app, Moved(key, 1), Moved(key, 2))
+        deliver(app, first, second)
+        behind.append(second)
+    [forgotten] = commit(app, Moved("f", 3))
+    ask(app, "UPDATE deliveries SET status = 'waiting', waits_for = 'order' WHERE lane = 'f' RETURNING 1")
+
+    found = []
+    for _ in range(3):
+        housekeeping.relay(app.dispatcher)
+        found.append(sent(app))
+    assert found == [[], [], [forgotten]]
+
+    ask(app, "UPDATE deliveries SET status = 'done', finished_at = now() WHERE status = 'failed' RETURNING 1")
+    for _ in range(4):
+        housekeeping.relay(app.dispatcher)
+    assert set(sent(app)) >= set(behind)
+
+
 LOCK_WAITS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 

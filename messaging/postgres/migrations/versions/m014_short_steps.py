@@ -1,6 +1,6 @@
-"""Re-runs whose steps stay short, however many deliveries have failed.
+"""Keep what the relay and the schedule do short, however many deliveries have failed or are pending.
 
-Only a delivery that fails, or that the schedule re-runs, has an entry in one of the indexes.
+Only a delivery that fails, is re-run by the schedule, or waits for its turn has an entry in an index.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ CREATE INDEX deliveries_failed_by_handler ON deliveries (handler, event_type, au
     WHERE status = 'failed' AND crashes = 0;
 CREATE INDEX deliveries_rerunning ON deliveries (handler)
     WHERE status IN ('pending', 'waiting') AND auto_reruns > 0;
+CREATE INDEX deliveries_waiting_for_order ON deliveries (lane, handler)
+    WHERE status = 'waiting' AND waits_for = 'order';
 """
 
 DOWNGRADE = """
-DROP INDEX deliveries_failed_by_handler, deliveries_rerunning;
+DROP INDEX deliveries_failed_by_handler, deliveries_rerunning, deliveries_waiting_for_order;
 ALTER TABLE bulk_reruns DROP COLUMN reached;
 """
 
