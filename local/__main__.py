@@ -64,7 +64,7 @@ def main() -> int:
 
 def _serve(stack: Stack) -> NoReturn:
     """Leave the rest to the supervisor, but for drills."""
-    outages = MailOutages(stack.supervisor, stack.settings.folder, _say)
+    outages = MailOutages(stack.supervisor, stack.settings.folder)
     while True:
         if stack.mail is not None:
             outages.follow()

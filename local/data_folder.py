@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -66,9 +67,24 @@ def is_in_use(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> bool:
-    """Remove the data folder unless it is in use; False if it did not exist."""
+    """Remove the data folder unless it, or one inside it, is in use; False if it did not exist."""
     if not folder.exists():
         return False
-    with hold(folder):
-        shutil.rmtree(folder)
+    with ExitStack() as held:
+        held.enter_context(hold(folder))
+        inner = [marker.parent for marker in folder.rglob(MARKER) if marker.parent != folder]
+        for one in inner:
+            held.enter_context(hold(one))
+        for one in (*sorted(inner, reverse=True), folder):  # a folder after those inside it
+            _delete(one)
     return True
+
+
+def _delete(folder: Path) -> None:
+    """Delete a data folder, its marker last: what an interruption leaves can still be removed."""
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != MARKER:
+            child.unlink()
+    shutil.rmtree(folder)

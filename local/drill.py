@@ -9,8 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +20,7 @@ from local import ROOT
 from local.data_folder import is_in_use
 from local.hints import tool
 from local.ports import is_free
+from local.processes.child import ChildFailedError
 from local.processes.supervisor import Supervisor
 from local.settings import LocalSettings
 from local.stack import addresses_of
@@ -38,7 +39,6 @@ class MailOutages:
 
     supervisor: Supervisor
     folder: Path
-    report: Callable[[str], object]
     is_down: bool = False
 
     def follow(self) -> None:
@@ -48,9 +48,12 @@ class MailOutages:
         self.is_down = not self.is_down
         if self.is_down:
             self.supervisor.pause("mail")
+            self.supervisor.say("a drill stopped the mail server")
         else:
-            self.supervisor.resume("mail")
-        self.report(f"a drill {'stopped' if self.is_down else 'is over, and started'} the mail server")
+            self.supervisor.say("a drill is over: the mail server starts again")
+            # If it does not, as its port is taken, the supervisor says so, and tries again and again.
+            with suppress(OSError, ChildFailedError, NotInTimeError):
+                self.supervisor.resume("mail")
 
 
 def is_running(folder: Path) -> bool:

@@ -6,7 +6,6 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from local import ROOT
-from reliable_celery.sentinel import Sentinel
 
 
 class LocalSettings(BaseSettings):
@@ -20,9 +19,6 @@ class LocalSettings(BaseSettings):
     broker_url: str | None = Field(None, repr=False)
     result_backend_url: str | None = Field(None, repr=False)
     smtp_url: str | None = Field(None, repr=False)
-    sentinel_master: str = Sentinel.master
-    sentinel_user: str | None = None
-    sentinel_password: SecretStr | None = None
 
     #: A Redis server program to use instead of the bundled Valkey.
     redis_server: Path | None = None
@@ -64,14 +60,6 @@ class LocalSettings(BaseSettings):
         }
         set_ones = {what: name for what, name in urls.items() if getattr(self, name) is not None}
         return {what: f"ALLOCATION_{name.upper()}" for what, name in set_ones.items()}
-
-    @property
-    def sentinel(self) -> Sentinel:
-        """Return how the Sentinels of a broker elsewhere are asked."""
-        password = self.sentinel_password
-        return Sentinel(
-            self.sentinel_master, self.sentinel_user, password.get_secret_value() if password else None
-        )
 
     @property
     def needs_redis(self) -> bool:

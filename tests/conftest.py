@@ -1,5 +1,6 @@
 """Servers for every test: the suite starts its own, on free ports, and stops them at the end."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ from testing import databases
 from testing.databases import FAST
 from testing.rabbitmq import RabbitMQ, find_binary
 from tests.programs import MissingPrograms, missing
+
+# Our servers are on loopback, which a proxy does not reach.
+_NO_PROXY = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+os.environ["no_proxy"] = ",".join(filter(None, (_NO_PROXY, ports.LOOPBACK, "localhost")))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -86,7 +86,7 @@ class Demo:
         self._show_deliveries(began)
         _act("The mail server comes back, and an operator re-runs the failed events.")
         self.stack.supervisor.resume("mail")
-        self._rerun(out_of_stock)
+        self._rerun()
         self._wait_until_all(began, "done", out_of_stock)
         self._show_deliveries(began)
         self._check_mails(began)
@@ -134,8 +134,9 @@ class Demo:
             table.add_row(*(str(value) if value is not None else "" for value in row))
         console.print(table)
 
-    def _rerun(self, failed: int) -> None:
-        command = ["deliveries", "rerun", "--handler", NOTIFIER, "--limit", str(max(failed, 1))]
+    def _rerun(self) -> None:
+        """Re-run every failed mail, also those of an earlier run that was interrupted."""
+        command = ["deliveries", "rerun", "--handler", NOTIFIER, "--limit", "1000000"]
         console.print(f"$ python -m allocation {' '.join(command)}", highlight=False)
         environment = {**os.environ, **self.stack.addresses.environment()}
         subprocess.run([sys.executable, "-m", "allocation", *command], env=environment, cwd=ROOT, check=True)

@@ -2,7 +2,7 @@
 
     python -m examples.plain_celery --broker redis://127.0.0.1:6379/0 --kills 12
 
-Everything is kept under names that begin with `stock` and `reliable` in that database, and deleted first.
+Everything is kept under names that begin with `plain-celery-` in that database, and deleted first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATIENCE_S = 120.0
 
 @dataclass
 class Shop:
-    """One app with its workers: `kind` names its settings, its queue, and what it keeps in Redis."""
+    """One app with its workers: `kind` names its settings."""
 
     kind: str
     broker: str
@@ -37,6 +37,11 @@ class Shop:
     sent: int = 0
     kills: int = 0
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Return the name of its queue, with which all begins that it keeps in Redis."""
+        return f"plain-celery-{self.kind}"
 
     def send(self, orders: int) -> None:
         """Send orders to be paid, as any Celery app would."""
@@ -46,13 +51,13 @@ class Shop:
             producer.batch(100),  # quicker than the workers, so that these are in full work
         ):
             for _ in range(orders):
-                app.send_task("shop.pay", (self.sent,), queue=self.kind, producer=producer)
+                app.send_task("shop.pay", (self.sent,), queue=self.name, producer=producer)
                 self.sent += 1
 
     def send_crash(self) -> None:
         """Send the message that kills its worker."""
         with Celery(broker=self.broker, set_as_current=False) as app:
-            app.send_task("shop.crash", queue=self.kind, ignore_result=True)
+            app.send_task("shop.crash", queue=self.name, ignore_result=True)
 
     def employ(self, workers: int) -> None:
         """Start workers until there are so many, and wait until each is ready, or dead already."""
@@ -61,7 +66,7 @@ class Shop:
         wait(lambda: all(self._has_begun(worker) for worker in self.workers), "ready workers")
 
     def _has_begun(self, worker: subprocess.Popen[bytes]) -> bool:
-        is_ready = self.client.sismember(f"{self.kind}.workers", str(worker.pid))
+        is_ready = self.client.sismember(f"{self.name}.workers", str(worker.pid))
         return bool(is_ready) or worker.poll() is not None
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -84,7 +89,7 @@ class Shop:
 
     def unfinished(self) -> int:
         """Return how many messages wait or are held by a worker."""
-        return int(self.client.llen(self.kind)) + int(self.client.hlen(f"{self.kind}.unacked"))
+        return int(self.client.llen(self.name)) + int(self.client.hlen(f"{self.name}.unacked"))
 
     def has_fewer_than(self, messages: int) -> bool:
         """Return whether fewer messages than that are unfinished."""
@@ -92,11 +97,11 @@ class Shop:
 
     def lost(self) -> int:
         """Return how many orders were never paid."""
-        return self.sent - int(self.client.hlen(f"{self.kind}.paid"))
+        return self.sent - int(self.client.hlen(f"{self.name}.paid"))
 
     def repeated(self) -> int:
         """Return how many orders were paid more than once: redelivery is at least once, everywhere."""
-        return sum(int(times) > 1 for times in self.client.hvals(f"{self.kind}.paid"))
+        return sum(int(times) > 1 for times in self.client.hvals(f"{self.name}.paid"))
 
     def __str__(self) -> str:
         return (
@@ -109,9 +114,9 @@ class Shop:
 def opened(kind: str, broker: str) -> Iterator[Shop]:
     """A shop with nothing left of an earlier run, whose workers are gone afterwards."""
     with redis.Redis.from_url(broker) as client:
-        for key in client.scan_iter(f"{kind}*"):
-            client.delete(key)
         shop = Shop(kind, broker, client)
+        for key in client.scan_iter(f"{shop.name}*"):
+            client.delete(key)
         try:
             yield shop
         finally:

@@ -9,13 +9,13 @@ from examples.plain_celery.stock import broker_transport_options
 broker_transport = "reliable_celery.redis.transport:Transport"
 broker_transport_options = broker_transport_options | {
     "lease_s": 2,
-    "unacked_key": "reliable.unacked",
-    "unacked_index_key": "reliable.unacked_index",
-    "unacked_mutex_key": "reliable.unacked_mutex",
+    "unacked_key": "plain-celery-reliable.unacked",
+    "unacked_index_key": "plain-celery-reliable.unacked_index",
+    "unacked_mutex_key": "plain-celery-reliable.unacked_mutex",
 }
 # What no task can run becomes a dead letter, in a list on the broker's Redis, and an error for its sender.
 worker_consumer = "reliable_celery.consumer:Consumer"
-dead_letter_key = "reliable.dead_letters"
+dead_letter_key = "plain-celery-reliable.dead_letters"
 # So does a message whose workers died more often than this.
 message_max_crashes = 2
 # A result is written in one round trip.
@@ -23,4 +23,4 @@ result_backend = "reliable_celery.results:ResultBackend+" + os.environ.get(
     "BROKER", "redis://127.0.0.1:6379/0"
 )
 
-task_default_queue = "reliable"
+task_default_queue = "plain-celery-reliable"

@@ -1,6 +1,6 @@
 """Settings that make stock Celery as safe as it can be on Redis: late acknowledgement, quick redelivery."""
 
-task_default_queue = "stock"
+task_default_queue = "plain-celery-stock"
 task_acks_late = True
 task_reject_on_worker_lost = True
 worker_pool = "threads"
@@ -13,7 +13,7 @@ broker_transport_options = {
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
     # By kombu's own names all apps on one database give back each other's messages.
-    "unacked_key": "stock.unacked",
-    "unacked_index_key": "stock.unacked_index",
-    "unacked_mutex_key": "stock.unacked_mutex",
+    "unacked_key": "plain-celery-stock.unacked",
+    "unacked_index_key": "plain-celery-stock.unacked_index",
+    "unacked_mutex_key": "plain-celery-stock.unacked_mutex",
 }

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,6 +64,11 @@ class Supervisor:
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._watcher: threading.Thread | None = None
+
+    def say(self, line: str) -> None:
+        """Report a line, if that is possible: a full disk must not end the watch, nor what it restarted."""
+        with suppress(OSError, ValueError):
+            self._report(line)
 
     def start(self, name: str, program: Program) -> None:
         """Start the program and own it from now on; the caller handles a failing start."""
@@ -123,7 +129,7 @@ class Supervisor:
             return
         now = time.monotonic()
         if kept.retry_at is None:
-            self._report(f"{kept.name} died; restarting it in {kept.lost(now):g} s")
+            self.say(f"{kept.name} died; restarting it in {kept.lost(now):g} s")
         elif now >= kept.retry_at:
             self._start_again(kept)
 
@@ -133,6 +139,6 @@ class Supervisor:
             kept.program.start()
         except Exception as error:  # noqa: BLE001 - one program that cannot start must not end the watch
             delay = kept.lost(time.monotonic())
-            self._report(f"{kept.name} did not start ({error}); next try in {delay:g} s")
+            self.say(f"{kept.name} did not start ({error}); next try in {delay:g} s")
         else:
-            self._report(f"{kept.name} runs again")
+            self.say(f"{kept.name} runs again")

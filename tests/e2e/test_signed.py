@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +17,12 @@ from sqlalchemy import create_engine
 
 from allocation.client import CreateBatch, outbox
 from local import ROOT
+from local.ports import free_port
 from local.processes import programs
 from local.processes.child import Child
 from local.processes.readiness import workers_answer
+from local.settings import LocalSettings
+from local.stack import Stack
 from local.waiting import eventually
 from messaging.delivery import new_id
 from tests.e2e.certificates import Pair, make_pair
@@ -155,6 +159,26 @@ def test_a_message_signed_by_a_stranger_is_refused(signing_worker, backend, brok
 def test_a_control_command_without_a_signature_has_no_effect(signing_worker, broker):
     assert not workers_answer(broker.broker_url, "commands")
     assert signing_worker.running
+
+
+def test_make_up_is_ready_though_its_workers_answer_no_unsigned_ping(
+    ours, new_database, redis_server, server_folder, monkeypatch
+):
+    for name, value in settings(ours).items():
+        monkeypatch.setenv(name, value)
+    up = LocalSettings(
+        _env_file=None,
+        database_url=new_database(),
+        broker_url=redis_server.url_of(7),
+        result_backend_url=redis_server.url_of(8),
+        flower_port=free_port(),
+        smtp_port=free_port(),
+        data_dir=Path(tempfile.mkdtemp(prefix="signed-", dir=server_folder)),
+    )
+
+    with Stack(up, without={"beat", "flower", "mail"}) as stack:
+        assert not workers_answer(up.broker_url, "commands")
+        assert stack.commands.running
 
 
 def test_an_event_reaches_its_handler_by_a_signed_message(

@@ -1,7 +1,10 @@
 """Child processes: restarted while wanted, stopped otherwise, and killed with their parent."""
 
+import errno
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +14,11 @@ import psutil
 import pytest
 
 from local import ROOT
+from local.drill import MailOutages
+from local.ports import LOOPBACK
 from local.processes.child import Child
 from local.processes.supervisor import Supervisor
+from local.servers.mail_server import MailSink
 from local.waiting import NotInTimeError, eventually
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -68,6 +74,48 @@ def test_a_child_that_keeps_dying_is_restarted_less_and_less_often(tmp_path: Pat
 
     deaths = [line for line in lines if "died" in line]
     assert [line.split()[-2] for line in deaths[:3]] == ["0.5", "1", "2"]
+
+
+def test_a_child_is_restarted_though_nobody_can_be_told(tmp_path: Path):
+    """Again and again: the first report that fails must not end the watch."""
+
+    def refuse(_line: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    supervisor = Supervisor(refuse)
+    child = Child("sleeper", SLEEPER, tmp_path / "log")
+    supervisor.start("sleeper", child)
+    supervisor.watch()
+    try:
+        for _ in range(2):
+            killed = child.pid
+            os.kill(killed, signal.SIGKILL)
+            eventually(lambda: child.pid != killed and child.running, what="the restart")  # noqa: B023
+    finally:
+        supervisor.stop()
+
+
+def test_a_mail_server_whose_port_is_taken_after_a_drill_starts_once_it_is_free(
+    supervisor: Supervisor, tmp_path: Path
+):
+    """Meanwhile everything else goes on."""
+    mail = MailSink(tmp_path / "mail")
+    supervisor.start("mail", mail)
+    supervisor.watch()
+    outages = MailOutages(supervisor, tmp_path)
+    with (tmp_path / "drill").open("w") as drill:
+        fcntl.flock(drill, fcntl.LOCK_EX)
+        outages.follow()
+    assert not mail.running
+
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind((LOOPBACK, mail.port))
+        other.listen()
+        outages.follow()
+        assert not mail.running
+
+    eventually(lambda: mail.running, what="the mail server")
 
 
 def test_a_paused_child_stays_down_until_it_is_resumed(supervisor: Supervisor, tmp_path: Path):

@@ -37,8 +37,16 @@ def test_kills_that_lose_messages_on_stock_celery_lose_none_with_the_package(
 def test_the_example_sets_aside_a_message_that_kills_its_workers(redis_server: Redis, broker: redis.Redis):
     with opened("reliable", redis_server.url) as ours:
         ours.send_crash()
-        while not broker.llen("reliable.dead_letters"):
+        while not broker.llen(f"{ours.name}.dead_letters"):
             ours.employ(1)
 
-        assert int(broker.get("reliable.crashes")) == 3
-        assert b"shop.crash" in broker.lindex("reliable.dead_letters", 0)
+        assert int(broker.get(f"{ours.name}.crashes")) == 3
+        assert b"shop.crash" in broker.lindex(f"{ours.name}.dead_letters", 0)
+
+
+def test_the_example_deletes_no_key_that_is_not_its_own(redis_server: Redis, broker: redis.Redis):
+    """Its default is the machine's ordinary Redis."""
+    broker.mset({"stock:prices": 1, "reliable": 1, "plain-celery-stock.paid": 1})
+
+    with opened("stock", redis_server.url), opened("reliable", redis_server.url):
+        assert sorted(broker.keys()) == [b"reliable", b"stock:prices"]
