@@ -168,7 +168,7 @@ def test_a_delayed_message_that_became_a_dead_letter_is_replayed_to_its_queue(wo
     eventually(lambda: len(backend.sql(letters)) == 2, 30, "its next refusal")
 
 
-def test_a_dead_letter_whose_queue_is_gone_is_not_replayed(worker, backend):
+def test_a_dead_letter_from_no_queue_of_the_project_is_not_replayed(worker, backend):
     backend.sql(
         "INSERT INTO dead_letters (id, reason, error, queue, task, headers, properties, body) VALUES"
         " (:id, 'unknown task', '', 'gone', 'allocation.allocate', '{}', '{}', '') RETURNING 1",
@@ -177,7 +177,7 @@ def test_a_dead_letter_whose_queue_is_gone_is_not_replayed(worker, backend):
 
     replayed = operate(backend, "dead-letters", "replay", letter_id)
 
-    assert (replayed.returncode, "did not accept it for the queue gone" in replayed.stdout) == (1, True)
+    assert (replayed.returncode, "gone, which is no queue of this project" in replayed.stdout) == (1, True)
     assert backend.sql("SELECT replayed_at FROM dead_letters WHERE queue = 'gone'") == [(None,)]
 
 
