@@ -173,6 +173,31 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     assert status_of(backend, third) == "discarded"
 
 
+def test_a_button_acts_on_nothing_that_failed_after_the_page_was_shown(page, flower, backend, fail_for):
+    """Discarding is final, and the page stands still while somebody writes a reason."""
+    seen = fail_for("o1")
+    fails_anew = (
+        "UPDATE deliveries SET finished_at = clock_timestamp() WHERE id = CAST(:id AS uuid) RETURNING 1"
+    )
+
+    def page_with_reason(path: str) -> None:
+        page.goto(f"{flower}{path}")
+        page.fill("#reason", "a test")
+
+    page_with_reason("/deliveries")
+    later = fail_for("o2")
+    page.click("#discard-matching")
+    assert page.locator("#said").inner_text() == "1 discarded."
+    assert (status_of(backend, seen), status_of(backend, later)) == ("discarded", "failed")
+
+    for path, button in ((f"/deliveries/{later}", "#discard"), ("/deliveries", "#rerun-matching")):
+        page_with_reason(path)
+        backend.sql(fails_anew, id=later)
+        page.click(button)
+        assert page.locator("#said").inner_text().startswith(("Nothing was discarded", "None of these"))
+        assert status_of(backend, later) == "failed"
+
+
 def test_failed_deliveries_of_an_older_release_are_grouped_by_their_error(page, flower, backend):
     errors = ("TimeoutError: timed out\nafter 10 s", "TimeoutError: timed out", "KeyError: 'a & <b>'")
     for error in errors:
