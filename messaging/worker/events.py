@@ -141,6 +141,7 @@ def _claimed(
     task_of = runtime.project.handler_task
     if task_of(delivery.handler) != task_of(handler.__name__):
         logger.warning("Delivery %s is not for %s", attempt.id, handler.__name__)
+        attempt.delivery = None
         return None
     return delivery
 
