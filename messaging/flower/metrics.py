@@ -92,7 +92,7 @@ class DeliveryCollector(Collector):
         counts = {**self._zeros(), **overview.deliveries, **snapshot.done}
         yield _gauge(f"{name}_deliveries", "Deliveries by state and handler", ["state", "handler"], counts)
         yield GaugeMetricFamily(
-            f"{name}_deliveries_oldest_pending_seconds", "Age of the oldest pending delivery",
+            f"{name}_deliveries_oldest_pending_seconds", "For how long a delivery has been pending",
             value=overview.oldest_pending_s,
         )  # fmt: skip
         letters = {(reason,): count for reason, count in overview.dead_letters.items()}
@@ -146,7 +146,7 @@ class DeliveryCollector(Collector):
 
     def refresh(self) -> None:
         """Count now."""
-        statistics, done = Statistics(self._runtime.engine), self._snapshot.done
+        statistics, done = Statistics.of(self._runtime), self._snapshot.done
         if time.monotonic() - self._done_at > REFRESH_DONE_S:
             done, self._done_at = statistics.done(), time.monotonic()
         heartbeats = {job: beat.age_s for job, beat in self._runtime.heartbeats.read().items()}
