@@ -14,7 +14,7 @@ from messaging.flower.metrics import DeliveryCollector
 from messaging.operator import health
 from messaging.operator.health import Health
 from messaging.worker.app import MessagingApp
-from tests.integration.outbox import app_on
+from tests.integration.outbox import app_on, put
 
 WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
@@ -72,3 +72,26 @@ def test_counts_that_are_old_are_not_returned(app: MessagingApp, monkeypatch):
 
     assert "allocation_deliveries" in names
     assert (up.name, up.samples[0].value) == ("allocation_database_up", 0)
+
+
+def test_done_deliveries_are_counted_apart_and_outlast_a_moment_without_the_database(
+    app: MessagingApp, monkeypatch
+):
+    """On a large table that takes minutes, in which the other counts go on; until then nothing says zero."""
+    collector = DeliveryCollector(app)
+    monkeypatch.setattr(DeliveryCollector, "_backlogs", lambda _: {})
+    monkeypatch.setattr(DeliveryCollector, "_load", lambda _: None)
+    put(app, status="done")
+
+    def done() -> float | None:
+        found = {metric.name: metric for metric in collector.collect()}["allocation_deliveries"]
+        labels = {"state": "done", "handler": "send_out_of_stock_notification"}
+        return next((sample.value for sample in found.samples if sample.labels == labels), None)
+
+    collector.refresh()
+    assert done() is None
+    collector.count_done()
+    assert done() == 1
+    collector._snapshot = metrics.Snapshot()  # as after an error
+    collector.refresh()
+    assert done() == 1
