@@ -22,6 +22,7 @@ from kombu.transport.native_delayed_delivery import (
 )
 
 from reliable_celery.alive import Alive, touching
+from reliable_celery.broker_info import BrokerInfo
 from reliable_celery.sentinel import is_sentinel
 
 #: Seconds between attempts to connect; Celery waits 2 s, 4 s, 6 s, up to 30 s.
@@ -92,12 +93,13 @@ class ReconnectingConsumer(CeleryConsumer):
     """Connects again within seconds."""
 
     class Blueprint(CeleryConsumer.Blueprint):
-        """Celery's steps, with our own for delayed delivery, and the sign of life."""
+        """Celery's steps, with our own for delayed delivery, the sign of life, and `inspect stats`."""
 
         default_steps = (
             *(step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in step),
             DelayedDelivery,
             Alive,
+            BrokerInfo,
         )
 
     amqheartbeat: float

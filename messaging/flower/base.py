@@ -74,7 +74,7 @@ class Page(BaseHandler):
 
     async def show(self, template: str, **values: Any) -> None:
         """Render one of our pages, with the summary and with what is stopped."""
-        summary = await self.work(Statistics(self.runtime.engine).summary)
+        summary = await self.work(Statistics.of(self.runtime).summary)
         stopped = await self.pauses()
         self.render(
             template, summary=summary, pauses=stopped, said=self.said(), read_only=self.read_only, **values

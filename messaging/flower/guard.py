@@ -60,7 +60,11 @@ class GuardedFlower(Flower):
 
         Its password is not checked here: Flower itself does that afterwards.
         """
-        return not self._operators or user_of(request, self.settings["cookie_secret"]) in self._operators
+        if not self._operators:
+            return True
+        if self.options.auth:
+            return oauth_user(request, self.settings["cookie_secret"]) in self._operators
+        return basic_user(request) in self._operators
 
 
 class Refused(tornado.web.RequestHandler):
@@ -113,14 +117,22 @@ def names_in(names: str | None) -> frozenset[str]:
     return frozenset(name.strip() for name in (names or "").split(",")) - {""}
 
 
-def user_of(request: HTTPServerRequest, secret: str) -> str | None:
-    """Return who is logged in, with a password or through OAuth; None if that is nobody."""
+def basic_user(request: HTTPServerRequest) -> str | None:
+    """Return the name of a login with a password; None if the request has none."""
     header = request.headers.get("Authorization", "")
-    if header.startswith("Basic "):
-        try:
-            return b64decode(header[6:]).decode().partition(":")[0]
-        except ValueError:
-            return None
+    if not header.startswith("Basic "):
+        return None
+    try:
+        return b64decode(header[6:]).decode().partition(":")[0]
+    except ValueError:
+        return None
+
+
+def oauth_user(request: HTTPServerRequest, secret: str) -> str | None:
+    """Return who has logged in through OAuth; None if that is nobody.
+
+    Flower then checks no password, so the name of one proves nothing.
+    """
     cookie = request.cookies.get("user")
     user = decode_signed_value(secret, "user", cookie.value) if cookie else None
     return user.decode(errors="replace") if user else None

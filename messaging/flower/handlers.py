@@ -38,7 +38,7 @@ class HandlersPage(Page):
     @tornado.web.authenticated
     async def get(self) -> None:
         """Show the list."""
-        counts = (await self.work(Statistics(self.runtime.engine).open)).deliveries
+        counts = (await self.work(Statistics.of(self.runtime).open)).deliveries
         await self.show(
             "handlers.html",
             lines=self._lines(

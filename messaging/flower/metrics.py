@@ -28,7 +28,7 @@ from messaging.worker.app import MessagingApp
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 10.0
-#: Counts that are older are not returned any more. To count the done deliveries of a large table takes long.
+#: Counts that are older are not returned any more.
 OLD_S = 120.0
 #: Counting done deliveries scans the table, so it happens rarely.
 REFRESH_DONE_S = 300.0
@@ -41,7 +41,6 @@ class Snapshot:
     """The last counts; no overview while the database is unavailable."""
 
     overview: Overview | None = None
-    done: Counts = field(default_factory=dict)
     heartbeats: Mapping[str, float] = field(default_factory=dict)  # seconds since each job's last run
     lags: Lags | None = None
     held_s: float = 0.0  # age of the oldest transaction that keeps dead rows
@@ -64,11 +63,12 @@ class DeliveryCollector(Collector):
     def __init__(self, app: MessagingApp) -> None:
         self._app, self._runtime = app, app.runtime
         self._snapshot = Snapshot()
-        self._done_at = float("-inf")
+        self._done: Counts | None = None  # None until they are counted for the first time
 
     def start(self) -> Self:
-        """Start counting, repeatedly while the process runs."""
-        threading.Thread(target=self._refresh_for_ever, name="delivery metrics", daemon=True).start()
+        """Start counting, repeatedly while the process runs; done deliveries apart, which takes long."""
+        for count in self._refresh_for_ever, self._count_done_for_ever:
+            threading.Thread(target=count, name="delivery metrics", daemon=True).start()
         return self
 
     def describe(self) -> Iterable[Metric]:
@@ -89,10 +89,10 @@ class DeliveryCollector(Collector):
             yield from self._metrics(name, snapshot.overview, snapshot)
 
     def _metrics(self, name: str, overview: Overview, snapshot: Snapshot) -> Iterable[Metric]:
-        counts = {**self._zeros(), **overview.deliveries, **snapshot.done}
+        counts = {**self._zeros(), **overview.deliveries, **(self._done or {})}
         yield _gauge(f"{name}_deliveries", "Deliveries by state and handler", ["state", "handler"], counts)
         yield GaugeMetricFamily(
-            f"{name}_deliveries_oldest_pending_seconds", "Age of the oldest pending delivery",
+            f"{name}_deliveries_oldest_pending_seconds", "For how long a delivery has been pending",
             value=overview.oldest_pending_s,
         )  # fmt: skip
         letters = {(reason,): count for reason, count in overview.dead_letters.items()}
@@ -130,7 +130,8 @@ class DeliveryCollector(Collector):
     def _zeros(self) -> Counts:
         """Return a zero for every state of every handler: an alert sees a series before the first failure."""
         handlers = self._runtime.project.bus.event_handlers
-        return {(str(status), name): 0 for name in handlers for status in Status}
+        states = [status for status in Status if status is not Status.DONE or self._done is not None]
+        return {(str(status), name): 0 for name in handlers for status in states}
 
     def _refresh_for_ever(self) -> None:
         while True:
@@ -144,16 +145,27 @@ class DeliveryCollector(Collector):
                 self._snapshot = Snapshot()
             time.sleep(REFRESH_S)
 
+    def _count_done_for_ever(self) -> None:
+        while True:
+            try:
+                self.count_done()
+            except Exception as error:  # noqa: BLE001  the last count stays
+                logger.warning("Done deliveries cannot be counted: %s", describe(error))
+                time.sleep(REFRESH_S)
+            else:
+                time.sleep(REFRESH_DONE_S)
+
+    def count_done(self) -> None:
+        """Count done deliveries now."""
+        self._done = Statistics.of(self._runtime).done()
+
     def refresh(self) -> None:
-        """Count now."""
-        statistics, done = Statistics(self._runtime.engine), self._snapshot.done
-        if time.monotonic() - self._done_at > REFRESH_DONE_S:
-            done, self._done_at = statistics.done(), time.monotonic()
+        """Count everything else now."""
+        statistics = Statistics.of(self._runtime)
         heartbeats = {job: beat.age_s for job, beat in self._runtime.heartbeats.read().items()}
         health = Health(self._runtime.engine)
         self._snapshot = Snapshot(
             statistics.open(),
-            done,
             heartbeats,
             health.lags(),
             max((holder.seconds or 0.0 for holder in holders(self._runtime.engine, 0)), default=0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -28,6 +29,8 @@ SHOWN_GROUPS = 20
 SHOWN_RERUNS = 5
 #: Deliveries that one click discards; the operator's tool discards more.
 AT_ONCE = 1000
+#: Discarding is final, so it takes what was on the page as it was there.
+NOT_AS_SEEN = "Nothing was discarded: none has failed, or only after this page was shown."
 #: Digits of a number that nobody means.
 DIGITS = 16
 
@@ -54,8 +57,9 @@ class DeliveriesPage(Page):
     async def get(self) -> None:
         """Show the list."""
         filters, problem, rows, matching, groups = self.filters(), "", [], {}, []
+        seen_at = await self.work(self.runtime.outbox.clock)
         try:
-            chosen = await self.chosen(filters)
+            chosen = await self.chosen(filters, seen_at)
             statuses = [Status(filters["status"])] if filters["status"] else list(Status)
             rows = await self.work(self.deliveries.find, chosen, statuses, SHOWN, SHOWN * (self.number() - 1))
             matching = await self.work(self.deliveries.count_failed, chosen)
@@ -67,7 +71,7 @@ class DeliveriesPage(Page):
             "deliveries.html",
             rows=rows, matching=matching, groups=groups, only=only, filters=filters, statuses=list(Status),
             problem=problem, shown=SHOWN, at_once=AT_ONCE, event_of=self.event_of, waits_of=waits.of,
-            number=self.number(), page_of=self.page_of(filters),
+            number=self.number(), page_of=self.page_of(filters), seen_at=seen_at,
             reruns=await self.work(listed, self.runtime, SHOWN_RERUNS),
         )  # fmt: skip
 
@@ -77,7 +81,7 @@ class DeliveriesPage(Page):
         self.require_writable()
         filters, one = self.filters(), self.field("id")
         try:
-            chosen = _one(one) if one else await self.chosen(filters)
+            chosen = _one(one) if one else await self.chosen(filters, self.seen_at())
             self.say(await self.act(self.field("do"), chosen))
         except (ValueError, MessagingError) as error:
             self.say(str(error))
@@ -99,8 +103,13 @@ class DeliveriesPage(Page):
             filters["status"] = Status.FAILED
         return filters
 
-    async def chosen(self, filters: dict[str, str]) -> DeliveryFilter:
-        """Return the filter from the fields; a blank field does not filter.
+    def seen_at(self) -> datetime | None:
+        """Return when the page was made whose button was pressed: what failed later was not on it."""
+        given = self.field("seen_at")
+        return parse_moment(given) if given else None
+
+    async def chosen(self, filters: dict[str, str], now: datetime | None) -> DeliveryFilter:
+        """Return the filter from the fields; a blank field does not filter, an age counts from `now`.
 
         Raises:
             ValueError: with how to write a field.
@@ -112,8 +121,8 @@ class DeliveriesPage(Page):
             event=filters["event"] or None,
             group=filters["group"] or None,
             error=filters["error"] or None,
-            since=parse_moment(filters["since"]) if filters["since"] else None,
-            until=parse_moment(filters["until"]) if filters["until"] else None,
+            since=parse_moment(filters["since"], now) if filters["since"] else None,
+            until=parse_moment(filters["until"], now) if filters["until"] else None,
             older_than_s=parse_age(filters["older_than"]) if filters["older_than"] else None,
             correlation=filters["correlation"] or None,
         )
@@ -129,24 +138,27 @@ class DeliveriesPage(Page):
         if action == "rerun":
             return await self.work(self._rerun, chosen)
         if action == "rerun-matching":
-            return await self.work(self._begin, chosen, self._count("first"))
+            return await self.work(self._begin, chosen, self._count("first"), self.seen_at())
         if action == "stop":
             number = self._count("number")
             return standing(await self.work(self.runtime.bulk_reruns.stop, number, self.actor))
         if action == "discard":
-            reason = self.field("reason")
+            reason, seen_at = self.field("reason"), self.seen_at()
             if not reason:
                 return "Nothing was discarded: enter a reason in the field beside the button."
-            return f"{await self.work(self._discard, chosen, reason):,} discarded."
+            if seen_at is None:
+                return "Nothing was discarded: this page is of an earlier release. Press the button again."
+            count = await self.work(self._discard, chosen, reason, seen_at)
+            return f"{count:,} discarded." if count else NOT_AS_SEEN
         raise tornado.web.HTTPError(400, "Unknown action")
 
     def _rerun(self, chosen: DeliveryFilter) -> str:
         turns = list(self.capp.dispatcher.rerun(chosen, self.actor, AT_ONCE))
         return outcome(turns) if turns else "None of these deliveries has failed; nothing was re-run."
 
-    def _begin(self, chosen: DeliveryFilter, first: int) -> str:
+    def _begin(self, chosen: DeliveryFilter, first: int, before: datetime | None) -> str:
         """Begin a re-run of all that match, and take its first step."""
-        begun = begin(self.capp.dispatcher, chosen, self.actor, canary=first)
+        begun = begin(self.capp.dispatcher, chosen, self.actor, canary=first, before=before)
         return standing(take_step(self.capp.dispatcher, begun.id))
 
     def _count(self, name: str) -> int:
@@ -155,8 +167,8 @@ class DeliveriesPage(Page):
             raise ValueError(f"{given!r} is not a number of deliveries")
         return int(given)
 
-    def _discard(self, chosen: DeliveryFilter, reason: str) -> int:
-        return len(self.runtime.outbox.discard(chosen, self.actor, AT_ONCE, storable(reason)))
+    def _discard(self, chosen: DeliveryFilter, reason: str, before: datetime) -> int:
+        return len(self.runtime.outbox.discard(chosen, self.actor, AT_ONCE, storable(reason), before))
 
 
 class DeliveryPage(DeliveriesPage):
@@ -165,19 +177,24 @@ class DeliveryPage(DeliveriesPage):
     @tornado.web.authenticated
     async def get(self, delivery_id: str) -> None:
         """Show it."""
+        seen_at = await self.work(self.runtime.outbox.clock)
         story = await self.work(self.deliveries.story, delivery_id)
         if story is None:
             raise tornado.web.HTTPError(404, f"Unknown delivery '{delivery_id}'")
         waits = await self.work(Waits, self.runtime, [story.delivery])
         await self.show(
-            "delivery.html", story=story, row=story.delivery, event_of=self.event_of, waits_of=waits.of
-        )
+            "delivery.html", story=story, row=story.delivery, event_of=self.event_of, waits_of=waits.of,
+            seen_at=seen_at,
+        )  # fmt: skip
 
     @tornado.web.authenticated
     async def post(self, delivery_id: str) -> None:
         """Act on the delivery."""
         self.require_writable()
-        self.say(await self.act(self.field("do"), _one(delivery_id)))
+        try:
+            self.say(await self.act(self.field("do"), _one(delivery_id)))
+        except (ValueError, MessagingError) as error:
+            self.say(str(error))
         self.redirect(self.reverse_url("delivery", delivery_id), status=303)
 
 

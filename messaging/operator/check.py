@@ -239,7 +239,7 @@ class Checkup:
 
     @cached_property
     def _open(self) -> Overview:
-        return Statistics(self.runtime.engine).open()
+        return Statistics.of(self.runtime).open()
 
     def beat(self) -> str:
         """Check when the relay last ran; it needs beat and a worker for housekeeping."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from messaging.texts import storable
@@ -33,17 +34,16 @@ def parse_age(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def parse_moment(text: str) -> datetime:
-    """Return the time of an ISO 8601 text (default: UTC) or of an age: `2h` is two hours ago.
+def parse_moment(text: str, now: datetime | None = None) -> datetime:
+    """Return the time of an ISO 8601 text (default: UTC) or of an age: `2h` is two hours before `now`.
 
     Raises:
         ValueError: the text is neither.
     """
-    for parse in _absolute, _relative:
-        try:
-            return parse(text)
-        except (ValueError, OverflowError):
-            continue
+    with suppress(ValueError, OverflowError):
+        return _absolute(text)
+    with suppress(ValueError, OverflowError):
+        return (now or datetime.now(UTC)) - timedelta(seconds=parse_age(text))
     raise ValueError(f"{text!r} is not a time: write 2026-01-31T10:00 (UTC), or 2h for two hours ago")
 
 
@@ -51,7 +51,3 @@ def _absolute(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
     # PostgreSQL knows fewer offsets from UTC than Python.
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _relative(text: str) -> datetime:
-    return datetime.now(UTC) - timedelta(seconds=parse_age(text))

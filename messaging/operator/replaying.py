@@ -6,6 +6,7 @@ import json
 
 from kombu.serialization import dumps
 
+from messaging.brokers.topology import is_rabbitmq
 from messaging.dead_letters import PARKED, DeadLetter
 from messaging.errors import describe
 from messaging.postgres.dead_letters import DeadLetters, NotReplayable
@@ -14,15 +15,19 @@ from messaging.worker.dispatcher import Dispatcher
 #: Properties of the message itself; the others were added by its transport.
 OWN_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration")
 
+#: RabbitMQ takes these for more routing keys. A replay goes to the default exchange, which leads to every
+#: queue; the sender may have had rights on one only.
+ROUTING_HEADERS = ("CC", "BCC")
+
 
 def replay(
     dispatcher: Dispatcher, letters: DeadLetters, letter_id: str, actor: str, *, anyway: bool = False
 ) -> DeadLetter:
-    """Send a dead letter's message again, to the queue that it came from.
+    """Send a dead letter's message again, to the queue that it came from and to no other.
 
     Raises:
         NotReplayable: it was already settled, this release has no such task (unless `anyway`), or the
-            broker has no such queue.
+            broker or the project has no such queue.
     """
     with letters.replaying(letter_id, actor) as letter:
         if not anyway and letter.task not in dispatcher.app.tasks:
@@ -34,8 +39,12 @@ def replay(
 
 
 def _publish_again(dispatcher: Dispatcher, letter: DeadLetter) -> None:
+    headers = {name: value for name, value in letter.headers.items() if name not in ROUTING_HEADERS}
     own = {name: letter.properties[name] for name in OWN_PROPERTIES if letter.properties.get(name)}
     queue = letter.queue or dispatcher.project.commands_queue
+    if is_rabbitmq(dispatcher.runtime.settings.broker_url) and queue not in dispatcher.project.queues:
+        # RabbitMQ tells only the sender's routing key; another one, in CC, may have led to our queue.
+        raise NotReplayable(f"Its sender wrote {queue}, which is no queue of this project")
     content_type, content_encoding, body = _message_of(dispatcher, letter)
     with dispatcher.app.producer_or_acquire() as producer:
         try:
@@ -45,7 +54,7 @@ def _publish_again(dispatcher: Dispatcher, letter: DeadLetter) -> None:
                 routing_key=queue,
                 content_type=content_type,
                 content_encoding=content_encoding,
-                headers=letter.headers,
+                headers=headers,
                 mandatory=True,  # RabbitMQ would drop a message for a queue that does not exist
                 retry=True,
                 retry_policy=dispatcher.app.conf.task_publish_retry_policy,

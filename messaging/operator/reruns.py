@@ -50,6 +50,7 @@ def begin(
     canary: int = 0,
     canary_s: float = CANARY_S,
     rate: float | None = None,
+    before: datetime | None = None,
 ) -> Progress:
     """Begin a re-run that goes on until it ends; see `BulkReruns.start`.
 
@@ -60,7 +61,9 @@ def begin(
     runtime = dispatcher.runtime
     if canary:
         _require_going(runtime, chosen)
-    begun = runtime.bulk_reruns.start(chosen, actor, limit, canary=canary, canary_s=canary_s, rate=rate)
+    begun = runtime.bulk_reruns.start(
+        chosen, actor, limit, canary=canary, canary_s=canary_s, rate=rate, before=before
+    )
     dispatcher.send_known(begun.deliveries)
     return begun
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Connection, Engine, text
+
+from messaging.project.runtime import Runtime
 
 #: All but done deliveries: read from the partial indexes, however large the table is.
 OPEN = """
@@ -20,8 +22,13 @@ SELECT status, handler, count(*) FROM deliveries WHERE status = 'discarded' GROU
 
 DONE = "SELECT status, handler, count(*) FROM deliveries WHERE status = 'done' GROUP BY 1, 2"
 
+#: Since it became pending, not since its event: it may have failed or waited for hours before. A delivery is
+#: due one grace after it was sent. The relay doubles it when it sends it again, so the earlier ones are
+#: `grace_s` less the first. At the longest one that is not known any more: it has been pending for long.
 OLDEST_PENDING = """
-SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float
+SELECT greatest(0, max(
+    CASE WHEN grace_s < :grace_max_s THEN extract(epoch FROM now() - due_at) + 2 * grace_s - :grace_s
+         ELSE extract(epoch FROM now() - created_at) END))::float
 FROM deliveries WHERE status = 'pending'"""
 
 FAILURES = """
@@ -50,7 +57,7 @@ class Overview:
     """Counts at one moment."""
 
     deliveries: Counts  # by (state, handler)
-    oldest_pending_s: float  # seconds since its event was raised; 0 where nothing is pending
+    oldest_pending_s: float  # seconds that one has been pending; 0 where nothing is
     failures: dict[datetime, int]  # failed attempts by hour, the last 24 hours
     dead_letters: dict[str, int]  # open ones, by reason
     reruns: dict[str, int]  # of the last hour: by the "schedule", by an "operator"
@@ -76,6 +83,14 @@ class Statistics:
     """Counts of deliveries and dead letters."""
 
     engine: Engine
+    grace_s: float  # the relay's first and its longest
+    grace_max_s: float
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> Self:
+        """Return those of a project."""
+        settings = runtime.settings
+        return cls(runtime.engine, settings.relay_grace_s, settings.relay_grace_max_s)
 
     def overview(self) -> Overview:
         """Count everything; counting done deliveries scans the table."""
@@ -88,7 +103,7 @@ class Statistics:
             rows = connection.execute(text(OPEN)).all()
             return Overview(
                 {(status, handler): n for status, handler, n in rows},
-                connection.execute(text(OLDEST_PENDING)).scalar_one(),
+                self._oldest_pending(connection),
                 dict(_pairs(connection, FAILURES)),
                 dict(_pairs(connection, DEAD_LETTERS)),
                 dict(_pairs(connection, RERUNS)),
@@ -100,8 +115,13 @@ class Statistics:
             return Summary(
                 connection.execute(text(FAILED)).scalar_one(),
                 dict(_pairs(connection, WAITING)),
-                connection.execute(text(OLDEST_PENDING)).scalar_one(),
+                self._oldest_pending(connection),
             )
+
+    def _oldest_pending(self, connection: Connection) -> float:
+        facts = {"grace_s": self.grace_s, "grace_max_s": self.grace_max_s}
+        seconds: float = connection.execute(text(OLDEST_PENDING), facts).scalar_one()
+        return seconds
 
     def waits(self) -> Counts:
         """Count waiting deliveries by (handler, what they wait for)."""

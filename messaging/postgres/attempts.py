@@ -205,6 +205,7 @@ class Attempt:
         if self.is_doubtful:
             transaction.write(CLOSE, self._facts())
         hold(transaction, self.id, Wait(Waits.TIME, wait_s=wait_s))
+        self.delivery = None
 
     def park(self, transaction: Transaction, failure: Failure, deaths: int) -> None:
         """Fail the delivery for good because it killed workers."""

@@ -47,35 +47,36 @@ def connect(
         address, connect_args={**waits, "connection_factory": Connection, **(connect_args or {})}, **options
     )
     lock_timeout_ms = max(1, int(longest_run_s * 1000 / (tries + 1)))  # 0 would mean for ever
-    limits = {
+    settings: dict[str, int | str] = {
         "lock_timeout": lock_timeout_ms,
         "idle_in_transaction_session_timeout": int(longest_run_s * 1000),  # milliseconds
+        "timezone": "'UTC'",  # times are read in this one, whatever the server's is
     }
-    (_limit_transactions if shared_sessions else _limit_sessions)(engine, limits)
+    (_set_in_transactions if shared_sessions else _set_in_sessions)(engine, settings)
     event.listen(engine, "handle_error", _leave_read_only_server)
     return engine
 
 
-def _limit_sessions(engine: Engine, limits: Mapping[str, int]) -> None:
-    statements = ";".join(f"SET {name} = {value}" for name, value in limits.items())
+def _set_in_sessions(engine: Engine, settings: Mapping[str, int | str]) -> None:
+    statements = ";".join(f"SET {name} = {value}" for name, value in settings.items())
 
     @event.listens_for(engine, "connect")
-    def set_limits(connection: Any, _record: Any) -> None:
+    def set_all(connection: Any, _record: Any) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(statements)
         connection.autocommit = False
 
 
-def _limit_transactions(engine: Engine, limits: Mapping[str, int]) -> None:
-    statements = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items())
+def _set_in_transactions(engine: Engine, settings: Mapping[str, int | str]) -> None:
+    statements = "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
 
     @event.listens_for(engine, "connect")
-    def note_limits(_connection: Any, record: Any) -> None:
+    def note_all(_connection: Any, record: Any) -> None:
         record.info[EACH_TRANSACTION] = statements.encode()
 
     @event.listens_for(engine, "begin")
-    def set_limits(connection: Any) -> None:
+    def set_all(connection: Any) -> None:
         connection.exec_driver_sql(statements)
 
 

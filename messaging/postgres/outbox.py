@@ -306,10 +306,15 @@ class Outbox:
                 return []
             return [Delivery.to_send(row) for row in connection.execute(RERUN_COOLED, facts)]
 
-    def discard(self, chosen: DeliveryFilter, actor: str, limit: int, reason: str) -> list[str]:
-        """Discard failed deliveries for good, with the reason; return their ids."""
+    def discard(
+        self, chosen: DeliveryFilter, actor: str, limit: int, reason: str, before: datetime | None = None
+    ) -> list[str]:
+        """Discard failed deliveries for good, with the reason, oldest failures first; return their ids.
+
+        `before`: only those that failed before this time, when somebody looked at them.
+        """
         query = text(f"WITH {CHOSEN.format(filter=chosen.sql_at(BEGUN))}, {DISCARD}")
-        facts = {"before": None, "limit": limit, "reason": reason, "actor": actor}
+        facts = {"before": before, "limit": limit, "reason": reason, "actor": actor}
         with self.engine.begin() as connection:
             gone = [row.id for row in connection.execute(query, {**chosen.facts, **facts})]
             connection.execute(NOTE, Entry(actor, "discard", str(chosen), reason, len(gone), "done").facts)

@@ -45,7 +45,9 @@ IN_WINDOW = """
 AND finished_at >= coalesce(CAST(:reached AS timestamptz), '-infinity')
 AND finished_at < coalesce(CAST(:ends AS timestamptz), 'infinity')"""
 
-COUNT = "SELECT count(*), clock_timestamp() FROM deliveries WHERE status = 'failed'{filter}"
+COUNT = """
+SELECT count(*), coalesce(:before, clock_timestamp()) FROM deliveries
+WHERE status = 'failed' AND finished_at <= coalesce(CAST(:before AS timestamptz), 'infinity'){filter}"""
 
 START = text("""
 INSERT INTO bulk_reruns (audit_id, filter, before, remaining, expected, rate, canary, canary_until)
@@ -165,6 +167,7 @@ class BulkReruns:
         canary: int = 0,
         canary_s: float = 60.0,
         rate: float | None = None,
+        before: datetime | None = None,
     ) -> Progress:
         """Begin one; with `canary`, set so many at random back to pending, to be sent by the caller.
 
@@ -175,13 +178,14 @@ class BulkReruns:
             canary: go on only if so many, chosen at random, succeed first.
             canary_s: seconds that they have.
             rate: at most so many per second after that.
+            before: leave those alone that failed later; None: now.
 
         Raises:
             WrongRerun: another action holds some of those that are to be tried first.
         """
         with self.engine.begin() as connection:
-            query = text(COUNT.format(filter=chosen.sql))
-            failed, before = connection.execute(query, chosen.facts).one()
+            query = text(COUNT.format(filter=chosen.sql_at(BEGUN)))
+            failed, before = connection.execute(query, {**chosen.facts, "before": before}).one()
             expected = failed if limit is None else min(failed, limit)
             tried: list[Delivery] = []
             if first := min(canary, expected):

@@ -89,8 +89,8 @@ class Measures:
             self._command(work)
         elif work.kind is Kind.DELIVERY and work.handler is not None:
             self._handlers.labels(work.handler, work.outcome).observe(work.seconds)
-            if work.claim is not None and work.claim.waited_s is not None:
-                self._starts.labels(work.handler).observe(work.claim.waited_s)
+            if work.waited_s is not None:
+                self._starts.labels(work.handler).observe(work.waited_s)
         elif work.kind is Kind.HOUSEKEEPING:
             self._jobs.labels(work.task, work.outcome).observe(work.seconds)
 

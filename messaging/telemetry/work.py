@@ -39,7 +39,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # the answer to a command is an error
     RETRIED = "retried"  # a delivery failed and has attempts left
     FAILED = "failed"  # a delivery failed for the last time
-    SKIPPED = "skipped"  # a delivery is done already, or another worker has it
+    SKIPPED = "skipped"  # a delivery is done already, or has to wait, or another worker has it
     ERROR = "error"  # something else failed
 
 
@@ -78,6 +78,11 @@ class Work:
     def delivery(self) -> Delivery | None:
         """Return the delivery, once it is claimed."""
         return self.claim.delivery if self.claim else None
+
+    @property
+    def waited_s(self) -> float | None:
+        """Return the seconds from an event to this attempt; None if it is not the first, or none at all."""
+        return self.claim.waited_s if self.claim and self.claim.delivery else None
 
     @property
     def attempt_number(self) -> int:

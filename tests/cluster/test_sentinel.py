@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
+from celery.utils.nodenames import gethostname
 from kombu import Connection
 from redis.exceptions import ResponseError
 
@@ -96,6 +98,17 @@ def test_a_worker_follows_the_primary_and_outlives_a_time_without_replicas(
     cluster.wait_for_failover(old)
     assert answered(client, "o2") == "b1"
     assert worker.running, worker.log_tail()
+
+
+def test_a_worker_says_how_it_stands_without_the_password_of_the_sentinels(cluster: Sentinels, worker: Child):
+    node = f"commands@{gethostname()}"
+    with Celery(broker=cluster.url(0), set_as_current=False) as app:
+        app.conf.broker_transport_options = ASKED.options(cluster.url(0))
+        stats = (app.control.inspect([node], timeout=20).stats() or {}).get(node, {})
+
+    assert "sentinel" in stats["broker"]["transport"].lower()
+    assert SENTINEL_PASSWORD not in str(stats)
+    assert "Control command error" not in worker.log_text()
 
 
 @pytest.fixture

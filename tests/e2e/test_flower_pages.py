@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
+from tornado.web import create_signed_value
 
 from local import ROOT
 from local.ports import LOOPBACK, free_port
@@ -20,7 +21,7 @@ from local.servers.redis_server import Redis
 from local.waiting import eventually
 from tests.e2e.browser import chromium
 from tests.e2e.conftest import Backend, Broker, Shop
-from tests.e2e.web import request
+from tests.e2e.web import Answer, request
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -170,6 +171,31 @@ def test_a_filtered_set_is_dry_run_rerun_and_discarded(page, flower, backend, fa
     page.click("#discard-matching")
     assert page.locator("#said").inner_text() == "1 discarded."
     assert status_of(backend, third) == "discarded"
+
+
+def test_a_button_acts_on_nothing_that_failed_after_the_page_was_shown(page, flower, backend, fail_for):
+    """Discarding is final, and the page stands still while somebody writes a reason."""
+    seen = fail_for("o1")
+    fails_anew = (
+        "UPDATE deliveries SET finished_at = clock_timestamp() WHERE id = CAST(:id AS uuid) RETURNING 1"
+    )
+
+    def page_with_reason(path: str) -> None:
+        page.goto(f"{flower}{path}")
+        page.fill("#reason", "a test")
+
+    page_with_reason("/deliveries")
+    later = fail_for("o2")
+    page.click("#discard-matching")
+    assert page.locator("#said").inner_text() == "1 discarded."
+    assert (status_of(backend, seen), status_of(backend, later)) == ("discarded", "failed")
+
+    for path, button in ((f"/deliveries/{later}", "#discard"), ("/deliveries", "#rerun-matching")):
+        page_with_reason(path)
+        backend.sql(fails_anew, id=later)
+        page.click(button)
+        assert page.locator("#said").inner_text().startswith(("Nothing was discarded", "None of these"))
+        assert status_of(backend, later) == "failed"
 
 
 def test_failed_deliveries_of_an_older_release_are_grouped_by_their_error(page, flower, backend):
@@ -571,5 +597,36 @@ def test_a_login_that_may_only_look_sees_no_buttons_and_cannot_act(backend, fail
         status, text = ask("ann:secret", form)
         assert "may only look" not in text  # its token is wrong, but it may act
         assert status == 403
+    finally:
+        child.stop()
+
+
+def test_behind_oauth_only_the_login_that_flower_has_checked_may_act(backend, fail_for):
+    """A password's name in the header is nobody's word: Flower does not check it there."""
+    delivery_id, port = fail_for("o12"), free_port()
+    env = {
+        **backend.env,
+        "ALLOCATION_FLOWER_OPERATORS": "ann@example.com",
+        "FLOWER_AUTH": ".*@example.com",
+        "FLOWER_AUTH_PROVIDER": "flower.views.auth.GoogleAuth2LoginHandler",
+        "FLOWER_COOKIE_SECRET": "secret",
+    }
+    child = programs.flower(backend.folder, env, port)
+    child.start()
+    try:
+        url = f"{wait_for_flower(child, port)}/deliveries"
+
+        def act_as(user: str, also: str | None = None) -> Answer:
+            signed = create_signed_value("secret", "user", user).decode()
+            headers = {"Cookie": f'user="{signed}"; _xsrf=same', "X-XSRFToken": "same"}
+            return request(url, also, f"do=rerun&id={delivery_id}".encode(), headers)
+
+        for also in (None, "ann@example.com:", "ann@example.com:secret"):
+            refused = act_as("eve@example.com", also)
+            assert refused.status == 403
+            assert "this login may only look" in refused.text
+            assert status_of(backend, delivery_id) == "failed"
+        assert act_as("ann@example.com").status == 200
+        assert status_of(backend, delivery_id) != "failed"
     finally:
         child.stop()

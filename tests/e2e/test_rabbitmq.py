@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from celery.utils.nodenames import gethostname
 from kombu import Connection
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
@@ -49,6 +50,18 @@ def test_the_queues_are_quorum_queues(worker, broker):
         pytest.raises(connection.channel_errors, match="x-queue-type"),
     ):
         channel.queue_declare("allocation.commands", durable=True, auto_delete=False, arguments=classic)
+
+
+def test_a_worker_says_how_it_stands(worker, shop):
+    """For Flower's page of the worker; an answer that cannot be sent costs the worker its control queue."""
+    node = f"commands@{gethostname()}"
+
+    stats = (shop.app.control.inspect([node], timeout=20).stats() or {}).get(node, {})
+
+    assert stats["pool"]["max-concurrency"] == 2
+    assert "amqp" in stats["broker"]["transport"]
+    assert "transport_options" not in stats["broker"]
+    assert "Control command error" not in worker.log_text()
 
 
 def test_a_message_that_is_rejected_becomes_a_dead_letter(worker, housekeeping, broker, backend, shop):
@@ -168,7 +181,7 @@ def test_a_delayed_message_that_became_a_dead_letter_is_replayed_to_its_queue(wo
     eventually(lambda: len(backend.sql(letters)) == 2, 30, "its next refusal")
 
 
-def test_a_dead_letter_whose_queue_is_gone_is_not_replayed(worker, backend):
+def test_a_dead_letter_from_no_queue_of_the_project_is_not_replayed(worker, backend):
     backend.sql(
         "INSERT INTO dead_letters (id, reason, error, queue, task, headers, properties, body) VALUES"
         " (:id, 'unknown task', '', 'gone', 'allocation.allocate', '{}', '{}', '') RETURNING 1",
@@ -177,7 +190,7 @@ def test_a_dead_letter_whose_queue_is_gone_is_not_replayed(worker, backend):
 
     replayed = operate(backend, "dead-letters", "replay", letter_id)
 
-    assert (replayed.returncode, "did not accept it for the queue gone" in replayed.stdout) == (1, True)
+    assert (replayed.returncode, "gone, which is no queue of this project" in replayed.stdout) == (1, True)
     assert backend.sql("SELECT replayed_at FROM dead_letters WHERE queue = 'gone'") == [(None,)]
 
 

@@ -314,6 +314,34 @@ def test_a_sender_on_rabbitmq_reaches_no_other_queue_by_headers(worker, broker, 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+@pytest.mark.parametrize(
+    ("key", "also", "is_replayed"),
+    [(QUEUE, "another.stock-news", True), ("another.stock-news", QUEUE, False)],
+)
+def test_a_dead_letter_is_replayed_to_no_queue_that_its_sender_cannot_reach(
+    worker, backend, broker, sender, key: str, also: str, is_replayed: bool
+):
+    """A replay is published by the backend, which may reach every queue."""
+    headers = {"task": "allocation.allocate", "id": str(uuid4()), "CC": [also]}
+    with Connection(broker.broker_url) as owner, owner.channel() as channel:
+        channel.queue_declare("another.stock-news", **DURABLE)
+        with Connection(sender.broker_url, transport_options={"confirm_publish": True}) as connection:
+            publish(QUEUE, key, **headers)(connection)
+        letters = "SELECT id::text, replayed_at FROM dead_letters WHERE task_id = :id ORDER BY at"
+        [(letter, _)] = eventually(lambda: backend.sql(letters, id=headers["id"]), 60, "the dead letter")
+
+        tool = [sys.executable, "-m", "allocation", "dead-letters", "replay", letter]
+        done = subprocess.run(tool, env={**os.environ, **backend.env}, cwd=ROOT, check=False, timeout=60)
+
+        assert (done.returncode == 0) is is_replayed
+        assert channel.queue_declare("another.stock-news", passive=True).message_count == 0
+        channel.queue_delete("another.stock-news")
+    if is_replayed:  # to the queue of commands: it comes back
+        eventually(lambda: len(backend.sql(letters, id=headers["id"])) == 2, 60, "the message")
+
+
+@pytest.mark.timeout(300)
 def test_a_sender_cannot_shut_a_worker_down(worker, sender, shop):
     with Celery(broker=sender.broker_url, set_as_current=False) as app:
         with pytest.raises((AccessRefused, OperationalError)):

@@ -82,7 +82,7 @@ QUESTIONS: dict[str, tuple[Callable[[Engine], object], str]] = {
         lambda engine: DeliveryQueries(engine).find(DeliveryFilter(correlation="c7")),
         "deliveries_correlation",
     ),
-    "metrics": (lambda engine: Statistics(engine).open(), "deliveries_pending"),
+    "metrics": (lambda engine: Statistics(engine, 15, 600).open(), "deliveries_pending"),
     "relay": (lambda engine: Outbox(engine).take_due(1, 600), "deliveries_pending"),
     "schedule": (lambda engine: Outbox(engine).rerun_cooled(1, 5, 60, 600), "deliveries_failed"),
     "rerun": (lambda engine: put_back_one(Outbox(engine)), "deliveries_failed"),

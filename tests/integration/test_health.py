@@ -18,7 +18,7 @@ from messaging.operator.check import Checkup, Problem
 from messaging.operator.health import Health
 from messaging.worker.app import MessagingApp
 from testing.databases import FAST
-from tests.integration.outbox import app_on, ask
+from tests.integration.outbox import app_on, ask, put
 
 WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
@@ -116,3 +116,26 @@ def test_the_clock_of_a_housekeeping_worker_that_does_not_run_is_not_known(app: 
     assert "the housekeeping worker's is not known" in checkup.clocks()
     with pytest.raises(Problem, match="synchronise their clocks"):
         checkup.beat()
+
+
+def test_done_deliveries_are_counted_apart_and_outlast_a_moment_without_the_database(
+    app: MessagingApp, monkeypatch
+):
+    """On a large table that takes minutes, in which the other counts go on; until then nothing says zero."""
+    collector = DeliveryCollector(app)
+    monkeypatch.setattr(DeliveryCollector, "_backlogs", lambda _: {})
+    monkeypatch.setattr(DeliveryCollector, "_load", lambda _: None)
+    put(app, status="done")
+
+    def done() -> float | None:
+        found = {metric.name: metric for metric in collector.collect()}["allocation_deliveries"]
+        labels = {"state": "done", "handler": "send_out_of_stock_notification"}
+        return next((sample.value for sample in found.samples if sample.labels == labels), None)
+
+    collector.refresh()
+    assert done() is None
+    collector.count_done()
+    assert done() == 1
+    collector._snapshot = metrics.Snapshot()  # as after an error
+    collector.refresh()
+    assert done() == 1

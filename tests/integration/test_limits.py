@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from celery.app.task import Context
 from sqlalchemy import text
 
 from allocation.domain.events import OutOfStock
@@ -22,9 +23,13 @@ from messaging.errors import RetryAfter
 from messaging.options import HandlerOptions, handler
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import Transaction
-from messaging.worker import housekeeping
+from messaging.retry import RetryPolicy
+from messaging.telemetry.work import Outcome, Watch, Work
+from messaging.worker import events, housekeeping
 from messaging.worker.app import MessagingApp
+from messaging.worker.delivery_group import work_of
 from messaging.worker.gates import attempt_at
 from tests.integration.outbox import app_on, ask, put, receive, rows_read, sent, state
 
@@ -420,6 +425,38 @@ def test_a_handler_that_says_when_is_not_called_before_and_uses_up_no_attempt(
         assert sent(app) == [one]  # with a delay: it comes in time for the second
         deliver(app, one)
         assert state(app, one) == "done"
+
+
+def test_what_was_only_looked_at_or_put_off_is_no_attempt_in_the_log_and_the_metrics(clean_database: str):
+    def later() -> None:
+        raise RetryAfter(0)
+
+    for app in app_with(clean_database):
+        one = pending(app)
+
+        def followed(name: str = "limited", app: MessagingApp = app, one: str = one) -> Work:
+            function = app.runtime.project.bus.event_handlers[name]
+            attempt = attempt_at(app.runtime, function, one, "worker", redelivered=False)
+            work = work_of(app.runtime, f"allocation.{name}", Context(), function, attempt)
+            with Watch().over(work):
+                events.deliver(app.runtime, function, RetryPolicy(), attempt)
+            housekeeping.relay(app.dispatcher)
+            return work
+
+        mistaken = followed("unlimited")
+        during.append(later)
+        said_when = followed()
+        app.runtime.pauses.add(Scope.HANDLER, ("limited",), "ann", "a test")
+        app.runtime.pauses.forget()
+        paused = followed()
+        app.runtime.pauses.remove(Scope.HANDLER, ("limited",), "ann", None)
+        app.runtime.pauses.forget()
+        housekeeping.relay(app.dispatcher)
+        ran = followed()
+
+        for put_off in mistaken, said_when, paused:
+            assert (put_off.outcome, put_off.waited_s) == (Outcome.SKIPPED, None)
+        assert (ran.outcome, ran.waited_s) == (Outcome.DONE, pytest.approx(3600, abs=60))
 
 
 def test_a_redelivered_message_that_has_to_wait_does_not_count_as_a_crash(clean_database: str):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
 from messaging.operator.deliveries import DeliveryQueries
-from messaging.operator.pausing import Pausing, WrongPause
+from messaging.operator.pausing import Pausing, WrongPause, active, shown
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import SEEN_S, Pause, Pauses, Scope
@@ -357,3 +357,21 @@ def test_a_pause_of_the_next_release_is_ended_by_the_tool_of_the_one_before(
     pausing.resume(Scope.HANDLER, STOPPED, "bert")
 
     assert app.runtime.pauses.active() == []
+
+
+@pytest.mark.parametrize("shared_sessions", [False, True])
+def test_times_are_shown_in_utc_whatever_the_time_zone_of_the_server(
+    new_database: Callable[[], str], shared_sessions: bool
+):
+    url = new_database()
+    owner = create_engine(url)
+    with owner.begin() as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'"))
+    owner.dispose()
+
+    for app in app_on(url, database_shared_sessions=shared_sessions):
+        Pausing(app.dispatcher).pause(Scope.ALL, "", "ann", "a test")
+
+        [[at]] = ask(app, "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') FROM pauses")
+        assert f"since {at}Z" in shown(active(app.runtime)[0])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -52,6 +53,44 @@ def test_prometheus_accepts_the_alerts():
 
     done = subprocess.run(
         [promtool, "check", "rules", str(ALERTS)], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+REFUSALS = 'allocation_refusals_total{command="allocate", error="WorkerCrashed"}'
+ATTEMPTS = 'allocation_handler_seconds_count{handler="notify", outcome="%s"}'
+
+
+@pytest.mark.parametrize(
+    ("alert", "series", "fires"),
+    [
+        ("CommandsFail", {REFUSALS: "0+0x40 1+0x100"}, True),  # one poisoned command, which is answered once
+        ("CommandsFail", {REFUSALS: "0+0x140"}, False),
+        # Those whose key is blocked are looked at and put aside, again and again.
+        ("HandlerFails", {ATTEMPTS % "retried": "0+1x140", ATTEMPTS % "skipped": "0+20x140"}, True),
+        ("HandlerFails", {ATTEMPTS % "retried": "0+1x140", ATTEMPTS % "done": "0+20x140"}, False),
+    ],
+)
+def test_an_alert_fires_for_its_cause_and_for_nothing_else(
+    tmp_path: Path, alert: str, series: dict[str, str], fires: bool
+):
+    """As Prometheus plays it: with the time that the alert waits, and a value each 15 seconds."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        missing("promtool", "Debian's package prometheus")
+    asked = f'count(count_over_time(ALERTS{{alertname="{alert}", alertstate="firing"}}[35m]))'
+    found = [{"labels": "{}", "value": 1}] if fires else []
+    played = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": asked, "eval_time": "35m", "exp_samples": found}],
+    }
+    file = tmp_path / "played.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": [played]}))
+
+    done = subprocess.run(
+        [promtool, "test", "rules", str(file)], capture_output=True, text=True, timeout=30, check=False
     )
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -158,8 +158,8 @@ def _changes(kind: type[Event], changes: tuple[str, ...]) -> dict[str, Any]:
 @json_option
 @pass_tool
 def stats(tool: Tool, as_json: bool) -> None:
-    """Count deliveries by state and handler and failures by hour; show the age of the oldest pending one."""
-    found = Statistics(tool.runtime.engine).overview()
+    """Count deliveries by state and handler and failures by hour; show how long one has been pending."""
+    found = Statistics.of(tool.runtime).overview()
     counts = [
         {"status": status, "handler": handler, "count": n}
         for (status, handler), n in sorted(found.deliveries.items())
