@@ -13,7 +13,11 @@ from typing import Annotated, Any, ClassVar, cast
 
 @dataclass(frozen=True)
 class Message:
-    """A command or an event as plain values; `eval(repr(message)) == message`."""
+    """A command or an event as plain values; `eval(repr(message)) == message`.
+
+    A field is a `str`, `int`, `float`, `bool`, `date`, `datetime`, `Literal` or None, or a `list`, `tuple`
+    or `dict` of these; `Any` is any JSON value. Other types are refused when the app is made.
+    """
 
     #: The field with the key of the aggregate that its handlers lock, if it has one: where messages share a
     #: transaction, they are handled in the order of these keys.

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from datetime import date
-from typing import Any, TypeVar, get_args, get_type_hints
+from datetime import date, datetime
+from itertools import repeat
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from messaging import tracing
 from messaging.client.answers import Outcome, declared_errors, rebuilt
@@ -190,9 +193,17 @@ class Outbox:
 
 
 def _value(hint: Any, value: Any) -> Any:
-    """Make a date of its text; everything else is in JSON what it is in the command."""
-    if isinstance(value, str) and date in (hint, *get_args(hint)):
-        return date.fromisoformat(value)
+    """Return what a JSON value is in the command: perhaps a date, a time or a tuple, or a list with some."""
+    for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        origin, inner = get_origin(kind) or kind, get_args(kind)
+        if origin in (date, datetime) and isinstance(value, str):
+            with suppress(ValueError):  # a text that is allowed in its place
+                return origin.fromisoformat(value)
+        if origin in (list, tuple) and isinstance(value, list):
+            each = inner if origin is tuple and ... not in inner else inner[:1] * len(value)
+            return origin(map(_value, each or repeat(Any), value))
+        if origin is dict and isinstance(value, dict):
+            return {name: _value(inner[1] if inner else Any, one) for name, one in value.items()}
     return value
 
 

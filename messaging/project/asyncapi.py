@@ -229,9 +229,10 @@ def _schemas(project: Project) -> Json:
 def _schema(kind: type[Message]) -> Json:
     """Return the schema of a message's fields; pydantic's lacks that text must be printable."""
     schema = model(kind).model_json_schema()
-    for properties in schema.get("properties", {}).values():
-        if properties.get("type") == "string" and "maxLength" in properties:
-            properties["description"] = "printable characters only"
+    for field in schema.get("properties", {}).values():
+        for own in (field, *field.get("anyOf", ())):
+            if own.get("type") == "string" and "maxLength" in own:
+                own["description"] = "printable characters only"
     return schema
 
 

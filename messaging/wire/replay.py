@@ -6,8 +6,8 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Mapping
-from datetime import date
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 from messaging.bus import MessageBus
@@ -35,7 +35,8 @@ def same_message(bus: MessageBus, line: str, message: Message) -> bool:
 def parse_line(bus: MessageBus, line: str, *, ignore_unknown: bool = False) -> Message:
     """Return the message in a line: its repr alone, or a log line that contains it.
 
-    Values are texts, numbers, None, True, False and `datetime.date(y, m, d)`.
+    Values are texts, numbers, None, True, False, dates and times as `datetime.date(y, m, d)`, and lists,
+    tuples and dictionaries of these.
 
     Raises:
         InvalidMessage: the line contains no message of this project, or one that breaks a rule.
@@ -85,19 +86,39 @@ def _call(expression: str) -> ast.Call:
 
 
 def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call):
-        return _date(node)
     try:
+        match node:
+            case ast.Call():
+                return _called(node)
+            case ast.List():
+                return list(map(_value, node.elts))
+            case ast.Tuple():
+                return tuple(map(_value, node.elts))
+            case ast.Dict() if None not in node.keys:
+                keys, values = map(_value, node.keys), map(_value, node.values)  # type: ignore[arg-type]
+                return dict(zip(keys, values, strict=True))
+            case ast.Attribute() if ast.unparse(node) == "datetime.timezone.utc":
+                return UTC
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise InvalidMessage("line", "has a value that is no plain text, number, date or None") from None
 
 
-def _date(node: ast.Call) -> date:
-    """Read `datetime.date(2026, 1, 31)` or `date(2026, 1, 31)`."""
-    if ast.unparse(node.func) not in ("datetime.date", "date") or node.keywords:
-        raise InvalidMessage("line", "may call nothing but datetime.date")
+#: What a line may call: `datetime.date(2026, 1, 31)`, also without its module, and what shows a time.
+CALLS: Mapping[str, Callable[..., Any]] = {
+    "date": date,
+    "datetime.date": date,
+    "datetime.datetime": datetime,
+    "datetime.timedelta": timedelta,
+    "datetime.timezone": timezone,
+}
+
+
+def _called(node: ast.Call) -> Any:
+    call = CALLS.get(ast.unparse(node.func))
+    if call is None:
+        raise InvalidMessage("line", "may call nothing but datetime.date and datetime.datetime")
     try:
-        return date(*(ast.literal_eval(argument) for argument in node.args))
-    except (ValueError, TypeError, OverflowError):
+        return call(*map(_value, node.args), **{each.arg or "": _value(each.value) for each in node.keywords})
+    except (ValueError, TypeError, OverflowError, InvalidMessage):
         raise InvalidMessage("line", f"is not a valid date: {ast.unparse(node)[:60]}") from None

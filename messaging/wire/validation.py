@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Hashable, Mapping, Sequence
-from datetime import date
 from functools import cache
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from itertools import takewhile
+from typing import Any, TypeVar, cast, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    WithJsonSchema,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from messaging.errors import InvalidMessage, MessagingError, describe
-from messaging.messages import Message, Text, Whole
+from messaging.messages import Message
+from messaging.wire.field_types import checked
 
 M = TypeVar("M", bound=Message)
-
-ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
 def parse(kind: type[M], args: object, fields: object, *, ignore_unknown: bool = False) -> M:
@@ -58,64 +46,42 @@ def from_dict(kind: type[M], fields: Mapping[str, Any], *, ignore_unknown: bool 
 
 
 def model(kind: type[Message]) -> type[BaseModel]:
-    """Return the pydantic model of a message class, for validation and its JSON schema."""
+    """Return the pydantic model of a message class, for validation and its JSON schema.
+
+    Raises:
+        ValueError: a field has a type that cannot be checked; the text names it.
+    """
     return _model(cast("Hashable", kind), "forbid")
 
 
 @cache
 def _model(kind: Any, extra: Any) -> type[BaseModel]:
-    hints = get_type_hints(kind, include_extras=True)
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except Exception as error:
+        raise ValueError(f"The types of {kind.__name__} cannot be read: {describe(error)}") from error
     fields: dict[str, Any] = {
-        field.name: (
-            _checked(hints[field.name]),
-            ... if field.default is dataclasses.MISSING else field.default,
-        )
+        field.name: (_type_of(kind, field, hints[field.name]), _default_of(field))
         for field in dataclasses.fields(kind)
     }
     config = ConfigDict(extra=extra, title=kind.__name__)
     return create_model(kind.__name__, __config__=config, __doc__=kind.__doc__, **fields)
 
 
-def _checked(hint: Any) -> Any:
-    """Turn a dataclass field's type into one that pydantic validates without coercion."""
-    if get_origin(hint) is Annotated:
-        base, *limits = get_args(hint)
-        return Annotated[(base, Strict(), *(rule for limit in limits for rule in _rules(limit)))]
-    if hint == date:
-        return _IsoDate
-    if hint == date | None:
-        return _IsoDate | None
-    return Annotated[hint, Strict()]
-
-
-def _rules(limit: object) -> list[Any]:
-    if isinstance(limit, Text):
-        return [Field(min_length=limit.min_length, max_length=limit.max_length), AfterValidator(_printable)]
-    if isinstance(limit, Whole):
-        return [Field(ge=limit.minimum, le=limit.maximum)]
-    return []
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must have printable characters only")
-    return text
-
-
-def _iso_date(value: object) -> object:
-    if type(value) is date:
-        return value
-    if not isinstance(value, str) or not ISO_DATE.fullmatch(value):
-        raise ValueError("must be a date as YYYY-MM-DD")
+def _type_of(kind: type[Message], field: dataclasses.Field[Any], hint: Any) -> Any:
+    place = f"The field {field.name} of {kind.__name__}"
+    if not field.init:
+        raise ValueError(f"{place} has init=False: a message is built from all its fields")
     try:
-        return date.fromisoformat(value)
-    except ValueError:
-        raise ValueError("must be a date of the calendar, as YYYY-MM-DD") from None
+        return checked(hint)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
-_IsoDate = Annotated[
-    date, BeforeValidator(_iso_date), WithJsonSchema({"type": "string", "format": "date"}, mode="validation")
-]
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return Field(default_factory=field.default_factory)
+    return ... if field.default is dataclasses.MISSING else field.default
 
 
 def _named(kind: type[Message], args: object, fields: object) -> dict[str, Any]:
@@ -144,12 +110,20 @@ _RULES = {
     "less_than_equal": "must be at most {le}",
     "value_error": "{error}",
     "string_unicode": "must have printable characters only",
+    "bool_type": "must be true or false",
+    "float_type": "must be a number",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "literal_error": "must be {expected}",
 }
 
 
 def _first_broken_rule(error: ValidationError) -> InvalidMessage:
     details = error.errors(include_url=False, include_input=False)[0]
-    place = _readable(".".join(str(part) for part in details["loc"][:1]) or "message")
+    field, *inside = details["loc"] or ("message",)
+    items = takewhile(lambda part: isinstance(part, int), inside)  # of lists: what follows names a type
+    place = _readable(".".join(map(str, (field, *items))))
     rule = _RULES.get(details["type"])
     text = rule.format(**details.get("ctx", {})) if rule else details["msg"]
     return InvalidMessage(place, text)

@@ -23,6 +23,7 @@ from messaging.worker.commands import add_command_tasks
 from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
+from messaging.worker.message_checks import check_messages
 from messaging.worker.rabbitmq import DeclareForOthers
 from reliable_celery.checks import MAX_COUNT
 
@@ -140,9 +141,10 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
     app.dispatcher = Dispatcher(app, app.runtime, install(app.runtime))
-    add_command_tasks(app.dispatcher)
     add_bulk_task(app.dispatcher)
     add_housekeeping_tasks(app.dispatcher)
+    check_messages(project, app.tasks)
+    add_command_tasks(app.dispatcher)
     check_handlers(project, app.tasks)
     add_handler_tasks(app.dispatcher)
     return app

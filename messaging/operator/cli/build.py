@@ -26,6 +26,9 @@ def operator_tool(project: Project, app: str, version: str | None = None) -> cli
         project: the project whose messages, settings and tables it uses.
         app: where the Celery app is, as "module:name"; imported when a command first needs it.
         version: what `--version` prints, else the version of the bus.
+
+    Raises:
+        ValueError: a command of the project has the name of one of the tool.
     """
     tool = ToolGroup(
         project.name,
@@ -51,6 +54,10 @@ and every other setting; a .env file is read too. NO_COLOR turns colours off.
     said = f"{project.name} {version}" if version else f"{project.name}, on allocation {__version__}"
     click.version_option(version or __version__, message=said)(tool)
     own = (migrate, check, backlog, trace, deliveries, dead_letters, audit, replay, load)
-    for command in (*own, *commands_of(project)):
+    for built_in in own:
+        tool.add_command(built_in)
+    for command in commands_of(project):
+        if command.name in tool.commands:
+            raise ValueError(f"No command may be called {command.name}: the operator's tool has that command")
         tool.add_command(command)
     return tool
