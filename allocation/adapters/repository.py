@@ -76,7 +76,10 @@ INSERT INTO products (sku) VALUES (%s) ON CONFLICT DO NOTHING;
 SELECT FROM products WHERE sku = %s FOR NO KEY UPDATE;
 SELECT reference, sku, purchased_quantity, eta, allocated_quantity FROM batches WHERE reference = %s"""
 
-# Walks back from the line allocated last until the rest fits: k lines given back cost k steps.
+LAST_POSITION = 2**63 - 1
+
+# Walks back from the line allocated last until the rest fits: k lines given back cost k steps in the index,
+# which an OR would not use.
 LOAD_BY_BATCHREF = f"""
 {LOCK.format(sku="(SELECT sku FROM batches WHERE reference = %(ref)s)")};
 WITH RECURSIVE batch AS (
@@ -89,7 +92,7 @@ WITH RECURSIVE batch AS (
     SELECT line.orderid, line.qty, line.position, freed.excess - line.qty
     FROM freed CROSS JOIN LATERAL (
         SELECT * FROM allocations
-        WHERE batch_reference = %(ref)s AND (freed.position IS NULL OR position < freed.position)
+        WHERE batch_reference = %(ref)s AND position < coalesce(freed.position, {LAST_POSITION})
         ORDER BY position DESC LIMIT 1
     ) line
     WHERE freed.excess > 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from allocation.adapters.repository import LOAD_BY_BATCHREF
 from allocation.domain.commands import Allocate, ChangeBatchQuantity, CreateBatch
 from messaging.delivery import new_id
 from messaging.messages import Command
@@ -40,3 +42,19 @@ def test_all_lines_that_a_correction_frees_are_deleted_in_one_statement_for_each
     assert deleted == ["DELETE_LINES", "DELETE_SHORTAGES"]
     assert ask(app, "SELECT orderid FROM allocations") == [("o0",)]
     assert ask(app, "SELECT orderid, qty FROM shortages") == [("o3", 6)]
+
+
+def test_each_freed_line_is_found_in_the_index(app: MessagingApp):
+    """Else each one costs a look at all that were freed before it, and ten thousand take many seconds."""
+    carry_out(app, CreateBatch("b1", "LAMP", 100))
+    for number in range(20):
+        carry_out(app, Allocate(f"o{number}", "LAMP", 5))
+    lock, _, query = LOAD_BY_BATCHREF.partition(";")
+    facts = {"ref": "b1", "qty": 0}
+
+    with app.runtime.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        connection.exec_driver_sql(lock, facts)
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {query}", facts).scalars())
+
+    assert re.search(r"Index Cond: \(\(batch_reference = .*\) AND \(\"?position\"? <", plan), plan
