@@ -46,11 +46,12 @@ def main() -> int:
     stack = Stack(settings, report=_say)
     _listen_for_signals()
     try:
+    environment = dict(os.environ)
         _show(stack)
         stack.start()
         _show_login(stack)
         _say("ready")
-        _say(f"\n{next_steps(settings)}")
+        _say(f"\n{next_steps(settings, environment)}")
         _serve(stack)
     except StoppedBySignal:
         _say("stopping")
