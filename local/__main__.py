@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -39,14 +40,16 @@ class StoppedBySignal(BaseException):
 
 def main() -> int:
     """Run until told to stop; 0 for a clean stop, 1 with a line on what is wrong."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of a path
     try:
         settings = LocalSettings()
     except ValidationError as error:
         return _fail("; ".join(f"ALLOCATION_{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors()))
+    environment = dict(os.environ)
     stack = Stack(settings, report=_say)
     _listen_for_signals()
     try:
-    environment = dict(os.environ)
         _show(stack)
         stack.start()
         _show_login(stack)
