@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -39,10 +40,13 @@ class StoppedBySignal(BaseException):
 
 def main() -> int:
     """Run until told to stop; 0 for a clean stop, 1 with a line on what is wrong."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of a path
     try:
         settings = LocalSettings()
     except ValidationError as error:
         return _fail("; ".join(f"ALLOCATION_{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors()))
+    environment = dict(os.environ)
     stack = Stack(settings, report=_say)
     _listen_for_signals()
     try:
@@ -50,7 +54,7 @@ def main() -> int:
         stack.start()
         _show_login(stack)
         _say("ready")
-        _say(f"\n{next_steps(settings)}")
+        _say(f"\n{next_steps(settings, environment)}")
         _serve(stack)
     except StoppedBySignal:
         _say("stopping")

@@ -57,6 +57,9 @@ _RESTART = "Workers run the code that they started with: after a change, Ctrl-C 
 
 def _exports(settings: LocalSettings, environment: Mapping[str, str]) -> Iterator[str]:
     """Yield what is set in this terminal alone; the tool also reads a file .env."""
+    hidden = sorted(name for name in environment if name.startswith("PG"))
+    if hidden and settings.database_url is None:
+        yield f"unset {' '.join(hidden)}  # they are about another PostgreSQL"
     for name in PORTS:
         variable = f"ALLOCATION_{name.upper()}"
         if environment.get(variable):

@@ -14,7 +14,7 @@ from local.processes.child import Child
 from local.processes.programs import migrate
 from local.processes.supervisor import Supervisor
 from local.servers.mail_server import MailSink
-from local.servers.postgres_server import Postgres
+from local.servers.postgres_server import Postgres, hide_client_settings
 from local.servers.redis_server import Redis
 from local.service import ALLOCATION, Service
 from local.settings import LocalSettings
@@ -49,7 +49,10 @@ class Stack:
         without: Collection[str] = (),
         service: Service = ALLOCATION,
     ) -> None:
-        """Plan the stack; nothing starts yet. `without` names parts that stay down until `resume`."""
+        """Plan the stack; nothing starts yet. `without` names parts that stay down until `resume`.
+
+        If it is to serve PostgreSQL, this process and its children lose their PG variables.
+        """
         self.service = service
         self.settings = settings or LocalSettings()
         self._report = report
@@ -103,6 +106,8 @@ class Stack:
     def _plan_servers(self) -> None:
         given, folder = self.settings, self.settings.folder
         self.postgres = None if given.database_url else Postgres(folder / "postgres", given.postgres_port)
+        if self.postgres is not None:
+            hide_client_settings()
         self.redis = Redis(folder / "redis", given.redis_port) if given.needs_redis else None
         self.mail = None if given.smtp_url else MailSink(folder / "mail", given.smtp_port)
         self.servers = {"postgres": self.postgres, "redis": self.redis, "mail": self.mail}

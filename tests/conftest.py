@@ -12,13 +12,14 @@ import redis
 from local import ports
 from local.processes import programs
 from local.servers.mail_server import MailSink
-from local.servers.postgres_server import DATABASE, Postgres
+from local.servers.postgres_server import DATABASE, Postgres, hide_client_settings
 from local.servers.redis_server import Redis
 from testing import databases
 from testing.databases import FAST
 from testing.rabbitmq import RabbitMQ, find_binary
 from tests.programs import MissingPrograms, missing
 
+hide_client_settings()
 # Our servers are on loopback, which a proxy does not reach.
 _NO_PROXY = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
 os.environ["no_proxy"] = ",".join(filter(None, (_NO_PROXY, ports.LOOPBACK, "localhost")))

@@ -103,6 +103,19 @@ class Postgres(Server):
         connection.close()
         return True
 
+    def _recovers(self, error: BaseException | None) -> bool:
+        # "starting up", "not yet accepting connections"; the log's language is set, see `_environment`.
+        return isinstance(error, psycopg2.OperationalError) and "the database system is" in str(error)
+
+
+def hide_client_settings() -> None:
+    """Drop this process's PG variables, such as PGSSLMODE=require: they are about servers elsewhere.
+
+    libpq would obey them in every program that is started from here.
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
 
 def _initialise(data: Path, account: pwd.struct_passwd | None) -> None:
     """Create a cluster with our role and database in a temporary folder, and move it into place when done."""

@@ -92,3 +92,6 @@ class Redis(Server):
     def _answers(self) -> bool:
         with redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=2) as client:
             return bool(client.ping())
+
+    def _recovers(self, error: BaseException | None) -> bool:
+        return isinstance(error, redis.BusyLoadingError)

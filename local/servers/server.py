@@ -8,9 +8,10 @@ from typing import Self
 
 from local.ports import PortInUseError, free_port, is_free
 from local.processes.child import Child
-from local.waiting import eventually
+from local.waiting import NotInTimeError, eventually
 
 START_TIMEOUT = 60.0  # seconds; a busy machine with two cores needs a few
+RECOVERY_TIMEOUT = 600.0  # seconds for a server that says that it recovers: killed, it would begin anew
 
 
 @dataclass
@@ -34,6 +35,10 @@ class Server(ABC):
     @abstractmethod
     def _answers(self) -> bool:
         """Make a real request to the server; an exception means "not yet"."""
+
+    def _recovers(self, error: BaseException | None) -> bool:  # noqa: ARG002 - for those that can tell
+        """Tell whether this error of `_answers` says that the server still reads its data."""
+        return False
 
     def start(self) -> Self:
         """Start over the existing data, if any, and return when the server answers.
@@ -86,10 +91,16 @@ class Server(ABC):
 
     def _wait_ready(self, child: Child) -> None:
         """Poll until the server answers; give up if its process ends, whatever else listens on the port."""
-        answered = eventually(
-            lambda: not child.running or self._answers(),
-            timeout=self.start_timeout,
-            what=f"an answer from {child.name} on port {self.port} (log: {child.log})",
-        )
-        if not (answered and child.running):
+
+        def answers_or_ended() -> bool:
+            return not child.running or self._answers()
+
+        what = f"an answer from {child.name} on port {self.port} (log: {child.log})"
+        try:
+            eventually(answers_or_ended, self.start_timeout, what)
+        except NotInTimeError as error:
+            if not self._recovers(error.__cause__):
+                raise
+            eventually(answers_or_ended, RECOVERY_TIMEOUT, what)
+        if not child.running:
             raise child.ended_early()

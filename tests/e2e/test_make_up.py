@@ -84,13 +84,18 @@ def test_nothing_outlives_a_killed_supervisor(environment: dict[str, str]):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_it_starts_while_the_mail_server_is_down_and_says_so(environment: dict[str, str]):
-    """The backend works without it; our mail catcher does not replace it."""
+    """The backend works without it; our mail catcher does not replace it.
+
+    All of it is said on a terminal with few letters, too.
+    """
     port = free_port()
+    environment["PYTHONIOENCODING"] = "iso-8859-1"
     environment["ALLOCATION_SMTP_URL"] = f"smtp://me:s3cr3t@{LOOPBACK}:{port}"
     with run(environment) as up:
         said = read_until_ready(up)
 
         assert f"the mail server smtp://me:***@{LOOPBACK}:{port} does not answer" in said
+        assert "# export ALLOCATION_SMTP_URL=?, as in this one" in _read_next_steps(up)
         del environment["ALLOCATION_SMTP_URL"]
         drill = subprocess.run(DRILL, env=environment, cwd=ROOT, check=False, **_CAPTURED)
         assert (drill.returncode, drill.stderr.count("\n")) == (1, 1)

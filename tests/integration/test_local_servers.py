@@ -45,6 +45,18 @@ def test_postgres_keeps_what_was_committed_when_it_is_killed(own_postgres: Postg
     assert _query(own_postgres, "SELECT answer FROM kept") == [(42,)]
 
 
+def test_postgres_is_waited_for_while_it_recovers(server_folder: Path):
+    """Longer than for another start: killed, it would begin anew."""
+    folder = server_folder / "recovering"
+    with Postgres(folder):
+        pass
+    (folder / "data" / "recovery.signal").touch()
+    slow = {"restore_command": "[ -e slept ] || sleep 5; touch slept; false"}
+
+    with Postgres(folder, settings=slow, start_timeout=3.0) as server:
+        assert _query(server, "SELECT 42") == [(42,)]
+
+
 def test_postgres_stops_while_somebody_is_connected(own_postgres: Postgres):
     """An open session does not delay the stop."""
     connection = psycopg2.connect(_plain(own_postgres))

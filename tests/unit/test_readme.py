@@ -7,6 +7,7 @@ from pathlib import Path
 
 from allocation.bootstrap import project
 from allocation.config import Settings
+from local.hints import next_steps
 from local.settings import LocalSettings
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,16 @@ def test_every_file_that_the_readme_names_exists():
     )
 
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_tutorial_can_be_followed_after_the_lines_of_the_readme_and_of_make_up():
+    """It counts the pieces of a batch, so that batch must be its own."""
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text()
+    [batch] = re.findall(r"create-batch (\S+) (\S+)", tutorial)
+
+    assert "create-batch" in next_steps(LocalSettings(_env_file=None))
+    for name in batch:
+        assert name not in README + next_steps(LocalSettings(_env_file=None))
 
 
 def test_the_readme_fits_on_two_screens():

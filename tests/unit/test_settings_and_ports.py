@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from allocation.config import Settings
-from local.hints import metrics_hint
+from local.hints import metrics_hint, next_steps
 from local.settings import LocalSettings
-from local.stack import addresses_of
+from local.stack import Stack, addresses_of
 
 DOTENV = """
 ALLOCATION_REDIS_PORT=8390
@@ -38,6 +39,24 @@ def test_make_up_gives_each_worker_an_address_for_its_metrics():
     assert settings.metrics_addresses == ("127.0.0.1:9540", "127.0.0.1:9541")
     assert "http://127.0.0.1:9541/metrics" in metrics_hint(settings.metrics_addresses)
     assert LocalSettings(metrics_address=None).metrics_addresses is None
+
+
+def test_a_postgresql_that_is_served_here_is_not_reached_with_the_settings_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Such as those that a cloud database needs; libpq would obey them."""
+    monkeypatch.setenv("PGSSLMODE", "require")
+    monkeypatch.setenv("PGHOSTADDR", "10.0.0.1")
+    asked = dict(os.environ)
+    elsewhere = LocalSettings(_env_file=None, data_dir=tmp_path, database_url="postgresql+psycopg2://db/x")
+    assert Stack(elsewhere).commands.env["PGSSLMODE"] == "require"
+    assert "unset" not in next_steps(elsewhere, asked)
+
+    here = LocalSettings(_env_file=None, data_dir=tmp_path)
+    started = Stack(here).commands.env
+
+    assert not [name for name in (*started, *os.environ) if name.startswith("PG")]
+    assert "unset PGHOSTADDR PGSSLMODE" in next_steps(here, asked)
 
 
 def test_one_dotenv_file_with_ports_configures_servers_and_tools(tmp_path: Path):
