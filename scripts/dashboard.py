@@ -47,7 +47,11 @@ ROWS: dict[str, Sequence[Panel]] = {
     "Is anything wrong?": [
         stat("Failed deliveries", 'sum(allocation_deliveries{state="failed"})', explained="deliveries list"),
         stat("Oldest pending delivery", "max(allocation_deliveries_oldest_pending_seconds)", "s"),
-        stat("Dead letters", "sum(allocation_dead_letters) or vector(0)", explained="dead-letters list"),
+        stat(
+            "Dead letters",
+            "sum(allocation_dead_letters) or 0 * max(allocation_database_up == 1)",
+            explained="dead-letters list",
+        ),
         stat("Relay last ran", 'max(allocation_housekeeping_age_seconds{task="relay"})', "s"),
         stat("Sessions that wait for a lock", "max(allocation_database_blocked_sessions)", explained="check"),
         stat("Database", "min(allocation_database_up)", explained="1 while it answers"),

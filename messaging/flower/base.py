@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -10,13 +11,15 @@ from urllib.parse import urlencode
 import tornado.web
 from flower.views import BaseHandler
 
-from messaging.errors import MessagingError
+from messaging.errors import MessagingError, describe
 from messaging.operator.pausing import active, shown
 from messaging.operator.stats import Statistics
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 LAST_PAGE = 1000
 #: Digits of a page's number that are read.
@@ -66,10 +69,13 @@ class Page(BaseHandler):
     async def work(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on a thread, so that Flower keeps responding."""
         found: T = await self.application.blocking_runner.run(
-            "deliveries", function.__qualname__, _expected, function, *args, connection_errors=DATABASE_ERRORS
+            "deliveries", function.__qualname__, _expected, function, *args
         )
         if isinstance(found, MessagingError):
             raise found
+        if isinstance(found, DATABASE_ERRORS):
+            logger.warning("%s failed: %s", function.__qualname__, describe(found))
+            raise tornado.web.HTTPError(503, "The database does not answer, or rejected the request")
         return found
 
     async def show(self, template: str, **values: Any) -> None:
@@ -119,9 +125,9 @@ class Page(BaseHandler):
         self.redirect(self.reverse_url(page) + (f"?{query}" if query else ""), status=303)
 
 
-def _expected(function: Callable[..., T], *args: Any) -> T | MessagingError:
-    """Return our own errors as values: Flower's runner turns any exception into "500"."""
+def _expected(function: Callable[..., T], *args: Any) -> T | Exception:
+    """Return our own errors and the database's as values: Flower's runner says something else of them."""
     try:
         return function(*args)
-    except MessagingError as error:
+    except (MessagingError, *DATABASE_ERRORS) as error:
         return error

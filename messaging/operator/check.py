@@ -218,17 +218,19 @@ class Checkup:
         return f"{', '.join(found)} have taken their events" if found else "no other app listens"
 
     def deliveries(self) -> str:
-        """Count the deliveries that failed, by handler."""
-        found = self._open.deliveries
-        paused = [shown(one) for one in active(self.runtime)]
-        if paused:
-            raise Notice(f"paused: {'; '.join(paused)}", self._remedy("pauses"))
-        stopped = [str(one) for one in self.runtime.breakers.stopped().values()]
-        if stopped:
-            raise Notice(f"stopped by a breaker: {'; '.join(stopped)}", self._remedy("breakers"))
-        failed = {handler: n for (status, handler), n in found.items() if status == Status.FAILED}
-        if failed:
-            raise Notice(f"failed: {_counts(failed)}", self._remedy("deliveries"))
+        """Count the deliveries that failed, by handler, and look for handlers that are stopped."""
+        counts = self._open.deliveries
+        failed = {handler: n for (status, handler), n in counts.items() if status == Status.FAILED}
+        paused = "; ".join(shown(one) for one in active(self.runtime))
+        stopped = "; ".join(str(one) for one in self.runtime.breakers.stopped().values())
+        found = (
+            ("paused", paused, "pauses"),
+            ("stopped by a breaker", stopped, "breakers"),
+            ("failed", _counts(failed), "deliveries"),
+        )
+        seen = [(f"{what}: {names}", self._remedy(remedy)) for what, names, remedy in found if names]
+        if seen:
+            raise Notice(*("; ".join(texts) for texts in zip(*seen, strict=True)))
         return "none have failed"
 
     def dead_letters(self) -> str:

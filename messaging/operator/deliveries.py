@@ -110,9 +110,10 @@ class DeliveryQueries:
         stored = text(f"SELECT EXISTS (SELECT FROM deliveries WHERE {column} = :name)")
         failed = text(f"SELECT DISTINCT {column} FROM deliveries WHERE status = 'failed'")
         with self.engine.connect() as connection:
-            if connection.execute(stored, {"name": storable(name)}).scalar_one():
-                return
             known |= set(connection.execute(failed).scalars())
+            # The second question may read the whole table.
+            if name in known or connection.execute(stored, {"name": storable(name)}).scalar_one():
+                return
         raise UnknownName(f"No {what} is called {name!r}; there are {', '.join(sorted(known))}")
 
     def find(

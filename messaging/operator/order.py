@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from messaging.delivery import Delivery, Status
-from messaging.operator.deliveries import is_id
+from messaging.operator.deliveries import MAX_CHAIN, is_id
 from messaging.project import Project
 from messaging.project.runtime import Runtime
 from messaging.texts import storable
@@ -189,8 +189,11 @@ class _Tree:
             steps=self._events(row.task_id, row.effects, row.at),
         )
 
-    def _events(self, cause: str, effects: Any, at: datetime | None = None) -> list[Step]:
-        """Return the events that a message raised, with their deliveries, and the mails that it sent."""
+    def _events(self, cause: str, effects: Any, at: datetime | None = None, depth: int = 0) -> list[Step]:
+        """Return the events that a message raised, with their deliveries, and the mails that it sent.
+
+        `depth` counts the deliveries above: where events raise each other for ever, the rest is left out.
+        """
         effects = effects or {}
         events: dict[str, str] = dict(effects.get("events", ()))
         mine = [row for row in self.facts.deliveries if row.causation_id == cause]
@@ -198,19 +201,21 @@ class _Tree:
         waiting = [row for row in self.facts.waiting.values() if row.causation_id == cause]
         events |= {row.event_id: row.event_type for row in waiting}
         mails = [Step(f"mail {mail}", at, "sent") for mail in effects.get("mails", ())]
+        if events and depth >= MAX_CHAIN:
+            return [*mails, Step(f"{', '.join(events.values())}, and what that led to", at, "not shown")]
         return mails + [
-            self._event(event_id, kind, [row for row in mine if row.event_id == event_id], at)
+            self._event(event_id, kind, [row for row in mine if row.event_id == event_id], at, depth)
             for event_id, kind in events.items()
         ]
 
-    def _event(self, event_id: str, kind: str, rows: Sequence[Any], at: datetime | None) -> Step:
+    def _event(self, event_id: str, kind: str, rows: Sequence[Any], at: datetime | None, depth: int) -> Step:
         shown = shown_event(self._project, _delivery(rows[0])) if rows else kind
         waits = self.facts.waiting.get(event_id)
         state = "to be published" if waits else "published" if self.runtime.settings.announce else "raised"
         raised = rows[0].created_at if rows else waits.at if waits else at
-        return Step(shown, raised, state, steps=[self._of_delivery(row) for row in rows])
+        return Step(shown, raised, state, steps=[self._of_delivery(row, depth) for row in rows])
 
-    def _of_delivery(self, row: Any) -> Step:
+    def _of_delivery(self, row: Any, depth: int) -> Step:
         attempts = [
             Step(f"attempt {one.number}{_after(one.run)} on {one.worker}", one.at, "failed", one.error)
             for one in self.facts.attempts.get(row.id, ())
@@ -224,7 +229,7 @@ class _Tree:
             done = Step(
                 f"attempt {row.attempts}{_after(row.reruns)} on {row.worker}", row.finished_at, "done"
             )
-            steps.append(replace(done, steps=self._events(row.id, row.effects, row.finished_at)))
+            steps.append(replace(done, steps=self._events(row.id, row.effects, row.finished_at, depth + 1)))
         return Step(
             f"{row.handler}, delivery {row.id}", row.created_at, row.status, row.reason or "", row.id, steps
         )

@@ -114,11 +114,11 @@ def _bound(channel: Channel, key: str) -> Iterator[str]:
 
 
 def _keys(channel: Channel, kind: str, pattern: str | None = None) -> Iterator[str]:
-    deadline = time.monotonic() + LOOK_S
-    for key in channel.client.scan_iter(match=pattern, count=1000, _type=kind):
-        yield _text(key)
-        if time.monotonic() > deadline:
-            return
+    deadline, cursor, more = time.monotonic() + LOOK_S, 0, True
+    while more and time.monotonic() < deadline:
+        cursor, keys = channel.client.scan(cursor, match=pattern, count=1000, _type=kind)
+        yield from map(_text, keys)
+        more = cursor != 0
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import shown
 from messaging.postgres.audit import UNDER_WAY
 from messaging.postgres.breakers import stop_of
-from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.filters import DeliveryFilter, is_of_one
 from messaging.postgres.pauses import first_stop
 from messaging.postgres.reruns import BulkRerun, Progress, WrongRerun
 from messaging.project.runtime import Runtime
@@ -19,8 +19,8 @@ from messaging.worker.dispatcher import Dispatcher, RerunTurn
 #: Seconds that those have which are tried first.
 CANARY_S = 60.0
 
-#: For how long re-runs that have ended are listed.
-LISTED = timedelta(hours=1)
+#: For how long re-runs that have ended are listed, and entries of the audit among which they are looked for.
+LISTED, LOOKED_THROUGH = timedelta(hours=1), 1000
 
 
 def outcome(turns: Sequence[RerunTurn]) -> str:
@@ -96,10 +96,14 @@ class Line:
 
 
 def listed(runtime: Runtime, limit: int) -> list[Line]:
-    """Return the re-runs that are under way, then those that ended within the last hour, the latest first."""
+    """Return the re-runs that are under way, then those that ended within the last hour, the latest first.
+
+    Those of one delivery are left out: its page shows them, and a few would hide how one of many has ended.
+    """
     under_way = runtime.bulk_reruns.under_way()
     known = {one.id for one in under_way}
-    entries = runtime.audit.find(limit, action="rerun", since=datetime.now(UTC) - LISTED)
+    entries = runtime.audit.find(LOOKED_THROUGH, action="rerun", since=datetime.now(UTC) - LISTED)
+    ended = [one for one in entries if one.id not in known and not is_of_one(one.subject)]
     return [
         *(
             Line(one.id, one.at, one.actor, _filter(one), one.count, one.expected, _state(one), True)
@@ -107,8 +111,7 @@ def listed(runtime: Runtime, limit: int) -> list[Line]:
         ),
         *(
             Line(one.id, one.at, one.actor, one.subject, one.count or 0, None, one.outcome or "")
-            for one in entries
-            if one.id not in known
+            for one in ended[:limit]
         ),
     ]
 

@@ -45,6 +45,7 @@ class Files(Collector):
         self.folder = Path(tempfile.mkdtemp(prefix="metrics-"))
         self._in_use = _marked(self.folder)
         self._lock = threading.Lock()
+        self.look: Callable[[], object] = lambda: None  # measures what is known when somebody asks
         values.MmapedDict = OwnDict  # type: ignore[attr-defined]
         # Read whenever a process opens its file.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
@@ -53,6 +54,7 @@ class Files(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the sums over all processes."""
         with self._lock:
+            self.look()
             self.put_together()
             return list(MultiProcessCollector(None, str(self.folder)).collect())  # type: ignore[no-untyped-call]
 
@@ -157,7 +159,11 @@ def serve_while_it_runs(files: Files, address: str, has_pool: Callable[[int], ob
     servers: list[Any] = []
 
     def ready(sender: Any, **_: Any) -> None:
-        has_pool(sender.controller.concurrency)
+        def look() -> None:
+            with suppress(AttributeError):  # its pool has stopped
+                has_pool(sender.pool.num_processes)  # an operator may change it
+
+        files.look = look
         servers.append(serve(files, address))
 
     def leave_socket(**_: Any) -> None:

@@ -392,7 +392,8 @@ def test_page_and_metrics_report_an_unavailable_database(backend, tmp_path: Path
     child.start()
     try:
         address = wait_for_flower(child, port)
-        assert request(f"{address}/deliveries", LOGIN).status == 503
+        page = request(f"{address}/deliveries", LOGIN)
+        assert (page.status, page.text) == (503, "The database does not answer, or rejected the request")
         assert "allocation_database_up 0.0" in request(f"{address}/metrics").text
     finally:
         child.stop()

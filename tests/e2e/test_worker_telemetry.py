@@ -194,3 +194,11 @@ def test_a_command_of_many_is_measured_by_itself(worker, shop, sku, scrape):
     shop.ask("many", lines)
 
     assert scrape("allocation_command_seconds_count") == before + 5
+
+
+def test_the_size_of_the_pool_is_that_of_the_moment(worker, shop, scrape):
+    shop.app.control.pool_grow(1)
+    eventually(lambda: scrape("allocation_worker_pool_size") == 3, 30, "another process")
+
+    shop.app.control.pool_shrink(1)
+    eventually(lambda: scrape("allocation_worker_pool_size") == 2, 30, "one process less")

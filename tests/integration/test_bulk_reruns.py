@@ -135,6 +135,18 @@ def test_none_are_tried_first_while_their_handler_is_paused_or_stopped(app: Mess
     assert ask(app, "SELECT DISTINCT action FROM audit ORDER BY 1") == [("pause",), ("resume",)]
 
 
+def test_reruns_of_single_deliveries_do_not_hide_how_one_of_many_has_ended(app: MessagingApp):
+    first, second, *singles = failed(app, 8)
+    begun = begin(app.dispatcher, DeliveryFilter(ids=(first, second)), "ann")
+    take_step(app.dispatcher, begun.id)
+    for one in singles:
+        list(app.dispatcher.rerun(DeliveryFilter(ids=(one,)), "bob", 1))
+
+    [line] = listed(app.runtime, 5)
+
+    assert (line.id, line.count, line.state) == (begun.id, 2, "done")
+
+
 def test_a_long_rerun_is_paced_by_the_queue_and_stopped_by_anyone(app: MessagingApp):
     failed(app, 1000)
     begun = begin(app.dispatcher, DeliveryFilter(), "ann")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from allocation.domain.events import OutOfStock
 from messaging.delivery import Status
 from messaging.errors import InvalidMessage
 from messaging.operator.deliveries import DeliveryQueries
+from messaging.operator.order import story_of
 from messaging.operator.reruns import outcome
 from messaging.operator.stats import Statistics
 from messaging.postgres.filters import DeliveryFilter
@@ -248,6 +250,26 @@ def test_a_story_is_shown_whatever_id_a_sender_gave_its_command(app: MessagingAp
 
     assert story is not None
     assert (story.cause, story.through) == (None, [])
+
+
+def test_the_story_of_events_that_raise_each_other_for_ever_is_told_to_some_depth(app: MessagingApp):
+    ask(
+        app,
+        "INSERT INTO deliveries (id, event_id, event_type, payload, handler, status, due_at, grace_s,"
+        " correlation_id, causation_id, finished_at) SELECT CAST(lpad(n::text, 32, '0') AS uuid),"
+        " gen_random_uuid(), 'OutOfStock', '{\"sku\": \"LAMP\"}', 'reallocate', 'done', now(), 15, 'loop',"
+        " CASE n WHEN 1 THEN 'loop' ELSE CAST(lpad((n - 1)::text, 32, '0') AS uuid)::text END, now()"
+        " FROM generate_series(1, 300) n RETURNING 1",
+    )
+
+    story = story_of(app.runtime, "loop")
+
+    assert story is not None
+    assert asdict(story)
+    [step] = story.steps
+    while step.steps:
+        step = step.steps[-1]
+    assert (step.what, step.state) == ("OutOfStock, and what that led to", "not shown")
 
 
 def test_an_overview_counts_states_failures_and_reruns(app: MessagingApp):

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
+from messaging.operator.check import Checkup, Notice
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import Pausing, WrongPause, active, shown
 from messaging.postgres.attempts import Attempt
@@ -375,3 +376,16 @@ def test_times_are_shown_in_utc_whatever_the_time_zone_of_the_server(
 
         [[at]] = ask(app, "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') FROM pauses")
         assert f"since {at}Z" in shown(active(app.runtime)[0])
+
+
+def test_check_names_what_has_failed_also_while_something_is_paused(app: MessagingApp, pausing: Pausing):
+    put(app, handler=OTHER)
+    pausing.pause(Scope.HANDLER, STOPPED, "ann", "a test")
+
+    with pytest.raises(Notice) as seen:
+        Checkup(lambda: app, app.runtime, "tasks").deliveries()
+
+    assert f"paused: {STOPPED}, by ann" in seen.value.what
+    assert f"failed: {OTHER} (1)" in seen.value.what
+    assert "deliveries resume" in seen.value.remedy
+    assert "deliveries rerun" in seen.value.remedy
