@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Generic, TypeVar
@@ -9,6 +10,7 @@ from typing import Generic, TypeVar
 from messaging.delivery import Delivery, new_id
 from messaging.messages import Event, to_dict
 from messaging.unit_of_work import Aggregate, UnitOfWork
+from messaging.wire.validation import from_dict
 
 A = TypeVar("A", bound=Aggregate)
 
@@ -54,14 +56,19 @@ class InMemoryUnitOfWork(UnitOfWork):
         self._handlers_of = handlers_of
 
     def commit(self, _result: object = None) -> list[Delivery]:
-        """Store the touched aggregates, and return the deliveries of their events."""
+        """Store the touched aggregates, and return the deliveries of their events, as workers read them.
+
+        Raises:
+            InvalidMessage: a worker could not read an event again.
+        """
         self.require_ended()
+        events = [_stored(raised.event) for raised in self.take_events()]
         for repository in self.repositories():
             repository.save()
         self.committed += 1
         deliveries = [
             Delivery(new_id(), type(event).__name__, to_dict(event), handler, "", "", event=event)
-            for event in (raised.event for raised in self.take_events())
+            for event in events
             for handler in self._handlers_of(event)
         ]
         self.outbox += deliveries
@@ -72,3 +79,8 @@ class InMemoryUnitOfWork(UnitOfWork):
         for repository in self.repositories():
             if isinstance(repository, InMemoryRepository):
                 repository.forget()
+
+
+def _stored(event: Event) -> Event:
+    """Return an event as it is once it was stored."""
+    return from_dict(type(event), json.loads(json.dumps(to_dict(event))), ignore_unknown=True)
