@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from dataclasses import dataclass, fields
 from datetime import date
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,11 @@ SAME_IN_JSON = frozenset((str, int, float, bool, NoneType))
 
 def to_dict(message: Message) -> dict[str, Any]:
     """Return a message's fields as JSON values; dates and times become ISO text."""
-    names = _names(cast("Hashable", type(message)))
-    return {name: _json_value(getattr(message, name)) for name in names}
+    kind: Any = type(message)
+    return {
+        name: value if type(value := getattr(message, name)) in SAME_IN_JSON else _json_value(value)
+        for name in _names(kind)
+    }
 
 
 @cache
@@ -75,8 +77,6 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 
 def _json_value(value: Any) -> Any:
-    if type(value) in SAME_IN_JSON:
-        return value
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, list | tuple):
