@@ -80,7 +80,7 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
         """Connect, and have our transport hold leases and pass on items that are no messages."""
         connection = super().connect()
         if connection.transport.driver_type == "amqp":
-            from reliable_celery.rabbitmq import leave_packed  # here, since on Redis nothing of it is needed
+            from reliable_celery.rabbitmq import leave_packed  # workers on Redis do not load it
 
             leave_packed(connection.default_channel)  # on which Celery consumes
         if hasattr(connection.transport, "on_unreadable"):

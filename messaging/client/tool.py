@@ -191,7 +191,8 @@ def run(relay: Relay, *, once: bool = False) -> None:
 def _on_signal(end: Callable[[], None]) -> None:
     """Have a function called at once at SIGTERM or Ctrl-C, in a thread of its own.
 
-    The main thread would hear of it only when its driver returns, which may wait for the database for ever.
+    The main thread runs a signal handler only when its driver returns, and that may wait for a database
+    without end.
     """
     written_to, read_from = socket.socketpair()
     written_to.setblocking(False)
