@@ -177,6 +177,8 @@ def test_a_worker_that_is_stopped_by_a_message_leaves_those_that_wait_to_the_bro
     worker.env["FIXTURE_CONFIG"] = json.dumps({**config, "broker_transport": None})
     app = sender(redis_server)
     with running(worker):
+        # A worker says that it is ready a moment before it subscribes to what is said to all of them.
+        eventually(lambda: app.control.ping(timeout=1), what="an answer to a ping")
         with paused(worker):
             share(redis_server, 2)
             app.control.shutdown()
