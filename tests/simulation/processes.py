@@ -279,6 +279,10 @@ class Operator:
         for pause in self.app.runtime.pauses.active():
             Pausing(self.app.dispatcher).resume(pause.scope, pause.name, self.name)
 
+    def change(self) -> None:
+        """Pause a handler, or resume all."""
+        self.scheduler.choices.pick((self.pause, self.resume), 0.5)()
+
     def _failed(self) -> list[tuple[str, str, str]]:
         with self.app.runtime.engine.connect() as connection:
             rows = connection.exec_driver_sql(

@@ -313,8 +313,8 @@ def lanes(random: Random) -> Plan:
 
 
 def paused(random: Random) -> Plan:
-    """Orders arrive while a handler of what they raise is paused."""
-    count = random.randint(2, 4)
+    """Orders arrive while a handler of what they raise is paused; two operators may be at it at once."""
+    count, operators = random.randint(2, 4), random.choice((1, 1, 2))
     return Plan(
         {},
         _odds(random, OF_DELIVERIES),
@@ -325,9 +325,9 @@ def paused(random: Random) -> Plan:
         workers=random.choice((1, 2)),
         **_kinds(random, KINDS[2:]),
         relays=1,
-        operators=1,
-        favourite="resume",
-        hurries=random.choice((0, 1)),
+        operators=operators,
+        favourite="resume" if operators == 1 else "change",
+        hurries=random.choice((0, 1)) if operators == 1 else 4,
     )
 
 
