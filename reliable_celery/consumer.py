@@ -80,9 +80,9 @@ class Consumer(BatchingConsumer, GroupingConsumer, PromptConsumer, ReconnectingC
         """Connect, and have our transport hold leases and pass on items that are no messages."""
         connection = super().connect()
         if connection.transport.driver_type == "amqp":
-            from reliable_celery.rabbitmq import leave_packed  # workers on Redis do not load it
+            from reliable_celery.rabbitmq import take_every_message  # workers on Redis do not load it
 
-            leave_packed(connection.default_channel)  # on which Celery consumes
+            take_every_message(connection.default_channel)  # on which Celery consumes
         if hasattr(connection.transport, "on_unreadable"):
             if getattr(self.pool, "is_green", False):
                 raise ImproperlyConfigured("This transport does not work with the pools gevent and eventlet")

@@ -7,6 +7,7 @@ changes nothing for tasks that acknowledge early.
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -58,9 +59,13 @@ class Request(CeleryRequest):
             self._send_acknowledgement()
 
     def _send_acknowledgement(self) -> None:
-        """Have the broker know before the task runs, where our transport would wait for others."""
-        channel = self.message.channel
-        if hasattr(channel, "flush_acks"):
+        """Have the broker know before the task runs, where our transport would wait for others.
+
+        That is in the solo pool. With another the event loop acknowledges, a moment later; a thread of the
+        pool must not touch the acknowledgements that the loop collects.
+        """
+        channel, in_loop = self.message.channel, threading.current_thread() is threading.main_thread()
+        if in_loop and self.message.acknowledged and hasattr(channel, "flush_acks"):
             channel.attempt(channel.flush_acks)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
     python -m examples.plain_celery --broker redis://127.0.0.1:6379/0 --kills 12
 
-Everything is kept under names that begin with `plain-celery-` in that database, and deleted first.
+Its messages and counts are under keys that begin with `plain-celery-` in that database, and deleted first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Shop:
 
     @property
     def name(self) -> str:
-        """Return the name of its queue, with which all begins that it keeps in Redis."""
+        """Return the name of its queue; the keys of its messages and counts begin with it."""
         return f"plain-celery-{self.kind}"
 
     def send(self, orders: int) -> None:

@@ -3,9 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -62,6 +62,7 @@ class Supervisor:
         self._report = report
         self._kept: dict[str, Kept] = {}
         self._lock = threading.RLock()
+        self._starting: Program | None = None  # by the watcher
         self._stopped = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -100,7 +101,7 @@ class Supervisor:
 
     def stop_together(self, names: Iterable[str]) -> None:
         """Stop these at the same time and do not restart them; names that were never started are ignored."""
-        with self._lock:
+        with self._undisturbed():
             chosen = [self._kept[name] for name in names if name in self._kept]
             for kept in chosen:
                 kept.wanted = False
@@ -110,13 +111,25 @@ class Supervisor:
     def stop(self) -> None:
         """Stop every program in reverse order of their start; return when all are gone."""
         # The watcher ends last: the kernel treats its end as the death of the parent of what it started.
-        with self._lock:
+        with self._undisturbed():
             for kept in reversed(self._kept.values()):
                 kept.wanted = False
                 kept.program.stop()
         self._stopped.set()
         if self._watcher is not None:
             self._watcher.join()
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Hold the lock; a restart that takes long is given up, such as that of a server that recovers."""
+        while not self._lock.acquire(timeout=_LOOK_EVERY):
+            starting = self._starting
+            if starting is not None:
+                starting.stop()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _look_after(self) -> None:
         while not self._stopped.wait(_LOOK_EVERY):
@@ -135,6 +148,7 @@ class Supervisor:
 
     def _start_again(self, kept: Kept) -> None:
         kept.started_at, kept.retry_at = time.monotonic(), None
+        self._starting = kept.program
         try:
             kept.program.start()
         except Exception as error:  # noqa: BLE001 - one program that cannot start must not end the watch
@@ -142,3 +156,5 @@ class Supervisor:
             self.say(f"{kept.name} did not start ({error}); next try in {delay:g} s")
         else:
             self.say(f"{kept.name} runs again")
+        finally:
+            self._starting = None

@@ -12,7 +12,7 @@ from uuid import uuid4
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
-from reliable_celery.compression import refuse_compression
+from reliable_celery.compression import payload_of, refuse_compression
 
 UNREADABLE = "application/x-unreadable"  # content type of an envelope made around other bytes
 
@@ -62,3 +62,6 @@ class Message(virtual.Message):
             plain = {name: value for name, value in payload["properties"].items() if name != "body_encoding"}
             super().__init__({**payload, "properties": plain}, channel=channel, **kwargs)
             self.properties = payload["properties"]  # still names the body's encoding
+
+    def _decode(self) -> Any:
+        return payload_of(self)

@@ -36,9 +36,9 @@ end
 return tostring(wait)
 """
 
-#: Requeues due messages unchanged. KEYS: unacked, the waiting messages. ARGV: how many, and the seconds by
-#: which a message is put off whose list is no list. Returns the seconds until the next is due as text, empty
-#: when none waits. Its first command frees memory, so a full Redis runs it.
+#: Requeues due messages unchanged. KEYS: unacked, the waiting messages. ARGV: how many at most; for how many
+#: seconds to put off a message whose list is something else. Returns the seconds until the next is due as
+#: text, empty when none waits. Its first command frees memory, so a full Redis runs it.
 GIVE_BACK_DUE = """
 redis.call('ZREM', KEYS[2], '')
 local time = redis.call('TIME')

@@ -33,6 +33,7 @@ from testing.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
 from tests.cluster.workers import ready_worker
 from tests.e2e.certificates import Pair, make_pair
 from tests.e2e.tls_front import TlsFront
+from tests.refused import log_of_refused
 from tests.unread import unread
 
 ASKED = Sentinel(MASTER, password=SENTINEL_PASSWORD)
@@ -250,14 +251,11 @@ def test_redis_cluster_is_refused_with_what_to_use_instead(redis_of_a_cluster: s
     """A worker would die of MOVED, at some message."""
     env = {"ALLOCATION_BROKER_URL": redis_of_a_cluster, "ALLOCATION_RESULT_BACKEND_URL": redis_of_a_cluster}
     worker = programs.commands_worker(tmp_path, env, 1)
-    worker.start()
-    try:
-        eventually(lambda: not worker.running, 60, "the end of the worker")
-    finally:
-        worker.stop()
 
-    assert "Redis Cluster is not supported" in worker.log_text()
-    assert "use one primary with replicas" in worker.log_text().lower()
+    log = log_of_refused(worker)
+
+    assert "Redis Cluster is not supported" in log
+    assert "use one primary with replicas" in log.lower()
 
 
 def test_an_address_of_sentinels_is_a_list_with_ports_and_its_passwords_are_masked():

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -224,6 +225,67 @@ def test_a_compressed_body_is_refused_unread(worker, broker, shop):
     error = sent.get(timeout=30, propagate=False)
 
     assert (type(error).__name__, "compressed" in str(error)) == ("InvalidMessage", True)
+
+
+def test_a_body_in_an_encoding_that_unpacks_is_refused_unread(worker, broker, shop):
+    """Kombu decodes what has no serializer, by any of Python's encodings."""
+    headers = {"task": "allocation.allocate", "id": new_id()}
+    with Connection(broker.broker_url) as connection, connection.Producer() as producer:
+        producer.publish(
+            b"packed", exchange="allocation.commands", routing_key="allocation.commands", headers=headers,
+            content_type="application/data", content_encoding="bz2",
+        )  # fmt: skip
+
+    error = shop.app.AsyncResult(headers["id"]).get(timeout=30, propagate=False)
+
+    assert (type(error).__name__, "body must be JSON" in str(error)) == ("InvalidMessage", True)
+
+
+class Far(datetime):
+    """A time in the year 2739876, which AMQP can express."""
+
+    def utctimetuple(self) -> Any:
+        return 1970, 1, 10**9, 0, 0, 0
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """Return a table with as many tables in it."""
+    table: dict[str, Any] = {}
+    for _ in range(depth):
+        table = {"a": table}
+    return table
+
+
+@pytest.fixture
+def deep() -> Iterator[None]:
+    """The sender writes what our workers cannot read."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.parametrize("queue", ["allocation.commands", "allocation.dead"])
+@pytest.mark.parametrize(
+    "unreadable",
+    [{"headers": {"at": Far(2000, 1, 1)}}, {"headers": nested(1500)}, {"message_id": b"\xff"}],
+    ids=["time", "depth", "text"],
+)
+def test_a_message_whose_properties_cannot_be_read_ends_no_worker(
+    worker, broker, backend, shop, deep, unreadable, queue
+):
+    """RabbitMQ passes on what py-amqp refuses to read."""
+    sku = new_id()
+    with Connection(broker.broker_url) as connection, connection.Producer() as producer:
+        producer.publish(sku, routing_key=queue, serializer="json", **unreadable)
+
+    if queue == "allocation.dead":
+        shop.app.send_task("allocation.collect_dead_letters", queue="allocation.commands", declare=())
+
+    found = "SELECT headers::text FROM dead_letters WHERE body = convert_to(:body, 'UTF8')"
+    assert eventually(lambda: backend.sql(found, body=f'"{sku}"'), 30, "the dead letter") == [("{}",)]
+    assert shop.ask("create_batch", ref=f"b-{sku}", sku=sku, qty=1) is None
+    assert worker.running
 
 
 def test_what_cannot_be_read_on_the_dead_letter_queue_is_recorded_too(worker, broker, backend, shop):

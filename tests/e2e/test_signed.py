@@ -26,6 +26,7 @@ from local.stack import Stack
 from local.waiting import eventually
 from messaging.delivery import new_id
 from tests.e2e.certificates import Pair, make_pair
+from tests.refused import log_of_refused
 
 CLIENT = """
 import sys
@@ -195,13 +196,8 @@ def test_a_worker_does_not_start_with_an_expired_certificate_in_its_store(backen
     ours = make_pair(folder, "backend")
     make_pair(folder, "shop", valid=-timedelta(minutes=1))
     child = programs.commands_worker(backend.folder, backend.env | settings(ours), 1)
-    child.start()
-    try:
-        eventually(lambda: not child.running, 60, "the end of the worker")
-    finally:
-        child.stop()
 
-    assert "Expired certificate" in child.log_text()
+    assert "Expired certificate" in log_of_refused(child)
 
 
 PARKED = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from local.processes import programs
-from local.waiting import eventually
+from tests.refused import log_of_refused
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,5 @@ def test_a_worker_with_a_soft_time_limit_does_not_start(backend):
     """It raises at any moment, also between the commit and the answer."""
     queues, folder = programs.WORK_QUEUES, backend.folder
     worker = programs.worker("soft", queues, folder, backend.env, 1, "--soft-time-limit=5")
-    worker.start()
-    try:
-        eventually(lambda: not worker.running, 60, "the worker's end")
-    finally:
-        worker.kill()
 
-    assert "--soft-time-limit is not possible" in worker.log_text()
+    assert "--soft-time-limit is not possible" in log_of_refused(worker)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from local.ports import LOOPBACK
 from local.processes.child import Child
 from local.processes.supervisor import Supervisor
 from local.servers.mail_server import MailSink
+from local.servers.server import Server
 from local.waiting import NotInTimeError, eventually
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -93,6 +95,41 @@ def test_a_child_is_restarted_though_nobody_can_be_told(tmp_path: Path):
             eventually(lambda: child.pid != killed and child.running, what="the restart")  # noqa: B023
     finally:
         supervisor.stop()
+
+
+class Recovering(Server):
+    """A server that answers after its first start, and then says for ever that it recovers."""
+
+    starts = 0
+    url = ""
+
+    def _prepare(self) -> Child:
+        self.starts += 1
+        return Child("recovering", SLEEPER, self.folder / "log")
+
+    def _answers(self) -> bool:
+        return self.starts == 1
+
+    def _recovers(self, error: BaseException | None) -> bool:  # noqa: ARG002
+        return True
+
+
+def test_a_server_that_recovers_for_long_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C ends `make up` at any time."""
+    monkeypatch.setattr("local.servers.server.RECOVERY_TIMEOUT", 40)
+    server = Recovering(tmp_path, start_timeout=0.1)
+    supervisor = Supervisor()
+    supervisor.start("server", server)
+    supervisor.watch()
+    killed = server.pid
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: server.pid != killed, what="the restart")
+
+    began = time.monotonic()
+    supervisor.stop()
+
+    assert time.monotonic() - began < 20  # seconds
+    assert not server.running
 
 
 def test_a_mail_server_whose_port_is_taken_after_a_drill_starts_once_it_is_free(

@@ -57,6 +57,12 @@ def body(args: Any = (), kwargs: Any = None, **embed: Any) -> bytes:
     return json.dumps([list(args), kwargs or {}, embed]).encode()
 
 
+def packed(**headers: Any) -> bytes:
+    """Return a message without a serializer, whose encoding is one of Python's codecs that unpack."""
+    item: bytes = envelope(b"packed", "application/data", **headers)
+    return item.replace(b'"content-encoding": "utf-8"', b'"content-encoding": "BZ2"')
+
+
 def old(task_id: str, /, **headers: Any) -> bytes:
     """Return a message of protocol 1, whose body names the task."""
     fields = {"task": "fixture.add", "id": task_id, "args": [1, 2], "kwargs": {}, "callbacks": None}
@@ -78,6 +84,8 @@ REFUSED: list[tuple[str, Callable[[str], bytes], str]] = [
     ("deep body", lambda i: envelope(b"[" * 5_000 + b"]" * 5_000, id=i), "body"),
     ("nested body", lambda i: envelope(b"[[" + b"[" * 99 + b"]" * 99 + b"], {}, {}]", id=i), "deep"),
     ("compressed body", lambda i: envelope(compression="gzip", id=i), "compressed"),
+    ("body in an encoding that unpacks", lambda i: packed(id=i), "body must be JSON"),
+    ("the same without a task", lambda i: packed(task=MISSING, id=i), "names no task"),
     (
         "body that is no base64",
         lambda i: envelope(PLAIN, "application/json", {"body_encoding": "rot13"}, id=i),
