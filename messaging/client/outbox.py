@@ -195,6 +195,8 @@ class Outbox:
 def _value(hint: Any, value: Any) -> Any:
     """Return what a JSON value is in the command: perhaps a date, a time or a tuple, or a list with some."""
     for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        while hasattr(kind, "__supertype__"):  # a `NewType`
+            kind = kind.__supertype__
         origin, inner = get_origin(kind) or kind, get_args(kind)
         if origin in (date, datetime) and isinstance(value, str):
             with suppress(ValueError):  # a text that is allowed in its place

@@ -261,7 +261,7 @@ class CommandTable:
         return changed == 1
 
     def prune(self, run: Statements, retention_s: float, limit: int) -> int:
-        """Delete so many commands at most that were handled so many seconds ago; return how many went."""
+        """Delete commands that were handled this many seconds ago, at most `limit`; return their number."""
         rows = run.read(
             f"SELECT position FROM {self.name} WHERE handled_at < {run.dialect.now} - %s"
             f" ORDER BY handled_at LIMIT %s {run.dialect.for_update}",

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from reliable_celery.sentinel import Sentinel
 
 #: A relay that was told to end ends by itself when it has finished its step, else after so many seconds.
 STOP_TIMEOUT_S = 3.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def outbox_tool(outbox: Outbox) -> click.Group:
@@ -197,16 +199,29 @@ def _on_signal(end: Callable[[], None]) -> None:
     written_to, read_from = socket.socketpair()
     written_to.setblocking(False)
     signal.set_wakeup_fd(written_to.fileno())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOP_SIGNALS),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS),
+        after_in_child=_forget_signals,
+    )
 
     def wait() -> None:
         with written_to, read_from:
-            while not {signal.SIGTERM, signal.SIGINT} & set(read_from.recv(100)):
+            while not {*STOP_SIGNALS} & {*read_from.recv(100)}:
                 pass
             end()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _forget_signals() -> None:
+    """Let a process that the app's function forks end at its own signals, and not tell the relay of them."""
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _signing(prefix: str, key: Path | None, certificate: Path | None, store: str | None) -> Signing | None:

@@ -86,10 +86,10 @@ ON CONFLICT (token) DO UPDATE SET
     fingerprint = excluded.fingerprint
 """)
 
-#: The lock may belong to a dead worker's session, so the next attempt is recorded.
+#: A worker may have died, and the lock may belong to its session, so the next attempt is recorded.
 NOTE_SEEN = """
 INSERT INTO open_attempts (token, delivery_id, run, state, worker)
-SELECT %(token)s, id, reruns, 'seen', %(worker)s FROM deliveries WHERE id = %(id)s AND status = 'pending'
+SELECT %(token)s, id, reruns, 'seen', %(worker)s FROM deliveries WHERE id = %(id)s AND finished_at IS NULL
 ON CONFLICT DO NOTHING"""
 
 #: Adds the failures to the row, which the caller has locked; counts the attempts that never ended.
@@ -204,6 +204,7 @@ class Attempt:
         transaction.undo()
         if self.is_doubtful:
             transaction.write(CLOSE, self._facts())
+        self.mark_redelivered(transaction)
         hold(transaction, self.id, Wait(Waits.TIME, wait_s=wait_s))
         self.delivery = None
 
@@ -259,9 +260,15 @@ class Attempt:
             connection.execute(NOTE_FAILED, self._facts(**vars(failure)))
 
     def note_seen(self, transaction: Transaction) -> None:
-        """Record that a redelivered message found its pending delivery locked."""
+        """Record that a redelivered message found its delivery locked or waiting."""
         transaction.write(NOTE_SEEN, self._facts())
         transaction.commit()
+
+    def mark_redelivered(self, transaction: Transaction) -> None:
+        """Write that a worker may have died: the message that ends the delivery's wait will not say so."""
+        if self.redelivered:
+            # Not under this attempt's token, with which its own record is deleted.
+            transaction.write(NOTE_SEEN, self._facts(token=new_id()))
 
     def _facts(self, **facts: Any) -> dict[str, Any]:
         run = self.delivery.reruns if self.delivery else None

@@ -9,7 +9,7 @@ from datetime import datetime
 from messaging.delivery import Delivery, Failure, Status, Waits
 from messaging.options import NO_OPTIONS, HandlerOptions, Rate
 from messaging.postgres import breakers
-from messaging.postgres.attempts import CLAIM_COLUMNS, CLAIM_FROM, NOTE_SEEN, Attempt
+from messaging.postgres.attempts import CLAIM_COLUMNS, CLAIM_FROM, Attempt
 from messaging.postgres.limits import begin, reserve, take_place
 from messaging.postgres.order import OPEN
 from messaging.postgres.pauses import Pause, first_stop
@@ -101,8 +101,7 @@ class GatedAttempt(Attempt):
         )
         if wait is None:
             return delivery
-        if self.redelivered:  # the next message will not say that a worker may have died
-            transaction.write(NOTE_SEEN, self._facts())
+        self.mark_redelivered(transaction)
         hold(transaction, self.id, wait)
         self.delivery = None
         return None

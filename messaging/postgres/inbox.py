@@ -17,7 +17,7 @@ from messaging.messages import Command
 from messaging.postgres.commits import WAIT_FOR_STANDBY
 from messaging.postgres.effects import Effects
 from messaging.postgres.transaction import Row, Statement, Transaction
-from messaging.texts import cut, repr_of
+from messaging.texts import cut, repr_of, text_of
 from messaging.wire.replay import same_message
 from reliable_celery.errors import MEANT_FOR_CELERY
 
@@ -93,8 +93,8 @@ class Answer:
         """
         if self.error is None:
             return self.result
-        plain = all(_storable(argument) is argument for argument in self.error.args)
-        stays = plain and _can_be_pickled(self.error) and not isinstance(self.error, MEANT_FOR_CELERY)
+        survives = all(map(_survives, self.error.args)) and _can_be_pickled(self.error)
+        stays = survives and not isinstance(self.error, MEANT_FOR_CELERY)
         raise self.error if stays else _replaced(self.error)
 
 
@@ -169,7 +169,7 @@ class Inbox:
                 if error.args == args:
                     return error
         # Perhaps an unexpected error, whose class need not be importable here.
-        return rebuilt(stored["type"], stored["module"], *args)
+        return rebuilt(stored["type"], stored["module"], *args, text=stored.get("text"))
 
     def count_crash(self, task_id: str) -> int:
         """Count another start of a redelivered message; return the count."""
@@ -210,22 +210,30 @@ class Inbox:
 def _stored(job: CommandJob, error: Exception) -> dict[str, Any]:
     """Return the stored form of a refusal: enough to raise it again, and the command for people."""
     kind = type(error)
-    args = [_storable(argument) for argument in error.args]
-    return {
+    args, text = [_storable(argument) for argument in error.args], text_of(error)
+    stored = {
         "type": kind.__name__,
         "module": kind.__module__,
         "args": args,
         "command": cut(repr_of(job.command), MAX_STORED_TEXT),
     }
+    made_of_args = text == text_of(Exception(*args))
+    return stored if made_of_args else {**stored, "text": cut(text, MAX_STORED_TEXT)}
 
 
-def rebuilt(name: str, module: str, *args: object) -> Exception:
-    """Return an error of a class of this name, which can be pickled although it is not in that module."""
+def rebuilt(name: str, module: str, *args: object, text: str | None = None) -> Exception:
+    """Return an error of a class of this name, which can be pickled although it is not in that module.
+
+    `text` is what `str` returns of it, if that is not made of `args`. A pickle lacks it: Celery tells `args`.
+    """
 
     def reduced(error: Exception) -> tuple[Any, ...]:
         return rebuilt, (name, module, *error.args)
 
-    kind: type[Exception] = type(name, (Exception,), {"__module__": module, "__reduce__": reduced})
+    own: dict[str, Any] = {"__module__": module, "__reduce__": reduced}
+    if text is not None:
+        own["__str__"] = lambda _error: text
+    kind: type[Exception] = type(name, (Exception,), own)
     return kind(*args)
 
 
@@ -240,13 +248,26 @@ def _can_be_pickled(error: Exception) -> bool:
 def _replaced(error: Exception) -> Exception:
     """Return an error as a copy of the message will find it."""
     kind = type(error)
-    return rebuilt(kind.__name__, kind.__module__, *map(_storable, error.args))
+    args = json.loads(json.dumps([_storable(argument) for argument in error.args]))
+    return rebuilt(kind.__name__, kind.__module__, *args)
 
 
 def _storable(argument: object) -> object:
-    if argument is None or (isinstance(argument, int) and argument.bit_length() < 64):
+    """Return an argument of an error, or its text if the inbox would not return the same value."""
+    if _survives(argument):
         return argument
     return cut(argument if isinstance(argument, str) else repr_of(argument), MAX_STORED_TEXT)
+
+
+def _survives(argument: object) -> bool:
+    """Return whether an argument of an error is short, and the same after it was written as JSON."""
+    if isinstance(argument, str):
+        return len(argument) <= MAX_STORED_TEXT
+    try:
+        written = json.dumps(argument, allow_nan=False)
+        return len(written) <= MAX_STORED_TEXT and bool(json.loads(written) == argument)
+    except Exception:  # noqa: BLE001  it may be anything
+        return False
 
 
 def known_errors(kinds: Iterable[type[Exception]]) -> dict[str, type[Exception]]:

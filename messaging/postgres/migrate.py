@@ -36,8 +36,8 @@ NOTED = text("SELECT obj_description(to_regclass('alembic_version'), 'pg_class')
 def migrate(engine: Engine, project_versions: Path) -> None:
     """Apply the missing migrations; safe to run twice or concurrently, and after a later release's.
 
-    Repeats that until no transaction, such as a backup, keeps it from changing a table, not even by using two
-    tables in another order.
+    Tries again while another transaction, such as a backup, keeps it from changing a table, and after a
+    deadlock.
     """
     while True:
         with engine.begin() as connection:

@@ -154,7 +154,8 @@ class Lanes:
     engine: Engine
     grace_s: float
     renamed: Mapping[str, str] = field(default_factory=dict)  # current names of handlers by older ones
-    _behind: tuple[str, str] = ("", "")  # the lane behind which the relay's next look begins
+    #: The lane behind which the relay's next look begins.
+    _behind: tuple[str, str] = field(default=("", ""), init=False)
 
     def wake_head(self, lane: str, names: Sequence[str]) -> list[Delivery]:
         """Set the first delivery of a lane back to pending, if it waits for its turn; return it."""

@@ -195,7 +195,15 @@ class NoSuchOrder(MessagingError):
         super().__init__(f"There is no order {order}")
 
 
-DECLARED = [Misplaced("o1", 3), NoSuchOrder("o1"), RetryAfter(5)]
+class TooHeavy(MessagingError):
+    """A declared error that is made of numbers, of which its text is made."""
+
+    def __str__(self) -> str:
+        [weights] = self.args
+        return f"{', '.join(f'{weight:.1f}' for weight in weights)} kg are too heavy"
+
+
+DECLARED = [Misplaced("o1", 3), NoSuchOrder("o1"), RetryAfter(5), TooHeavy([12.5, 20.25])]
 
 
 @pytest.mark.parametrize(
@@ -232,8 +240,8 @@ class Unshowable:
 
 @pytest.mark.parametrize(
     "argument",
-    [Unshowable(), [Unshowable()], 10**5000, 1.5, {"a": 1}],
-    ids=["unshowable", "list", "long number", "float", "dict"],
+    [Unshowable(), [Unshowable()], 10**5000, float("nan"), {1: (2,)}, ["x" * 20_000]],
+    ids=["unshowable", "list", "long number", "no number", "dict", "long list"],
 )
 def test_an_error_is_recorded_whatever_its_arguments_are(app: MessagingApp, tell, argument: object):
     """Else a copy of its message could be carried out."""
@@ -258,8 +266,8 @@ class NoText(Exception):
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("error", [NoText(), ValueError(Unshowable()), *DECLARED])
-def test_the_other_commands_of_a_message_keep_their_outcomes_whatever_one_of_them_raises(
+@pytest.mark.parametrize("error", [NoText(), ValueError(Unshowable()), KeyError("o1"), *DECLARED])
+def test_each_command_of_a_message_keeps_its_outcome_whatever_one_of_them_raises(
     app: MessagingApp, error: Exception
 ):
     def fail(_command: Command, _uow: Any) -> None:
@@ -271,9 +279,10 @@ def test_the_other_commands_of_a_message_keep_their_outcomes_whatever_one_of_the
         outcomes, _ = handle_many(app.runtime, first, orders)
         told_again, _ = handle_many(app.runtime, again(first), orders)
 
-    for stock, order in (outcomes, told_again):
-        assert stock["result"] is None
-        assert order["error"]["type"] == type(error).__name__
+    [stock, order] = outcomes
+    assert stock["result"] is None
+    assert order["error"]["type"] == type(error).__name__
+    assert told_again == outcomes
     assert ask(app, "SELECT reference FROM batches") == [("b1",)]
 
 

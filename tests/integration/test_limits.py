@@ -23,6 +23,7 @@ from messaging.errors import RetryAfter
 from messaging.options import HandlerOptions, handler
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.filters import DeliveryFilter
+from messaging.postgres.limits import take_place
 from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import Transaction
 from messaging.retry import RetryPolicy
@@ -38,7 +39,12 @@ during: list[Callable[[], None]] = []
 calls: list[str] = []
 
 
-def app_with(database_url: str, relay_interval_s: float = 1, **options: Any) -> Iterator[MessagingApp]:
+def app_with(
+    database_url: str,
+    relay_interval_s: float = 1,
+    database_shared_sessions: bool = False,
+    **options: Any,
+) -> Iterator[MessagingApp]:
     during.clear()
     calls.clear()
 
@@ -56,6 +62,7 @@ def app_with(database_url: str, relay_interval_s: float = 1, **options: Any) -> 
         events={OutOfStock: [limited, unlimited]},
         relay_grace_s=30,
         relay_interval_s=relay_interval_s,
+        database_shared_sessions=database_shared_sessions,
     )
 
 
@@ -296,18 +303,67 @@ def test_a_rate_is_kept_when_an_attempt_is_repeated_since(clean_database: str, h
         assert ask(app, "SELECT waits_for FROM deliveries WHERE status = 'waiting'") == [("rate",)]
 
 
-def test_an_attempt_is_recorded_if_the_redelivered_message_before_it_had_to_wait(clean_database: str):
+def say_later() -> None:
+    """Be a handler that is to be called again in ten seconds."""
+    raise RetryAfter(10)
+
+
+@pytest.mark.parametrize("why", ["rate", "time"])
+def test_an_attempt_is_recorded_if_the_redelivered_message_before_it_had_to_wait(
+    clean_database: str, why: str
+):
     """What kills its workers would never be parked: the message that wakes it is not a redelivered one."""
+    for app in app_with(clean_database, **({"rate": "6/min"} if why == "rate" else {})):
+        one = pending(app)
+        killed_attempt(app, one)
+
+        during.append(say_later)
+        receive(app, one, "limited", redelivered=True)
+
+        assert waits_for(app, one)[0] == why
+        pass_time(app, 11)
+        housekeeping.relay(app.dispatcher)
+        assert sent(app) == [one]
+        assert killed_attempt(app, one).is_doubtful
+
+
+def test_an_attempt_is_recorded_if_the_redelivered_message_before_it_came_while_it_waited(
+    clean_database: str,
+):
+    """The relay's own message may come sooner than the broker's."""
     for app in app_with(clean_database, rate="6/min"):
         one = pending(app)
         killed_attempt(app, one)
+        receive(app, one, "limited")
 
         receive(app, one, "limited", redelivered=True)
 
         assert waits_for(app, one)[0] == "rate"
         pass_time(app, 11)
         housekeeping.relay(app.dispatcher)
-        assert sent(app) == [one]
+        assert killed_attempt(app, one).is_doubtful
+
+
+def test_an_attempt_is_recorded_if_the_one_before_it_lost_its_place_as_it_began(clean_database: str):
+    """Where sessions are shared, it commits its beginning, and whoever comes then may take the place."""
+    for app in app_with(clean_database, max_concurrent=1, database_shared_sessions=True):
+        one, engine = pending(app), app.runtime.engine
+        killed_attempt(app, one)
+        limited = app.runtime.project.bus.event_handlers["limited"]
+        again = attempt_at(app.runtime, limited, one, "worker", redelivered=True)
+        with Transaction(engine) as other, Transaction(engine) as transaction:
+            assert again.claim(transaction) is not None
+            commit = transaction.commit
+
+            def lose_place(commit: Callable[[], None] = commit, other: Transaction = other) -> None:
+                commit()
+                take_place(other, "limited:", 1)
+
+            transaction.commit = lose_place  # type: ignore[method-assign]
+            assert not again.begin(transaction)
+
+        assert waits_for(app, one)[0] == "place"
+        housekeeping.relay(app.dispatcher)
         assert killed_attempt(app, one).is_doubtful
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 Sku = NewType("Sku", str)
+Day = NewType("Day", date)
 SOON = dt.datetime(2031, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
 
@@ -41,6 +42,7 @@ class Rich(Command):
     floor: Literal[-1, 0, 1] = 0
     ref: int | str = 0
     day: date | None = None
+    due: Day | None = None
     at: dt.datetime | None = None
     tags: tuple[Name, ...] = ()
     line: tuple[str, int] = ("LAMP", 1)
@@ -54,7 +56,7 @@ class Rich(Command):
 RICH = [
     Rich(),
     Rich(name="a", number=1, distributed="x", sku=Sku("CHAIR"), weight=2, fragile=True, colour="red"),
-    Rich(ref="LAMP", floor=-1, day=date(2031, 1, 2), at=SOON),
+    Rich(ref="LAMP", floor=-1, day=date(2031, 1, 2), due=Day(date(2031, 1, 3)), at=SOON),
     Rich(at=SOON.astimezone(timezone(timedelta(hours=-3, minutes=-30)))),
     Rich(at=dt.datetime(2031, 1, 2)),  # noqa: DTZ001  without a zone it stays without one
     Rich(tags=("a", "b"), lines=[("LAMP", 1), ("CHAIR", 2)], line=("CHAIR", 2)),

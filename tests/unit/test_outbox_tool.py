@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -98,29 +102,60 @@ def note_for_ever(_outcome: Outcome, connection: sqlite3.Connection) -> None:
     connection.execute("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n")
 
 
-@pytest.mark.parametrize(("options", "code"), [([], 0), (["--once"], 1)])
-def test_a_relay_whose_database_does_not_answer_ends_at_sigterm(database_url, options, code):
-    file = database_url.removeprefix("sqlite:///")
-    with closing(sqlite3.connect(file)) as connection:
+def send_answered(database_url: str, key: str) -> None:
+    """Have a command in the table whose answer the app is to note."""
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
+        outbox.send(connection, Allocate("o1", "LAMP", 1), key=key)
         [entry] = outbox.table.claim(statements(connection), "m1", 1, 60)
         outbox.table.answer(statements(connection), {entry.position: "{}"}, handled=False)
         connection.commit()
+
+
+@contextmanager
+def relaying(database_url: str, on_answer: Callable[..., None], *options: str) -> Iterator[Any]:
+    """A relay as a process."""
     command = [
-        sys.executable, "-m", "allocation.client", "relay", "--connect", f"{__name__}:connect",
-        "--on-answer", f"{__name__}:note_for_ever", "--broker-url", "memory://", "--results-url", "disabled://",
+        sys.executable, "-m", "allocation.client", "relay", "--connect", f"{__name__}:connect", "--on-answer",
+        f"{__name__}:{on_answer.__name__}", "--broker-url", "memory://", "--results-url", "disabled://",
     ]  # fmt: skip
+    env = {**os.environ, "SHOP_FILE": database_url.removeprefix("sqlite:///")}
     with subprocess.Popen(
-        [*command, *options], cwd=ROOT, env={**os.environ, "SHOP_FILE": file}, text=True,
-        stdout=subprocess.PIPE,
-    ) as relay:  # fmt: skip
+        [*command, *options], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE
+    ) as relay:
         try:
-            assert relay.stdout.readline() == "noting\n"
-            relay.terminate()
-            relay.wait(20)
+            yield relay
         finally:
             relay.kill()
 
-    assert relay.returncode == code
+
+@pytest.mark.parametrize(("options", "code"), [([], 0), (["--once"], 1)])
+def test_a_relay_whose_database_does_not_answer_ends_at_sigterm(database_url, options, code):
+    send_answered(database_url, "a")
+    with relaying(database_url, note_for_ever, *options) as relay:
+        assert relay.stdout.readline() == "noting\n"
+        relay.terminate()
+
+        assert relay.wait(20) == code
+
+
+def note_by_process(outcome: Outcome, _connection: sqlite3.Connection) -> None:
+    """Take note of an answer with the help of another process, and end that by SIGTERM, as a pool does."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    process.start()
+    process.terminate()
+    process.join()
+    print(outcome.key, flush=True)
+
+
+def test_a_relay_goes_on_when_a_process_of_the_app_is_ended(database_url):
+    send_answered(database_url, "a")
+    with relaying(database_url, note_by_process) as relay:
+        assert relay.stdout.readline() == "a\n"
+        send_answered(database_url, "b")
+
+        assert relay.stdout.readline() == "b\n"
+        relay.terminate()
+        assert relay.wait(20) == 0
 
 
 def test_a_client_loads_no_library_that_its_app_does_not_use():
