@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import date, datetime
 from functools import reduce
 from operator import or_
@@ -77,8 +77,11 @@ def _check_union(members: Iterable[Any]) -> None:
         raise ValueError(f"two of the types {names} look the same in JSON")
 
 
-def _rules(kind: Any, limits: Iterable[object]) -> list[Any]:
-    rules: list[Any] = []
+def _rules(kind: Any, limits: Collection[object]) -> list[Any]:
+    # PostgreSQL stores no event with these; the sender would be told that the database rejected its command.
+    rules: list[Any] = [Field(allow_inf_nan=False)] if kind is float else []
+    if kind is str and not any(isinstance(limit, Text) for limit in limits):
+        rules.append(AfterValidator(_without_null))
     for limit in limits:
         if isinstance(limit, Text) and kind is str:
             rules += [
@@ -97,6 +100,12 @@ def _rules(kind: Any, limits: Iterable[object]) -> list[Any]:
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must have printable characters only")
+    return text
+
+
+def _without_null(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not have the character U+0000")
     return text
 
 
