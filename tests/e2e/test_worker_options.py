@@ -24,4 +24,4 @@ def test_a_worker_with_a_soft_time_limit_does_not_start(backend):
     finally:
         worker.kill()
 
-    assert "--soft-time-limit is not possible" in worker.log_text()
+    assert "--soft-time-limit is not supported: set ALLOCATION_TASK_TIME_LIMIT_S" in worker.log_text()
