@@ -61,7 +61,7 @@ class Dispatcher:
     watch: Watch = field(default_factory=Watch)
     announcer: Announcer = field(init=False)
     #: Monotonic seconds after which nothing more is sent.
-    until: float = float("inf")
+    until: float = math.inf
 
     def __post_init__(self) -> None:
         """Make the announcer, which shares app and runtime."""
@@ -83,25 +83,24 @@ class Dispatcher:
         where there are too many.
         """
         try:
-            self.send(deliveries, min(SEND_FOR_S, self.runtime.settings.task_time_limit_s / 4))
+            self.within(min(SEND_FOR_S, self.runtime.settings.task_time_limit_s / 4)).send(deliveries)
             self.announcer.nudge()
         except Exception:
             logger.exception("Could not send everything after a commit; the relay will send the rest")
 
-    def send(self, deliveries: Iterable[Delivery], longest_s: float = math.inf) -> int:
+    def send(self, deliveries: Iterable[Delivery]) -> int:
         """Send a message per delivery and return how many were sent; the relay will send the others.
 
-        Stops if the broker is lost, at `until`, and after `longest_s` seconds. Any other error concerns one
-        delivery, and the next ones are sent.
+        Stops at `until` and if the broker is lost. Any other error concerns one delivery, and the next ones
+        are sent.
         """
-        sent, until = 0, min(self.until, time.monotonic() + longest_s)
-        deliveries = list(deliveries)
+        sent, deliveries = 0, list(deliveries)
         if not deliveries:
             return sent
         try:
             with self.app.producer_or_acquire() as producer:
                 for delivery in deliveries:
-                    if time.monotonic() >= until:
+                    if time.monotonic() >= self.until:
                         break
                     sent += self._sent(delivery, producer)
         except self._broker_is_lost as error:

@@ -27,7 +27,8 @@ KEYED = 50
 #: Seconds by which the relay's next run may be late.
 LATE_S = 1.0
 
-#: Longest run in seconds; another one is requested, so that other housekeeping gets its turn in between.
+#: Seconds after which a run wakes no more, so that what it has woken can still be sent in the relay's time.
+#: Another run is requested, and other housekeeping gets its turn in between.
 RUN_FOR_S = 3.0
 
 

@@ -34,14 +34,11 @@ KINDS: tuple[tuple[tuple[int, ...], int], ...] = (
 GATES = 0.15
 BREAKER = Breaker(failures=2, pause_s=4, pause_max_s=8, trials=1)
 OPTIONS = (
-    *(HandlerOptions(breaker=BREAKER), HandlerOptions(breaker=BREAKER, max_concurrent=1)),
+    *(HandlerOptions(breaker=BREAKER),) * 2,
+    *(HandlerOptions(breaker=BREAKER, max_concurrent=2), HandlerOptions(breaker=BREAKER, rate="1/s")),
     *(HandlerOptions(max_concurrent=1), HandlerOptions(max_concurrent=2)),
-    *(
-        HandlerOptions(rate="30/min"),
-        HandlerOptions(rate="1/s"),
-        HandlerOptions(max_concurrent=1, rate="1/s"),
-    ),
-    HandlerOptions(breaker=BREAKER, rate="1/s"),
+    *(HandlerOptions(rate="30/min"), HandlerOptions(rate="1/s")),
+    HandlerOptions(max_concurrent=1, rate="1/s"),
 )
 
 

@@ -465,6 +465,7 @@ class Run:
         if hasattr(job, "token"):
             self.must_not_be_paused(process, job.delivery.handler)
             self.must_be_let_in(process, job.delivery.handler)
+            self.take_time(job.delivery.handler)
         if getattr(message, "sku", "") == POISON:
             self.begun[job.id] = self.begun.get(job.id, 0) + 1
             if self.begun[job.id] > 3 + self.plan.odds.faults + self.plan.duplicates:
@@ -635,6 +636,11 @@ class Run:
         wrong = list(keeper.begins(process, self.world.clock.at, self.taken_at[process.name]))
         if wrong:
             self.scheduler.break_off("; ".join(wrong))
+
+    def take_time(self, handler: str) -> None:
+        """Have the handler whose options are set take a while, so that others might begin beside it."""
+        if self.gatekeeper is not None and self.gatekeeper.handler == handler:
+            self.scheduler.sleep(self.scheduler.choices.pick((0.001, 0.1, 2.0), 0.4))
 
     def check(self) -> None:
         """Check what must hold."""
