@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 Sku = NewType("Sku", str)
+UNSTORABLE = "must not have the character U+0000 or half of a surrogate pair"
 SOON = dt.datetime(2031, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
 
@@ -113,7 +114,11 @@ def test_the_outcome_in_a_senders_outbox_has_the_command_as_it_was_sent(message:
         ({"weight": "2"}, "weight must be a number"),
         ({"weight": float("nan")}, "weight must be a finite number"),
         ({"weight": float("-inf")}, "weight must be a finite number"),
-        ({"sku": "LAMP\0"}, "sku must not have the character U+0000"),
+        ({"sku": "LAMP\0"}, f"sku {UNSTORABLE}"),
+        ({"sku": "\ud800"}, f"sku {UNSTORABLE}"),
+        ({"facts": {"a": [{"b\0": 1}]}}, f"facts {UNSTORABLE}"),
+        ({"other": "\0"}, f"other {UNSTORABLE}"),
+        ({"plain": ["x", [float("inf")]]}, "plain.1 must not have a number that is not finite"),
         ({"ref": True}, "ref must be a whole number"),
         ({"at": "2031-01-02"}, "at must be a time as YYYY-MM-DDThh:mm:ss+hh:mm"),
         ({"at": "20310102T030405"}, "at must be a time as YYYY-MM-DDThh:mm:ss+hh:mm"),
