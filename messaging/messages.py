@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar
 class Message:
     """A command or an event as plain values; `eval(repr(message)) == message`.
 
-    A field is a `str`, `int`, `float`, `bool`, `date`, `datetime`, `Literal` or None, or a `list`, `tuple`
-    or `dict` of these; `Any` is any JSON value. Other types are refused when the app is made.
+    A field is a `str`, `int`, finite `float`, `bool`, `date`, `datetime`, `Literal` or None, or a `list`,
+    `tuple` or `dict` of these; `Any` is any JSON value. Other types are refused when the app is made.
     """
 
     #: The field with the key of the aggregate that its handlers lock, if it has one: where messages share a

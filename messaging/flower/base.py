@@ -126,7 +126,7 @@ class Page(BaseHandler):
 
 
 def _expected(function: Callable[..., T], *args: Any) -> T | Exception:
-    """Return our own errors and the database's as values: Flower's runner says something else of them."""
+    """Return our own errors and the database's as values: Flower's runner answers 500 to both."""
     try:
         return function(*args)
     except (MessagingError, *DATABASE_ERRORS) as error:

@@ -30,7 +30,7 @@ SHOWN_RERUNS = 5
 #: Deliveries that one click discards; the operator's tool discards more.
 AT_ONCE = 1000
 #: Discarding is final, so it takes what was on the page as it was there.
-NOT_AS_SEEN = "Nothing was discarded: none has failed, or only after this page was shown."
+NOT_AS_SEEN = "Nothing was discarded: none has failed, or they failed only after this page was shown."
 #: Digits of a number that nobody means.
 DIGITS = 16
 
@@ -79,10 +79,13 @@ class DeliveriesPage(Page):
     async def post(self) -> None:
         """Act on one delivery, or on all failed ones that match."""
         self.require_writable()
-        filters, one = self.filters(), self.field("id")
+        filters, one, action = self.filters(), self.field("id"), self.field("do")
         try:
-            chosen = _one(one) if one else await self.chosen(filters, self.seen_at())
-            self.say(await self.act(self.field("do"), chosen))
+            if action == "stop":  # also on a page whose filter was refused
+                self.say(await self.stop())
+            else:
+                chosen = _one(one) if one else await self.chosen(filters, self.seen_at())
+                self.say(await self.act(action, chosen))
         except (ValueError, MessagingError) as error:
             self.say(str(error))
         self.back_to("deliveries", filters)
@@ -139,18 +142,20 @@ class DeliveriesPage(Page):
             return await self.work(self._rerun, chosen)
         if action == "rerun-matching":
             return await self.work(self._begin, chosen, self._count("first"), self.seen_at())
-        if action == "stop":
-            number = self._count("number")
-            return standing(await self.work(self.runtime.bulk_reruns.stop, number, self.actor))
         if action == "discard":
             reason, seen_at = self.field("reason"), self.seen_at()
             if not reason:
                 return "Nothing was discarded: enter a reason in the field beside the button."
             if seen_at is None:
-                return "Nothing was discarded: this page is of an earlier release. Press the button again."
+                return "Nothing was discarded: an earlier release has made this page. Press the button again."
             count = await self.work(self._discard, chosen, reason, seen_at)
             return f"{count:,} discarded." if count else NOT_AS_SEEN
         raise tornado.web.HTTPError(400, "Unknown action")
+
+    async def stop(self) -> str:
+        """Stop a re-run of many and return the text to show."""
+        number = self._count("number")
+        return standing(await self.work(self.runtime.bulk_reruns.stop, number, self.actor))
 
     def _rerun(self, chosen: DeliveryFilter) -> str:
         turns = list(self.capp.dispatcher.rerun(chosen, self.actor, AT_ONCE))

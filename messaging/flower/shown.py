@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from messaging.errors import InvalidMessage
+from messaging.errors import MessagingError
 from messaging.project import Project
 from messaging.wire.validation import parse
 
@@ -19,6 +19,6 @@ def shown_task(project: Project, task: Any) -> Any:
         args = ast.literal_eval(task.args or "()")
         fields = ast.literal_eval(task.kwargs or "{}")
         task.args, task.kwargs = repr(parse(kind, args, fields)), ""
-    except (InvalidMessage, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    except (MessagingError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass  # truncated by Celery, invalid, or already a repr: shown unchanged
     return task

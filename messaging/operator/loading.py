@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import uuid
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, cast, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from messaging.bus import MessageBus
 from messaging.client import Client, NotAnswered, Outcome
-from messaging.errors import InvalidMessage, Unavailable, describe
+from messaging.errors import InvalidMessage, MessagingError, Unavailable, describe
 from messaging.messages import Command, Message
 from messaging.settings import MessagingSettings
 from messaging.wire.validation import from_dict, model
@@ -78,7 +79,7 @@ def read_lines(kind: type[Command], path: Path) -> Iterator[Line]:
                 continue
             try:
                 command = from_dict(kind, _values(kind, row))
-            except InvalidMessage as error:
+            except MessagingError as error:
                 yield Line(rows.line_num, shown, key, refused=describe(error))
             else:
                 yield Line(rows.line_num, shown, key, command)
@@ -137,14 +138,16 @@ def _values(kind: type[Command], row: Mapping[str, str | None]) -> dict[str, Any
 
 
 def from_text(kind: type[Message], name: str, value: str) -> Any:
-    """Return a field's JSON value: digits become a number if the field is one."""
+    """Return a field's JSON value; the text is read as JSON where the field cannot be a text."""
     types = types_of(kind).get(name, frozenset())
-    if int in types:
-        try:
-            return int(value)
-        except ValueError:
-            return value
-    return None if value == "None" and NoneType in types else value
+    if value == "None" and NoneType in types:
+        return None
+    if int not in types and _may_be_text(cast("Hashable", kind), name):
+        return value
+    try:
+        return int(value) if int in types else json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def types_of(kind: type[Message]) -> dict[str, frozenset[Any]]:
@@ -154,7 +157,17 @@ def types_of(kind: type[Message]) -> dict[str, frozenset[Any]]:
 
 @cache
 def _types_of(kind: Any) -> dict[str, frozenset[Any]]:
-    return {name: frozenset(get_args(hint) or (hint,)) for name, hint in get_type_hints(kind).items()}
+    hints = get_type_hints(kind).items()
+    return {
+        name: frozenset(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
+        for name, hint in hints
+    }
+
+
+@cache
+def _may_be_text(kind: Any, name: str) -> bool:
+    schema = model(kind).model_json_schema()["properties"].get(name, {})
+    return any(one.get("type", "string") == "string" for one in schema.get("anyOf", [schema]))
 
 
 def _names(kind: type[Command]) -> set[str]:

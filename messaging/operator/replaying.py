@@ -44,7 +44,7 @@ def _publish_again(dispatcher: Dispatcher, letter: DeadLetter) -> None:
     queue = letter.queue or dispatcher.project.commands_queue
     if is_rabbitmq(dispatcher.runtime.settings.broker_url) and queue not in dispatcher.project.queues:
         # RabbitMQ tells only the sender's routing key; another one, in CC, may have led to our queue.
-        raise NotReplayable(f"Its sender wrote {queue}, which is no queue of this project")
+        raise NotReplayable(f"Its sender wrote {queue}, which is not a queue of this project")
     content_type, content_encoding, body = _message_of(dispatcher, letter)
     with dispatcher.app.producer_or_acquire() as producer:
         try:

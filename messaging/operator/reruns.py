@@ -19,8 +19,11 @@ from messaging.worker.dispatcher import Dispatcher, RerunTurn
 #: Seconds that those have which are tried first.
 CANARY_S = 60.0
 
-#: For how long re-runs that have ended are listed, and entries of the audit among which they are looked for.
-LISTED, LOOKED_THROUGH = timedelta(hours=1), 1000
+#: How long ago a re-run that has ended may have begun to be listed: one of many may take hours.
+LISTED = timedelta(days=1)
+
+#: The newest re-runs in the audit, among which those of many are looked for.
+LOOKED_THROUGH = 1000
 
 
 def outcome(turns: Sequence[RerunTurn]) -> str:
@@ -96,7 +99,7 @@ class Line:
 
 
 def listed(runtime: Runtime, limit: int) -> list[Line]:
-    """Return the re-runs that are under way, then those that ended within the last hour, the latest first.
+    """Return the re-runs that are under way, then those of the last day that have ended, the latest first.
 
     Those of one delivery are left out: its page shows them, and a few would hide how one of many has ended.
     """

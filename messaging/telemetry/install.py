@@ -73,7 +73,7 @@ def _metrics(runtime: Runtime, address: str) -> Watcher:
         from messaging.telemetry.metrics import Measures  # after the files: its values are kept there
 
         counted = measures.real = Measures(runtime.project)
-        scrape.serve_while_it_runs(files, address, counted.has_pool)
+        scrape.serve_while_it_runs(files, address, counted.pool_size)
 
     signals.worker_init.connect(prepare, weak=False)
     return measures

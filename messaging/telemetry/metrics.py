@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import event
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
@@ -37,7 +38,8 @@ class Measures:
     def __init__(self, project: Project) -> None:
         self._errors = set(known_errors((MessagingError, *project.refusals)))
         self._tasks = project.command_tasks.keys()
-        name, registry = project.name, CollectorRegistry()  # what is scraped are the files
+        self._name = name = project.name
+        registry = CollectorRegistry()  # what is scraped are the files
         self._commands = Histogram(
             f"{name}_command_seconds", "Time to handle a command", ["command", "outcome"],
             buckets=WORK_S, registry=registry,
@@ -64,10 +66,6 @@ class Measures:
         self._busy = Gauge(
             f"{name}_worker_busy", "Messages being handled", registry=registry, multiprocess_mode="livesum"
         )
-        self._pool = Gauge(
-            f"{name}_worker_pool_size", "Messages that can be handled at once", registry=registry,
-            multiprocess_mode="livesum",
-        )  # fmt: skip
         self._connections = Gauge(
             f"{name}_worker_database_connections", "Connections to PostgreSQL in use", registry=registry,
             multiprocess_mode="livesum",
@@ -94,9 +92,11 @@ class Measures:
         elif work.kind is Kind.HOUSEKEEPING:
             self._jobs.labels(work.task, work.outcome).observe(work.seconds)
 
-    def has_pool(self, size: int) -> None:
-        """Note how many messages the worker can handle at once."""
-        self._pool.set(size)
+    def pool_size(self, size: int) -> Metric:
+        """Return how many messages the worker can handle at once."""
+        return GaugeMetricFamily(
+            f"{self._name}_worker_pool_size", "Messages that can be handled at once", value=size
+        )
 
     def _taken(self, _connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
         with suppress(Exception):  # else whoever connects would take it for an error of the database

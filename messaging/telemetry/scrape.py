@@ -9,7 +9,7 @@ import shutil
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
@@ -45,7 +45,7 @@ class Files(Collector):
         self.folder = Path(tempfile.mkdtemp(prefix="metrics-"))
         self._in_use = _marked(self.folder)
         self._lock = threading.Lock()
-        self.look: Callable[[], object] = lambda: None  # measures what is known when somebody asks
+        self.now: Callable[[], Iterable[Metric]] = tuple  # what is known when somebody asks
         values.MmapedDict = OwnDict  # type: ignore[attr-defined]
         # Read whenever a process opens its file.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
@@ -54,9 +54,8 @@ class Files(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the sums over all processes."""
         with self._lock:
-            self.look()
             self.put_together()
-            return list(MultiProcessCollector(None, str(self.folder)).collect())  # type: ignore[no-untyped-call]
+            return [*MultiProcessCollector(None, str(self.folder)).collect(), *self.now()]  # type: ignore[no-untyped-call]
 
     def put_together(self) -> None:
         """Add the files of processes that have ended to one: a worker may have had thousands of children."""
@@ -154,16 +153,17 @@ def _marked(folder: Path) -> BinaryIO:
     return file
 
 
-def serve_while_it_runs(files: Files, address: str, has_pool: Callable[[int], object]) -> None:
+def serve_while_it_runs(files: Files, address: str, pool_size: Callable[[int], Metric]) -> None:
     """Serve the files of this worker from the time that it is ready to its end."""
     servers: list[Any] = []
 
     def ready(sender: Any, **_: Any) -> None:
-        def look() -> None:
+        def now() -> Iterator[Metric]:
+            # This thread must not count: a child that is forked while it holds the lock of all counts hangs.
             with suppress(AttributeError):  # its pool has stopped
-                has_pool(sender.pool.num_processes)  # an operator may change it
+                yield pool_size(sender.pool.num_processes)  # an operator may change it
 
-        files.look = look
+        files.now = now
         servers.append(serve(files, address))
 
     def leave_socket(**_: Any) -> None:

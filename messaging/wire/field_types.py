@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import date, datetime
 from functools import reduce
+from math import isfinite
 from operator import or_
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
 
 from messaging.messages import Text, Whole
+from messaging.texts import storable
 
 #: Types that look like another one in JSON. A union must not have both.
 IN_JSON: dict[Any, Any] = {date: str, datetime: str, tuple: list}
@@ -43,7 +45,9 @@ def checked(hint: Any, limits: tuple[object, ...] = ()) -> Any:
         return Annotated[(kind, Strict(), *rules)]
     if kind in (date, datetime):
         return _IsoDate if kind is date else _IsoTime
-    if kind in (NoneType, Any) or (kind is Literal and {type(one) for one in inner} <= LITERALS):
+    if kind is Any:
+        return Annotated[Any, AfterValidator(_storable)]
+    if kind is NoneType or (kind is Literal and {type(one) for one in inner} <= LITERALS):
         return hint
     if kind is list:
         return Annotated[GenericAlias(list, checked(*inner or (Any,))), Strict()]
@@ -77,8 +81,10 @@ def _check_union(members: Iterable[Any]) -> None:
         raise ValueError(f"two of the types {names} look the same in JSON")
 
 
-def _rules(kind: Any, limits: Iterable[object]) -> list[Any]:
-    rules: list[Any] = []
+def _rules(kind: Any, limits: Collection[object]) -> list[Any]:
+    rules: list[Any] = [Field(allow_inf_nan=False)] if kind is float else []
+    if kind is str and not any(isinstance(limit, Text) for limit in limits):
+        rules.append(AfterValidator(_storable))
     for limit in limits:
         if isinstance(limit, Text) and kind is str:
             rules += [
@@ -98,6 +104,20 @@ def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must have printable characters only")
     return text
+
+
+def _storable(value: Any) -> Any:
+    """Refuse what PostgreSQL stores in no event: the sender would be told that it rejected the command."""
+    match value:
+        case str() if storable(value) != value:
+            raise ValueError("must not have the character U+0000 or half of a surrogate pair")
+        case float() if not isfinite(value):
+            raise ValueError("must not have a number that is not finite")
+        case list():
+            list(map(_storable, value))
+        case dict():
+            list(map(_storable, (*value, *value.values())))
+    return value
 
 
 def _iso(kind: type[date], pattern: re.Pattern[str], name: str, shape: str, schema: str) -> Any:

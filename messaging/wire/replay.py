@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 from messaging.bus import MessageBus
-from messaging.errors import InvalidMessage
+from messaging.errors import InvalidMessage, MessagingError
 from messaging.messages import Message
 from messaging.wire.validation import parse
 
@@ -28,7 +28,7 @@ def same_message(bus: MessageBus, line: str, message: Message) -> bool:
         return True
     try:
         return parse_line(bus, line, ignore_unknown=True) == message
-    except InvalidMessage:
+    except MessagingError:
         return False
 
 
@@ -40,6 +40,7 @@ def parse_line(bus: MessageBus, line: str, *, ignore_unknown: bool = False) -> M
 
     Raises:
         InvalidMessage: the line contains no message of this project, or one that breaks a rule.
+        MessagingError: raised by the message's own class.
     """
     kinds: Mapping[str, type[Message]] = {**bus.event_types, **bus.command_types}
     if len(line) > MAX_LENGTH:

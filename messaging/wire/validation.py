@@ -112,6 +112,7 @@ _RULES = {
     "string_unicode": "must have printable characters only",
     "bool_type": "must be true or false",
     "float_type": "must be a number",
+    "finite_number": "must be a finite number",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "dict_type": "must be an object",

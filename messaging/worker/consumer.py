@@ -29,7 +29,8 @@ class Consumer(ReliableConsumer):
         super().__init__(*args, **kwargs)
         if self.controller.soft_time_limit:
             # It raises at any moment, also after the commit, and would be told as the outcome.
-            raise ImproperlyConfigured("--soft-time-limit is not possible: ALLOCATION_TASK_TIME_LIMIT_S is")
+            instead = self.app.runtime.project.variable("task_time_limit_s")
+            raise ImproperlyConfigured(f"--soft-time-limit is not supported: set {instead} instead")
 
     def open_dead_letters(self) -> DeadLetterStore:
         """Return the project's store of dead letters."""

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -115,6 +116,16 @@ def status_of(backend: Backend, delivery_id: str) -> str:
     return backend.sql("SELECT status FROM deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)[0][0]
 
 
+@contextmanager
+def stopped(worker: Child) -> Iterator[None]:
+    """Have a worker take no messages: on a busy machine it is done before the browser has clicked again."""
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+
+
 def test_a_failed_event_is_rerun_by_a_button_and_seen_done(page, flower, fail_for, module_mail, sku):
     delivery_id = fail_for("o1")
 
@@ -196,6 +207,29 @@ def test_a_button_acts_on_nothing_that_failed_after_the_page_was_shown(page, flo
         page.click(button)
         assert page.locator("#said").inner_text().startswith(("Nothing was discarded", "None of these"))
         assert status_of(backend, later) == "failed"
+
+
+#: Presses a button, has the page be shown anew before the answer, and returns where the page went.
+PRESSED = """async () => {
+  const goes = [];
+  const went = new Promise(done => navigation.addEventListener("navigate", to => {
+    goes.push(to.formData ? "action" : "page");
+    done();
+  }));
+  document.getElementById("dry-run").click();
+  await went;
+  showAnew();
+  return goes;
+}"""
+
+
+def test_a_page_is_not_shown_anew_before_the_answer_of_a_button(page, flower):
+    """The answer would be lost. Not every browser focuses a button that is clicked, and nor does this."""
+    page.add_init_script("window.setInterval = run => { window.showAnew = run; };")
+    page.goto(f"{flower}/deliveries")
+    page.route("**/deliveries", lambda _route: None)  # no answer
+
+    assert page.evaluate(PRESSED) == ["action"]
 
 
 def test_failed_deliveries_of_an_older_release_are_grouped_by_their_error(page, flower, backend):
@@ -482,19 +516,19 @@ def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_kil
         page.goto(f"{address}/deliveries?status=failed&correlation={sku}")
         page.locator("#groups").get_by_role("link", name="Select").click()
         page.get_by_label("Try so many first").fill("3")
-        os.kill(worker.pid, signal.SIGSTOP)  # else the others may follow before anybody has looked
-        page.click("#rerun-matching")
-        said = page.locator("#said").inner_text()
-        number = re.fullmatch(r"Re-run (\d+) is under way: 3 requeued so far.", said)
-        assert number, said
-        line = page.locator(f"tr[data-rerun='{number[1]}']").inner_text()
-        assert re.search(
-            r"operator in Flower.*group=.*3 of 300.*the first 3 are tried until", line, re.DOTALL
-        )
-        screenshot(page, "flower-reruns")
+        with stopped(worker):
+            page.click("#rerun-matching")
+            said = page.locator("#said").inner_text()
+            number = re.fullmatch(r"Re-run (\d+) is under way: 3 requeued so far.", said)
+            assert number, said
+            line = page.locator(f"tr[data-rerun='{number[1]}']").inner_text()
+            assert re.search(
+                r"operator in Flower.*group=.*3 of 300.*the first 3 are tried until", line, re.DOTALL
+            )
+            screenshot(page, "flower-reruns")
+            child.kill()
     finally:
         child.kill()
-        os.kill(worker.pid, signal.SIGCONT)
 
     query = "SELECT status, count(*) FROM deliveries WHERE correlation_id = :sku GROUP BY 1"
     eventually(lambda: backend.sql(query, sku=sku) == [("done", 300)], 90, "all mails", every=0.5)
@@ -502,24 +536,23 @@ def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_kil
     assert backend.sql(entry, id=int(number[1])) == [("operator in Flower", 300, "done")]
 
 
-def test_a_rerun_is_stopped_by_a_button(page, flower, backend, sku, module_mail):
+def test_a_rerun_is_stopped_by_a_button(page, flower, backend, sku, worker):
     backend.sql(FAILED, sku=sku, count=20)
-    module_mail.stop()
-    try:
-        page.goto(f"{flower}/deliveries?status=failed&correlation={sku}")
-        page.get_by_label("Try so many first").fill("1")
+    page.goto(f"{flower}/deliveries?status=failed&correlation={sku}")
+    page.get_by_label("Try so many first").fill("1")
+    with stopped(worker):
         page.click("#rerun-matching")
+        page.goto(f"{flower}/deliveries?handler=misspelled")  # a refused filter is not in the way
         page.locator("#reruns").get_by_role("button", name="Stop").click()
         assert "stopped by operator in Flower. 1 requeued" in page.locator("#said").inner_text()
         assert "stopped by operator in Flower" in page.locator("#reruns tbody tr").first.inner_text()
         assert page.locator("#reruns").get_by_role("button", name="Stop").count() == 0
-    finally:
-        module_mail.start()
-    # Whether its mail came in time or its retries were used up, the others stay as they were.
-    query = "SELECT reruns, count(*) FROM deliveries WHERE correlation_id = :sku GROUP BY 1 ORDER BY 1"
-    assert backend.sql(query, sku=sku) == [(0, 19), (1, 1)]
-    under_way = "SELECT FROM deliveries WHERE correlation_id = :sku AND status NOT IN ('done', 'failed')"
-    eventually(lambda: not backend.sql(under_way, sku=sku), 60, "the end of the one", every=0.5)
+
+    query = (
+        "SELECT status, reruns, count(*) FROM deliveries WHERE correlation_id = :sku GROUP BY 1, 2 ORDER BY 2"
+    )
+    left = [("failed", 0, 19), ("done", 1, 1)]
+    eventually(lambda: backend.sql(query, sku=sku) == left, 60, "the end of the one", every=0.5)
     backend.sql("DELETE FROM deliveries WHERE correlation_id = :sku RETURNING 1", sku=sku)
 
 

@@ -191,7 +191,7 @@ def test_a_dead_letter_from_no_queue_of_the_project_is_not_replayed(worker, back
 
     replayed = operate(backend, "dead-letters", "replay", letter_id)
 
-    assert (replayed.returncode, "gone, which is no queue of this project" in replayed.stdout) == (1, True)
+    assert (replayed.returncode, "gone, which is not a queue of this project" in replayed.stdout) == (1, True)
     assert backend.sql("SELECT replayed_at FROM dead_letters WHERE queue = 'gone'") == [(None,)]
 
 

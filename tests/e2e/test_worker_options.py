@@ -19,4 +19,4 @@ def test_a_worker_with_a_soft_time_limit_does_not_start(backend):
     queues, folder = programs.WORK_QUEUES, backend.folder
     worker = programs.worker("soft", queues, folder, backend.env, 1, "--soft-time-limit=5")
 
-    assert "--soft-time-limit is not possible" in log_of_refused(worker)
+    assert "--soft-time-limit is not supported: set ALLOCATION_TASK_TIME_LIMIT_S" in log_of_refused(worker)

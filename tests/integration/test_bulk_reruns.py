@@ -147,6 +147,19 @@ def test_reruns_of_single_deliveries_do_not_hide_how_one_of_many_has_ended(app: 
     assert (line.id, line.count, line.state) == (begun.id, 2, "done")
 
 
+def test_the_outcome_of_a_rerun_that_took_hours_is_listed(app: MessagingApp):
+    failed(app, 2)
+    begun = begin(app.dispatcher, DeliveryFilter(), "ann", rate=0.001)
+    ask(app, "UPDATE audit SET at = now() - interval '3 hours' RETURNING 1")
+    [line] = listed(app.runtime, 5)
+    assert line.may_stop
+
+    app.runtime.bulk_reruns.stop(begun.id, "bob")
+
+    [line] = listed(app.runtime, 5)
+    assert (line.id, line.state, line.may_stop) == (begun.id, "stopped by bob", False)
+
+
 def test_a_long_rerun_is_paced_by_the_queue_and_stopped_by_anyone(app: MessagingApp):
     failed(app, 1000)
     begun = begin(app.dispatcher, DeliveryFilter(), "ann")

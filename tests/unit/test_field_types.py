@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, date, timedelta, timezone
 from decimal import Decimal
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType
 
 import pytest
@@ -17,7 +18,8 @@ from messaging.client.outbox import Outbox
 from messaging.client.table import Entry
 from messaging.errors import InvalidMessage, UnknownMessage
 from messaging.messages import Command, Event, Message, Name, Text, Whole, task_name, to_dict
-from messaging.wire.replay import parse_line
+from messaging.operator.loading import from_text, read_lines
+from messaging.wire.replay import parse_line, same_message
 from messaging.wire.validation import from_dict, model
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 Sku = NewType("Sku", str)
 Day = NewType("Day", date)
+UNSTORABLE = "must not have the character U+0000 or half of a surrogate pair"
 SOON = dt.datetime(2031, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
 
@@ -111,6 +114,13 @@ def test_the_outcome_in_a_senders_outbox_has_the_command_as_it_was_sent(message:
         ({"colour": "blue"}, "colour must be 'red' or 'green'"),
         ({"fragile": 1}, "fragile must be true or false"),
         ({"weight": "2"}, "weight must be a number"),
+        ({"weight": float("nan")}, "weight must be a finite number"),
+        ({"weight": float("-inf")}, "weight must be a finite number"),
+        ({"sku": "LAMP\0"}, f"sku {UNSTORABLE}"),
+        ({"sku": "\ud800"}, f"sku {UNSTORABLE}"),
+        ({"facts": {"a": [{"b\0": 1}]}}, f"facts {UNSTORABLE}"),
+        ({"other": "\0"}, f"other {UNSTORABLE}"),
+        ({"plain": ["x", [float("inf")]]}, "plain.1 must not have a number that is not finite"),
         ({"ref": True}, "ref must be a whole number"),
         ({"at": "2031-01-02"}, "at must be a time as YYYY-MM-DDThh:mm:ss+hh:mm"),
         ({"at": "20310102T030405"}, "at must be a time as YYYY-MM-DDThh:mm:ss+hh:mm"),
@@ -227,3 +237,46 @@ def test_what_a_message_says_about_its_own_fields_is_an_invalid_message():
 def test_a_message_may_name_its_own_error_of_the_bus():
     with pytest.raises(UnknownMessage, match="no year is so long"):
         from_dict(Book, {"first": 2, "last": 400})
+
+
+def test_a_line_of_a_file_that_its_own_class_refuses_stops_no_other(tmp_path: Path):
+    file = tmp_path / "books.csv"
+    file.write_text("first,last\n1,400\n1,2\n")
+
+    refused, taken = read_lines(Book, file)
+
+    assert refused.refused == "UnknownMessage: no year is so long"
+    assert taken.command == Book(1, 2)
+
+
+def test_a_stored_command_that_its_own_class_refuses_by_now_is_another_one():
+    bus = MessageBus({Book: lambda _message, _uow: None}, {})
+
+    assert not same_message(bus, "Book(first=1, last=400)", Book(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("name", "5", "5"),
+        ("name", "None", None),
+        ("number", "5", 5),
+        ("sku", "LAMP", "LAMP"),
+        ("weight", "2.5", 2.5),
+        ("fragile", "true", True),
+        ("colour", "red", "red"),
+        ("floor", "-1", -1),
+        ("ref", "5", 5),
+        ("ref", "LAMP", "LAMP"),
+        ("day", "2031-01-02", date(2031, 1, 2)),
+        ("at", "2031-01-02T03:04:05.6789Z", SOON),
+        ("tags", '["a", "b"]', ("a", "b")),
+        ("line", '["LAMP", 1]', ("LAMP", 1)),
+        ("days", '{"first": "2031-01-02"}', {"first": date(2031, 1, 2)}),
+        ("other", "[1]", "[1]"),
+        ("plain", "[1]", [1]),
+    ],
+)
+def test_an_operator_can_write_every_type(name: str, text: str, value: object):
+    """In `deliveries edit`, in a file, and as an option of a command."""
+    assert getattr(from_dict(Rich, {name: from_text(Rich, name, text)}), name) == value

@@ -106,6 +106,31 @@ files.remove()
 """
 
 
+#: A worker that is scraped while another thread has the lock of all counts.
+SCRAPED = """
+import inspect, threading
+from types import SimpleNamespace
+from allocation.bootstrap import project
+from celery import signals
+from messaging.telemetry import scrape
+files = scrape.Files()
+from messaging.telemetry.metrics import Measures
+from prometheus_client import values
+scrape.serve_while_it_runs(files, "127.0.0.1:0", Measures(project).pool_size)
+class Worker:
+    pool = SimpleNamespace(num_processes=3)
+signals.worker_ready.send(sender=Worker)
+name = "allocation_worker_pool_size"
+scraping = threading.Thread(
+    target=lambda: print([s.value for m in files.collect() for s in m.samples if s.name == name]), daemon=True
+)
+with inspect.getclosurevars(values.ValueClass.set).nonlocals["lock"]:
+    scraping.start()
+    scraping.join(10)
+files.remove()
+"""
+
+
 #: A process whose database goes away.
 AWAY = """
 from contextlib import suppress
@@ -157,6 +182,11 @@ def order() -> Work:
 
 def test_the_files_of_ended_processes_are_added_to_one(tmp_path: Path):
     assert said(COUNTS, tmp_path, "5") == (["5.0", "5.0", "1", "False"], "")
+
+
+def test_a_scrape_takes_no_lock_that_a_child_would_inherit(tmp_path: Path):
+    """Children are forked meanwhile, and such a child would wait for ever as it counts its first message."""
+    assert said(SCRAPED, tmp_path) == (["[3]"], "")
 
 
 def test_a_worker_cleans_up_after_others_that_were_killed(tmp_path: Path):

@@ -75,7 +75,7 @@ def _next(tool: Tool, standing_at: Progress) -> Progress:
 @json_option
 @pass_tool
 def reruns(tool: Tool, limit: int, as_json: bool) -> None:
-    """List re-runs of many that are under way, and those of the last hour.
+    """List re-runs of many that are under way, and those of the last day that have ended.
 
     A re-run that was begun in Flower or with --canary goes on until it ends, whatever dies meanwhile.
     """
