@@ -183,7 +183,7 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("a copy is told an unexpected error under another name")
 def _(_world: World, stack: ExitStack) -> None:
-    def rebuilt(name: str, module: str, *args: object) -> Exception:
+    def rebuilt(name: str, module: str, *args: object, text: str | None = None) -> Exception:
         kind: type[Exception] = type(name, (Exception,), {"__module__": module})
         return kind(*args)
 
