@@ -55,7 +55,7 @@ drill: $(RUN)
 	@$(PY) -m local.drill
 
 test: $(DEV)
-	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 test-containers: $(DEV)
 	$(PY) -m pytest tests/containers $(if $(WRITE_DOCS),--write-docs) $(PYTEST_ARGS)
