@@ -154,14 +154,14 @@ def crowd(random: Random) -> Plan:
 
 def answers(random: Random) -> Plan:
     """A few orders are answered together, and answers or acknowledgements are lost."""
-    groups, prefork = random.choice((((4,), 0), ((4,), 0), ((1,), 0), ((), 0), ((), 4), ((), 4)))
+    groups, prefork = random.choice((((4,), 0), ((1,), 0), ((), 0), *(((), 4),) * 3))
     odds = Odds(
         go_on=0.8,
         slow=0.0,
         faults=random.choice((1, 2)),
-        focus=random.choice(("tells", "tells", "acknowledges")),
-        focused=random.choice((0.3, 0.6)),
-        kinds=random.choice((ERRORS, tuple(Fault))),
+        focus=random.choice(("tells", "tells", "tells", "acknowledges")),
+        focused=random.choice((0.3, 0.8)),
+        kinds=random.choice((ERRORS, (Fault.ERROR_BEFORE,), tuple(Fault))),
     )
     return Plan(
         {},
