@@ -200,5 +200,6 @@ def test_the_size_of_the_pool_is_that_of_the_moment(worker, shop, scrape):
     shop.app.control.pool_grow(1)
     eventually(lambda: scrape("allocation_worker_pool_size") == 3, 30, "another process")
 
-    shop.app.control.pool_shrink(1)
+    # It is refused while all of them are busy.
+    eventually(lambda: "pool will shrink" in str(shop.app.control.pool_shrink(1, reply=True, limit=1)))
     eventually(lambda: scrape("allocation_worker_pool_size") == 2, 30, "one process less")
