@@ -32,7 +32,7 @@ from messaging.worker.events import deliver
 from messaging.worker.sharing import handle_together
 
 GROUP = 16
-WHY = "The large database is many times PostgreSQL's buffers, and its indexes have a level more."
+WHY = "The large database is many times as large as PostgreSQL's buffers, and its indexes have a level more."
 EVENTS = 160  # in one transaction, the most
 SMALL_SKUS = 1_000
 WORK = Work(Kind.COMMAND, "allocation.allocate", "id", "allocation.commands", "c")
