@@ -19,11 +19,14 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from messaging.messages import SENT_AT
+from reliable_celery.redis.rota import ROTA_KEY
 
 #: Longest scan of a broker full of other keys, in seconds.
 LOOK_S = 3.0
 #: Short-lived queues of Celery's own replies and events.
 CELERYS_OWN = (".pidbox", "celeryev.")
+#: In the names of lists whose items are no work for anybody.
+NO_WORK = (*CELERYS_OWN, ROTA_KEY)
 BINDINGS = "_kombu.binding."
 
 
@@ -33,7 +36,7 @@ def waiting(app: Celery) -> dict[str, int]:
         found: dict[str, int] = {}
         for key in _keys(channel, "list"):
             name = key.partition(channel.sep)[0]  # without its priority
-            if not any(part in name for part in CELERYS_OWN):
+            if not any(part in name for part in NO_WORK):
                 found[name] = found.get(name, 0) + int(channel.client.llen(key))
         return found
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,9 +20,11 @@ from kombu import Connection, Exchange, Queue
 from sqlalchemy import create_engine, text
 
 from local import ROOT
+from local.processes import programs
 from local.servers.mail_server import MailSink
 from local.servers.redis_server import Redis
 from local.waiting import eventually
+from reliable_celery.redis.rota import ROTA_KEY
 from tests.e2e.conftest import Backend, Broker
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
@@ -215,6 +218,18 @@ def test_a_dead_letter_is_discarded_with_a_reason(tool, shop):
 def test_check_finds_everything_in_order(tool):
     eventually(lambda: tool("check"), 60, "everything in order", every=1)
     assert all(finding["ok"] for finding in json.loads(tool("check", "--json").stdout))
+
+
+def test_check_takes_the_rota_of_several_workers_for_no_queue(tool, backend, broker):
+    names = ("second", "third", "fourth")
+    workers = [programs.worker(name, programs.WORK_QUEUES, backend.folder, backend.env, 1) for name in names]
+    with ExitStack() as stack, redis.Redis.from_url(broker.broker_url) as client:
+        for worker in workers:
+            stack.callback(worker.stop)
+            worker.start()
+        eventually(lambda: list(client.scan_iter(f"*{ROTA_KEY}*", _type="list")), 60, "a worker that sleeps")
+
+        assert "no worker reads" not in tool("check").stdout
 
 
 def test_check_says_what_is_wrong_and_what_to_do(tool, mail_is_down):
