@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -23,6 +21,7 @@ from local.waiting import eventually
 from tests.e2e.browser import chromium
 from tests.e2e.conftest import Backend, Broker, Shop
 from tests.e2e.web import Answer, request
+from tests.paused import paused
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -114,16 +113,6 @@ def fail_for(shop, backend, sku, module_mail) -> Iterator[Callable[[str], str]]:
 def status_of(backend: Backend, delivery_id: str) -> str:
     """Return a delivery's state."""
     return backend.sql("SELECT status FROM deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)[0][0]
-
-
-@contextmanager
-def stopped(worker: Child) -> Iterator[None]:
-    """Have a worker take no messages: on a busy machine it is done before the browser has clicked again."""
-    os.kill(worker.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(worker.pid, signal.SIGCONT)
 
 
 def test_a_failed_event_is_rerun_by_a_button_and_seen_done(page, flower, fail_for, module_mail, sku):
@@ -516,7 +505,7 @@ def test_a_group_is_rerun_a_few_first_and_the_others_follow_though_flower_is_kil
         page.goto(f"{address}/deliveries?status=failed&correlation={sku}")
         page.locator("#groups").get_by_role("link", name="Select").click()
         page.get_by_label("Try so many first").fill("3")
-        with stopped(worker):
+        with paused(worker):
             page.click("#rerun-matching")
             said = page.locator("#said").inner_text()
             number = re.fullmatch(r"Re-run (\d+) is under way: 3 requeued so far.", said)
@@ -540,7 +529,7 @@ def test_a_rerun_is_stopped_by_a_button(page, flower, backend, sku, worker):
     backend.sql(FAILED, sku=sku, count=20)
     page.goto(f"{flower}/deliveries?status=failed&correlation={sku}")
     page.get_by_label("Try so many first").fill("1")
-    with stopped(worker):
+    with paused(worker):
         page.click("#rerun-matching")
         page.goto(f"{flower}/deliveries?handler=misspelled")  # a refused filter is not in the way
         page.locator("#reruns").get_by_role("button", name="Stop").click()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +17,7 @@ from local.processes.child import Child
 from local.waiting import eventually
 from tests.chaos.world import UNACKED
 from tests.e2e.conftest import Backend, Broker, Shop
+from tests.paused import paused as stopped
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -64,11 +63,8 @@ def paused(worker: Child) -> Iterator[None]:
     assert worker.env is not None
     with redis.Redis.from_url(worker.env["ALLOCATION_BROKER_URL"]) as broker:
         eventually(lambda: not broker.exists(*UNACKED), what="a worker without messages")
-    os.kill(worker.pid, signal.SIGSTOP)
-    try:
+    with stopped(worker):
         yield
-    finally:
-        os.kill(worker.pid, signal.SIGCONT)
 
 
 @pytest.fixture

@@ -201,6 +201,17 @@ def test_the_relay_sends_overdue_deliveries_and_doubles_their_grace(app: Messagi
     assert ask(app, "SELECT grace_s, due_at > now() FROM deliveries") == [(2.0, True)]
 
 
+def slow_down(monkeypatch: pytest.MonkeyPatch, app: MessagingApp, seconds: float) -> None:
+    """Have each message take so long to be sent."""
+    at_once = app.send_task
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return at_once(*args, **options)
+
+    monkeypatch.setattr(app, "send_task", slowly)
+
+
 def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
     clean_database: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -208,13 +219,7 @@ def test_the_relay_ends_before_its_time_limit_however_slow_the_broker_is(
         for _ in range(100):
             put(app, status="pending")
             put(app, status="waiting")
-        at_once = app.send_task
-
-        def slowly(*args: Any, at_once: Any = at_once, **options: Any) -> Any:
-            time.sleep(0.1)
-            return at_once(*args, **options)
-
-        monkeypatch.setattr(app, "send_task", slowly)
+        slow_down(monkeypatch, app, 0.1)
         start = time.monotonic()
 
         some = relay(app.dispatcher)
@@ -235,13 +240,7 @@ def test_a_sender_waits_a_limited_time_for_the_deliveries_of_its_command_and_the
     for app in app_on(clean_database, task_time_limit_s=2, smtp_timeout_s=1):
         raised = [delivery for _ in range(40) for delivery in app.dispatcher.raise_event(OutOfStock("LAMP"))]
         sent(app)
-        at_once = app.send_task
-
-        def slowly(*args: Any, at_once: Any = at_once, **options: Any) -> Any:
-            time.sleep(0.05)
-            return at_once(*args, **options)
-
-        monkeypatch.setattr(app, "send_task", slowly)
+        slow_down(monkeypatch, app, 0.05)
         start = time.monotonic()
 
         app.dispatcher.after_commit(raised)

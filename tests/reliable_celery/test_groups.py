@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from local.processes.child import Child
 from local.servers.redis_server import Redis
 from local.waiting import eventually
 from reliable_celery.errors import InvalidMessage, WorkerCrashed
+from tests.paused import paused
 from tests.reliable_celery.celery_fixtures.processes import (
     OUR_CONSUMER,
     make_worker,
@@ -54,16 +51,6 @@ def share(server: Redis, *numbers: int, seconds: float = 0, **options: Any) -> l
         app.send_task("fixture.share", kwargs={"number": number, "seconds": seconds}, **options)
         for number in numbers
     ]
-
-
-@contextmanager
-def paused(worker: Child) -> Iterator[None]:
-    """Pause the main process until the end of the block."""
-    os.kill(worker.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(worker.pid, signal.SIGCONT)
 
 
 def groups(server: Redis) -> list[list[int]]:

@@ -26,7 +26,7 @@ FOUND = {
 }
 
 #: Seconds of random schedules; `make simulate MINUTES=` plays more.
-SECONDS = 40.0
+SECONDS = 105.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
