@@ -19,14 +19,13 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from messaging.messages import SENT_AT
-from reliable_celery.redis.rota import ROTA_KEY
 
 #: Longest scan of a broker full of other keys, in seconds.
 LOOK_S = 3.0
 #: Short-lived queues of Celery's own replies and events.
 CELERYS_OWN = (".pidbox", "celeryev.")
-#: In the names of lists whose items are no work for anybody.
-NO_WORK = (*CELERYS_OWN, ROTA_KEY)
+#: In the names of lists that are no queues of work: those, and the transport's own.
+NO_WORK = (*CELERYS_OWN, "unacked_")
 BINDINGS = "_kombu.binding."
 
 

@@ -26,8 +26,6 @@ SEEN_S, WOKEN_S = 4, 2
 BELL_S, RENEW_S = 13, 8
 #: Consumers woken in one step.
 MAX_WOKEN = 16
-#: Follows the name of the app's keys in those of its rotas.
-ROTA_KEY = "_rota."
 #: Seconds that an unused rota is kept.
 KEPT_S = 600
 #: With so many sleepers each looks less often, so that they still make that many looks in the time of one
@@ -142,7 +140,7 @@ class RotaChannel(stock.Channel):
         """
         if not self.connection.cycle.in_loop:
             return Turn()
-        rota = f"{self.unacked_key}{ROTA_KEY}{'+'.join(sorted(self.active_queues))}"
+        rota = f"{self.unacked_key}_rota.{'+'.join(sorted(self.active_queues))}"
         if self._turn.rota not in ("", rota):
             self.leave_rota()
         self._turn = Turn(rota, self.tag_prefix, least, least if self.connection.holds_leases else self.NEVER)

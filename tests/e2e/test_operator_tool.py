@@ -24,7 +24,6 @@ from local.processes import programs
 from local.servers.mail_server import MailSink
 from local.servers.redis_server import Redis
 from local.waiting import eventually
-from reliable_celery.redis.rota import ROTA_KEY
 from tests.e2e.conftest import Backend, Broker
 
 pytestmark = [pytest.mark.usefixtures("worker", "housekeeping"), pytest.mark.slow, pytest.mark.timeout(300)]
@@ -227,7 +226,7 @@ def test_check_takes_the_rota_of_several_workers_for_no_queue(tool, backend, bro
         for worker in workers:
             stack.callback(worker.stop)
             worker.start()
-        eventually(lambda: list(client.scan_iter(f"*{ROTA_KEY}*", _type="list")), 60, "a worker that sleeps")
+        eventually(lambda: list(client.scan_iter("*unacked_rota*", _type="list")), 60, "a worker that sleeps")
 
         assert "no worker reads" not in tool("check").stdout
 

@@ -63,7 +63,8 @@ class Gatekeeper:
             yield f"{self.handler} runs {len(others) + 1} times at once"
         self.taken.append(taken_at)
         every_s = Rate.parse(rate).every_s if rate is not None else 0.0
-        for count, first_at in enumerate(reversed(self.taken)):  # it took its time after that
+        # Each has taken its time after its message; a worker may then stand still before it begins.
+        for count, first_at in enumerate(sorted(self.taken, reverse=True)):
             if count * every_s > at - first_at + EARLY_S:
                 yield f"{self.handler} has begun {count + 1} times in at most {at - first_at:.3f} s"
                 break
