@@ -19,6 +19,7 @@ OF_DELIVERIES = ("COMMIT", "deliveries", "sends", "")
 
 #: What a lost connection does to a step.
 ERRORS = (Fault.ERROR_BEFORE, Fault.ERROR_AFTER)
+ALL = tuple(Fault)
 
 #: Workers with a pool, and of one process.
 POOLS: tuple[tuple[int, ...], ...] = ((), (1, 0, 1))
@@ -155,13 +156,16 @@ def crowd(random: Random) -> Plan:
 def answers(random: Random) -> Plan:
     """A few orders are answered together, and answers or acknowledgements are lost."""
     groups, prefork = random.choice((((4,), 0), ((1,), 0), ((), 0), *(((), 4),) * 3))
+    focus, kinds = random.choice(
+        (*(("tells", (Fault.ERROR_BEFORE,)),) * 3, ("tells", ERRORS), ("tells", ALL), ("acknowledges", ALL))
+    )
     odds = Odds(
         go_on=0.8,
         slow=0.0,
         faults=random.choice((1, 2)),
-        focus=random.choice(("tells", "tells", "tells", "acknowledges")),
-        focused=random.choice((0.3, 0.8)),
-        kinds=random.choice((ERRORS, (Fault.ERROR_BEFORE,), tuple(Fault))),
+        focus=focus,
+        focused=random.choice((0.3, 0.8, 0.8)),
+        kinds=kinds,
     )
     return Plan(
         {},
@@ -385,6 +389,6 @@ def gates(random: Random) -> Plan:
 #: Those that have the most to choose are drawn more often.
 SCENES: tuple[Callable[[Random], Plan], ...] = (
     *(crowd, failures, new_product, announcements) * 3,
-    *(announcements, announcements, shortages, shortages, lanes, lanes),
+    *(announcements, answers, shortages, shortages, lanes, lanes),
     *(copies, answers, repeats, paused, killers, stops),
 )
