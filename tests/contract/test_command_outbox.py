@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import time
@@ -261,27 +262,28 @@ def test_dates_are_dates_again(shop):
         assert shop.outbox.outcome(transaction, "a").command == command
 
 
-def test_an_error_whose_class_takes_no_text_is_told_by_its_name(shop):
-    """Else its answer could never be handed on."""
+def error_for(shop, kind: str, text: str) -> Exception | None:
+    """Have a command answered with an error, and return it as the app gets it."""
     shop.send(Allocate("o1", "LAMP", 2), "a")
     shop.claim("m1")
-    shop.answer("m1", '{"error": {"type": "RetryAfter", "message": "not before 5 s have passed"}}')
-
+    shop.answer("m1", json.dumps({"error": {"type": kind, "message": text}}))
     with shop.transaction() as transaction:
-        outcome = shop.outbox.outcome(transaction, "a")
-    assert isinstance(outcome.error, CommandFailed)
-    assert str(outcome.error) == "RetryAfter: not before 5 s have passed"
+        return shop.outbox.outcome(transaction, "a").error
+
+
+def test_an_error_whose_class_takes_no_text_is_told_by_its_name(shop):
+    """Else its answer could never be handed on."""
+    error = error_for(shop, "RetryAfter", "not before 5 s have passed")
+
+    assert isinstance(error, CommandFailed)
+    assert str(error) == "RetryAfter: not before 5 s have passed"
 
 
 def test_a_refusal_is_the_projects_own_error(shop):
-    shop.send(Allocate("o1", "LAMP", 2), "a")
-    shop.claim("m1")
-    shop.answer("m1", '{"error": {"type": "InvalidSku", "message": "Invalid sku LAMP"}}')
+    error = error_for(shop, "InvalidSku", "Invalid sku LAMP")
 
-    with shop.transaction() as transaction:
-        outcome = shop.outbox.outcome(transaction, "a")
-    assert isinstance(outcome.error, AllocationError)
-    assert str(outcome.error) == "Invalid sku LAMP"
+    assert isinstance(error, AllocationError)
+    assert str(error) == "Invalid sku LAMP"
 
 
 def test_what_a_relay_claimed_is_left_alone_by_others(shop):
