@@ -32,10 +32,17 @@ def copy_database(postgres: Postgres, template: str) -> str:
 
 
 def drop_database(postgres: Postgres, url: str) -> None:
-    """Drop the database, ending the sessions on it."""
+    """Drop the database, ending the sessions on it.
+
+    Also while autovacuum is at work there: only a member of `pg_signal_backend` may end it by force.
+    """
     name = url.rpartition("/")[2]
     with _statements(postgres.url_of("postgres")) as run:
-        run.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        eventually(
+            lambda: _runs(run, statement, unless=psycopg2.errors.InsufficientPrivilege),
+            what="a drop beside no autovacuum",
+        )
 
 
 def empty_database(url: str) -> None:
@@ -51,14 +58,17 @@ def empty_database(url: str) -> None:
         tables = [sql.Identifier(name) for (name,) in run.fetchall()]
         if tables:
             statement = sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(sql.SQL(", ").join(tables))
-            eventually(lambda: _runs(run, statement), what="a truncation without a deadlock")
+            eventually(
+                lambda: _runs(run, statement, unless=psycopg2.errors.DeadlockDetected),
+                what="a truncation without a deadlock",
+            )
 
 
-def _runs(run: cursor, statement: sql.Composable) -> bool:
-    """Run a statement; False if it was the victim of a deadlock."""
+def _runs(run: cursor, statement: sql.Composable, unless: type[psycopg2.Error]) -> bool:
+    """Run a statement; False if it failed with the error `unless`, which passes."""
     try:
         run.execute(statement)
-    except psycopg2.errors.DeadlockDetected:
+    except unless:
         return False
     return True
 
