@@ -23,6 +23,7 @@ FOUND = {
     73: "a copy is told an unexpected error under another name",
     72: "who has waited for its time begins, whoever has begun just before",
     5655: "nobody can pause what another operator resumes just then",
+    591: "a refusal does not wait for a success under its key",
 }
 
 #: Seconds of random schedules; `make simulate MINUTES=` plays more.
