@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import date
 from functools import cache
-from types import NoneType
-from typing import Annotated, Any, ClassVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,19 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _json_value(one) for name, one in value.items()}
     return value
+
+
+def types_in(hint: Any) -> Iterator[Any]:
+    """Yield the types of a field: those of a union, without limits and without names such as `NewType`."""
+    if get_origin(hint) is Annotated:
+        yield from types_in(hint.__origin__)
+    elif named := getattr(hint, "__supertype__", None) or getattr(hint, "__value__", None):
+        yield from types_in(named)
+    elif get_origin(hint) in (Union, UnionType):
+        for one in get_args(hint):
+            yield from types_in(one)
+    else:
+        yield hint
 
 
 def task_name(project: str, kind: type[Command]) -> str:

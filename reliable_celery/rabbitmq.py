@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 REASON = "set aside by the broker"
 BEFORE_PROPERTIES, NO_PROPERTIES = 12, bytes(2)  # bytes of a frame with a message's properties; their flags
 #: What py-amqp raises for properties that RabbitMQ passes on: a text that is not UTF-8, a time after the year
-#: 9999, tables nested too deep. It would end the worker, and the next one that gets the message.
-UNREADABLE = (ValueError, OverflowError, RecursionError)
+#: 9999, tables nested too deep. It would end the worker, and the next one that gets it; an `OSError` of a
+#: time after the year 2**31 would pass for a lost connection, for ever.
+UNREADABLE = (ValueError, OverflowError, RecursionError, OSError)
 
 
 class PackedMessage(pyamqp.Message):

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime
 from itertools import repeat
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from messaging import tracing
 from messaging.client.answers import Outcome, declared_errors, rebuilt
@@ -25,7 +24,7 @@ from messaging.client.pace import Pace
 from messaging.client.relay import OnAnswer, Relay
 from messaging.client.table import MAX_BYTES, CommandTable, Entry, Waiting
 from messaging.errors import InvalidMessage, MessagingError
-from messaging.messages import Command, task_name, to_dict
+from messaging.messages import Command, task_name, to_dict, types_in
 
 Handler = TypeVar("Handler", bound=OnAnswer)
 
@@ -194,9 +193,7 @@ class Outbox:
 
 def _value(hint: Any, value: Any) -> Any:
     """Return what a JSON value is in the command: perhaps a date, a time or a tuple, or a list with some."""
-    for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
-        while hasattr(kind, "__supertype__"):  # a `NewType`
-            kind = kind.__supertype__
+    for kind in types_in(hint):
         origin, inner = get_origin(kind) or kind, get_args(kind)
         if origin in (date, datetime) and isinstance(value, str):
             with suppress(ValueError):  # a text that is allowed in its place

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, cast, get_type_hints
 
 from messaging.bus import MessageBus
 from messaging.client import Client, NotAnswered, Outcome
 from messaging.errors import InvalidMessage, MessagingError, Unavailable, describe
-from messaging.messages import Command, Message
+from messaging.messages import Command, Message, types_in
 from messaging.settings import MessagingSettings
 from messaging.wire.validation import from_dict, model
 
@@ -157,11 +157,7 @@ def types_of(kind: type[Message]) -> dict[str, frozenset[Any]]:
 
 @cache
 def _types_of(kind: Any) -> dict[str, frozenset[Any]]:
-    hints = get_type_hints(kind).items()
-    return {
-        name: frozenset(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
-        for name, hint in hints
-    }
+    return {name: frozenset(types_in(hint)) for name, hint in get_type_hints(kind).items()}
 
 
 @cache

@@ -21,7 +21,7 @@ from messaging.texts import cut, repr_of, text_of
 from messaging.wire.replay import same_message
 from reliable_celery.errors import MEANT_FOR_CELERY
 
-MAX_STORED_TEXT = 10_000  # characters of each argument of an error
+MAX_STORED_TEXT = 10_000  # characters of an error, and of each of its arguments
 
 FIND = """
 SELECT task_id, coalesce(idempotency_key, task_id), command, result, error FROM inbox
@@ -162,14 +162,14 @@ class Inbox:
         return Answer(result)
 
     def _rebuilt(self, stored: Mapping[str, Any]) -> Exception:
-        kind, args = self.errors.get(stored["type"]), tuple(stored["args"])
+        kind, args, shown = self.errors.get(stored["type"]), tuple(stored["args"]), stored.get("text")
         if kind is not None:
             with suppress(Exception):  # its class may want other arguments than it hands on
                 error = kind(*args)
-                if error.args == args:
+                if error.args == args and shown in (None, text_of(error)):
                     return error
         # Perhaps an unexpected error, whose class need not be importable here.
-        return rebuilt(stored["type"], stored["module"], *args, text=stored.get("text"))
+        return rebuilt(stored["type"], stored["module"], *args, text=shown)
 
     def count_crash(self, task_id: str) -> int:
         """Count another start of a redelivered message; return the count."""
@@ -210,7 +210,7 @@ class Inbox:
 def _stored(job: CommandJob, error: Exception) -> dict[str, Any]:
     """Return the stored form of a refusal: enough to raise it again, and the command for people."""
     kind = type(error)
-    args, text = [_storable(argument) for argument in error.args], text_of(error)
+    args, text = _as_stored(error.args), text_of(error)
     stored = {
         "type": kind.__name__,
         "module": kind.__module__,
@@ -248,8 +248,13 @@ def _can_be_pickled(error: Exception) -> bool:
 def _replaced(error: Exception) -> Exception:
     """Return an error as a copy of the message will find it."""
     kind = type(error)
-    args = json.loads(json.dumps([_storable(argument) for argument in error.args]))
-    return rebuilt(kind.__name__, kind.__module__, *args)
+    return rebuilt(kind.__name__, kind.__module__, *_as_stored(error.args))
+
+
+def _as_stored(arguments: Iterable[object]) -> list[Any]:
+    """Return the arguments of an error as a copy of the message will find them."""
+    found: list[Any] = json.loads(json.dumps([_storable(argument) for argument in arguments]))
+    return found
 
 
 def _storable(argument: object) -> object:

@@ -19,11 +19,11 @@ from celery import Task
 from messaging.delivery import Delivery
 from messaging.errors import InvalidMessage, MessagingError, UnknownMessage
 from messaging.messages import Command
-from messaging.postgres.inbox import Answer, CommandJob
+from messaging.postgres.inbox import MAX_STORED_TEXT, Answer, CommandJob
 from messaging.postgres.transaction import DATABASE_ERRORS
 from messaging.project.runtime import Runtime
 from messaging.telemetry.work import NOBODY, Kind, Watch, Work
-from messaging.texts import class_name, text_of
+from messaging.texts import class_name, cut, text_of
 from messaging.wire.validation import from_dict
 from messaging.worker.answers import Answered
 from messaging.worker.command_group import CommandUnit, once_each
@@ -233,7 +233,8 @@ def _survived(runtime: Runtime, one: Received) -> None:
 def _outcome(key: str, answer: Answer) -> Outcome:
     if answer.error is None:
         return {"id": key, "result": answer.result}
-    error = {"type": class_name(answer.error), "message": text_of(answer.error)}
+    message = cut(text_of(answer.error), MAX_STORED_TEXT)  # as a copy is told it
+    error = {"type": class_name(answer.error), "message": message}
     return {"id": key, "error": error} | ({} if answer.recorded else {"recorded": False})
 
 

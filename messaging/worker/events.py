@@ -120,7 +120,10 @@ def deliver(runtime: Runtime, handler: Handler, policy: RetryPolicy, attempt: At
             _, deliveries = bus.run(handler, event, uow)
         except RetryAfter as told:
             logger.info("Delivery %s waits: %s", attempt.id, told)
-            attempt.postpone(uow.transaction, told.wait_s)
+            try:
+                attempt.postpone(uow.transaction, told.wait_s)
+            except Exception as lost:  # noqa: BLE001  left open, the attempt would pass for a worker's death
+                _count_failure(runtime, uow, attempt, policy, lost)
             return []
         except BaseException as error:
             _count_failure(runtime, uow, attempt, policy, error)

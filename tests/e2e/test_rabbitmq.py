@@ -248,6 +248,13 @@ class Far(datetime):
         return 1970, 1, 10**9, 0, 0, 0
 
 
+class Farther(datetime):
+    """A time in the year 2739726029, which the C library takes for an error of the system."""
+
+    def utctimetuple(self) -> Any:
+        return 1970, 1, 10**12, 0, 0, 0
+
+
 def nested(depth: int) -> dict[str, Any]:
     """Return a table with as many tables in it."""
     table: dict[str, Any] = {}
@@ -268,8 +275,13 @@ def deep() -> Iterator[None]:
 @pytest.mark.parametrize("queue", ["allocation.commands", "allocation.dead"])
 @pytest.mark.parametrize(
     "unreadable",
-    [{"headers": {"at": Far(2000, 1, 1)}}, {"headers": nested(1500)}, {"message_id": b"\xff"}],
-    ids=["time", "depth", "text"],
+    [
+        {"headers": {"at": Far(2000, 1, 1)}},
+        {"headers": {"at": Farther(2000, 1, 1)}},
+        {"headers": nested(1500)},
+        {"message_id": b"\xff"},
+    ],
+    ids=["time", "later time", "depth", "text"],
 )
 def test_a_message_whose_properties_cannot_be_read_ends_no_worker(
     worker, broker, backend, shop, deep, unreadable, queue

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from messaging.messages import Command, to_dict
 from messaging.operator.replaying import replay
 from messaging.postgres.inbox import Answer
 from messaging.postgres.transaction import Transaction
+from messaging.texts import class_name
 from messaging.worker.app import MessagingApp
 from messaging.worker.bulk import handle_many
 from messaging.worker.commands import handle
@@ -203,6 +205,20 @@ class TooHeavy(MessagingError):
         return f"{', '.join(f'{weight:.1f}' for weight in weights)} kg are too heavy"
 
 
+class Shelf(IntEnum):
+    """A number with a name, which JSON does not keep."""
+
+    TOP = 3
+
+
+class Barred(MessagingError):
+    """A declared error whose text needs the name of a number."""
+
+    def __str__(self) -> str:
+        [shelf] = self.args
+        return f"the shelf {shelf.name} is barred"
+
+
 DECLARED = [Misplaced("o1", 3), NoSuchOrder("o1"), RetryAfter(5), TooHeavy([12.5, 20.25])]
 
 
@@ -266,7 +282,18 @@ class NoText(Exception):
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("error", [NoText(), ValueError(Unshowable()), KeyError("o1"), *DECLARED])
+#: Errors whose text is made of what the inbox does not keep.
+CHANGED = [
+    ValueError("o1", Shelf.TOP),
+    Barred(Shelf.TOP),
+    TooHeavy([12.5] * 5_000),
+    NoSuchOrder("o" * 20_000),
+]
+
+
+@pytest.mark.parametrize(
+    "error", [NoText(), ValueError(Unshowable()), KeyError("o1"), *DECLARED, *CHANGED], ids=class_name
+)
 def test_each_command_of_a_message_keeps_its_outcome_whatever_one_of_them_raises(
     app: MessagingApp, error: Exception
 ):

@@ -15,6 +15,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from allocation.domain.events import OutOfStock
 from local.waiting import eventually
 from messaging.delivery import Failure
+from messaging.errors import RetryAfter
 from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import Pausing
 from messaging.postgres.attempts import Attempt
@@ -23,6 +24,7 @@ from messaging.postgres.pauses import Scope
 from messaging.postgres.transaction import Transaction
 from messaging.worker import housekeeping
 from messaging.worker.app import MessagingApp
+from messaging.worker.events import AttemptFailed
 from tests.integration.one_attempt import app_with, kills_its_process
 from tests.integration.outbox import ask, put, receive, state
 
@@ -238,6 +240,27 @@ def test_a_failure_is_counted_although_its_delivery_was_put_aside_meanwhile(app:
 
     assert standing(app) == ("done", 0, 2)
     assert attempts(app) == [(0, 1)]
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_an_attempt_that_loses_its_session_as_it_asks_to_wait_counts_and_is_no_crash(
+    app: MessagingApp, redelivered: bool
+):
+    """It was made again and again, uncounted; after a redelivery it was parked as what kills its workers."""
+    delivery_id = owed(app)
+
+    def wait(_event: OutOfStock, uow: Any) -> None:
+        lose_session(uow)
+        raise RetryAfter(0)
+
+    for _ in range(app.runtime.settings.max_crashes):
+        behaviour.append(wait)
+        assert isinstance(receive(app, delivery_id, "handle_oddly", redelivered=redelivered), AttemptFailed)
+    behaviour.append(lambda _event, _uow: None)
+    receive(app, delivery_id, "handle_oddly", redelivered=redelivered)
+
+    assert standing(app) == ("done", 0, 3)
+    assert attempts(app) == [(0, 1), (0, 2)]
 
 
 def test_a_failure_is_counted_although_another_copy_holds_the_row(app: MessagingApp):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType
 
 import pytest
+from typing_extensions import TypeAliasType
 
 from messaging.bus import MessageBus
 from messaging.client.outbox import Outbox
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 Sku = NewType("Sku", str)
 Day = NewType("Day", date)
+#: As Python 3.12 has them: `type Due = date | None`.
+Due = TypeAliasType("Due", Annotated[date | None, "by when"])
+Amount = TypeAliasType("Amount", int | None)
 UNSTORABLE = "must not have the character U+0000 or half of a surrogate pair"
 SOON = dt.datetime(2031, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
@@ -46,6 +50,9 @@ class Rich(Command):
     ref: int | str = 0
     day: date | None = None
     due: Day | None = None
+    paid: Due = None
+    dues: tuple[Due, ...] = ()
+    amount: Amount = None
     at: dt.datetime | None = None
     tags: tuple[Name, ...] = ()
     line: tuple[str, int] = ("LAMP", 1)
@@ -60,6 +67,7 @@ RICH = [
     Rich(),
     Rich(name="a", number=1, distributed="x", sku=Sku("CHAIR"), weight=2, fragile=True, colour="red"),
     Rich(ref="LAMP", floor=-1, day=date(2031, 1, 2), due=Day(date(2031, 1, 3)), at=SOON),
+    Rich(paid=date(2031, 1, 4), dues=(date(2031, 1, 5), None), amount=7),
     Rich(at=SOON.astimezone(timezone(timedelta(hours=-3, minutes=-30)))),
     Rich(at=dt.datetime(2031, 1, 2)),  # noqa: DTZ001  without a zone it stays without one
     Rich(tags=("a", "b"), lines=[("LAMP", 1), ("CHAIR", 2)], line=("CHAIR", 2)),
@@ -270,6 +278,8 @@ def test_a_stored_command_that_its_own_class_refuses_by_now_is_another_one():
         ("ref", "LAMP", "LAMP"),
         ("day", "2031-01-02", date(2031, 1, 2)),
         ("at", "2031-01-02T03:04:05.6789Z", SOON),
+        ("amount", "5", 5),
+        ("amount", "None", None),
         ("tags", '["a", "b"]', ("a", "b")),
         ("line", '["LAMP", 1]', ("LAMP", 1)),
         ("days", '{"first": "2031-01-02"}', {"first": date(2031, 1, 2)}),
