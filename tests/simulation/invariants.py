@@ -55,9 +55,6 @@ class Books:
     announced_ids: dict[str, set[str]] = field(default_factory=dict)  # of the same
     effects: list[tuple[str, str, str]] = field(default_factory=list)
     parked: int = 0
-    checks: int = 0
-    carried_out: dict[str, int] = field(default_factory=dict)  # when, by key
-    taken: dict[str, int] = field(default_factory=dict)  # when a worker took a message last, by task id
     paused: dict[str, float] = field(default_factory=dict)  # since when, by handler
     again: Counter[str] = field(default_factory=Counter)  # how often it was one that was redelivered
 
@@ -95,14 +92,9 @@ class Books:
             if now.get(task_id) != row:
                 yield f"the answer to {task_id} was {row}, now {now.get(task_id)}"
         before, self.inbox = self.inbox, now
-        self.checks += 1
+        carried_out = {row["key"] for row in before.values() if row["error"] is None}
         for task_id, row in now.items():
-            if task_id in before:
-                continue
-            if row["error"] is None:
-                self.carried_out[row["key"]] = self.checks
-            # While one copy is refused, another one may be carried out.
-            elif self.carried_out.get(row["key"], self.checks) <= self.taken.get(task_id, 0):
+            if task_id not in before and row["error"] is not None and row["key"] in carried_out:
                 yield f"{task_id} was refused with {row['error']}, and {row['key']} was carried out before"
         for task_id, row in now.items():
             key = self.keys.get(task_id, row["key"])

@@ -795,3 +795,15 @@ def _(_world: World, stack: ExitStack) -> None:
         return {job.id: self._answer(job, row) for job, row in rows if row is not None}
 
     put(stack, Inbox, "answers", answers)
+
+
+@mutation("a refusal does not wait for a success under its key", RARE)
+def _(_world: World, stack: ExitStack) -> None:
+    without(
+        stack,
+        inbox,
+        "RESERVE",
+        "command, at) VALUES ($1, $2, '', '-infinity')",
+        instead="""command, error, at) SELECT $1, $2, '', '{}', '-infinity' WHERE NOT EXISTS (
+            SELECT FROM inbox WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)""",
+    )

@@ -580,14 +580,13 @@ class Run:
             self.books.runs[job.token] = job.delivery.reruns
 
     def taken(self, messages: list[Message]) -> None:
-        """Remember when messages were taken; a bulk message's commands are named after it."""
+        """Remember when messages were taken, and again; a bulk message's commands are named after it."""
         if process := current():
             if process.faults:
                 self.broken_at[process.name] = self.world.clock.at
             process.faults, self.taken_at[process.name] = 0, self.world.clock.at
         for message in messages:
             for name in (message.id, *(f"{message.id}.{position}" for position in range(4))):
-                self.books.taken[name] = self.books.checks
                 self.books.again[name] += message.redelivered
 
     def handled(self) -> None:
