@@ -805,5 +805,6 @@ def _(_world: World, stack: ExitStack) -> None:
         "RESERVE",
         "command, at) VALUES ($1, $2, '', '-infinity')",
         instead="""command, error, at) SELECT $1, $2, '', '{}', '-infinity' WHERE NOT EXISTS (
-            SELECT FROM inbox WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)""",
+            SELECT FROM inbox
+            WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)""",
     )
