@@ -76,10 +76,14 @@ SELECT
   FROM batches),
  (SELECT coalesce(json_agg(json_build_array(orderid, sku, qty, batch_reference)), '[]') FROM allocations),
  (SELECT coalesce(json_agg(json_build_object('id', task_id, 'key', coalesce(idempotency_key, task_id),
-    'command', command, 'result', result, 'error', error->>'type')), '[]') FROM inbox),
+    'command', command, 'result', result, 'error', error->>'type', 'raised', effects->'events')), '[]')
+  FROM inbox),
  (SELECT coalesce(json_agg(json_build_object('id', id, 'type', event_type, 'payload', payload,
     'handler', handler, 'status', status, 'attempts', attempts, 'run', reruns, 'cause', causation_id,
     'crashes', crashes, 'lane', lane, 'position', position, 'copy_of', edited_from, 'automatic', auto_reruns,
+    'ended', extract(epoch FROM finished_at)::float, 'is_killer', starts_with(last_error, 'WorkerCrashed'),
+    'raised', effects->'events', 'last', (SELECT token FROM attempts
+        WHERE delivery_id = deliveries.id AND run = reruns ORDER BY number DESC LIMIT 1),
     'listed', (SELECT count(*) FROM attempts WHERE delivery_id = deliveries.id AND run = reruns))), '[]')
   FROM deliveries),
  (SELECT coalesce(json_agg(json_build_array(position, event_id, subject, causation_id, event_type)
@@ -88,6 +92,8 @@ SELECT
  (SELECT coalesce(json_agg(json_build_array(job, key, handler) ORDER BY position), '[]') FROM effects),
  (SELECT count(*) FROM dead_letters WHERE reason = 'killed its worker'),
  (SELECT coalesce(json_agg(json_build_array(token, run)), '[]') FROM attempts),
+ (SELECT coalesce(json_agg(json_build_array(token, delivery_id, run)), '[]') FROM open_attempts
+  WHERE state = 'failed'),
  (SELECT coalesce(json_agg(name), '[]') FROM pauses WHERE scope = 'handler'),
  (SELECT coalesce(json_agg(json_build_array(actor, count, outcome)), '[]') FROM audit WHERE action = 'rerun'),
  (SELECT coalesce(json_agg(json_build_array(actor, delivery_id)), '[]') FROM actions

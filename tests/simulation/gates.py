@@ -70,6 +70,11 @@ class Gatekeeper:
                 break
         self.running[process.name] = Begun(process, process.faults, trial_of)
 
+    def is_trial(self, process: Process) -> bool:
+        """Tell whether a process runs it while its breaker can only be half-open."""
+        begun = self.running.get(process.name)
+        return begun is not None and begun.trial_of is not None and begun.trial_of == self.until
+
     def ends(self, process: Process) -> None:
         """Note that it has ended, well or not."""
         self.running.pop(process.name, None)

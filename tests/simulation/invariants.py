@@ -12,11 +12,11 @@ from messaging.bus import MessageBus
 from messaging.messages import to_dict
 from messaging.wire.replay import parse_line
 from tests.simulation.broker import Broker
-from tests.simulation.database import Database
+from tests.simulation.database import BEHIND_S, Database
 from tests.simulation.model import Model
 from tests.simulation.results import Results
 from tests.simulation.scheduler import Broken
-from tests.simulation.slots import MAX_CRASHES, RERUN_MAX
+from tests.simulation.slots import COOLDOWN_S, MAX_CRASHES, RERUN_MAX
 
 NOT_KNOWN = "not known"
 USED_BEFORE = "was used before"
@@ -52,6 +52,7 @@ class Books:
     last_published: dict[str, int] = field(default_factory=dict)  # positions by subject
     seen: int = 0  # of what was published
     announced: dict[str, Counter[str]] = field(default_factory=dict)  # types of waiting events, by cause
+    announced_ids: dict[str, set[str]] = field(default_factory=dict)  # of the same
     effects: list[tuple[str, str, str]] = field(default_factory=list)
     parked: int = 0
     paused: dict[str, float] = field(default_factory=dict)  # since when, by handler
@@ -71,17 +72,18 @@ class Books:
         if found is None:
             return
         batches, lines, inbox, deliveries, announcements, effects, self.parked, *others = found
-        attempts, paused, *bulk = others
+        attempts, noted, paused, *bulk = others
         self.paused = {name: self.paused.get(name, self.broker.clock.at) for name in paused}
         yield from self._answers(inbox)
         yield from self._deliveries(deliveries)
-        self.announced = {}
-        for *_, cause, kind in announcements:
+        self.announced, self.announced_ids = {}, {}
+        for _, event_id, _, cause, kind in announcements:
             self.announced.setdefault(cause, Counter())[kind] += 1
+            self.announced_ids.setdefault(cause, set()).add(event_id)
         yield from self._effects([tuple(one) for one in effects])
         yield from self._stock(batches, lines)
         yield from self._announcements(announcements)
-        yield from self._attempts(attempts)
+        yield from self._attempts(attempts, noted)
         yield from self._bulk(*bulk)
 
     def _answers(self, rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -112,8 +114,12 @@ class Books:
                 yield f"a delivery went from {row['status']} to {new['status']}"
             elif new["run"] > row["run"] and row["status"] != "failed":
                 yield f"delivery {name} was re-run although it was {row['status']}"
+            elif new["run"] > row["run"] and new["automatic"] not in (0, row["automatic"] + 1):
+                yield f"{name} was re-run, and its re-runs by the schedule are {new['automatic']}"
             elif new["automatic"] > row["automatic"] and row["crashes"]:
                 yield f"the schedule has re-run {name}, which kills its workers"
+            elif new["automatic"] > row["automatic"] and self._cools(row):
+                yield f"the schedule has re-run {name} before its cool-down was over"
             elif new["run"] == row["run"] and new["attempts"] < row["attempts"]:
                 yield f"attempts of {name} went from {row['attempts']} to {new['attempts']}"
         for row in rows:
@@ -128,9 +134,18 @@ class Books:
                 yield f"{row['handler']} was tried {row['attempts']} times in one run"
             if row["automatic"] > RERUN_MAX:
                 yield f"the schedule has re-run {row['handler']} {row['automatic']} times"
+            if row["status"] == "failed" and row["is_killer"] and not row["crashes"]:
+                yield f"{row['handler']} is parked, and is not said to have killed its workers"
+            # One whose session is lost counts when its delivery is claimed again, as any attempt.
+            if row["status"] == "failed" and row["last"] in self.trials - self.ever_noted:
+                yield f"{row['handler']} has failed for good, and that was a trial"
+            if row["copy_of"] in now and now[row["copy_of"]]["status"] != "discarded":
+                yield f"the original of a copy, {row['copy_of']}, is {now[row['copy_of']]['status']}"
             original = self.ever.get(row["copy_of"], row)
             if (original["lane"], original["position"]) != (row["lane"], row["position"]) and row["lane"]:
                 yield f"the copy of {row['copy_of']} has another place in its lane"
+        copies = Counter(row["copy_of"] for row in rows if row["copy_of"] is not None)
+        yield from (f"{original} has {count} copies" for original, count in copies.items() if count > 1)
         doubles = Counter((r["cause"], r["type"], str(r["payload"]), r["handler"]) for r in rows)
         yield from (
             f"raised twice: {what}" for what, count in doubles.items() if count > 1 and not self._edited(what)
@@ -143,10 +158,20 @@ class Books:
         self.deliveries = now
         self.ever.update(now)
 
+    def _cools(self, row: dict[str, Any]) -> bool:
+        """Tell whether it is too soon for the schedule to re-run what had failed."""
+        return bool(self.broker.clock.at - row["ended"] < COOLDOWN_S * 2 ** row["automatic"] - BEHIND_S)
+
     def _in_order(self, rows: list[dict[str, Any]]) -> Iterator[str]:
-        """A delivery that is done was the first of its lane."""
+        """A delivery that is done was the first of its lane, and a new one is its last."""
         open_from: dict[tuple[str, str], int] = {}
         lanes = [row for row in rows if row["lane"] is not None]
+        new = [row for row in lanes if row["id"] not in self.ever and row["copy_of"] is None]
+        for row in sorted(new, key=lambda one: one["position"]):
+            lane = row["handler"], row["lane"]
+            if row["position"] < self.ends_of_lanes.get(lane, 0):
+                yield f"{row['id']} was committed after others of the lane {row['lane']}, and comes before"
+            self.ends_of_lanes[lane] = row["position"]
         for row in lanes:
             if row["status"] not in ("done", "discarded"):
                 lane = row["handler"], row["lane"]
@@ -167,6 +192,9 @@ class Books:
 
     #: How many workers may have ended without counting their attempt at a run of a delivery.
     lost: Callable[[str, int], int] = field(default=lambda _delivery_id, _run: 0)
+
+    ends_of_lanes: dict[tuple[str, str], int] = field(default_factory=dict)  # positions
+    trials: set[str] = field(default_factory=set)  # tokens of attempts that failed, and can only be trials
 
     retries_for_ever: str = ""  # a handler with a breaker: a failed trial is never the last attempt
 
@@ -229,6 +257,10 @@ class Books:
         kinds, announced = Counter(type(one).__name__ for one in events), self.announced.get(job, Counter())
         if announced != kinds:
             yield f"{what} has raised {dict(kinds)}, announced are {dict(announced)}"
+        row = self.inbox.get(job) or self.ever[job]
+        listed, ids = [event_id for event_id, _ in row["raised"] or []], self.announced_ids.get(job, set())
+        if sorted(listed) != sorted(ids):
+            yield f"{what} has raised {sorted(ids)}, listed are {sorted(listed)}"
 
     def _stock(self, batches: list[Any], lines: list[Any]) -> Iterator[str]:
         sums: Counter[str] = Counter()
@@ -364,7 +396,19 @@ class Books:
     expired: set[str] = field(default_factory=set)  # ids of messages that were too late from the beginning
     runs: dict[str, int] = field(default_factory=dict)  # of attempts that failed, by token
 
-    def _attempts(self, rows: list[Any]) -> Iterator[str]:
+    noted: dict[str, tuple[str, int]] = field(default_factory=dict)  # failures beside the rows, by token
+    ever_noted: set[str] = field(default_factory=set)  # tokens of those that there ever were
+
+    def _attempts(self, rows: list[Any], noted: list[Any]) -> Iterator[str]:
+        counts = Counter(token for token, _ in rows)
+        yield from (f"attempt {one} is counted {count} times" for one, count in counts.items() if count > 1)
+        before, self.noted = self.noted, {token: (name, run) for token, name, run in noted}
+        self.ever_noted.update(self.noted)
+        for token in before.keys() - self.noted.keys() - counts.keys():
+            name, run = before[token]
+            row = self.deliveries.get(name)
+            if row is not None and row["run"] == run and row["status"] in ("pending", "waiting"):
+                yield f"the failure of attempt {token} at {name} was noted, and is forgotten"
         for token, run in rows:
             if self.runs.get(token, run) != run:
                 yield f"attempt {token} of run {self.runs[token]} is counted for run {run}"

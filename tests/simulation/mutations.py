@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,11 +22,12 @@ from allocation.adapters import repository
 from allocation.domain.model import Product
 from messaging.bus import MessageBus
 from messaging.client.client import Client
-from messaging.delivery import Waits
+from messaging.delivery import Failure, Waits
 from messaging.postgres import announcements, attempts, breakers, gate, inbox, limits, outbox, reruns
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.audit import GO_ON
 from messaging.postgres.dead_letters import DeadLetters
+from messaging.postgres.effects import Effects
 from messaging.postgres.gate import GatedAttempt
 from messaging.postgres.inbox import Answer, Inbox
 from messaging.postgres.low_water import LowWater
@@ -262,6 +264,31 @@ def _(_world: World, stack: ExitStack) -> None:
     without(stack, attempts, "COUNT_OPEN", "SELECT delivery_id, run, number", instead=THIS_RUN)
 
 
+@mutation("a failure that is counted, and noted since nobody knew, is counted twice")
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "COUNT_OPEN", "token = taken.token", instead="false")
+
+
+@mutation("failures that are noted are pruned while their run is under way")
+def _(_world: World, stack: ExitStack) -> None:
+    over, early = "finished_at IS NULL AND reruns = run", "finished_at IS NULL AND reruns < run"
+    without(stack, outbox, "PRUNE_OPEN_ATTEMPTS", over, instead=early)
+
+
+@mutation("a parked delivery does not say that it killed its workers")
+def _(_world: World, stack: ExitStack) -> None:
+    def park(self: Attempt, transaction: Transaction, failure: Failure, _deaths: int) -> None:
+        self.count_failure(transaction, failure, attempts.NO_MORE)
+        transaction.commit()
+
+    put(stack, Attempt, "park", park)
+
+
+@mutation("what an attempt raised that was rolled back is listed with the next one")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, Effects, "clear", lambda _self: None)
+
+
 @mutation("pruning takes what failed")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "PRUNE", "('done', 'discarded')", instead="('done', 'discarded', 'failed')")
@@ -325,6 +352,31 @@ def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "REPLACE", f"coalesce(position, {last})", instead=last)
 
 
+@mutation("the original of a corrected copy stays failed")
+def _(_world: World, stack: ExitStack) -> None:
+    discards = "WHERE id = :old\n)\n"
+    without(stack, outbox, "REPLACE", discards, instead=discards.replace(":old", ":old AND false"))
+
+
+@mutation("a delivery is corrected without a lock")
+def _(_world: World, stack: ExitStack) -> None:
+    lock = outbox._lock_failed
+
+    def only_read(connection: Any, delivery_id: str) -> Any:
+        def execute(query: Any, facts: Any) -> Any:
+            return connection.execute(text(query.text.replace(" FOR UPDATE", "")), facts)
+
+        reads: Any = SimpleNamespace(execute=execute)
+        return lock(reads, delivery_id)
+
+    put(stack, outbox, "_lock_failed", only_read)
+
+
+@mutation("new deliveries of a lane are in no order where their products are others")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, outbox, "lock_lanes", lambda *_args: None)
+
+
 @mutation("nobody wakes the next one of a lane")
 def _(_world: World, stack: ExitStack) -> None:
     put(stack, Lanes, "wake_head", lambda *_args: [])
@@ -334,6 +386,18 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("the schedule re-runs a delivery as often as it fails")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "RERUN_COOLED", "auto_reruns < :rerun_max", instead="0 < :rerun_max")
+
+
+@mutation("the schedule re-runs what has just failed")
+def _(_world: World, stack: ExitStack) -> None:
+    found, again = "power(2, least(kinds.auto_reruns, 30))", "power(2, least(auto_reruns, 30))"
+    without(stack, outbox, "RERUN_COOLED", found, again, instead="0")
+
+
+@mutation("an operator's re-run leaves the schedule none")
+def _(_world: World, stack: ExitStack) -> None:
+    for module in (outbox, reruns):
+        without(stack, module, "PUT_BACK", "ELSE 0 END", instead="ELSE auto_reruns END")
 
 
 @mutation("the schedule re-runs what kills its workers")
@@ -381,6 +445,11 @@ def _(_world: World, stack: ExitStack) -> None:
     put(stack, breakers, "TRIAL_SUCCEEDED", breakers.SUCCEEDED)
 
 
+@mutation("a trial that fails uses up the last attempt")
+def _(_world: World, stack: ExitStack) -> None:
+    put(stack, gate, "NEVER_THE_LAST", 2)
+
+
 @mutation("nobody wakes what waits for a breaker")
 def _(_world: World, stack: ExitStack) -> None:
     allowed = Stops.allowed
@@ -415,6 +484,24 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("who has waited for its time begins, whoever has begun just before")
 def _(_world: World, stack: ExitStack) -> None:
     put(stack, gate, "begin", lambda _transaction, _name, _rate: None)
+
+
+@mutation("a delivery begins with the time that it took, and without its lock")
+def _(_world: World, stack: ExitStack) -> None:
+    def claim(self: GatedAttempt, transaction: Transaction) -> Any:
+        delivery = self._claim(transaction)
+        if delivery is None or not self.needs_time or self.gate.options.rate is None:
+            return delivery
+        transaction.commit()
+        take = gate.begin if self.was_woken else gate.reserve
+        self.until = take(transaction, self.gate.limit(self.key), gate.Rate.parse(self.gate.options.rate))
+        self.has_time = True
+        if self.until is None:
+            return delivery
+        self.delivery = None
+        return self._claim(transaction)
+
+    put(stack, GatedAttempt, "claim", claim)
 
 
 # What is raised
@@ -698,6 +785,18 @@ def _(_world: World, stack: ExitStack) -> None:
     put(stack, Pauses, "add", add_or_fail)
 
 
+@mutation("a copy is told the result under its key, whatever its message was told", RARE)
+def _(_world: World, stack: ExitStack) -> None:
+    def answers(self: Inbox, jobs: Sequence[Any]) -> dict[str, Answer]:
+        found = self._find([job.id for job in jobs], [job.key for job in jobs])
+        by_id = {row[0]: row for row in found}
+        by_key = {row[1]: row for row in found if row[4] is None}
+        rows = ((job, by_key.get(job.key) or by_id.get(job.id)) for job in jobs)
+        return {job.id: self._answer(job, row) for job, row in rows if row is not None}
+
+    put(stack, Inbox, "answers", answers)
+
+
 @mutation("a refusal does not wait for a success under its key", RARE)
 def _(_world: World, stack: ExitStack) -> None:
     without(
@@ -706,5 +805,6 @@ def _(_world: World, stack: ExitStack) -> None:
         "RESERVE",
         "command, at) VALUES ($1, $2, '', '-infinity')",
         instead="""command, error, at) SELECT $1, $2, '', '{}', '-infinity' WHERE NOT EXISTS (
-            SELECT FROM inbox WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)""",
+            SELECT FROM inbox
+            WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)""",
     )

@@ -31,8 +31,8 @@ KINDS: tuple[tuple[tuple[int, ...], int], ...] = (
 )
 
 
-#: How many of the scenes are `gates`, and what makes deliveries wait there.
-GATES = 0.15
+#: How many of the scenes are `gates` and `crossings`, and what makes deliveries wait there.
+GATES, CROSSINGS = 0.15, 0.02
 BREAKER = Breaker(failures=2, pause_s=4, pause_max_s=8, trials=1)
 OPTIONS = (
     *(HandlerOptions(breaker=BREAKER),) * 2,
@@ -45,8 +45,11 @@ OPTIONS = (
 
 def scene(seed: int) -> Plan:
     """Make the plan of a scene."""
-    if Random(f"gates {seed}").random() < GATES:
+    drawn = Random(f"gates {seed}").random()
+    if drawn < GATES:
         return gates(Random(f"scene {seed}"))
+    if drawn > 1 - CROSSINGS:
+        return crossings(Random(f"scene {seed}"))
     random = Random(f"scene {seed}")
     return random.choice(SCENES)(random)
 
@@ -355,6 +358,26 @@ def killers(random: Random) -> Plan:
     )
 
 
+def crossings(random: Random) -> Plan:
+    """Products that share nothing raise events of the same lanes at the same time."""
+    skus, qty = ("LAMP", "RUG", "BED"), random.choice((3, 4))
+    commands: list[Command] = [CreateBatch(f"b{number}", sku, qty) for number, sku in enumerate(skus, 1)]
+    commands += [ChangeBatchQuantity(f"b{number}", qty - 1) for number in random.sample((1, 2, 3), 2)]
+    split = random.choice((0, 3))
+    return Plan(
+        {},
+        replace(_without_faults(random), holds=(1, 1, 2)),
+        prepared=_before(commands[:split]),
+        waiting=tuple(Order(f"key{number}", (one,)) for number, one in enumerate(commands[split:])),
+        gated="list_correction",
+        options=HandlerOptions(in_order_by="qty"),
+        workers=3,
+        groups=random.choice(POOLS),
+        relays=1,
+        operators=0,
+    )
+
+
 def gates(random: Random) -> Plan:
     """Deliveries wait for a breaker, a place or a time of their handler, which fails for a while."""
     in_order = random.random() < 0.4
@@ -367,7 +390,7 @@ def gates(random: Random) -> Plan:
     gated = "list_correction" if in_order else FAILING[2]
     options = random.choice(OPTIONS)
     failing_for_s = random.choice((0.0, 2.0, 2.0) if options.breaker is None else (2.0, 9.0, 9.0))
-    return Plan(
+    plan = Plan(
         {},
         _odds(random, OF_DELIVERIES),
         prepared=_before(commands),
@@ -384,6 +407,10 @@ def gates(random: Random) -> Plan:
         hurries=random.choice((0, 3)),
         duplicates=random.choice((0, 0, 1)),
     )
+    if options.breaker is None or random.random() < 0.6:
+        return plan
+    # Its trials fail too, some only when their session is gone.
+    return replace(plan, failing=gated, failing_for_s=40.0, lasts_s=40.0, hangs=random.choice((0.0, 0.5)))
 
 
 #: Those that have the most to choose are drawn more often.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -26,6 +27,9 @@ INSERT_EFFECT = "INSERT INTO effects (job, key, handler) VALUES (%s, %s, %s)"
 
 #: How many workers a message may kill, and how often the schedule re-runs a delivery.
 MAX_CRASHES, RERUN_MAX = 2, 1
+
+#: Seconds until it does so the first time.
+COOLDOWN_S = 5
 
 #: The broker of the simulation, for workers and senders.
 BROKER = {
@@ -53,7 +57,7 @@ def settings_on(url: str) -> Settings:
         event_jitter=False,
         relay_grace_s=4,
         relay_grace_max_s=10,
-        rerun_cooldown_s=5,
+        rerun_cooldown_s=COOLDOWN_S,
         rerun_cooldown_max_s=60,
         rerun_max=RERUN_MAX,
         done_retention_s=12,
@@ -115,9 +119,10 @@ def simulated_bus() -> MessageBus:
     return MessageBus(handlers, events)
 
 
-def declare(bus: MessageBus, handler: str, options: HandlerOptions | None) -> None:
+def declare(app: MessagingApp, handler: str, options: HandlerOptions | None) -> None:
     """Give this handler these options, and all others their own."""
-    for name, function in bus.event_handlers.items():
+    app.runtime._built.pop((os.getpid(), "outbox"), None)  # which knows who is in order by what
+    for name, function in app.runtime.project.bus.event_handlers.items():
         own: Any = function
         chosen = options if options is not None and name == handler else options_of(own.__wrapped__)
         own.options = chosen

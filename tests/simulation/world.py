@@ -150,7 +150,7 @@ class World:
         self._connect_again()
         for app in self.apps.values():
             app.runtime.pauses.forget()
-            slots.declare(app.runtime.project.bus, plan.gated, plan.options)
+            slots.declare(app, plan.gated, plan.options)
         self.clock.at = EPOCH
         self.database.set_clock(EPOCH)
         scheduler = Scheduler(choices, plan.odds, self.clock)
@@ -491,6 +491,8 @@ class Run:
         if is_out or self.scheduler.fault((Fault.ERROR_BEFORE,)) is not Fault.NONE:
             if not shares:  # else its task makes it again, alone, and only that counts
                 self.failed(job)
+            if self.gatekeeper is not None and self.gatekeeper.is_trial(process):
+                self.books.trials.add(job.token)
             self.hang(process)
             self.scheduler.tell("handler fails")
             raise HandlerFailed("the schedule says so")

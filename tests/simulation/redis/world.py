@@ -75,7 +75,7 @@ def random_plan(seed: int) -> Plan:
         prefetch=random.choice((1, 2, 4)),
         leases=random.random() < 0.75,
         freezes=wild,
-        stops=random.choice((0.0, 0.01)),
+        stops=random.choice((0.0, 0.1)),
         requeues=random.choice((0.0, 0.25)),
     )
 
