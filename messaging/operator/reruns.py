@@ -10,7 +10,7 @@ from messaging.operator.deliveries import DeliveryQueries
 from messaging.operator.pausing import shown
 from messaging.postgres.audit import UNDER_WAY
 from messaging.postgres.breakers import stop_of
-from messaging.postgres.filters import DeliveryFilter, is_of_one
+from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.pauses import first_stop
 from messaging.postgres.reruns import BulkRerun, Progress, WrongRerun
 from messaging.project.runtime import Runtime
@@ -21,9 +21,6 @@ CANARY_S = 60.0
 
 #: How long ago a re-run that has ended may have begun to be listed: one of many may take hours.
 LISTED = timedelta(days=1)
-
-#: The newest re-runs in the audit, among which those of many are looked for.
-LOOKED_THROUGH = 1000
 
 
 def outcome(turns: Sequence[RerunTurn]) -> str:
@@ -105,8 +102,9 @@ def listed(runtime: Runtime, limit: int) -> list[Line]:
     """
     under_way = runtime.bulk_reruns.under_way()
     known = {one.id for one in under_way}
-    entries = runtime.audit.find(LOOKED_THROUGH, action="rerun", since=datetime.now(UTC) - LISTED)
-    ended = [one for one in entries if one.id not in known and not is_of_one(one.subject)]
+    since = datetime.now(UTC) - LISTED
+    entries = runtime.audit.find(limit + len(known), action="rerun", since=since, of_many=True)
+    ended = [one for one in entries if one.id not in known]
     return [
         *(
             Line(one.id, one.at, one.actor, _filter(one), one.count, one.expected, _state(one), True)

@@ -78,12 +78,12 @@ VALUES (%(token)s, %(id)s, %(run)s, 'begun', %(worker)s)"""
 #: The same attempt may repeat this if it does not know whether it was committed. The delivery may have been
 #: put aside meanwhile.
 NOTE_FAILED = text("""
-INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback, fingerprint)
-SELECT :token, id, reruns, 'failed', :worker, :error, :traceback, :fingerprint FROM deliveries
+INSERT INTO open_attempts (token, delivery_id, run, state, worker, error, traceback, fingerprint, is_trial)
+SELECT :token, id, reruns, 'failed', :worker, :error, :traceback, :fingerprint, :is_trial FROM deliveries
 WHERE id = :id AND finished_at IS NULL AND reruns = :run
 ON CONFLICT (token) DO UPDATE SET
     state = 'failed', error = excluded.error, traceback = excluded.traceback,
-    fingerprint = excluded.fingerprint
+    fingerprint = excluded.fingerprint, is_trial = excluded.is_trial
 """)
 
 #: A worker may have died, and the lock may belong to its session, so the next attempt is recorded.
@@ -102,17 +102,19 @@ WITH taken AS (
     FROM taken JOIN deliveries ON id = delivery_id
     WHERE NOT EXISTS (
         SELECT FROM attempts WHERE attempts.delivery_id = taken.delivery_id AND token = taken.token)
+), ends AS (
+    SELECT coalesce(bool_or(number >= %(attempts_allowed)s AND NOT is_trial), false) AS for_good FROM failed
 ), listed AS (
     INSERT INTO attempts (delivery_id, run, number, at, worker, error, traceback, token)
     SELECT delivery_id, run, number, at, worker, error, traceback, token FROM failed
 ), counted AS (
     UPDATE deliveries SET
         attempts = number,
-        status = CASE WHEN number >= %(attempts_allowed)s THEN 'failed' ELSE 'pending' END,
-        finished_at = CASE WHEN number >= %(attempts_allowed)s THEN clock_timestamp() END,
+        status = CASE WHEN for_good THEN 'failed' ELSE 'pending' END,
+        finished_at = CASE WHEN for_good THEN clock_timestamp() END,
         last_error = error, last_traceback = traceback, worker = failed.worker,
         failure_group = left(md5(handler || fingerprint), 10)
-    FROM failed WHERE id = delivery_id AND number = (SELECT max(number) FROM failed)
+    FROM failed, ends WHERE id = delivery_id AND number = (SELECT max(number) FROM failed)
     RETURNING status
 )
 SELECT coalesce((SELECT status FROM counted), 'pending'),
@@ -144,6 +146,7 @@ class Attempt:
     token: str = field(default_factory=new_id)
     has_open: bool = False  # earlier attempts of this run are open
     waited_s: float | None = None  # since its event was raised; None if it is not the first attempt
+    is_trial: bool = False  # its handler's breaker is half-open; its failure is not the delivery's last
     failure: Failure | None = None  # if the handler failed
     effects: Effects = field(default_factory=Effects)
     shares: Transaction | None = None
@@ -257,7 +260,7 @@ class Attempt:
     def note_failed(self, failure: Failure) -> None:
         """Record this attempt's failure after its transaction was lost, unless its run is over."""
         with self.engine.begin() as connection:
-            connection.execute(NOTE_FAILED, self._facts(**vars(failure)))
+            connection.execute(NOTE_FAILED, self._facts(**vars(failure), is_trial=self.is_trial))
 
     def note_seen(self, transaction: Transaction) -> None:
         """Record that a redelivered message found its delivery locked or waiting."""

@@ -42,10 +42,12 @@ GO_ON = text("UPDATE audit SET count = :count, outcome = :outcome WHERE id = :id
 COUNT = text("UPDATE audit SET count = count + :count WHERE id = :id")
 END = text("UPDATE audit SET outcome = 'done' WHERE id = :id")
 
+#: With `of_many` without those whose filter is the id of one delivery.
 LIST = text("""
 SELECT id, at, actor, action, subject, reason, count, outcome FROM audit
 WHERE (CAST(:actor AS text) IS NULL OR actor = :actor) AND (CAST(:action AS text) IS NULL OR action = :action)
   AND (CAST(:since AS timestamptz) IS NULL OR at >= :since) AND id < coalesce(:before, 9223372036854775807)
+  AND NOT (:of_many AND subject ~ '^ids=[^,]*$')
 ORDER BY id DESC LIMIT :limit
 """)
 
@@ -92,8 +94,19 @@ class Audit:
         action: str | None = None,
         since: datetime | None = None,
         before: int | None = None,
+        of_many: bool = False,
     ) -> list[Listed]:
-        """Return the newest entries; `before` an entry's id, for the next page."""
-        facts = {"limit": limit, "actor": actor, "action": action, "since": since, "before": before}
+        """Return the newest entries; `before` an entry's id, for the next page.
+
+        `of_many`: without those of one delivery.
+        """
+        facts = {
+            "limit": limit,
+            "actor": actor,
+            "action": action,
+            "since": since,
+            "before": before,
+            "of_many": of_many,
+        }
         with self.engine.connect() as connection:
             return [Listed(*row) for row in connection.execute(LIST, facts)]

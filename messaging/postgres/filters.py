@@ -93,11 +93,6 @@ class DeliveryFilter:
         return "".join(f" AND {CONDITIONS[name].format(now=now)}" for name in self.facts)
 
 
-def is_of_one(written: str) -> bool:
-    """Return whether a filter, as it is written in the audit, is the id of one delivery."""
-    return written.startswith("ids=") and "," not in written
-
-
 def _bound(value: Any) -> Any:
     """Convert a condition's value to the type that the driver and the tables use."""
     if isinstance(value, tuple):

@@ -66,7 +66,6 @@ class GatedAttempt(Attempt):
     lane: str | None = None
     key: str = ""  # whose limits count
     has_place: bool = False  # whether it took one, or waits for one
-    is_trial: bool = False  # its handler's breaker is half-open
     ended_pause: bool = False  # it succeeded as a trial
     was_woken: bool = False  # for a time of its rate
     needs_time: bool = False  # of its rate
@@ -126,10 +125,11 @@ class GatedAttempt(Attempt):
         """Count the attempt, and tell the breaker; while that is open, the delivery waits."""
         options = self.gate.options
         breaker = None if options.breaker and isinstance(error, options.breaker.ignore) else options.breaker
+        self.is_trial = self.is_trial and breaker is not None
         transaction.undo()
         if options.rate is not None:
             transaction.write(NEEDS_NEW_TIME, {"id": self.id})
-        if breaker is not None and self.is_trial:
+        if self.is_trial:
             policy = replace(policy, max_retries=NEVER_THE_LAST)
         status = self.count_failure(transaction, failure, policy, grace_s)
         if breaker is not None:

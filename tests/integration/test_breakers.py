@@ -72,6 +72,15 @@ def end_pause(app: MessagingApp) -> None:
     ask(app, "UPDATE breakers SET until = clock_timestamp() - interval '1 ms' RETURNING 1")
 
 
+def end_open_transactions(app: MessagingApp) -> None:
+    """Terminate the handler's session, like a restart of the server."""
+    ask(
+        app,
+        """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'idle in transaction'""",
+    )
+
+
 def test_after_some_failures_in_a_row_all_deliveries_wait_without_an_attempt(app: MessagingApp):
     errors.append(ConnectionRefusedError("no mail server"))
     ids = pending(app, 40)
@@ -129,6 +138,30 @@ def test_a_failed_trial_doubles_the_pause_and_never_uses_up_the_last_attempt(app
     assert {state(app, one) for one in ids} == {"waiting"}
     assert len(calls) == 3 + 8
     assert max(attempts for (attempts,) in ask(app, "SELECT attempts FROM deliveries")) < 6  # in turns
+
+
+@pytest.mark.parametrize("closed_meanwhile", [False, True])
+def test_nor_does_a_trial_that_loses_its_session(app: MessagingApp, closed_meanwhile: bool):
+    """Its failure is noted beside the row, and counted when its delivery is claimed again."""
+    errors.append(ConnectionRefusedError("no mail server"))
+    ids = pending(app, 3)
+    deliver(app, ids)
+    deliver(app, ids)  # the retries of those that failed at first
+    ask(app, "UPDATE deliveries SET attempts = 5 RETURNING 1")  # the next one is the last
+    end_pause(app)
+    housekeeping.relay(app.dispatcher)
+    [tried] = sent(app)
+
+    during.append(lambda: end_open_transactions(app))
+    deliver(app, [tried])
+    assert ask(app, "SELECT state, is_trial FROM open_attempts") == [("failed", True)]
+    if closed_meanwhile:
+        errors.clear()
+        ask(app, "UPDATE breakers SET until = NULL RETURNING 1")
+    deliver(app, [tried])
+
+    assert state(app, tried) == ("done" if closed_meanwhile else "waiting")
+    assert ask(app, "SELECT max(attempts) FROM deliveries") == [(7,)]
 
 
 def test_a_success_or_an_excluded_error_opens_nothing(app: MessagingApp):

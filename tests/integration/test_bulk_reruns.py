@@ -135,12 +135,20 @@ def test_none_are_tried_first_while_their_handler_is_paused_or_stopped(app: Mess
     assert ask(app, "SELECT DISTINCT action FROM audit ORDER BY 1") == [("pause",), ("resume",)]
 
 
+#: A script re-runs one delivery after the other.
+A_DAY_OF_SINGLES = """
+INSERT INTO audit (actor, action, subject, count, outcome)
+SELECT 'a script', 'rerun', 'ids=' || gen_random_uuid(), 1, 'done' FROM generate_series(1, 2000)
+RETURNING 1"""
+
+
 def test_reruns_of_single_deliveries_do_not_hide_how_one_of_many_has_ended(app: MessagingApp):
     first, second, *singles = failed(app, 8)
     begun = begin(app.dispatcher, DeliveryFilter(ids=(first, second)), "ann")
     take_step(app.dispatcher, begun.id)
     for one in singles:
         list(app.dispatcher.rerun(DeliveryFilter(ids=(one,)), "bob", 1))
+    ask(app, A_DAY_OF_SINGLES)
 
     [line] = listed(app.runtime, 5)
 

@@ -136,8 +136,7 @@ class Books:
                 yield f"the schedule has re-run {row['handler']} {row['automatic']} times"
             if row["status"] == "failed" and row["is_killer"] and not row["crashes"]:
                 yield f"{row['handler']} is parked, and is not said to have killed its workers"
-            # One whose session is lost counts when its delivery is claimed again, as any attempt.
-            if row["status"] == "failed" and row["last"] in self.trials - self.ever_noted:
+            if row["status"] == "failed" and row["last"] in self.trials:
                 yield f"{row['handler']} has failed for good, and that was a trial"
             if row["copy_of"] in now and now[row["copy_of"]]["status"] != "discarded":
                 yield f"the original of a copy, {row['copy_of']}, is {now[row['copy_of']]['status']}"
@@ -397,13 +396,11 @@ class Books:
     runs: dict[str, int] = field(default_factory=dict)  # of attempts that failed, by token
 
     noted: dict[str, tuple[str, int]] = field(default_factory=dict)  # failures beside the rows, by token
-    ever_noted: set[str] = field(default_factory=set)  # tokens of those that there ever were
 
     def _attempts(self, rows: list[Any], noted: list[Any]) -> Iterator[str]:
         counts = Counter(token for token, _ in rows)
         yield from (f"attempt {one} is counted {count} times" for one, count in counts.items() if count > 1)
         before, self.noted = self.noted, {token: (name, run) for token, name, run in noted}
-        self.ever_noted.update(self.noted)
         for token in before.keys() - self.noted.keys() - counts.keys():
             name, run = before[token]
             row = self.deliveries.get(name)

@@ -808,3 +808,8 @@ def _(_world: World, stack: ExitStack) -> None:
             SELECT FROM inbox
             WHERE coalesce(idempotency_key, task_id) = coalesce($2, $1) AND error IS NULL)""",
     )
+
+
+@mutation("a failed trial that is noted beside its row is the last attempt", RARE)
+def _(_world: World, stack: ExitStack) -> None:
+    without(stack, attempts, "NOTE_FAILED", ":is_trial", instead="false")

@@ -22,6 +22,7 @@ FOUND = {
     25: "a late failure is not noted while its delivery is put aside",
     73: "a copy is told an unexpected error under another name",
     72: "who has waited for its time begins, whoever has begun just before",
+    469: "a failed trial that is noted beside its row is the last attempt",
     442: "a copy is told the result under its key, whatever its message was told",
     5655: "nobody can pause what another operator resumes just then",
     591: "a refusal does not wait for a success under its key",
