@@ -61,8 +61,8 @@ class Request(CeleryRequest):
     def _send_acknowledgement(self) -> None:
         """Have the broker know before the task runs, where our transport would wait for others.
 
-        That is in the solo pool. With another the event loop acknowledges, a moment later; a thread of the
-        pool must not touch the acknowledgements that the loop collects.
+        In a pool of threads the event loop acknowledges, a moment later: a thread of the pool must not touch
+        the acknowledgements that the loop collects.
         """
         channel, in_loop = self.message.channel, threading.current_thread() is threading.main_thread()
         if in_loop and self.message.acknowledged and hasattr(channel, "flush_acks"):
