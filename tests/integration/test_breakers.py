@@ -141,7 +141,9 @@ def test_a_failed_trial_doubles_the_pause_and_never_uses_up_the_last_attempt(app
 
 
 @pytest.mark.parametrize("closed_meanwhile", [False, True])
-def test_nor_does_a_trial_that_loses_its_session(app: MessagingApp, closed_meanwhile: bool):
+def test_a_trial_that_loses_its_session_does_not_use_up_the_last_attempt_either(
+    app: MessagingApp, closed_meanwhile: bool
+):
     """Its failure is noted beside the row, and counted when its delivery is claimed again."""
     errors.append(ConnectionRefusedError("no mail server"))
     ids = pending(app, 3)
