@@ -25,6 +25,7 @@ class Scale:
     large_pending: int = 30_000  # deliveries, and as many events to publish
     large_skus: int = 50_000
     large_work: int = 320  # a turn
+    large_warm_up: int = 5  # rounds
     memory_before: int = 1_000
     memory_after: int = 6_000
 
@@ -48,6 +49,7 @@ FULL = Scale(
     large_pending=1_000_000,
     large_skus=1_000_000,
     large_work=960,
+    large_warm_up=15,
     memory_before=5_000,
     memory_after=100_000,
 )
@@ -68,6 +70,7 @@ TINY = Scale(
     large_pending=200,
     large_skus=1_000,
     large_work=32,
+    large_warm_up=1,
     memory_before=20,
     memory_after=60,
 )

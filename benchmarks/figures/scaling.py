@@ -36,6 +36,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
         Figure(
             "scaling_cpu", "CPU per command with two workers", "one worker", 1.1, at_least=False,
             ratios=ratios(*cpu), measured=f"{median(cpu[0]):.2f} : {median(cpu[1]):.2f} ms",
+            why="More busy processes than cores: switching between them takes CPU too.",
         ),
     ]  # fmt: skip
 

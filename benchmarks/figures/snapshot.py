@@ -67,6 +67,7 @@ def measure(servers: Servers, scale: Scale) -> list[Figure]:
         Figure(
             "snapshot_announce", "time per batch of events read and deleted with a held snapshot", AGAINST,
             1.1, at_least=False, ratios=ratios(*announce), measured=_ms(announce),
+            why="A run steps once over the events that were published since the snapshot.",
         ),
     ]  # fmt: skip
 

@@ -28,7 +28,7 @@ ROLE = "allocation"
 _HBA = f"host all {ROLE} {LOOPBACK}/32 trust\n"
 _FIRST_STATEMENTS = f"""\
 CREATE ROLE {ROLE} LOGIN CREATEDB
-GRANT pg_monitor TO {ROLE}
+GRANT pg_monitor, pg_checkpoint TO {ROLE}
 CREATE DATABASE {DATABASE} OWNER {ROLE}
 """
 
