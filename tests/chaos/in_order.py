@@ -18,7 +18,8 @@ CREATE TABLE moods (fails double precision);
 FAILS = 0.03
 
 #: What is done, in the order in which the raising transactions committed: those of one product lock it. Those
-#: of a group have one commit; the numbers of its statements rise, with or without savepoints.
+#: of a group have one commit; the numbers of its statements rise, with or without savepoints, and after a
+#: recovery, which forgets those, the positions do.
 RAISED = """
 WITH raised AS (
     SELECT own.id, own.lane, own.position, pg_xact_commit_timestamp(coalesce(inbox.xmin, cause.xmin)) AS at,

@@ -26,10 +26,11 @@ USED_BEFORE = "was used before"
 REFUSALS = {"allocate": {"InvalidSku"}, "change_batch_quantity": {"UnknownBatch"}, "create_batch": set()}
 
 # Changes to one batch took effect in commit order, since they lock its product; those of a group, which have
-# one commit, in the order of its statements.
+# one commit, in the order of its statements. PostgreSQL's recovery forgets the numbers of those (each is 0
+# then), but not where it put their rows.
 INBOX = """
 SELECT task_id, coalesce(idempotency_key, task_id), command, result, error->>'type', error IS NOT NULL
-FROM inbox ORDER BY pg_xact_commit_timestamp(xmin), cmin::text::bigint"""
+FROM inbox ORDER BY pg_xact_commit_timestamp(xmin), cmin::text::bigint, ctid"""
 
 LINES = "SELECT orderid, sku, qty FROM allocations WHERE starts_with(sku, %s)"
 BATCHES = "SELECT reference, sku, purchased_quantity FROM batches WHERE starts_with(sku, %s)"
