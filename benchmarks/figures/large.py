@@ -37,10 +37,10 @@ from messaging.worker.sharing import handle_together
 
 GROUP = 16
 WHY = "The large database is many times as large as PostgreSQL's buffers, and its indexes have a level more."
-AGAINST = "1,000 SKUs and no history"
 FIRST = slice(1, 4)  # rounds after a checkpoint; the very first one fills caches and prepares statements
 EVENTS = 160  # in one transaction, the most
 SMALL_SKUS = 1_000
+AGAINST = f"{SMALL_SKUS:,} SKUs and no history"
 WORK = Work(Kind.COMMAND, "allocation.allocate", "id", "allocation.commands", "c")
 
 STOCK = """
