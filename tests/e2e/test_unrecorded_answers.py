@@ -115,11 +115,15 @@ def test_a_refusal_that_was_told_stands_although_the_first_answer_was_not_record
     assert not relay.drain(2)
     assert message_of(database, key) == first
     assert outcomes == []
+    # No copy of the message is under way when the way is mended: it could be recorded as unavailable.
+    with pytest.raises(Exception, match="did not answer"):
+        shop.ask("allocate", orderid="the last in the queue", sku=sku, qty=1)
     way.mend()
 
     assert relay.drain(30)
     [outcome] = outcomes
     assert str(outcome.error) == f"Invalid sku {sku}"
+    assert message_of(database, key) == first
     shop.ask("create_batch", ref=f"batch-{sku}", sku=sku, qty=10)
     with redis.Redis.from_url(broker.result_backend_url) as results:
         results.flushdb()
