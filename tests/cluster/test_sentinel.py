@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from allocation.client import Allocate, AllocationClient
 from local.addresses import masked
-from local.ports import LOOPBACK
+from local.ports import LOOPBACK, free_port
 from local.processes import programs, readiness
 from local.processes.child import Child
 from local.servers.redis_server import Redis
@@ -239,7 +239,9 @@ def redis_of_a_cluster(server_folder: Path) -> Iterator[str]:
 
     def prepared() -> Child:
         child = prepare()
-        child.command = [*child.command, "--cluster-enabled", "yes", "--appendonly", "no"]
+        # Its own choice for the cluster's port is in the range that the kernel uses for outgoing connections.
+        cluster = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+        child.command = [*child.command, *cluster, "--appendonly", "no"]
         return child
 
     server._prepare = prepared  # type: ignore[method-assign]

@@ -132,6 +132,8 @@ class Worker:
                 with contextlib.suppress(*LOST):
                     self.loop.reset()
                 connection.transport.holds_leases = False  # as the consumer does
+            else:
+                self.loop = Loop(self.scheduler.clock)  # the next process has no task of this one
             self.holds.clear()  # Celery cancels what runs
             self.busy_until = 0.0
             self.prefix = ""
