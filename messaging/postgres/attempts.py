@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 
 from messaging.delivery import Delivery, Failure, Status, Waits, new_id
 from messaging.postgres.effects import Effects
+from messaging.postgres.states import is_in
 from messaging.postgres.transaction import Row, Statement, Transaction
 from messaging.postgres.waiting import Wait, hold
 from messaging.retry import RetryPolicy
@@ -24,14 +25,19 @@ id::text, event_type, payload, handler, correlation_id, causation_id, attempts, 
 EXISTS (SELECT FROM open_attempts WHERE delivery_id = deliveries.id AND run = deliveries.reruns),
 CASE WHEN attempts + reruns = 0 THEN extract(epoch FROM clock_timestamp() - created_at)::float END"""
 
-PENDING = "status = 'pending' FOR UPDATE SKIP LOCKED"
+PENDING = f"{is_in(Status.PENDING)} FOR UPDATE SKIP LOCKED"
 
 CLAIM_FROM = f"FROM deliveries WHERE id = $1 AND {PENDING}"
 
 CLAIM = Statement(f"SELECT {CLAIM_COLUMNS} {CLAIM_FROM}", "uuid")
 
+#: One step of the primary key for each id, however small the table was when this was planned.
 CLAIM_ALL = Statement(
-    f"SELECT {CLAIM_COLUMNS} FROM deliveries WHERE id = ANY($1::uuid[]) AND {PENDING}", "text[]"
+    f"""
+SELECT claimed.* FROM unnest($1::uuid[]) AS wanted (id), LATERAL (
+    SELECT {CLAIM_COLUMNS} FROM deliveries WHERE deliveries.id = wanted.id AND {PENDING}
+) claimed""",
+    "text[]",
 )
 
 DONE = Statement(
@@ -42,10 +48,10 @@ WHERE id = $2""",
 )
 
 #: `run` and `attempts` are those that the caller has read; NULL matches any.
-FAIL = """
+FAIL = f"""
 WITH held AS (
     SELECT id FROM deliveries
-    WHERE id = %(id)s AND status = 'pending' AND reruns = coalesce(%(run)s, reruns)
+    WHERE id = %(id)s AND {is_in(Status.PENDING)} AND reruns = coalesce(%(run)s, reruns)
       AND attempts = coalesce(%(attempts)s, attempts)
     FOR UPDATE SKIP LOCKED
 ), failed AS (

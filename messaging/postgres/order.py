@@ -14,8 +14,9 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from messaging.delivery import Delivery
+from messaging.delivery import Delivery, Status
 from messaging.messages import Event
+from messaging.postgres.states import is_in
 from messaging.postgres.transaction import Statement, Transaction
 from messaging.texts import storable
 from messaging.unit_of_work import Raised
@@ -66,7 +67,7 @@ WAKE_HEAD = Statement(
     f"""
 UPDATE deliveries SET {BACK.format(grace_s="$3")}
 WHERE id = ({HEAD.format(columns="first.id", names="unnest($2)", lane="$1")})
-  AND status = 'waiting' AND waits_for = 'order' RETURNING {ROW}""",
+  AND {is_in(Status.WAITING)} AND waits_for = 'order' RETURNING {ROW}""",
     *("text", "text[]", "double precision"),
 )
 

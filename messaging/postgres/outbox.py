@@ -25,6 +25,7 @@ from messaging.postgres.effects import Effects
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.order import INSERT_IN_ORDER, lane_of, lock_lanes
 from messaging.postgres.pauses import NOT_PAUSED
+from messaging.postgres.states import is_in
 from messaging.postgres.transaction import Statement, Transaction
 from messaging.unit_of_work import Raised
 from messaging.wire.validation import from_dict
@@ -59,7 +60,7 @@ RETURNING deliveries.id::text, event_type, payload, handler, correlation_id, cau
 """)
 
 #: Sets the rows of `chosen` back to pending and returns what `Delivery.to_send` reads.
-PUT_BACK = """
+PUT_BACK = f"""
 back AS (
     UPDATE deliveries SET
         status = CASE WHEN :aside THEN 'waiting' ELSE 'pending' END,
@@ -67,7 +68,7 @@ back AS (
         finished_at = NULL, attempts = 0, crashes = 0, reruns = reruns + 1, failure_group = NULL,
         auto_reruns = CASE WHEN :automatic THEN auto_reruns + 1 ELSE 0 END,
         grace_s = :grace_s, due_at = now() + make_interval(secs => :grace_s)
-    FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
+    WHERE id = ANY(ARRAY(SELECT id FROM chosen)) AND {is_in(Status.FAILED)}
     RETURNING deliveries.*
 ), noted AS (
     INSERT INTO actions (delivery_id, action, actor) SELECT id, 'rerun', :actor FROM back
@@ -131,10 +132,10 @@ WITH RECURSIVE kinds AS (
     SELECT id FROM locked AS deliveries WHERE {MAY_RERUN} AND {HAS_COOLED.format(reruns="auto_reruns")}
 ), {PUT_BACK}""")
 
-DISCARD = """
+DISCARD = f"""
 gone AS (
     UPDATE deliveries SET status = 'discarded', finished_at = now(), reason = :reason
-    FROM chosen WHERE deliveries.id = chosen.id AND status = 'failed' RETURNING deliveries.id
+    WHERE id = ANY(ARRAY(SELECT id FROM chosen)) AND {is_in(Status.FAILED)} RETURNING id
 )
 INSERT INTO actions (delivery_id, action, actor, reason)
 SELECT id, 'discard', :actor, :reason FROM gone RETURNING delivery_id::text AS id

@@ -21,6 +21,7 @@ from messaging.errors import MessagingError
 from messaging.postgres.audit import BEGIN, GO_ON, UNDER_WAY, Entry
 from messaging.postgres.filters import DeliveryFilter
 from messaging.postgres.outbox import BEGUN, CHOSEN, PUT_BACK
+from messaging.postgres.states import is_in
 
 #: Most deliveries in one step.
 STEP = 200
@@ -56,10 +57,10 @@ VALUES (:id, :filter, :before, :remaining, :expected, :rate, CAST(:canary AS uui
 """)
 
 #: Some of the failed ones, at random.
-SAMPLE = """
+SAMPLE = f"""
 chosen AS (
-    SELECT id FROM deliveries WHERE status = 'failed' AND id = ANY(ARRAY(
-        SELECT id FROM deliveries WHERE status = 'failed' AND finished_at <= :before{filter}
+    SELECT id FROM deliveries WHERE {is_in(Status.FAILED)} AND id = ANY(ARRAY(
+        SELECT id FROM deliveries WHERE status = 'failed' AND finished_at <= :before{{filter}}
         ORDER BY random() LIMIT :limit))
     FOR UPDATE SKIP LOCKED
 )"""

@@ -11,14 +11,15 @@ from datetime import datetime
 
 from sqlalchemy import Engine, text
 
-from messaging.delivery import Delivery, Waits
+from messaging.delivery import Delivery, Status, Waits
+from messaging.postgres.states import is_in
 from messaging.postgres.transaction import Transaction
 
 #: The caller has locked the row.
-HOLD = """
+HOLD = f"""
 UPDATE deliveries SET status = 'waiting', waits_for = %(why)s, limit_key = %(key)s,
     due_at = coalesce(%(until)s, clock_timestamp() + make_interval(secs => %(wait_s)s), due_at)
-WHERE id = %(id)s AND status = 'pending'"""
+WHERE id = %(id)s AND {is_in(Status.PENDING)}"""
 
 PUT_ASIDE = text("""
 WITH chosen AS (
@@ -60,11 +61,13 @@ WITH RECURSIVE queues AS (
 SELECT waits_for, handler, event_type FROM queues
 """)
 
-#: `before_s`: only those whose time comes within so many seconds.
+#: `before_s`: only those whose time comes within so many seconds. What they wait for is in a subquery, so
+#: that the index of that one wait is not used: all that wait for it would be read and sorted.
 WAKE = text("""
 WITH chosen AS (
     SELECT id, due_at FROM deliveries
-    WHERE status = 'waiting' AND waits_for = :why AND handler = :handler AND event_type = :event_type
+    WHERE status = 'waiting' AND waits_for = (SELECT CAST(:why AS text)) AND handler = :handler
+      AND event_type = :event_type
       AND due_at <= now() + make_interval(secs => CAST(:before_s AS double precision))
     ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )

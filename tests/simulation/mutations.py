@@ -22,7 +22,7 @@ from allocation.adapters import repository
 from allocation.domain.model import Product
 from messaging.bus import MessageBus
 from messaging.client.client import Client
-from messaging.delivery import Failure, Waits
+from messaging.delivery import Failure, Status, Waits
 from messaging.postgres import announcements, attempts, breakers, gate, inbox, limits, outbox, reruns
 from messaging.postgres.attempts import Attempt
 from messaging.postgres.audit import GO_ON
@@ -36,6 +36,7 @@ from messaging.postgres.outbox import Outbox
 from messaging.postgres.pauses import Pauses, Scope
 from messaging.postgres.reruns import BulkReruns, Progress
 from messaging.postgres.shared import SharedTransaction
+from messaging.postgres.states import is_in
 from messaging.postgres.transaction import DATABASE_ERRORS, Statement, Transaction
 from messaging.postgres.unit_of_work import PostgresUnitOfWork
 from messaging.wire.cloud_events import Announcement
@@ -215,7 +216,7 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("a claim that does not look at the state")
 def _(_world: World, stack: ExitStack) -> None:
     for module, name in CLAIMS:
-        without(stack, module, name, "AND status = 'pending' ")
+        without(stack, module, name, f"AND {is_in(Status.PENDING)} ")
 
 
 @mutation("done is written in another transaction than the effects")
@@ -297,7 +298,7 @@ def _(_world: World, stack: ExitStack) -> None:
 @mutation("a re-run without a look at the state")
 def _(_world: World, stack: ExitStack) -> None:
     without(stack, outbox, "CHOSEN", " FOR UPDATE SKIP LOCKED")
-    without(stack, outbox, "PUT_BACK", " AND deliveries.status = 'failed'")
+    without(stack, outbox, "PUT_BACK", f" AND {is_in(Status.FAILED)}")
 
 
 @mutation("two processes go on with the same re-run of many at once")
@@ -750,7 +751,7 @@ def _(_world: World, stack: ExitStack) -> None:
 
 @mutation("the deliveries of a group are claimed without a look at their state")
 def _(_world: World, stack: ExitStack) -> None:
-    without(stack, attempts, "CLAIM_ALL", "AND status = 'pending' ")
+    without(stack, attempts, "CLAIM_ALL", f"AND {is_in(Status.PENDING)} ")
 
 
 @mutation("a delivery of a group whose handler failed is done")
