@@ -24,7 +24,6 @@ from messaging.worker.dispatcher import Dispatcher
 from messaging.worker.events import add_handler_tasks
 from messaging.worker.housekeeping import add_housekeeping_tasks
 from messaging.worker.message_checks import check_messages
-from messaging.worker.rabbitmq import DeclareForOthers
 from reliable_celery.checks import MAX_COUNT
 
 
@@ -138,7 +137,6 @@ def make_app(project: Project, config: CeleryConfig) -> MessagingApp:
     check_options(project.bus)
     if settings.signing:
         settings.signing.switch_on(app)
-    app.steps["consumer"].add(DeclareForOthers)
     app.runtime = Runtime(project)
     app.dispatcher = Dispatcher(app, app.runtime, install(app.runtime))
     add_bulk_task(app.dispatcher)

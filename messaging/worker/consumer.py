@@ -10,9 +10,11 @@ from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
+from messaging.brokers import topology
 from messaging.errors import InvalidMessage
 from messaging.messages import Command
 from messaging.postgres.inbox import CommandJob
+from messaging.worker.rabbitmq import declare_for_others
 from messaging.worker.request import OwnTimeLimits, tell
 from reliable_celery import errors
 from reliable_celery.consumer import Consumer as ReliableConsumer
@@ -31,6 +33,13 @@ class Consumer(ReliableConsumer):
             # It raises at any moment, also after the commit, and would be told as the outcome.
             instead = self.app.runtime.project.variable("task_time_limit_s")
             raise ImproperlyConfigured(f"--soft-time-limit is not supported: set {instead} instead")
+
+    def connect(self) -> Any:
+        """Connect, and declare what others need, before any of Celery's steps: theirs have no fixed order."""
+        self.connection = connection = super().connect()  # Celery closes it where declaring fails
+        if topology.is_rabbitmq(self.app.conf.broker_url):
+            declare_for_others(connection, self.app.runtime.project)
+        return connection
 
     def open_dead_letters(self) -> DeadLetterStore:
         """Return the project's store of dead letters."""

@@ -7,36 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import Celery, bootsteps
-from celery.worker.consumer.connection import Connection
+from celery import Celery
 
 from messaging.brokers import topology
+from messaging.project import Project
 from messaging.project.runtime import Runtime
 from reliable_celery import rabbitmq
 
 
-class DeclareForOthers(bootsteps.StartStopStep):
-    """Declares everything that senders, listeners and RabbitMQ need before the worker's first message.
+def declare_for_others(connection: Any, project: Project) -> None:
+    """Declare everything that senders, listeners and RabbitMQ itself need before the worker's first message.
 
     Senders and listeners may not declare it. RabbitMQ drops messages that it cannot dead-letter or route.
     """
-
-    requires = (Connection,)
-
-    def include_if(self, consumer: Any) -> bool:
-        """Return whether the broker is RabbitMQ."""
-        return topology.is_rabbitmq(consumer.app.conf.broker_url)
-
-    def start(self, consumer: Any) -> None:
-        """Declare the dead-letter queue, the exchange of events, and the exchange and queue of commands."""
-        project = consumer.app.runtime.project
-        with consumer.connection.channel() as channel:
-            topology.dead_letter_queue(project.name)(channel).declare()
-            topology.events_exchange(project.name)(channel).declare()
-            topology.commands_exchange(project.name)(channel).declare()
-            queue = topology.task_queue(project.name, project.commands_queue, consumer.app.conf.broker_url)
-            queue(channel).declare()
-            queue(channel).bind_to(topology.commands_exchange(project.name), project.commands_queue)
+    with connection.channel() as channel:
+        topology.dead_letter_queue(project.name)(channel).declare()
+        topology.events_exchange(project.name)(channel).declare()
+        topology.commands_exchange(project.name)(channel).declare()
+        queue = topology.task_queue(project.name, project.commands_queue, connection.as_uri())
+        queue(channel).declare()
+        queue(channel).bind_to(topology.commands_exchange(project.name), project.commands_queue)
 
 
 def collect_dead_letters(app: Celery, runtime: Runtime) -> int:
