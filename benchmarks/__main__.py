@@ -82,7 +82,7 @@ def _keep(run: report.Run, options: argparse.Namespace) -> None:
     if options.json:
         report.write_json(run, options.json)
     if options.write_docs and run.figures:
-        report.write_docs(run)
+        report.write_docs(run, in_part=bool(options.only))
 
 
 def _measure(name: str, its_servers: Servers, scale: Scale) -> list[Figure]:

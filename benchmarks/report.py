@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +34,16 @@ class Run:
     figures: list[Figure]
     load_before: float  # the machine's load before the run
     minutes: float
+    #: How some of the figures were measured again later, by when that began.
+    again: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def how(self) -> str:
+        """Return the command and the circumstances."""
+        return (
+            f"`{self.command}` on {self.began:%d %B %Y, %H:%M} UTC in {self.minutes:.0f} minutes,\n"
+            f"with a load average of {self.load_before:.1f} before it began"
+        )
 
 
 def machine() -> str:
@@ -67,6 +77,7 @@ def write_json(run: Run, path: Path) -> None:
         "minutes": round(run.minutes, 1),
         "load_before": run.load_before,
         "machine": machine(),
+        "again": run.again,
         "figures": [
             {**asdict(figure), "value": round(figure.value, 4), "verdict": figure.verdict}
             for figure in run.figures
@@ -75,11 +86,32 @@ def write_json(run: Run, path: Path) -> None:
     path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_docs(run: Run) -> None:
-    """Replace the figures in docs/explanation/performance.md, and the JSON and the plot beside it."""
+def write_docs(run: Run, *, in_part: bool) -> None:
+    """Replace the figures in docs/explanation/performance.md, and the JSON and the plot beside it.
+
+    Those of a run `in_part` take their places among the figures of the last whole one.
+    """
+    run = _among_the_last(run) if in_part else run
     write_json(run, JSON_FILE)
     PLOT.write_text(goals_svg(run.figures))
     put_between(BEGIN, END, markdown(run))
+
+
+def _among_the_last(part: Run) -> Run:
+    last = json.loads(JSON_FILE.read_text())
+    names = {one.name for one in fields(Figure)}
+    figures = {
+        one["key"]: Figure(**{name: one[name] for name in one if name in names}) for one in last["figures"]
+    }
+    figures |= {figure.key: figure for figure in part.figures}
+    return Run(
+        last["command"],
+        datetime.fromisoformat(last["began"]),
+        list(figures.values()),
+        last["load_before"],
+        last["minutes"],
+        {**last.get("again", {}), part.began.isoformat(timespec="seconds"): part.how},
+    )
 
 
 def put_between(begin: str, end: str, text: str) -> None:
@@ -96,8 +128,8 @@ def markdown(run: Run) -> str:
         f" {figure.value:.2f} × | {figure.spread} | {_marked(figure.verdict)} |"
         for figure in run.figures
     )
-    return f"""Printed by `{run.command}` on {run.began:%d %B %Y, %H:%M} UTC in {run.minutes:.0f} minutes,
-with a load average of {run.load_before:.1f} before it began (above 1, others were working on the machine).
+    again = "".join(f" Some rows were measured again by\n{how}." for how in run.again.values())
+    return f"""Printed by {run.how} (above 1, others were working on the machine).{again}
 
 Machine: {machine()}.
 

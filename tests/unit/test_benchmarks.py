@@ -1,6 +1,8 @@
 """The benchmark's arithmetic, input and output."""
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -94,3 +96,28 @@ def test_a_page_says_which_goal_was_missed_and_why():
     assert "`make bench` on 02 January 2026" in page
     assert "0.50 × where ≥ 1.3 × was wanted. Since." in page  # noqa: RUF001
     assert page.count("**missed**") == 1
+
+
+def test_a_part_that_is_measured_again_takes_its_place_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The page says which run each row is of; writing the same part twice changes nothing."""
+    page, data = tmp_path / "page.md", tmp_path / "page.json"
+    page.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "JSON_FILE", data)
+    monkeypatch.setattr(report, "PLOT", tmp_path / "page.svg")
+    day = datetime(2026, 1, 2, tzinfo=UTC)
+    others = replace(_figure(2.0), key="others", what="others/s")
+    report.write_docs(report.Run("make bench-full", day, [_figure(0.5), others], 0.1, 60), in_part=False)
+
+    part = report.Run("make part", day + timedelta(days=1), [_figure(1.5)], 0.2, 5)
+    for _ in range(2):
+        report.write_docs(part, in_part=True)
+
+    text = page.read_text()
+    assert "`make bench-full` on 02 January" in text
+    assert text.count("`make part` on 03 January") == 1
+    assert ("others/s" in text, "0.50 ×" in text, "1.50 ×" in text) == (True, False, True)  # noqa: RUF001
+    assert text.startswith("before")
+    assert text.endswith("after\n")
