@@ -86,4 +86,5 @@ class Listener:
             message = self._pubsub.get_message(timeout=0.1)
             if message is not None:
                 due = message["channel"].decode().removeprefix(RESULTS).partition("-")[0]
-                self._times.append((time.monotonic() - float(due)) * 1000)
+                if "." in due:  # else an answer to a turn before, whose worker was stopped
+                    self._times.append((time.monotonic() - float(due)) * 1000)
