@@ -115,7 +115,7 @@ def test_a_refusal_that_was_told_stands_although_the_first_answer_was_not_record
     assert not relay.drain(2)
     assert message_of(database, key) == first
     assert outcomes == []
-    # No copy of the message is under way when the way is mended: it could be recorded as unavailable.
+    # Wait for the last copy: one that is handled while the database comes back could record its absence.
     with pytest.raises(Exception, match="did not answer"):
         shop.ask("allocate", orderid="the last in the queue", sku=sku, qty=1)
     way.mend()
