@@ -64,7 +64,9 @@ def in_order(_event: Moved, _uow: Any) -> None:
 @pytest.fixture(scope="module")
 def app(new_database: Callable[[], str]) -> Iterator[MessagingApp]:
     """An app whose table was last analyzed when all its deliveries were done; now there are many others."""
-    for app in app_on(new_database(), events={OutOfStock: [succeed, fail, share], Moved: [in_order]}):
+    handlers = {OutOfStock: [succeed, fail, share], Moved: [in_order]}
+    # No delivery of one test is due in another.
+    for app in app_on(new_database(), events=handlers, relay_grace_s=600, relay_grace_max_s=600):
         ask(app, FILL, status="done", waits_for=None, count=DONE)
         with app.runtime.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ALTER TABLE deliveries SET (autovacuum_enabled = off)")
